@@ -1,0 +1,1 @@
+"""ArtifactFS: mount Git repositories whose contents arrive when they are read."""

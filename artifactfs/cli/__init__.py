@@ -1,0 +1,1 @@
+"""Commands a user types: click groups, rich output."""

@@ -1,0 +1,1 @@
+"""Supervisor, mount workers and the control protocol between them."""

@@ -1,0 +1,1 @@
+"""The filesystem: inode tree, overlay and the FUSE operations over them."""

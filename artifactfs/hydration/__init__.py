@@ -1,0 +1,1 @@
+"""Bringing blobs here in the order in which they are needed."""

@@ -1,0 +1,31 @@
+"""Inode numbers that need no table.
+
+A clean entry's number is derived from its parent's number and its name, so that it is the same
+after a restart, after eviction, and for the writer of the primed Git index, which runs in another
+process. Entries that were created or moved carry a number that the overlay stored.
+
+Derived numbers have bit 62 set, allocated ones do not, so the two never meet. Git's index keeps
+only the low 32 bits of an inode number (``index-format``), which costs nothing here.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+ROOT_INO = 1
+FIRST_ALLOCATED_INO = 16
+"""Numbers below are the root and the virtual files of the mount."""
+
+_DERIVED_BIT = 1 << 62
+_DERIVED_MASK = _DERIVED_BIT - 1
+
+
+def derive_ino(parent: int, name: bytes) -> int:
+    """Return the inode number of the clean entry `name` in the directory `parent`."""
+    digest = blake2b(name, digest_size=8, key=parent.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "little") & _DERIVED_MASK | _DERIVED_BIT
+
+
+def is_derived(ino: int) -> bool:
+    """Tell whether `ino` is a derived number (and not an allocated one)."""
+    return bool(ino & _DERIVED_BIT)

@@ -1,0 +1,114 @@
+"""The one place that knows where things are on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifactfs.errors import InvalidInput
+
+_REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_repo_name(name: str) -> str:
+    """Return `name` if it can name a repository. Raises: InvalidInput."""
+    if not _REPO_NAME.fullmatch(name) or ".." in name or name.endswith(".lock"):
+        raise InvalidInput(
+            f"{name!r} is not a usable name",
+            hint="use 1 to 100 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        )
+    return name
+
+
+def default_state_root() -> Path:
+    """``$ARTIFACT_FS_ROOT``, else /var/lib/artifact-fs (root) or $XDG_DATA_HOME/artifact-fs."""
+    given = os.environ.get("ARTIFACT_FS_ROOT")
+    if given:
+        return Path(given).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/artifact-fs")
+    data_home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data_home) / "artifact-fs"
+
+
+def default_mount_root() -> Path:
+    """``$ARTIFACT_FS_MOUNT_ROOT``, else /mnt/artifact-fs (root) or ~/artifact-fs."""
+    given = os.environ.get("ARTIFACT_FS_MOUNT_ROOT")
+    if given:
+        return Path(given).absolute()
+    return Path("/mnt/artifact-fs") if os.geteuid() == 0 else Path.home() / "artifact-fs"
+
+
+@dataclass(frozen=True, slots=True)
+class RepoLayout:
+    """The files of one registered repository, under ``STATE/repos/NAME``."""
+
+    directory: Path
+
+    @property
+    def gitdir(self) -> Path:
+        """A normal partial clone's gitdir; works without us."""
+        return self.directory / "git"
+
+    @property
+    def overlay_db(self) -> Path:
+        return self.directory / "overlay.db"
+
+    @property
+    def upper(self) -> Path:
+        """Data of written files: ``upper/INO`` (decimal inode number)."""
+        return self.directory / "upper"
+
+    @property
+    def credentials(self) -> Path:
+        """0600, in git-credential-store format."""
+        return self.directory / "credentials"
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    """The files under one state root."""
+
+    root: Path
+
+    @property
+    def registry_db(self) -> Path:
+        return self.root / "registry.db"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.root / "control.sock"
+
+    @property
+    def lock(self) -> Path:
+        """flock'ed by the one daemon of this state root."""
+        return self.root / "daemon.lock"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def shared_objects(self) -> Path:
+        """A Git object directory with every hydrated blob; each gitdir has it as an alternate."""
+        return self.cache / "objects"
+
+    @property
+    def large_blobs(self) -> Path:
+        """Decompressed large blobs, ``ab/cdef…``, complete or absent."""
+        return self.cache / "blobs"
+
+    @property
+    def sizes_db(self) -> Path:
+        """Sizes of blobs by oid, shared by all repositories."""
+        return self.cache / "sizes.db"
+
+    @property
+    def repos(self) -> Path:
+        return self.root / "repos"
+
+    def repo(self, name: str) -> RepoLayout:
+        """The layout of repository `name`. Raises: InvalidInput."""
+        return RepoLayout(self.repos / check_repo_name(name))

@@ -1,0 +1,1 @@
+"""The bundled Artifacts server: Git repositories behind a REST API."""
