@@ -1,0 +1,91 @@
+"""Make a bare repository with a given number of small files, always the same.
+
+20 files a directory, 10 directories in one above, and so on; sizes from 100 to 3,000 bytes of
+text that compresses like source code. python benchmarks/make_synthetic.py 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.fast_import import EXECUTABLE, FILE, FastImport, run_git
+from benchmarks.make_django_history import DEFAULT_CACHE
+
+FILES_PER_DIRECTORY = 20
+DIRECTORIES_PER_DIRECTORY = 10
+_WORDS = re.findall(
+    r"\w+",
+    "return self value index for in range length if not None else import from class def "
+    "raise error name path size with open read write data blob tree commit parent entry",
+)
+
+
+def file_path(number: int) -> bytes:
+    """Return the path of file `number`: shallow first, then nested by ten."""
+    directory = number // FILES_PER_DIRECTORY
+    parts = []
+    while directory:
+        directory -= 1
+        parts.append(f"dir{directory % DIRECTORIES_PER_DIRECTORY}")
+        directory //= DIRECTORIES_PER_DIRECTORY
+    return "/".join([*reversed(parts), f"file{number}.py"]).encode()
+
+
+def file_content(number: int, rng: random.Random) -> bytes:
+    """Return 100 to 3,000 bytes of text, no two files the same."""
+    words = rng.choices(_WORDS, k=rng.choice((20, 40, 80, 160, 400)))
+    lines = [" ".join(words[at : at + 8]) for at in range(0, len(words), 8)]
+    return f"# file {number}\n".encode() + "\n".join(lines).encode() + b"\n"
+
+
+def make_files(target: Path, count: int) -> None:
+    """Write the repository `target` with `count` files in one commit and two small ones after."""
+    rng = random.Random(count)
+    with FastImport(target) as stream:
+        files = {}
+        for number in range(count):
+            mode = EXECUTABLE if number % 97 == 0 else FILE
+            files[file_path(number)] = (mode, stream.blob(file_content(number, rng)))
+        readme = stream.blob(b"# Synthetic repository\n\n%d files.\n" % count)
+        files[b"README.md"] = (FILE, readme)
+        stream.commit(f"Add {count} files\n", files)
+        stream.tag("first")
+        for edit in range(2):
+            number = count // (edit + 2)
+            content = file_content(number, rng) + b"# edited\n"
+            stream.commit(
+                f"Edit file {number}\n", {file_path(number): (FILE, stream.blob(content))}
+            )
+    run_git("-C", target, "repack", "-adq")
+
+
+def synthetic_repository(count: int, cache: Path = DEFAULT_CACHE) -> Path:
+    """Return the bare repository of `count` files, made if it is not in `cache` yet."""
+    target = cache / f"synthetic-{count}.git"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_suffix(".making")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        make_files(unfinished, count)
+        unfinished.rename(target)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("count", nargs="+", type=int)
+    options = parser.parse_args()
+    for count in options.count:
+        print(synthetic_repository(count, options.cache))
+
+
+if __name__ == "__main__":
+    main()
