@@ -63,7 +63,7 @@ def read_release(archive: Path) -> Tree:
 def add_edits(stream: FastImport, tree: Tree, count: int, rng: random.Random) -> None:
     """Add `count` commits, each of which changes a line or two of one Python file."""
     paths = sorted(path for path in tree if path.endswith(b".py") and len(tree[path][1]) > 200)
-    current = {}
+    current: dict[bytes, bytes] = {}
     for number in range(count):
         path = rng.choice(paths)
         mode, original = tree[path]
