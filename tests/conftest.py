@@ -1,0 +1,88 @@
+"""Fixtures of general use: the real server, the real daemon, and what lies between them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.delay_proxy import DelayProxy
+from tests.e2e.odd_repository import OddRepository, make_odd_repository
+from tests.e2e.processes import ArtifactsProcess, DaemonProcess, ServedRepository
+
+os.environ.update(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_SYSTEM=os.devnull)
+os.environ.update(
+    GIT_AUTHOR_NAME="A. Author",
+    GIT_AUTHOR_EMAIL="author@example.org",
+    GIT_COMMITTER_NAME="C. Committer",
+    GIT_COMMITTER_EMAIL="committer@example.org",
+)
+
+
+@pytest.fixture(scope="session")
+def odd_repository(tmp_path_factory: pytest.TempPathFactory) -> OddRepository:
+    """A bare repository of some 350 files, everything that a tree can hold among them."""
+    return make_odd_repository(tmp_path_factory.mktemp("odd") / "odd.git")
+
+
+@pytest.fixture(scope="session")
+def artifacts_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactsProcess]:
+    """The bundled server in a process of its own, shared by all tests: name repos uniquely."""
+    server = ArtifactsProcess(tmp_path_factory.mktemp("server"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def remote_repo(
+    artifacts_server: ArtifactsProcess, odd_repository: OddRepository
+) -> Callable[..., ServedRepository]:
+    """Call it to get a new repository on the server, filled from a bare repository."""
+
+    def make(source: Path | None = odd_repository.path) -> ServedRepository:
+        return artifacts_server.create(f"repo-{next(_numbers)}", source)
+
+    return make
+
+
+@pytest.fixture
+def proxy(artifacts_server: ArtifactsProcess) -> Iterator[DelayProxy]:
+    """A proxy before the server: it records requests, and can delay and break things."""
+    with DelayProxy(("127.0.0.1", artifacts_server.port)) as running:
+        yield running
+
+
+@pytest.fixture
+def idle_daemon(request: pytest.FixtureRequest) -> Iterator[DaemonProcess]:
+    """A daemon that was not started yet."""
+    daemon = DaemonProcess()
+    try:
+        yield daemon
+    finally:
+        daemon.clean_up()
+        shutil.rmtree(daemon.directory, ignore_errors=True)
+
+
+@pytest.fixture
+def daemon(idle_daemon: DaemonProcess) -> DaemonProcess:
+    """A running daemon without repositories."""
+    idle_daemon.start()
+    return idle_daemon
+
+
+@pytest.fixture
+def mounted(
+    daemon: DaemonProcess, proxy: DelayProxy, remote_repo: Callable[..., ServedRepository]
+) -> Path:
+    """The odd repository mounted as `odd` through the proxy, nothing hydrated."""
+    return daemon.add_repo("odd", proxy.url(remote_repo().url))

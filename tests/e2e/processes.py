@@ -1,0 +1,325 @@
+"""The real programs under test as processes: the Artifacts server and the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.fast_import import quiet_git_environment
+from tests.e2e.mount_table import clear_mounts, descendants, mounts_below, serving_process
+
+PROGRAMS = Path(sys.executable).parent
+START_DEADLINE = 30.0
+STOP_DEADLINE = 20.0
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], what: str, *, deadline: float = START_DEADLINE) -> Any:
+    """Return the first true value of `condition`. Raises: TimeoutError."""
+    end = time.monotonic() + deadline
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {deadline:.0f} s")
+        time.sleep(0.02)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRepository:
+    """A repository on the server, as the create call returned it."""
+
+    name: str
+    remote: str
+    token: str
+
+    @property
+    def url(self) -> str:
+        """The remote with the token in it, as users paste it."""
+        return self.remote.replace("://", f"://x:{self.token}@", 1)
+
+
+class ArtifactsProcess:
+    """`artifacts-server serve` on the loopback, with a data folder of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.log = directory / "server.log"
+        self.port = free_port()
+        self.namespace = "tests"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._api_token = ""
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start serving; returns when requests are answered."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    PROGRAMS / "artifacts-server",
+                    *("serve", "--data", self.data, "--listen", f"127.0.0.1:{self.port}"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(self._answers, f"artifacts-server (see {self.log})")
+        if not self._api_token:
+            self._api_token = self._make_api_token()
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"artifacts-server ended: {self.log.read_text()[-2000:]}")
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.origin}/healthz").status_code < 500
+        return False
+
+    def _make_api_token(self) -> str:
+        made = subprocess.run(
+            [PROGRAMS / "artifacts-server", "token", "create", "--data", self.data, "--json"],
+            check=True,
+            capture_output=True,
+        )
+        return str(json.loads(made.stdout)["token"])
+
+    def stop(self) -> None:
+        """End it with SIGTERM, or SIGKILL if it does not listen."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        try:
+            self._process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def api(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Call the control plane and return the result. Raises: httpx.HTTPStatusError."""
+        answer = httpx.request(
+            method,
+            f"{self.origin}/v1/api/namespaces/{self.namespace}{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {self._api_token}"},
+            timeout=60,
+        )
+        answer.raise_for_status()
+        return answer.json()["result"]
+
+    def create(self, name: str, source: Path | None = None) -> ServedRepository:
+        """Create a repository; push every branch and tag of the bare repository `source`."""
+        made = self.api("POST", "/repos", {"name": name})
+        served = ServedRepository(name, made["remote"], made["token"])
+        if source is not None:
+            push_all(source, served.url)
+        return served
+
+    def fork(self, name: str, new_name: str) -> ServedRepository:
+        """Fork `name`; returns when the fork can be cloned."""
+        made = self.api("POST", f"/repos/{name}/fork", {"name": new_name})
+        wait_until(
+            lambda: self.api("GET", f"/repos/{new_name}").get("status", "ready") == "ready",
+            f"fork {new_name}",
+        )
+        return ServedRepository(new_name, made["remote"], made["token"])
+
+    def token(self, repo: str, *, scope: str = "write", ttl: int = 86400) -> dict[str, Any]:
+        """Make a repository token: id, plaintext, scope, expires_at."""
+        result: dict[str, Any] = self.api(
+            "POST", "/tokens", {"repo": repo, "scope": scope, "ttl": ttl}
+        )
+        return result
+
+    def revoke(self, token_id: str) -> None:
+        self.api("DELETE", f"/tokens/{token_id}")
+
+
+def push_all(source: Path, url: str) -> None:
+    """Push every branch and tag of `source` to `url`."""
+    subprocess.run(
+        [
+            *("git", "-C", str(source), "push", "--quiet", url),
+            *("refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*"),
+        ],
+        check=True,
+        env=quiet_git_environment(),
+    )
+
+
+class DaemonProcess:
+    """`artifact-fs daemon` with a state root and a mount root of its own.
+
+    The state root has a short path: a Unix socket's must fit into 107 bytes.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = directory or Path(tempfile.mkdtemp(prefix="afs-", dir="/tmp"))
+        self.state = self.directory / "state"
+        self.mounts = self.directory / "mnt"
+        self.log = self.directory / "daemon.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return quiet_git_environment() | {
+            "ARTIFACT_FS_ROOT": str(self.state),
+            "ARTIFACT_FS_MOUNT_ROOT": str(self.mounts),
+        }
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self, *arguments: str) -> None:
+        """Start the daemon; returns when it says READY=1."""
+        self.mounts.mkdir(exist_ok=True)
+        address = self.directory / "notify.sock"
+        address.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self.log.open("ab") as log:
+            notify.bind(str(address))
+            self.process = subprocess.Popen(
+                [PROGRAMS / "artifact-fs", "daemon", "--root", self.mounts, *arguments],
+                env=self.environment | {"NOTIFY_SOCKET": str(address)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            end = time.monotonic() + START_DEADLINE
+            notify.settimeout(0.2)
+            while time.monotonic() < end:
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"the daemon ended: {self.log.read_text()[-3000:]}")
+                with contextlib.suppress(TimeoutError):
+                    if b"READY=1" in notify.recv(4096):
+                        return
+        raise TimeoutError(f"the daemon is not ready: {self.log.read_text()[-3000:]}")
+
+    def run(
+        self, *arguments: str | Path, check: bool = True, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `artifact-fs …` as a user of this state root."""
+        done = subprocess.run(
+            [PROGRAMS / "artifact-fs", *map(str, arguments)],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode:
+            raise AssertionError(
+                f"artifact-fs {' '.join(map(str, arguments))} → {done.returncode}\n"
+                f"{done.stdout}{done.stderr}\n{self.log_tail()}"
+            )
+        return done
+
+    def json(self, *arguments: str | Path, timeout: float = 60) -> Any:
+        """Run `artifact-fs … --json` and return what it printed."""
+        return json.loads(self.run(*arguments, "--json", timeout=timeout).stdout)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Return the status of one repository."""
+        found = self.json("status", "--name", name)
+        if isinstance(found, list):
+            found = found[0]
+        if "repos" in found:
+            found = found["repos"][0]
+        return dict(found)
+
+    def add_repo(self, name: str, remote: str, *options: str) -> Path:
+        """Add and mount a repository, without a background sweep unless `options` ask for one."""
+        if "--hydrate" not in options:
+            options = (*options, "--hydrate", "none")
+        self.run("add-repo", "--name", name, "--remote", remote, *options)
+        return self.mounts / name
+
+    def worker(self, mount: Path) -> int:
+        """Return the process id of the worker that serves `mount`."""
+        (minor,) = (minor for point, minor in mounts_below(mount) if point == mount)
+        found = serving_process(self.pid, minor)
+        assert found is not None, "nobody serves the mount"
+        return found
+
+    def log_tail(self, lines: int = 20) -> str:
+        text = self.log.read_text() if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def log_records(self) -> list[dict[str, Any]]:
+        """Return the JSON log lines so far."""
+        records = []
+        for line in self.log.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records
+
+    def stop(self) -> int:
+        """End the daemon with SIGTERM; return its exit status."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(STOP_DEADLINE)
+
+    def kill(self) -> None:
+        """SIGKILL the daemon alone; its workers are left to themselves."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def clean_up(self) -> None:
+        """Leave no process and no mount behind, whatever happened."""
+        children: list[int] = []
+        if self.process is not None and self.process.poll() is None:
+            children = descendants(self.process.pid)
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_DEADLINE)
+        clear_mounts(self.directory)
+        children += self._orphans()
+        if self.process is not None and self.process.poll() is None:
+            children.append(self.process.pid)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
+
+    def _orphans(self) -> list[int]:
+        """Processes with our state root in their environment."""
+        mark = f"ARTIFACT_FS_ROOT={self.state}\0".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if mark in (entry / "environ").read_bytes() + b"\0":
+                        found.append(int(entry.name))
+        return found
