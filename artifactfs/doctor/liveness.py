@@ -1,0 +1,213 @@
+"""What should be running: the daemon, its socket, the mounts. Nothing here can hang on them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.messages import Message, decode, encode, socket_address
+from artifactfs.daemon.mounts import MountEntry, mounts_at
+from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
+from artifactfs.doctor.machine import FUSECTL
+from artifactfs.paths import StateLayout
+
+START_DAEMON = "systemctl restart artifact-fs  (or: artifact-fs daemon)"
+
+
+def check_daemon(patient: Patient) -> Iterator[Finding]:
+    """Is a daemon there, does it answer, did a dead one leave its socket?"""
+    state = patient.state
+    if not state.root.is_dir():
+        return
+    running = daemon_holds_lock(state)
+    if not running and not state.control_socket.exists():
+        if patient.repos:
+            yield warning("daemon.not-running", "the daemon does not run", START_DAEMON)
+        else:
+            yield note("daemon.not-running", "the daemon does not run", START_DAEMON)
+        return
+    try:
+        answer = ask(state.control_socket, "status", patient.deadline_s)
+    except (FileNotFoundError, ConnectionRefusedError):
+        if running:
+            yield problem(
+                "daemon.no-socket",
+                f"a daemon holds {state.lock}, but nothing listens on {state.control_socket}",
+                START_DAEMON,
+            )
+        else:
+            yield problem(
+                "daemon.stale-socket",
+                f"{state.control_socket} is left over from a daemon that did not end well",
+                f"rm {shlex.quote(str(state.control_socket))} && artifact-fs daemon",
+            )
+        return
+    except TimeoutError:
+        yield problem(
+            "daemon.stuck",
+            f"the daemon did not answer within {patient.deadline_s:.0f} s",
+            START_DAEMON,
+        )
+        return
+    except (OSError, ValueError) as error:
+        yield problem("daemon.unusable", f"the daemon cannot be asked: {error}", START_DAEMON)
+        return
+    yield ok("daemon.running", f"the daemon answers on {state.control_socket}")
+    if "error" in answer:
+        yield warning("daemon.error", f"status failed: {answer['error']}", START_DAEMON)
+
+
+def daemon_holds_lock(state: StateLayout) -> bool:
+    """Tell whether a daemon of this state root is alive; its lock ends with it."""
+    try:
+        descriptor = os.open(state.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def ask(path: Path, command: str, deadline_s: float) -> Message:
+    """One request of the control protocol, answered within `deadline_s` whatever is reported alive.
+
+    Raises: OSError (TimeoutError among them) and ValueError for an answer that is no message.
+    """
+    end = time.monotonic() + deadline_s
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(deadline_s)
+        with socket_address(path) as address:
+            connection.connect(address)
+        connection.sendall(encode({"id": 1, "command": command, "args": {}}))
+        received = b""
+        while True:
+            while b"\n" not in received:
+                connection.settimeout(max(0.001, end - time.monotonic()))
+                chunk = connection.recv(1 << 16)
+                if not chunk:
+                    raise ConnectionResetError("it closed the connection")
+                received += chunk
+            line, _, received = received.partition(b"\n")
+            answer = decode(line)
+            if "progress" not in answer:
+                return answer
+
+
+def check_mounts(patient: Patient) -> Iterator[Finding]:
+    """Each mount point: mounted once, alive, answering; or free for a mount."""
+    daemon = daemon_holds_lock(patient.state)
+    for repo in patient.repos:
+        here = mounts_at(repo.mount_point)
+        if not here:
+            yield from _check_free(repo, daemon)
+            continue
+        if len(here) > 1:
+            yield problem(
+                "mount.stacked",
+                f"{repo.mount_point} is mounted {len(here)} times over",
+                f"umount -l {shlex.quote(repo.mount_point)} && "
+                f"artifact-fs remount --name {repo.name}",
+                repo.name,
+            )
+        yield _check_alive(repo, here[-1], daemon, patient.deadline_s)
+
+
+def _check_free(repo: RepoSettings, daemon: bool) -> Iterator[Finding]:
+    point = Path(repo.mount_point)
+    if point.is_dir() and any(point.iterdir()):
+        yield problem(
+            "mount.point-not-empty",
+            f"{point} is not mounted and not empty: a mount would hide what is there",
+            f"mv {shlex.quote(str(point))} {shlex.quote(f'{point}.local')}",
+            repo.name,
+        )
+    elif point.exists() and not point.is_dir():
+        yield problem(
+            "mount.point-not-a-directory",
+            f"{point} is in the way: it is not a directory",
+            f"mv {shlex.quote(str(point))} {shlex.quote(f'{point}.local')}",
+            repo.name,
+        )
+    elif daemon:
+        yield warning(
+            "mount.absent",
+            f"{repo.name} is not mounted at {point}",
+            f"artifact-fs remount --name {repo.name}",
+            repo.name,
+        )
+
+
+def _check_alive(repo: RepoSettings, mount: MountEntry, daemon: bool, deadline_s: float) -> Finding:
+    point = shlex.quote(repo.mount_point)
+    fault = probe(repo.mount_point, deadline_s)
+    if fault is None:
+        return ok("mount.alive", f"{repo.name} answers at {repo.mount_point}", repo.name)
+    unmount = f"fusermount3 -uz {point}" if os.geteuid() else f"umount -l {point}"
+    again = f"artifact-fs remount --name {repo.name}" if daemon else "artifact-fs daemon"
+    if fault == errno.ENOTCONN:
+        return problem(
+            "mount.dead",
+            f"{repo.mount_point} is a dead mount: its worker is gone",
+            f"{unmount} && {again}",
+            repo.name,
+        )
+    if fault == errno.ETIMEDOUT:
+        abort = FUSECTL / str(mount.minor) / "abort"
+        return problem(
+            "mount.stuck",
+            f"{repo.mount_point} did not answer within {deadline_s:.0f} s{_waiting(mount.minor)}",
+            f"echo 1 > {abort} && {unmount} && {again}",
+            repo.name,
+        )
+    return problem(
+        "mount.failing",
+        f"{repo.mount_point} cannot be listed: {os.strerror(fault)}",
+        f"{unmount} && {again}",
+        repo.name,
+    )
+
+
+def _waiting(minor: int) -> str:
+    try:
+        count = int((FUSECTL / str(minor) / "waiting").read_text())
+    except (OSError, ValueError):
+        return ""
+    return f" ({count} requests wait)"
+
+
+_PROBE = "import os, sys\ntry: os.listdir(sys.argv[1])\nexcept OSError as e: sys.exit(e.errno)"
+
+
+def probe(mount_point: str, deadline_s: float) -> int | None:
+    """List `mount_point` in a process of its own: an errno, ETIMEDOUT if it hangs, or None.
+
+    `stat` and `ismount` succeed on a dead mount, so only a listing tells. A process that waits for
+    a worker in ``readdir`` may not die until it is answered, so it is left behind, not waited for.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _PROBE, mount_point],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    end = time.monotonic() + deadline_s
+    try:
+        code = process.wait(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return errno.ETIMEDOUT
+    return code or None

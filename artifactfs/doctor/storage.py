@@ -1,0 +1,295 @@
+"""The state root: its disk, its permissions, its databases and gitdirs."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import sqlite3
+import stat
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.mounts import parse_mountinfo
+from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
+from artifactfs.paths import RepoLayout, StateLayout
+
+LEAST_BYTES = 64 << 20
+"""Below this a clone or a commit of the overlay fails any moment."""
+FEW_BYTES = 1 << 30
+LEAST_INODES = 256
+FEW_INODES = 10_000
+
+_REMOTE_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "virtiofs"})
+_PACK_TRAILER = 20
+_IDX_TRAILER = 40
+
+
+def check_state_root(patient: Patient) -> Iterator[Finding]:
+    """Where it is, whose it is, who may look in."""
+    root = patient.state.root
+    try:
+        found = root.stat()
+    except FileNotFoundError:
+        yield note("state.absent", f"{root} does not exist yet: nothing is registered")
+        return
+    except PermissionError:
+        yield problem(
+            "state.unreadable",
+            f"{root} cannot be read by this user",
+            "run artifact-fs as the user who owns it, or set ARTIFACT_FS_ROOT",
+        )
+        return
+    quoted = shlex.quote(str(root))
+    if not stat.S_ISDIR(found.st_mode):
+        yield problem(
+            "state.not-a-directory", f"{root} is not a directory", f"mv {quoted} {quoted}.old"
+        )
+        return
+    if not os.access(root, os.W_OK | os.X_OK):
+        yield problem(
+            "state.not-writable",
+            f"{root} belongs to {_user(found.st_uid)} and cannot be written by this user",
+            f"sudo chown -R {_user(os.geteuid())} {quoted}",
+        )
+        return
+    if found.st_mode & 0o077:
+        yield problem(
+            "state.open-to-others",
+            f"{root} has mode {stat.S_IMODE(found.st_mode):04o}: others see into it",
+            f"chmod 0700 {quoted}",
+        )
+    else:
+        yield ok("state.root", f"{root} is private and writable")
+    yield from _check_place(patient.state)
+
+
+def _check_place(state: StateLayout) -> Iterator[Finding]:
+    kind = file_system_of(state.root)
+    if kind in _REMOTE_FILE_SYSTEMS:
+        yield warning(
+            "state.network-disk",
+            f"{state.root} is on {kind}: SQLite's locks and WAL are not safe there",
+            "export ARTIFACT_FS_ROOT=/a/local/disk",
+        )
+    elif kind in ("tmpfs", "ramfs"):
+        yield warning(
+            "state.in-memory",
+            f"{state.root} is on {kind}: work that was not pushed is lost at a reboot",
+            "export ARTIFACT_FS_ROOT=/a/local/disk",
+        )
+
+
+def file_system_of(path: Path) -> str:
+    """The kind (``ext4``, ``nfs4``…) of the file system that holds the existing `path`."""
+    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    resolved = path.resolve()
+    holding = [e for e in parse_mountinfo(text) if resolved.is_relative_to(e.mount_point)]
+    if not holding:
+        return "unknown"
+    longest = max(len(entry.mount_point) for entry in holding)
+    return [entry for entry in holding if len(entry.mount_point) == longest][-1].fs_type
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def check_space(patient: Patient) -> Iterator[Finding]:
+    """Free bytes and inodes of the file system under the state root."""
+    root = patient.state.root
+    if not root.exists():
+        return
+    disk = os.statvfs(root)
+    free = disk.f_bavail * disk.f_frsize
+    mend = "artifact-fs evict-cache --max-bytes 0"
+    if free < LEAST_BYTES:
+        yield problem("disk.full", f"{root}: {_mebibytes(free)} free", mend)
+    elif free < FEW_BYTES:
+        yield warning("disk.low", f"{root}: {_mebibytes(free)} free", mend)
+    else:
+        yield ok("disk.space", f"{root}: {_mebibytes(free)} free")
+    if disk.f_files == 0:  # the file system has no table of inodes (btrfs, for one)
+        return
+    if disk.f_favail < LEAST_INODES:
+        yield problem("disk.no-inodes", f"{root}: {disk.f_favail} inodes free", mend)
+    elif disk.f_favail < FEW_INODES:
+        yield warning("disk.few-inodes", f"{root}: {disk.f_favail} inodes free", mend)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / (1 << 20):,.0f} MiB"
+
+
+def check_databases(patient: Patient) -> Iterator[Finding]:
+    """``PRAGMA quick_check`` (with --deep: ``integrity_check``) of every database."""
+    state = patient.state
+    yield from _check_database(
+        state.registry_db,
+        "registry",
+        None,
+        patient.deep,
+        "stop the daemon, move the file away, and run add-repo again for each directory of "
+        f"{shlex.quote(str(state.repos))}",
+    )
+    yield from _check_database(
+        state.sizes_db,
+        "sizes",
+        None,
+        patient.deep,
+        f"stop the daemon, then: rm {shlex.quote(str(state.sizes_db))}*  (it is only a cache)",
+    )
+    for repo in patient.repos:
+        database = state.repo(repo.name).overlay_db
+        copy = shlex.quote(f"{database}.damaged")
+        yield from _check_database(
+            database,
+            "overlay",
+            repo.name,
+            patient.deep,
+            f"artifact-fs unmount --name {repo.name} && cp {shlex.quote(str(database))} {copy} && "
+            f"sqlite3 {copy} .recover | sqlite3 {shlex.quote(str(database))}.recovered",
+        )
+
+
+def _check_database(
+    path: Path, name: str, repo: str | None, deep: bool, mend: str
+) -> Iterator[Finding]:
+    if not path.exists():
+        return
+    pragma = "integrity_check" if deep else "quick_check"
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
+            said = [str(row[0]) for row in database.execute(f"PRAGMA {pragma}(3)")]
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error) or "busy" in str(error):
+            yield note(f"database.{name}-busy", f"{path} is in use, not checked", repo=repo)
+            return
+        said = [str(error)]
+    except sqlite3.DatabaseError as error:
+        said = [str(error)]
+    if said == ["ok"]:
+        yield ok(f"database.{name}", f"{path} is sound", repo)
+    else:
+        yield problem(
+            f"database.{name}-damaged", f"{path} is damaged: {'; '.join(said)}", mend, repo
+        )
+
+
+def check_gitdirs(patient: Patient) -> Iterator[Finding]:
+    """Each gitdir opens, its HEAD leads somewhere, its alternate is there, its packs are whole."""
+    for repo in patient.repos:
+        layout = patient.state.repo(repo.name)
+        gitdir = Path(repo.git_dir) if repo.git_dir else layout.gitdir
+        if gitdir.exists():
+            yield from _check_gitdir(patient, repo, layout, gitdir)
+    if patient.state.shared_objects.is_dir():
+        yield from _check_packs(patient, patient.state.shared_objects, None)
+
+
+def _check_gitdir(
+    patient: Patient, repo: RepoSettings, layout: RepoLayout, gitdir: Path
+) -> Iterator[Finding]:
+    quoted = shlex.quote(str(gitdir))
+    alternates = gitdir / "objects" / "info" / "alternates"
+    for line in alternates.read_text().splitlines() if alternates.exists() else ():
+        place = gitdir / "objects" / line
+        if line and not line.startswith("#") and not place.is_dir():
+            yield problem(
+                "gitdir.alternate-missing",
+                f"{alternates} names {line}, which does not exist",
+                f"mkdir -p {shlex.quote(str(place))}",
+                repo.name,
+            )
+            return
+    head = _git(gitdir, "rev-parse", "--verify", "--quiet", "HEAD^{tree}")
+    if head.returncode != 0:
+        yield problem(
+            "gitdir.head-broken",
+            f"{gitdir}: HEAD leads to no commit that is here",
+            f"git --git-dir={quoted} fetch origin && git --git-dir={quoted} symbolic-ref HEAD",
+            repo.name,
+        )
+        return
+    sound = True
+    for finding in _check_packs(patient, gitdir / "objects", repo.name):
+        sound = False
+        yield finding
+    if sound:
+        yield ok(
+            "gitdir.sound",
+            f"{gitdir} opens, HEAD^{{tree}} is {head.stdout.strip()[:12]}",
+            repo.name,
+        )
+
+
+def _git(gitdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # GIT_NO_LAZY_FETCH is of git 2.45; an unreachable helper stops older ones from fetching.
+    environment = {
+        **os.environ,
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOW_PROTOCOL": "none",
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+    return subprocess.run(
+        ["git", f"--git-dir={gitdir}", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=20,
+        check=False,
+    )
+
+
+def _check_packs(patient: Patient, objects: Path, repo: str | None) -> Iterator[Finding]:
+    """Compare each pack's own checksum with the one its index carries; --deep recomputes all."""
+    for pack in sorted((objects / "pack").glob("pack-*.pack")):
+        index = pack.with_suffix(".idx")
+        if not index.exists():
+            continue  # being written, or left over from a crash: `artifact-fs gc` removes it
+        fault = _pack_fault(pack, index)
+        if fault is None and patient.deep:
+            fault = _deep_pack_fault(objects, index)
+        if fault is not None:
+            stem = shlex.quote(str(pack.with_suffix("")))
+            yield problem(
+                "gitdir.pack-damaged",
+                f"{pack}: {fault}",
+                f"rm {stem}.idx {stem}.pack  (its objects are fetched again)",
+                repo,
+            )
+
+
+def _pack_fault(pack: Path, index: Path) -> str | None:
+    """Implements the trailers of gitformat-pack: O(1) for a pack of any size."""
+    try:
+        with pack.open("rb") as file:
+            signature, version, _count = struct.unpack(">4sII", file.read(12))
+            file.seek(-_PACK_TRAILER, os.SEEK_END)
+            checksum = file.read(_PACK_TRAILER)
+        with index.open("rb") as file:
+            file.seek(-_IDX_TRAILER, os.SEEK_END)
+            expected = file.read(_PACK_TRAILER)
+    except (OSError, struct.error) as error:
+        return f"cannot be read ({error})"
+    if signature != b"PACK" or version not in (2, 3):
+        return "has no pack header"
+    return None if checksum == expected else "does not end with the checksum its index names"
+
+
+def _deep_pack_fault(objects: Path, index: Path) -> str | None:
+    verified = subprocess.run(
+        ["git", "verify-pack", str(index)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GIT_OBJECT_DIRECTORY": str(objects), "GIT_NO_LAZY_FETCH": "1"},
+        check=False,
+    )
+    return None if verified.returncode == 0 else verified.stderr.strip().splitlines()[-1]
