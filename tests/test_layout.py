@@ -20,9 +20,10 @@ MAY_IMPORT = {
     "git": set[str](),
     "hydration": {"git"},
     "fs": {"git", "hydration"},
-    "daemon": {"git", "hydration", "fs"},
-    "doctor": {"git", "daemon"},
-    "cli": {"git", "hydration", "fs", "daemon", "doctor"},
+    "registry": set[str](),
+    "daemon": {"git", "hydration", "fs", "registry"},
+    "doctor": {"git", "daemon", "registry"},
+    "cli": {"git", "hydration", "fs", "daemon", "doctor", "registry"},
     "server": set[str](),
     "client": set[str](),
 }

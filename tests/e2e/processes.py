@@ -264,6 +264,10 @@ class DaemonProcess:
         self.run("add-repo", "--name", name, "--remote", remote, *options)
         return self.mounts / name
 
+    def wait_for(self, name: str, state: str, *, timeout: float = 60) -> None:
+        """Wait until the repository is ``mounted``, or has its ``history``, or is ``hydrated``."""
+        self.run("wait", "--name", name, "--for", state, timeout=timeout)
+
     def worker(self, mount: Path) -> int:
         """Return the process id of the worker that serves `mount`."""
         (minor,) = (minor for point, minor in mounts_below(mount) if point == mount)

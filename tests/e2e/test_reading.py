@@ -1,0 +1,164 @@
+"""A user walks through a mounted repository: everything is right, nothing is fetched twice."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fast_import import quiet_git_environment, run_git
+from benchmarks.make_django_history import django_history
+from tests.e2e.comparison import assert_same_tree, tree
+from tests.e2e.delay_proxy import DelayProxy, Request
+from tests.e2e.odd_repository import BIG_SIZE, OddRepository
+from tests.e2e.processes import ArtifactsProcess, DaemonProcess, ServedRepository
+
+
+def git(where: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(where), *arguments],
+        env=quiet_git_environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, f"git {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+def blobs_wanted(requests: list[Request], blobs: set[str]) -> list[str]:
+    return [oid for request in requests for oid in request.wants if oid in blobs]
+
+
+@pytest.fixture(scope="session")
+def plain_clone(odd_repository: OddRepository, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clone = tmp_path_factory.mktemp("plain") / "clone"
+    run_git("clone", "--quiet", odd_repository.path, clone)
+    return clone
+
+
+def test_cold_mount_equals_plain_clone(mounted: Path, plain_clone: Path) -> None:
+    assert assert_same_tree(mounted, plain_clone) > 350
+
+
+def test_sizes_are_true_before_any_content_is_here(
+    mounted: Path, plain_clone: Path, proxy: DelayProxy, odd_repository: OddRepository
+) -> None:
+    expected = tree(plain_clone, content=False)
+    with proxy.recording() as requests:
+        seen = tree(mounted, content=False)
+    assert seen == expected
+    blobs = odd_repository.blobs()
+    regular = {oid for path, oid in blobs.items() if not (plain_clone / path).is_symlink()}
+    assert not blobs_wanted(requests, regular)
+    assert len(requests) <= 4
+
+
+def test_cold_read_is_one_request_and_the_second_none(
+    mounted: Path, proxy: DelayProxy, odd_repository: OddRepository, daemon: DaemonProcess
+) -> None:
+    daemon.wait_for("odd", "history")
+    path = b"src/package3/module33.py"
+    with proxy.recording() as first:
+        content = (mounted / os.fsdecode(path)).read_bytes()
+    assert content == odd_repository.files[path]
+    assert len([request for request in first if request.command == "fetch"]) == 1
+    subprocess.run(["sh", "-c", "echo 1 > /proc/sys/vm/drop_caches"], check=True)
+    with proxy.recording() as second:
+        assert (mounted / os.fsdecode(path)).read_bytes() == content
+    assert not second
+
+
+def test_grep_over_a_cold_tree_takes_few_requests(
+    mounted: Path, proxy: DelayProxy, daemon: DaemonProcess
+) -> None:
+    daemon.wait_for("odd", "history")
+    with proxy.recording() as requests:
+        found = subprocess.run(
+            ["grep", "-rl", "edit", "src"], cwd=mounted, capture_output=True, text=True
+        )
+    assert len(found.stdout.splitlines()) == 59
+    assert len(requests) <= 12
+
+
+def test_git_works_in_the_mount(mounted: Path, odd_repository: OddRepository) -> None:
+    assert len(git(mounted, "log", "--oneline").splitlines()) == odd_repository.commits
+    assert git(mounted, "status", "--porcelain") == ""
+    assert git(mounted, "diff") == ""
+    assert git(mounted, "branch", "--show-current").strip() == "main"
+    assert "Edit module 59" in git(mounted, "show", "--stat", "HEAD")
+    assert git(mounted, "rev-parse", "HEAD^{tree}") == run_git(
+        "-C", odd_repository.path, "rev-parse", "main^{tree}"
+    )
+    git(mounted, "fetch")
+    assert "origin/topic" in git(mounted, "branch", "-r")
+
+
+def test_git_status_asks_the_remote_for_nothing(
+    mounted: Path, proxy: DelayProxy, daemon: DaemonProcess
+) -> None:
+    daemon.wait_for("odd", "history")
+    with proxy.recording() as requests:
+        assert git(mounted, "status", "--porcelain") == ""
+        assert git(mounted, "diff", "HEAD") == ""
+    assert not [request for request in requests if request.command == "fetch"]
+
+
+def test_programs_run_and_files_can_be_mapped(mounted: Path, odd_repository: OddRepository) -> None:
+    ran = subprocess.run([str(mounted / "run.sh")], capture_output=True, text=True, check=True)
+    assert ran.stdout == "it runs\n"
+    with (mounted / "assets/big.bin").open("rb") as file:
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert len(mapped) == BIG_SIZE
+            assert mapped[:] == odd_repository.files[b"assets/big.bin"]
+        os.lseek(file.fileno(), -100, os.SEEK_END)
+        assert file.read() == odd_repository.files[b"assets/big.bin"][-100:]
+
+
+def test_submodule_is_an_empty_directory(mounted: Path) -> None:
+    assert (mounted / "vendor/sub").is_dir()
+    assert os.listdir(mounted / "vendor/sub") == []
+
+
+def test_another_branch_tag_and_commit_can_be_mounted(
+    daemon: DaemonProcess,
+    remote_repo: Callable[..., ServedRepository],
+    odd_repository: OddRepository,
+) -> None:
+    served = remote_repo()
+    commit = run_git("-C", odd_repository.path, "rev-parse", "main~5").strip()
+    for name, option, wanted in (
+        ("branch", ("--branch", "topic"), "topic"),
+        ("tag", ("--ref", "v1"), "v1"),
+        ("commit", ("--ref", commit), commit),
+    ):
+        mount = daemon.add_repo(name, served.url, *option)
+        expected = run_git("-C", odd_repository.path, "rev-parse", f"{wanted}^{{commit}}")
+        assert git(mount, "rev-parse", "HEAD") == expected
+        assert git(mount, "status", "--porcelain") == ""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_django_equals_plain_clone(
+    artifacts_server: ArtifactsProcess, proxy: DelayProxy, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    source = django_history()
+    served = artifacts_server.create("django-reading", source)
+    proxy.rtt = 0.05
+    run_git("clone", "--quiet", source, tmp_path / "clone")
+    mount = daemon.add_repo("django", proxy.url(served.url))
+    expected = run_git("-C", source, "rev-list", "--count", "main").strip()
+    assert len(git(mount, "log", "--oneline").splitlines()) == int(expected)
+    with proxy.recording() as requests:
+        assert_same_tree(mount, tmp_path / "clone", content=False)
+    wanted = [request for request in requests if request.wants]
+    assert not wanted, "stat of every file downloads blobs"
+    print("requests for the sizes of all files:", len(requests))
+    with proxy.recording() as requests:
+        count = assert_same_tree(mount, tmp_path / "clone")
+    print("requests for all content:", len(requests), "paths:", count)
