@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.registration import resolve_mount_point
 from artifactfs.doctor import credentials, liveness, machine, storage
 from artifactfs.doctor.finding import Finding, Patient, Severity, problem, warning
-from artifactfs.errors import ArtifactFSError
-from artifactfs.paths import StateLayout
+from artifactfs.paths import StateLayout, default_mount_root
 
 Check = Callable[[Patient], Iterable[Finding]]
 
@@ -55,15 +57,22 @@ class Report:
 
 
 async def examine(
-    state: StateLayout, *, remotes: bool = True, deep: bool = False, deadline_s: float = 5.0
+    state: StateLayout,
+    *,
+    mount_root: Path | None = None,
+    remotes: bool = True,
+    deep: bool = False,
+    deadline_s: float = 5.0,
 ) -> Report:
     """Look at this machine and at `state`; with `remotes`, ask each repository's remote as well.
 
     Needs no daemon, changes nothing, and ends even where a mount, a disk or a remote hangs: each
     wait for one of those has `deadline_s`.
     """
-    repos, faults = await trio.to_thread.run_sync(_registered, state)
-    patient = Patient(state, repos, deadline_s, deep)
+    patient, faults = await trio.to_thread.run_sync(
+        _patient, state, mount_root or default_mount_root(), deadline_s, deep
+    )
+    repos = patient.repos
     slots: list[list[Finding]] = [[] for _ in LOCAL_CHECKS]
     remote_slots: list[list[Finding]] = [[] for _ in repos]
     async with trio.open_nursery() as nursery:
@@ -75,22 +84,47 @@ async def examine(
     return Report([*faults, *(finding for slot in (*slots, *remote_slots) for finding in slot)])
 
 
-def _registered(state: StateLayout) -> tuple[tuple[RepoSettings, ...], list[Finding]]:
-    from artifactfs.daemon.registry import Registry
-
-    if not state.registry_db.exists():
-        return (), []
+def _patient(
+    state: StateLayout, mount_root: Path, deadline_s: float, deep: bool
+) -> tuple[Patient, list[Finding]]:
     try:
-        with Registry.open_readonly(state) as registry:
-            return tuple(registry.repos()), []
-    except (ArtifactFSError, sqlite3.Error, OSError) as error:
-        return (), [
+        rows = read_registry(state.registry_db)
+        repos = [RepoSettings.from_json(settings) for settings, _enabled in rows]
+        disabled = frozenset(repo.name for repo, row in zip(repos, rows, strict=True) if not row[1])
+        faults = []
+    except (sqlite3.Error, OSError, ValueError, TypeError) as error:
+        repos, disabled = [], frozenset()
+        faults = [
             problem(
                 "registry.unreadable",
-                f"{state.registry_db} cannot be read: {error}",
-                "see what artifact-fs doctor says about the database",
+                f"{state.registry_db} cannot be read ({error}): no repository is known",
+                "see what artifact-fs doctor says about the state root and the database",
             )
         ]
+    resolved = tuple(
+        replace(repo, mount_point=resolve_mount_point(repo, mount_root)) for repo in repos
+    )
+    return Patient(state, resolved, deadline_s, deep, disabled), faults
+
+
+def read_registry(path: Path) -> list[tuple[str, bool]]:
+    """Settings (JSON) and `enabled` of every repository, without writing a byte.
+
+    `Registry` would migrate, and cannot open its file on a full disk. Raises: sqlite3.Error.
+    """
+    if not path.exists():
+        return []
+    try:
+        return _registry_rows(f"{path.as_uri()}?mode=ro")
+    except sqlite3.OperationalError:
+        # A database in WAL mode wants to make its -shm file; where that fails, nobody writes.
+        return _registry_rows(f"{path.as_uri()}?mode=ro&immutable=1")
+
+
+def _registry_rows(uri: str) -> list[tuple[str, bool]]:
+    with closing(sqlite3.connect(uri, uri=True, timeout=5)) as database:
+        rows = database.execute("SELECT settings, enabled FROM repos ORDER BY name").fetchall()
+    return [(str(settings), bool(enabled)) for settings, enabled in rows]
 
 
 async def _run_local(check: Check, patient: Patient, slot: list[Finding]) -> None:

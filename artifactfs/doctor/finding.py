@@ -65,10 +65,12 @@ class Patient:
 
     `repos` is empty where the registry could not be read (a check of its own says so). `deadline_s`
     bounds each wait for a mount, the daemon or a remote. With `deep`, databases and packs are
-    read as a whole.
+    read as a whole. `unmounted` names those that were unmounted on purpose. Mount points in `repos`
+    are absolute.
     """
 
     state: StateLayout
     repos: tuple[RepoSettings, ...]
     deadline_s: float
     deep: bool = False
+    unmounted: frozenset[str] = frozenset()

@@ -112,7 +112,7 @@ def check_mounts(patient: Patient) -> Iterator[Finding]:
     for repo in patient.repos:
         here = mounts_at(repo.mount_point)
         if not here:
-            yield from _check_free(repo, daemon)
+            yield from _check_free(repo, daemon and repo.name not in patient.unmounted)
             continue
         if len(here) > 1:
             yield problem(
@@ -125,7 +125,7 @@ def check_mounts(patient: Patient) -> Iterator[Finding]:
         yield _check_alive(repo, here[-1], daemon, patient.deadline_s)
 
 
-def _check_free(repo: RepoSettings, daemon: bool) -> Iterator[Finding]:
+def _check_free(repo: RepoSettings, expected: bool) -> Iterator[Finding]:
     point = Path(repo.mount_point)
     if point.is_dir() and any(point.iterdir()):
         yield problem(
@@ -141,7 +141,7 @@ def _check_free(repo: RepoSettings, daemon: bool) -> Iterator[Finding]:
             f"mv {shlex.quote(str(point))} {shlex.quote(f'{point}.local')}",
             repo.name,
         )
-    elif daemon:
+    elif expected:
         yield warning(
             "mount.absent",
             f"{repo.name} is not mounted at {point}",

@@ -209,6 +209,10 @@ def _check_gitdir(
                 repo.name,
             )
             return
+    faults = list(_check_packs(patient, gitdir / "objects", repo.name))
+    if faults:  # what is wrong with HEAD then follows from them
+        yield from faults
+        return
     head = _git(gitdir, "rev-parse", "--verify", "--quiet", "HEAD^{tree}")
     if head.returncode != 0:
         yield problem(
@@ -218,16 +222,11 @@ def _check_gitdir(
             repo.name,
         )
         return
-    sound = True
-    for finding in _check_packs(patient, gitdir / "objects", repo.name):
-        sound = False
-        yield finding
-    if sound:
-        yield ok(
-            "gitdir.sound",
-            f"{gitdir} opens, HEAD^{{tree}} is {head.stdout.strip()[:12]}",
-            repo.name,
-        )
+    yield ok(
+        "gitdir.sound",
+        f"{gitdir} opens, HEAD^{{tree}} is {head.stdout.strip()[:12]}",
+        repo.name,
+    )
 
 
 def _git(gitdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

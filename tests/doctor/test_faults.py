@@ -1,0 +1,351 @@
+"""One real fault after the other; the doctor must name each, and the command that mends it."""
+
+from __future__ import annotations
+
+import fcntl
+import http.server
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from artifactfs.config import RepoSettings
+from artifactfs.doctor import machine
+from artifactfs.doctor.finding import Finding, Patient, Severity
+from artifactfs.git.credentials import CredentialFile
+from artifactfs.paths import StateLayout
+from tests.doctor.conftest import Sick, as_nobody, make_state, tiny_mount, tmpfs
+
+MIB = 1 << 20
+
+
+def is_problem(finding: Finding, *, mend: str) -> bool:
+    return finding.severity is Severity.PROBLEM and mend in (finding.mend or "")
+
+
+def test_a_sound_state_root_has_no_problem(sick: Sick) -> None:
+    report = sick.examine(remotes=True)
+    assert [f for f in report.findings if f.severity is Severity.PROBLEM] == []
+    codes = {finding.code for finding in report.findings}
+    assert {"gitdir.sound", "database.overlay", "remote.reachable", "git.version"} <= codes
+
+
+def test_nothing_is_changed(sick: Sick) -> None:
+    def everything() -> dict[str, tuple[int, int]]:
+        # Reading a database in WAL mode leaves its (empty) shared memory behind.
+        return {
+            str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+            for path in sick.state.root.rglob("*")
+            if path.is_file() and not path.name.endswith(("-shm", "-wal"))
+        }
+
+    before = everything()
+    sick.examine(remotes=True)
+    assert everything() == before
+
+
+def test_no_state_root_is_no_problem(tmp_path: Path) -> None:
+    absent = Sick(StateLayout(tmp_path / "none"), tmp_path, tmp_path)
+    assert absent.found("state.absent").severity is Severity.NOTE
+    assert not (tmp_path / "none").exists()
+
+
+# -- the machine -----------------------------------------------------------------------------
+
+
+def test_fuse_device_closed_to_the_user(sick: Sick) -> None:
+    mode = machine.FUSE_DEVICE.stat().st_mode
+    patient = Patient(sick.state, (), 1.0)
+    machine.FUSE_DEVICE.chmod(0o600)
+    try:
+        found = as_nobody(lambda: list(machine.check_device(patient)))
+    finally:
+        machine.FUSE_DEVICE.chmod(mode & 0o777)
+    assert found[0].code == "fuse.device-permission"
+    assert is_problem(found[0], mend="chmod 0666 /dev/fuse")
+
+
+def test_fusermount3_is_not_setuid(
+    sick: Sick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "fusermount3"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    tmp_path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = sick.found("fuse.fusermount3-not-setuid")
+    assert found.severity is Severity.WARNING  # root mounts without it
+    assert f"chmod 4755 {program}" in (found.mend or "")
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "mend"),
+    [
+        ("echo git version 2.17.1", "git.old", "--only-upgrade git"),
+        ("exit 127", "git.broken", "--reinstall git"),
+    ],
+)
+def test_git_is_unusable(
+    sick: Sick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, code: str, mend: str
+) -> None:
+    program = tmp_path / "git"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert is_problem(sick.found(code), mend=mend)
+
+
+def test_git_is_missing(sick: Sick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = list(machine.check_git(Patient(sick.state, (), 1.0)))
+    assert found[0].code == "git.missing"
+    assert is_problem(found[0], mend="install git")
+
+
+def test_allow_other_without_user_allow_other(
+    sick: Sick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "fuse.conf"
+    conf.write_text("#user_allow_other\n")
+    monkeypatch.setattr(machine, "FUSE_CONF", conf)
+    tmp_path.chmod(0o755)
+    repo = RepoSettings(name="demo", remote="/r", mount_point="/m", allow_other=True)
+    patient = Patient(sick.state, (repo,), 1.0)
+    found = as_nobody(lambda: list(machine.check_fuse_conf(patient)))
+    assert found[0].code == "fuse.no-user-allow-other"
+    assert is_problem(found[0], mend="user_allow_other")
+
+
+# -- the state root --------------------------------------------------------------------------
+
+
+def test_disk_is_full(tmp_path: Path, upstream: Path) -> None:
+    with tmpfs(tmp_path / "small", "size=8m"):
+        state = make_state(tmp_path / "small" / "state", tmp_path / "mnt", upstream)
+        fill = (tmp_path / "small" / "fill").open("wb", buffering=0)
+        with fill, pytest.raises(OSError, match="No space"):
+            while True:
+                fill.write(b"\0" * MIB)
+        found = Sick(state, tmp_path / "mnt", upstream).found("disk.full")
+    assert is_problem(found, mend="evict-cache")
+
+
+def test_inodes_are_used_up(tmp_path: Path, upstream: Path) -> None:
+    with tmpfs(tmp_path / "small", "size=200m,nr_inodes=300"):
+        state = make_state(tmp_path / "small" / "state", tmp_path / "mnt", upstream)
+        while os.statvfs(state.root).f_favail > 100:
+            (state.root / f"file-{os.statvfs(state.root).f_favail}").touch()
+        found = Sick(state, tmp_path / "mnt", upstream).found("disk.no-inodes")
+    assert found.severity is Severity.PROBLEM
+
+
+def test_state_root_open_to_others(sick: Sick) -> None:
+    sick.state.root.chmod(0o755)
+    assert is_problem(sick.found("state.open-to-others"), mend="chmod 0700")
+
+
+def test_credentials_open_to_others(sick: Sick) -> None:
+    credentials = sick.state.repo("demo").credentials
+    CredentialFile(credentials).set("https://example.org/x.git", "x", "s3cret")
+    credentials.chmod(0o644)
+    found = sick.found("credentials.open-to-others")
+    assert is_problem(found, mend="chmod 0600")
+    assert "s3cret" not in found.what
+
+
+@pytest.mark.parametrize(
+    ("seconds", "code", "severity"),
+    [
+        (-60, "credentials.expired", Severity.PROBLEM),
+        (600, "credentials.expire-soon", Severity.WARNING),
+        (86400, "credentials.valid", Severity.OK),
+    ],
+)
+def test_token_expiry(sick: Sick, seconds: int, code: str, severity: Severity) -> None:
+    token = f"art_v1_{'0a' * 20}?expires={int(time.time()) + seconds}"
+    CredentialFile(sick.state.repo("demo").credentials).set("https://example.org/x.git", "x", token)
+    found = sick.found(code)
+    assert found.severity is severity
+    assert severity is Severity.OK or "set-remote --name demo" in (found.mend or "")
+    assert "art_v1" not in found.what
+
+
+def damage(database: Path) -> None:
+    size = database.stat().st_size
+    with database.open("r+b") as file:
+        file.seek(size // 2 - size // 4)
+        file.write(b"\xa5" * (size // 2))
+
+
+@pytest.mark.parametrize("name", ["overlay", "sizes", "registry"])
+def test_database_is_damaged(sick: Sick, name: str) -> None:
+    paths = {
+        "overlay": sick.state.repo("demo").overlay_db,
+        "sizes": sick.state.sizes_db,
+        "registry": sick.state.registry_db,
+    }
+    if name == "registry":
+        with sqlite3.connect(paths[name]) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    damage(paths[name])
+    found = sick.found(f"database.{name}-damaged")
+    assert found.severity is Severity.PROBLEM
+    assert str(paths[name]) in found.what
+    assert found.mend
+
+
+def test_gitdir_without_head(sick: Sick) -> None:
+    (sick.state.repo("demo").gitdir / "HEAD").write_text("ref: refs/heads/gone\n")
+    assert is_problem(sick.found("gitdir.head-broken"), mend="fetch origin")
+
+
+def test_alternate_is_gone(sick: Sick) -> None:
+    (sick.state.shared_objects / "pack").rmdir()
+    sick.state.shared_objects.rmdir()
+    assert is_problem(sick.found("gitdir.alternate-missing"), mend="mkdir -p")
+
+
+def test_pack_is_cut_short(sick: Sick) -> None:
+    (pack,) = (sick.state.repo("demo").gitdir / "objects" / "pack").glob("*.pack")
+    pack.chmod(0o644)
+    with pack.open("r+b") as file:
+        file.truncate(pack.stat().st_size - 7)
+    assert is_problem(sick.found("gitdir.pack-damaged"), mend="fetched again")
+
+
+# -- what should run -------------------------------------------------------------------------
+
+
+def test_socket_of_a_dead_daemon(sick: Sick) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(sick.state.control_socket))
+    assert is_problem(sick.found("daemon.stale-socket"), mend="rm ")
+
+
+def test_daemon_that_hangs(sick: Sick) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, sick.state.lock.open("w") as lock:
+        listener.bind(str(sick.state.control_socket))
+        listener.listen()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = sick.found("daemon.stuck", deadline_s=0.3)
+    assert is_problem(found, mend="restart")
+
+
+def test_daemon_that_is_not_there(sick: Sick) -> None:
+    assert sick.found("daemon.not-running").severity is Severity.WARNING
+
+
+def test_dead_mount(sick: Sick) -> None:
+    with tiny_mount(sick.mount_point) as process:
+        assert sick.found("mount.alive").severity is Severity.OK
+        process.kill()
+        process.wait()
+        found = sick.found("mount.dead")
+        assert is_problem(found, mend=f"umount -l {sick.mount_point}")
+        assert found.repo == "demo"
+
+
+def test_stuck_worker(sick: Sick) -> None:
+    with tiny_mount(sick.mount_point) as process:
+        process.send_signal(signal.SIGSTOP)
+        found = sick.found("mount.stuck", deadline_s=0.5)
+        process.send_signal(signal.SIGCONT)
+    assert is_problem(found, mend="abort")
+
+
+def test_mount_point_in_use(sick: Sick) -> None:
+    (sick.mount_point / "notes.txt").write_text("mine")
+    assert is_problem(sick.found("mount.point-not-empty"), mend="mv ")
+
+
+# -- the remotes -----------------------------------------------------------------------------
+
+
+@contextmanager
+def http_server(status: int, *, clock_ahead_s: float = 0.0) -> Iterator[str]:
+    """A server that answers everything with `status` and a Date of its own."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(status)
+            self.send_header("Date", formatdate(time.time() + clock_ahead_s, usegmt=True))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/demo.git"
+        finally:
+            server.shutdown()
+
+
+def test_remote_is_down(sick: Sick) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        sick.change(remote=f"http://127.0.0.1:{free.getsockname()[1]}/demo.git")
+        found = sick.found("remote.unreachable", remotes=True)
+    assert is_problem(found, mend="set-remote")
+
+
+def test_remote_that_never_answers(sick: Sick) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        sick.change(remote=f"http://127.0.0.1:{silent.getsockname()[1]}/demo.git")
+        found = sick.found("remote.unreachable", remotes=True, deadline_s=0.5)
+    assert found.severity is Severity.PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "remote.refused-credentials"), (404, "remote.not-found")]
+)
+def test_remote_that_refuses(sick: Sick, status: int, code: str) -> None:
+    with http_server(status) as url:
+        sick.change(remote=url)
+        assert is_problem(sick.found(code, remotes=True), mend="set-remote --name demo")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "code", "severity"),
+    [
+        (3600, "clock.wrong", Severity.PROBLEM),
+        (-60, "clock.skewed", Severity.WARNING),
+        (0, "clock.right", Severity.OK),
+    ],
+)
+def test_clock(sick: Sick, seconds: int, code: str, severity: Severity) -> None:
+    with http_server(404, clock_ahead_s=seconds) as url:
+        sick.change(remote=url)
+        found = sick.found(code, remotes=True)
+    assert found.severity is severity
+    assert severity is Severity.OK or "set-ntp" in (found.mend or "")
+
+
+def test_remote_that_is_gone(sick: Sick) -> None:
+    sick.change(remote=str(sick.upstream.parent / "gone.git"))
+    report = sick.examine(remotes=True)
+    remote = [finding for finding in report.findings if finding.code.startswith("remote.")]
+    assert [finding.severity for finding in remote] == [Severity.PROBLEM]
+
+
+def test_subprocesses_end(sick: Sick) -> None:
+    sick.examine(remotes=True)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    names = [Path("/proc", pid, "comm").read_text().strip() for pid in children]
+    assert "git" not in names
+    assert subprocess.run(["true"], check=True).returncode == 0
