@@ -36,8 +36,8 @@ def mixed_repository(tmp_path: Path) -> tuple[Path, dict[str, str]]:
         stream.commit("Start\n", files)
     kinds = {}
     for line in run_git("-C", target, "ls-tree", "-r", "main").splitlines():
-        description, _, path = line.partition("\t")
-        kinds[description.split()[2]] = kind_of(path.encode())
+        description, _, name = line.partition("\t")
+        kinds[description.split()[2]] = kind_of(name.encode())
     return target, kinds
 
 
