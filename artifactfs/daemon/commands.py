@@ -1,0 +1,315 @@
+"""What the daemon answers on its control socket: one method for a command."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from artifactfs import __version__
+from artifactfs.config import RepoSettings
+from artifactfs.daemon import registration
+from artifactfs.daemon.control import Command, Request
+from artifactfs.daemon.messages import Message
+from artifactfs.daemon.registration import Reservation, Secret
+from artifactfs.daemon.registry import Registration, name_taken
+from artifactfs.daemon.supervision import Supervision
+from artifactfs.errors import (
+    AlreadyExists,
+    DaemonError,
+    InvalidInput,
+)
+
+if TYPE_CHECKING:
+    from artifactfs.daemon.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+QUICK_S = 30.0
+LONG_S = 24 * 3600.0  # has progress or deadlines of its own; a client that leaves cancels it
+STATUS_S = 3.0  # a worker that answers later is shown as not answering
+ROLL_BACK_S = 30.0
+
+
+class Commands:
+    """The handlers, over the state of a `Supervisor`."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def table(self) -> Mapping[str, Command]:
+        quick = {
+            "ping": self.ping,
+            "list": self.list_repos,
+            "status": self.status,
+            "set-refresh": self.set_refresh,
+        }
+        long = {
+            "add": self.add,
+            "unmount": self.unmount,
+            "remount": self.remount,
+            "remove": self.remove,
+            "set-remote": self.set_remote,
+            "worker": self.worker,
+            "wait-mounted": self.wait_mounted,
+        }
+        return {
+            **{name: Command(handler, QUICK_S) for name, handler in quick.items()},
+            **{name: Command(handler, LONG_S) for name, handler in long.items()},
+        }
+
+    # -- looking -----------------------------------------------------------------------------
+
+    async def ping(self, _request: Request) -> Message:
+        supervisor = self._supervisor
+        return {
+            "version": __version__,
+            "uptime_s": time.time() - supervisor.started,
+            "state_root": str(supervisor.state.root),
+            "mount_root": str(supervisor.mount_root),
+        }
+
+    async def list_repos(self, _request: Request) -> list[Message]:
+        return [self._summary(known) for known in await self._supervisor.registrations()]
+
+    async def status(self, request: Request) -> list[Message]:
+        """Of one repository (``name``) or all: the summary, and what each worker says."""
+        name = request.args.get("name")
+        known = await self._supervisor.registrations()
+        if name is not None:
+            known = [await self._supervisor.registration(str(name))]
+        answers: list[Message] = [self._summary(one) for one in known]
+        async with trio.open_nursery() as nursery:
+            for answer in answers:
+                nursery.start_soon(self._add_worker_status, answer)
+        return answers
+
+    def _summary(self, known: Registration) -> Message:
+        settings = self._supervisor.resolved(known.settings)
+        supervision = self._supervisor.mounts.get(known.name)
+        return {
+            "name": known.name,
+            "state": supervision.state if supervision else "unmounted",
+            "mount_point": settings.mount_point,
+            "remote": settings.remote,
+            "refresh_s": settings.refresh_s,
+            "enabled": known.enabled,
+            "created": known.created,
+            "pid": supervision.pid if supervision else None,
+            "restarts": supervision.restarts if supervision else 0,
+            "error": supervision.error if supervision else None,
+        }
+
+    async def _add_worker_status(self, answer: Message) -> None:
+        supervision = self._supervisor.mounts.get(answer["name"])
+        if supervision is None or supervision.state != "mounted":
+            return
+        try:
+            answer.update(await supervision.request("status", deadline_s=STATUS_S))
+        except DaemonError as error:
+            answer["state"] = "not answering"
+            answer["error"] = {"message": error.message}
+
+    # -- adding and removing -----------------------------------------------------------------
+
+    async def add(self, request: Request) -> Message:
+        """Reserve, clone, mount, register; take everything back if any of that fails.
+
+        With ``async`` it is registered and answered at once, and mounted when that can be done.
+        """
+        started = trio.current_time()
+        settings = _settings(request.args.get("settings"))
+        secret = _secret(request.args.get("secret"))
+        supervisor = self._supervisor
+        if settings.name in supervisor.adding or settings.name in supervisor.mounts:
+            raise name_taken(settings.name)
+        mount_point = supervisor.resolved(settings).mount_point
+        self._check_unused(mount_point)
+        supervisor.adding.add(settings.name)
+        try:
+            registration.check_fuse()
+            reserve = partial(Reservation, supervisor.state, settings, Path(mount_point))
+            reservation = await trio.to_thread.run_sync(reserve)
+            try:
+                await trio.to_thread.run_sync(reservation.store, secret)
+                if request.args.get("async"):
+                    await trio.to_thread.run_sync(reservation.commit)
+                    supervisor.supervise(settings)
+                    return {"name": settings.name, "mount_point": mount_point, "state": "starting"}
+                supervision = supervisor.supervise(settings)
+                await supervision.settled(request.progress)
+                await trio.to_thread.run_sync(reservation.commit)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._take_back(settings.name, reservation)
+                raise
+        finally:
+            supervisor.adding.discard(settings.name)
+        seconds = trio.current_time() - started
+        return {"name": settings.name, **supervision.mounted, "seconds": round(seconds, 3)}
+
+    def _check_unused(self, mount_point: str) -> None:
+        for other in self._supervisor.mounts.values():
+            if other.settings.mount_point == mount_point:
+                raise AlreadyExists(
+                    f"{mount_point} is the mount point of {other.name!r}",
+                    hint="choose another --mount-root or --name",
+                )
+
+    async def _take_back(self, name: str, reservation: Reservation) -> None:
+        supervision = self._supervisor.mounts.pop(name, None)
+        if supervision is not None:
+            await supervision.unmount(force=True)
+        with trio.move_on_after(ROLL_BACK_S):
+            await trio.to_thread.run_sync(reservation.roll_back, abandon_on_cancel=True)
+
+    async def remove(self, request: Request) -> Message:
+        """Unmount and delete; unless forced, only where nothing is lost."""
+        name, force = request.text("name"), bool(request.args.get("force"))
+        known = await self._supervisor.registration(name)
+        supervision = self._supervisor.mounts.get(name)
+        if not force:
+            await self._check_nothing_is_lost(known, supervision)
+        if supervision is not None:
+            await supervision.unmount(force=force)
+            self._supervisor.mounts.pop(name, None)
+        mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
+        delete = partial(registration.delete, self._supervisor.state, name, mount_point)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(delete)
+        return {"name": name, "removed": True}
+
+    async def _check_nothing_is_lost(
+        self, known: Registration, supervision: Supervision | None
+    ) -> None:
+        """Raises: StateError that says what would be lost."""
+        from artifactfs.daemon.losses import check_unmounted, refuse
+
+        if supervision is not None and supervision.state == "mounted":
+            refuse(known.name, await supervision.request("losses", deadline_s=LONG_S))
+        else:
+            layout = self._supervisor.state.repo(known.name)
+            await check_unmounted(known.name, layout)
+
+    # -- mounting ----------------------------------------------------------------------------
+
+    async def unmount(self, request: Request) -> Message:
+        """Unmount, and leave it unmounted at the next start."""
+        name = request.text("name")
+        await self._supervisor.registration(name)
+        supervision = self._supervisor.mounts.get(name)
+        if supervision is not None and supervision.running:
+            await supervision.unmount(force=bool(request.args.get("force")))
+        await self._supervisor.set_enabled(name, False)
+        return {"name": name, "state": "unmounted"}
+
+    async def remount(self, request: Request) -> Message:
+        """Mount what is unmounted; with ``restart``, unmount it first where it is mounted."""
+        name = request.text("name")
+        known = await self._supervisor.registration(name)
+        supervision = self._supervisor.mounts.get(name)
+        if supervision is not None and supervision.running and request.args.get("restart"):
+            await supervision.unmount(force=bool(request.args.get("force")))
+        if supervision is None or not supervision.running:
+            mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
+            registration.check_fuse()
+            await trio.to_thread.run_sync(registration.make_mount_point, mount_point)
+            supervision = self._supervisor.supervise(known.settings)
+        else:
+            supervision.retry_now()
+        await self._supervisor.set_enabled(name, True)
+        await supervision.settled(request.progress)
+        return {"name": name, "state": supervision.state, **supervision.mounted}
+
+    async def wait_mounted(self, request: Request) -> Message:
+        """Until it is mounted, however many attempts that takes."""
+        name = request.text("name")
+        await self._supervisor.registration(name)
+        while True:
+            supervision = self._supervisor.mounts.get(name)
+            if supervision is None or not supervision.running:
+                raise DaemonError(
+                    f"{name} is not mounted", hint=f"artifact-fs remount --name {name}"
+                )
+            if supervision.state == "mounted":
+                return {"name": name, "state": "mounted", **supervision.mounted}
+            await supervision.changed.wait()
+
+    # -- settings ----------------------------------------------------------------------------
+
+    async def set_refresh(self, request: Request) -> Message:
+        known = await self._supervisor.registration(request.text("name"))
+        refresh_s = request.args.get("refresh_s")
+        if refresh_s is not None and not (isinstance(refresh_s, (int, float)) and refresh_s > 0):
+            raise InvalidInput("the refresh interval is a number of seconds")
+        await self._apply(replace(known.settings, refresh_s=refresh_s))
+        return {"name": known.name, "refresh_s": refresh_s}
+
+    async def set_remote(self, request: Request) -> Message:
+        """A new URL or new credentials, checked by the worker while it is mounted."""
+        known = await self._supervisor.registration(request.text("name"))
+        settings = replace(known.settings, remote=request.text("remote"))
+        supervision = self._supervisor.mounts.get(known.name)
+        args = {"remote": settings.remote, "secret": request.args.get("secret")}
+        if supervision is not None and supervision.state == "mounted":
+            args["check"] = not request.args.get("no_check")
+            await supervision.request("set-remote", args, deadline_s=QUICK_S * 4)
+            await self._supervisor.save(settings)
+            supervision.settings = replace(supervision.settings, remote=settings.remote)
+            return {"name": known.name, "remote": settings.remote, "checked": args["check"]}
+        from artifactfs.daemon.remotes import store_remote
+
+        layout = self._supervisor.state.repo(known.name)
+        secret = _secret(request.args.get("secret"))
+        await store_remote(layout, known.settings.remote, settings.remote, secret)
+        await self._supervisor.save(settings)
+        if supervision is not None:
+            supervision.settings = replace(supervision.settings, remote=settings.remote)
+            supervision.retry_now()
+        return {"name": known.name, "remote": settings.remote, "checked": False}
+
+    async def _apply(self, settings: RepoSettings) -> None:
+        await self._supervisor.save(settings)
+        supervision = self._supervisor.mounts.get(settings.name)
+        if supervision is None:
+            return
+        supervision.settings = self._supervisor.resolved(settings)
+        if supervision.state == "mounted":
+            args = {"settings": asdict(supervision.settings)}
+            await supervision.request("settings", args, deadline_s=STATUS_S)
+
+    # -- everything a worker does by itself --------------------------------------------------
+
+    async def worker(self, request: Request) -> Any:
+        """Pass ``request`` with ``args`` on to the worker of ``name``, and its progress back."""
+        name = request.text("name")
+        await self._supervisor.registration(name)
+        supervision = self._supervisor.mounts.get(name)
+        if supervision is None:
+            raise DaemonError(f"{name} is not mounted", hint=f"artifact-fs remount --name {name}")
+        args = request.args.get("args") or {}
+        return await supervision.request(
+            request.text("request"), args, deadline_s=LONG_S, progress=request.progress
+        )
+
+
+def _settings(fields: object) -> RepoSettings:
+    """Raises: InvalidInput."""
+    try:
+        if not isinstance(fields, dict):
+            raise TypeError("settings are an object")
+        return RepoSettings.from_mapping(fields)
+    except TypeError as error:
+        raise InvalidInput(f"unusable settings: {error}") from error
+
+
+def _secret(fields: object) -> Secret | None:
+    if not isinstance(fields, dict):
+        return None
+    return Secret(str(fields.get("username") or ""), str(fields.get("password") or ""))

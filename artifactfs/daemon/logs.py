@@ -1,0 +1,93 @@
+"""Log lines: one JSON object each on stderr, with fixed field names, secrets removed.
+
+``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, ``pid``, then ``repo`` in a worker,
+and whatever ``extra=`` gave; ``exception`` holds a traceback. One message template of one logger
+is written at most `BURST` times in `WINDOW_S`; the next line that passes says in ``suppressed``
+how many were not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from datetime import UTC, datetime
+
+from artifactfs.errors import InvalidInput
+from artifactfs.redact import redact
+
+LEVELS = ("debug", "info", "warning", "error")
+BURST = 20
+WINDOW_S = 10.0
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JSONFormatter(logging.Formatter):
+    """Formats a record as one line; `fixed` fields are part of each."""
+
+    def __init__(self, **fixed: str) -> None:
+        super().__init__()
+        self._fixed = fixed
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC)
+        fields: dict[str, object] = {
+            "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+            "pid": os.getpid(),
+            **self._fixed,
+        }
+        for key, value in vars(record).items():
+            if key not in _STANDARD:
+                fields[key] = _plain(value)
+        if record.exc_info:
+            fields["exception"] = redact(self.formatException(record.exc_info))
+        return json.dumps(fields)
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, bytes):
+        return redact(value.decode("utf-8", "replace"))
+    return redact(str(value))
+
+
+class RateLimit(logging.Filter):
+    """Drops repetitions, so that a remote that is down does not fill the disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._windows: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        key = (record.name, str(record.msg))
+        now = time.monotonic()
+        start, count = self._windows.get(key, (now, 0))
+        if now - start > WINDOW_S:
+            if count > BURST:
+                record.suppressed = count - BURST
+            start, count = now, 0
+        if len(self._windows) > 1000:
+            self._windows.clear()
+        self._windows[key] = (start, count + 1)
+        return count < BURST
+
+
+def configure(level: str, **fixed: str) -> None:
+    """Log to stderr from `level` on, replacing an earlier configuration. Raises: InvalidInput."""
+    if level not in LEVELS:
+        raise InvalidInput(f"{level!r} is not a log level", hint=f"one of {', '.join(LEVELS)}")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter(**fixed))
+    handler.addFilter(RateLimit())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for chatty in ("httpx", "httpcore", "hpack", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,194 @@
+"""What the kernel knows of mounts: finding, probing, detaching and aborting them.
+
+Everything here is synchronous; a call on a mount whose process hangs can block, so the event loop
+calls `probe` in a thread with a deadline. `/proc/self/mountinfo` never blocks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from artifactfs.errors import MountError
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+FUSERMOUNT_TIMEOUT_S = 10.0
+MNT_DETACH = 2
+
+
+class MountState(Enum):
+    """`NONE`: nothing is mounted there; `DEAD`: a FUSE mount whose process is gone."""
+
+    NONE = "none"
+    ALIVE = "alive"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """A line of mountinfo (proc_pid_mountinfo(5)). `minor` is the FUSE connection's number."""
+
+    mount_point: str
+    fs_type: str
+    source: str
+    minor: int
+
+    @property
+    def is_fuse(self) -> bool:
+        return self.fs_type == "fuse" or self.fs_type.startswith("fuse.")
+
+
+def parse_mountinfo(text: str) -> list[MountEntry]:
+    """The entries in the order of mounting: of several at one path the last covers the others."""
+    entries = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, tail = left.split(" "), right.split(" ")
+        if len(fields) < 5 or len(tail) < 2:
+            continue
+        minor = int(fields[2].partition(":")[2])
+        entries.append(MountEntry(_unescape(fields[4]), tail[0], _unescape(tail[1]), minor))
+    return entries
+
+
+def _unescape(text: str) -> str:
+    """Undo the octal escapes (``\\040`` for a space) of mountinfo."""
+    if "\\" not in text:
+        return text
+    head, *rest = text.split("\\")
+    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
+
+
+def mounts_at(mount_point: str) -> list[MountEntry]:
+    """What is mounted exactly at `mount_point`, the covering one last."""
+    raw = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    return [entry for entry in parse_mountinfo(raw) if entry.mount_point == mount_point]
+
+
+def probe(mount_point: str) -> MountState:
+    """Whether a mount answers there. Blocks while its process hangs.
+
+    ``stat`` and ``ismount`` succeed on a dead mount; only reading the directory says ENOTCONN.
+    """
+    entries = mounts_at(mount_point)
+    if not entries:
+        return MountState.NONE
+    try:
+        with os.scandir(mount_point):
+            return MountState.ALIVE
+    except OSError as error:
+        dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        return MountState.DEAD if dead and entries[-1].is_fuse else MountState.ALIVE
+
+
+def clear_dead(mount_point: str) -> int:
+    """Detach dead FUSE mounts at `mount_point`, return how many there were.
+
+    Raises: MountError when something that is alive, or no mount of ours, is there.
+    """
+    cleared = 0
+    while (state := probe(mount_point)) is MountState.DEAD:
+        detach(mount_point)
+        cleared += 1
+        if cleared > 100:
+            raise MountError(f"cannot clear the dead mounts at {mount_point}")
+    if state is MountState.ALIVE:
+        raise MountError(
+            f"{mount_point} is a mount point that is in use",
+            hint=f"unmount it (umount {mount_point}), or choose another with --mount-root",
+        )
+    return cleared
+
+
+def detach(mount_point: str) -> None:
+    """Unmount lazily: the name is free at once, open files keep what they have.
+
+    Raises: MountError.
+    """
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(mount_point), MNT_DETACH) == 0:
+            return
+        number = ctypes.get_errno()
+        if number == errno.EINVAL:
+            return  # not mounted any more
+        raise MountError(f"cannot unmount {mount_point}: {os.strerror(number)}")
+    _fusermount(mount_point, "-uz")
+
+
+def unmount(mount_point: str) -> None:
+    """Unmount, refusing while files are open in it. Raises: MountError.
+
+    The mount's own process must go on serving meanwhile: call this in a thread or elsewhere.
+    """
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(mount_point), 0) == 0:
+            return
+        number = ctypes.get_errno()
+        if number == errno.EINVAL:
+            return
+        raise _refused(mount_point, os.strerror(number))
+    try:
+        _fusermount(mount_point, "-u")
+    except MountError as error:
+        raise _refused(mount_point, error.message) from error
+
+
+def _refused(mount_point: str, why: str) -> MountError:
+    return MountError(
+        f"cannot unmount {mount_point}: {why}",
+        hint="close the programs and shells that use it, or give --force",
+    )
+
+
+def _fusermount(mount_point: str, option: str) -> None:
+    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    if program is None:
+        raise MountError("fusermount3 is not installed", hint="install the package fuse3")
+    try:
+        done = subprocess.run(
+            [program, option, "--", mount_point],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=FUSERMOUNT_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MountError(f"{program} {option} {mount_point} hangs") from error
+    if done.returncode != 0 and mounts_at(mount_point):
+        raise MountError(done.stderr.strip() or f"{program} failed")
+
+
+def abort(mount_point: str) -> bool:
+    """Abort the FUSE connection mounted at `mount_point`; True if there was one.
+
+    The only cure for a mount process in uninterruptible sleep. Needs root, or the mount's owner.
+    """
+    entries = [entry for entry in mounts_at(mount_point) if entry.is_fuse]
+    if not entries:
+        return False
+    _ensure_fusectl()
+    try:
+        (CONNECTIONS / str(entries[-1].minor) / "abort").write_text("1")
+    except OSError as error:
+        log.warning("cannot abort the connection of %s: %s", mount_point, error)
+        return False
+    return True
+
+
+def _ensure_fusectl() -> None:
+    if os.geteuid() != 0 or mounts_at(str(CONNECTIONS)):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl", 0, None)

@@ -1,0 +1,198 @@
+"""The registered repositories of one state root: ``STATE/registry.db``.
+
+SQLite in WAL mode through sqlite-utils. Several processes use it at once (the daemon and any
+number of commands), so every change is one statement or one immediate transaction, and nothing is
+cached here. `PRAGMA user_version` is the schema version.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import sqlite_utils
+
+from artifactfs.config import RepoSettings
+from artifactfs.errors import AlreadyExists, CorruptData, NotRegistered, StateError
+
+BUSY_TIMEOUT_S = 10.0
+
+# Each entry brings the schema from version index to index + 1.
+_MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE repos (
+        name TEXT PRIMARY KEY,
+        settings TEXT NOT NULL,
+        enabled INTEGER NOT NULL DEFAULT 1,
+        created REAL NOT NULL
+    )
+    """,
+)
+SCHEMA_VERSION = len(_MIGRATIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One row: `enabled` says whether the daemon mounts it; `created` is in seconds of the epoch.
+
+    A relative `settings.mount_point` means: below the mount root of the daemon.
+    """
+
+    settings: RepoSettings
+    enabled: bool
+    created: float
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+
+class Registry:
+    """An open registry. Raises: StateError (unusable, newer), CorruptData (damaged)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise StateError(
+                f"cannot open {path}: {error}",
+                hint="run as the user who owns the state root, or choose another with --state-root",
+            ) from error
+        self._db = sqlite_utils.Database(connection)
+        try:
+            with self._reported():
+                self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            if version > SCHEMA_VERSION:
+                raise StateError(
+                    f"{self._path} was written by a newer version ({version} > {SCHEMA_VERSION})",
+                    hint="upgrade artifactfs, or use another --state-root",
+                )
+            for step in _MIGRATIONS[version:]:
+                connection.execute(step)
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.conn.close()
+
+    def add(self, settings: RepoSettings, *, enabled: bool = True) -> None:
+        """Register a repository. Raises: AlreadyExists."""
+        row = {
+            "name": settings.name,
+            "settings": settings.to_json(),
+            "enabled": int(enabled),
+            "created": time.time(),
+        }
+        try:
+            with self._reported():
+                self._db.table("repos").insert(row)
+        except sqlite3.IntegrityError as error:
+            raise name_taken(settings.name) from error
+
+    def get(self, name: str) -> Registration:
+        """Raises: NotRegistered."""
+        with self._reported():
+            rows = list(self._db.table("repos").rows_where("name = ?", [name]))
+        if not rows:
+            raise not_registered(name)
+        return _registration(rows[0])
+
+    def all(self) -> list[Registration]:
+        """Every repository, by name."""
+        with self._reported():
+            return [
+                _registration(row) for row in self._db.table("repos").rows_where(order_by="name")
+            ]
+
+    def update(self, settings: RepoSettings) -> None:
+        """Replace the settings of a registered repository. Raises: NotRegistered."""
+        self._change(
+            settings.name,
+            "UPDATE repos SET settings = :settings WHERE name = :name",
+            settings=settings.to_json(),
+        )
+
+    def set_enabled(self, name: str, enabled: bool) -> None:
+        """Whether the daemon mounts it. Raises: NotRegistered."""
+        statement = "UPDATE repos SET enabled = :enabled WHERE name = :name"
+        self._change(name, statement, enabled=int(enabled))
+
+    def remove(self, name: str) -> None:
+        """Raises: NotRegistered."""
+        self._change(name, "DELETE FROM repos WHERE name = :name")
+
+    def _change(self, name: str, statement: str, **values: object) -> None:
+        with self._reported():
+            cursor = self._db.execute(statement, {"name": name, **values})
+            changed = cursor.rowcount
+        if not changed:
+            raise not_registered(name)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Turn what SQLite says about the file into an error that names it."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.OperationalError as error:
+            raise StateError(f"cannot use {self._path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise CorruptData(
+                f"{self._path} is damaged: {error}",
+                hint="move it away and register the repositories again; their data is kept",
+            ) from error
+
+
+def _registration(row: dict[str, Any]) -> Registration:
+    return Registration(
+        settings=RepoSettings.from_json(row["settings"]),
+        enabled=bool(row["enabled"]),
+        created=float(row["created"]),
+    )
+
+
+def not_registered(name: str) -> NotRegistered:
+    return NotRegistered(
+        f"no repository named {name!r} is registered",
+        hint="artifact-fs list-repos shows the registered ones",
+    )
+
+
+def name_taken(name: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"a repository named {name!r} is registered already",
+        hint=f"choose another --name, or remove it first: artifact-fs remove-repo --name {name}",
+    )

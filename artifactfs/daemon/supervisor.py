@@ -1,0 +1,197 @@
+"""The daemon: one per state root, it keeps every enabled repository mounted.
+
+It owns the registry's desired state and one `Supervision` per repository. It never touches a
+mount itself (a mount that hangs must not hang the daemon) and never talks to a remote: workers do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon import sdnotify
+from artifactfs.daemon.commands import Commands
+from artifactfs.daemon.control import ControlServer
+from artifactfs.daemon.registration import check_fuse, make_mount_point, resolve_mount_point
+from artifactfs.daemon.registry import Registration, Registry, not_registered
+from artifactfs.daemon.supervision import Supervision
+from artifactfs.daemon.workers import WorkerPool
+from artifactfs.errors import ArtifactFSError, StateError
+from artifactfs.paths import StateLayout
+
+log = logging.getLogger(__name__)
+
+READY_WAIT_S = 30.0
+"""At most this long is the start reported late because a first mount is still being made."""
+
+
+class Supervisor:
+    """The state of a running daemon; `commands.Commands` is its control interface."""
+
+    def __init__(self, state: StateLayout, mount_root: Path, log_level: str) -> None:
+        self.state = state
+        self.mount_root = mount_root
+        self.log_level = log_level
+        self.started = time.time()
+        self.pool = WorkerPool(log_level)
+        self.mounts: dict[str, Supervision] = {}
+        self.adding: set[str] = set()
+        self._nursery: trio.Nursery | None = None
+        self._stopping = trio.Event()
+
+    # -- repositories ------------------------------------------------------------------------
+
+    async def registrations(self) -> list[Registration]:
+        return await trio.to_thread.run_sync(self._read_all)
+
+    def _read_all(self) -> list[Registration]:
+        with Registry(self.state.registry_db) as registry:
+            return registry.all()
+
+    async def registration(self, name: str) -> Registration:
+        """Raises: NotRegistered."""
+        for registration in await self.registrations():
+            if registration.name == name:
+                return registration
+        raise not_registered(name)
+
+    async def save(self, settings: RepoSettings) -> None:
+        """Store changed settings; the running mount's own are the caller's business."""
+
+        def update() -> None:
+            with Registry(self.state.registry_db) as registry:
+                registry.update(settings)
+
+        await trio.to_thread.run_sync(update)
+
+    async def set_enabled(self, name: str, enabled: bool) -> None:
+        def update() -> None:
+            with Registry(self.state.registry_db) as registry:
+                registry.set_enabled(name, enabled)
+
+        await trio.to_thread.run_sync(update)
+
+    def resolved(self, settings: RepoSettings) -> RepoSettings:
+        """With an absolute mount point."""
+        return replace(settings, mount_point=resolve_mount_point(settings, self.mount_root))
+
+    def supervise(self, settings: RepoSettings) -> Supervision:
+        """Start keeping a repository mounted."""
+        assert self._nursery is not None
+        supervision = Supervision(
+            self.resolved(settings), state=self.state, pool=self.pool, log_level=self.log_level
+        )
+        self.mounts[settings.name] = supervision
+        self._nursery.start_soon(supervision.run)
+        return supervision
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then unmount everything.
+
+        Raises: StateError when another daemon serves this state root; MountError without FUSE.
+        """
+        check_fuse()
+        prepare_state_root(self.state)
+        with locked(self.state):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._handle_signals)
+                await nursery.start(self.pool.run)
+                async with trio.open_nursery() as mounts:
+                    self._nursery = mounts
+                    await self._serve()
+                    for supervision in self.mounts.values():
+                        supervision.stop()
+                log.info("stopped")
+                nursery.cancel_scope.cancel()
+
+    async def _serve(self) -> None:
+        """Until asked to stop; commands that still run are cancelled, and so taken back."""
+        server = ControlServer(self.state.control_socket, Commands(self).table())
+        for registration in await self.registrations():
+            if registration.enabled:
+                self._start_registered(registration)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            nursery.start_soon(self._announce)
+            nursery.start_soon(self._feed_watchdog)
+            await self._stopping.wait()
+            sdnotify.notify(STOPPING=1, STATUS="unmounting")
+            nursery.cancel_scope.cancel()
+
+    def _start_registered(self, registration: Registration) -> None:
+        settings = self.resolved(registration.settings)
+        try:
+            make_mount_point(Path(settings.mount_point))
+        except ArtifactFSError as error:
+            # A dead mount point of an earlier daemon "exists"; anything else the worker reports.
+            log.warning("mount point: %s", error, extra={"repo": settings.name})
+        self.supervise(registration.settings)
+
+    async def _handle_signals(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                log.info("stopping", extra={"signal": signal.Signals(number).name})
+                self._stopping.set()
+
+    async def _announce(self) -> None:
+        """READY=1 once every mount has been made, or has failed once."""
+        with trio.move_on_after(READY_WAIT_S):
+            for supervision in tuple(self.mounts.values()):
+                await supervision.first_settled()
+        mounted = sum(supervision.state == "mounted" for supervision in self.mounts.values())
+        total = len(self.mounts)
+        log.info("ready", extra={"mounted": mounted, "enabled": total})
+        sdnotify.notify(READY=1, STATUS=f"{mounted} of {total} repositories mounted")
+
+    async def _feed_watchdog(self) -> None:
+        """This task runs as long as the event loop does: that is what the watchdog is to see."""
+        interval_s = sdnotify.watchdog_interval_s()
+        while interval_s is not None:
+            mounted = sum(supervision.state == "mounted" for supervision in self.mounts.values())
+            status = f"{mounted} of {len(self.mounts)} repositories mounted"
+            sdnotify.notify(WATCHDOG=1, STATUS=status)
+            await trio.sleep(interval_s)
+
+
+def prepare_state_root(state: StateLayout) -> None:
+    """Create it, 0700. Raises: StateError."""
+    try:
+        state.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.repos.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"cannot use the state root {state.root}: {error.strerror}",
+            hint="choose another: --state-root DIR or $ARTIFACT_FS_ROOT",
+        ) from error
+
+
+@contextmanager
+def locked(state: StateLayout) -> Iterator[None]:
+    """Hold the state root's lock. Raises: StateError."""
+    descriptor = os.open(state.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(
+                f"a daemon runs for {state.root} already",
+                hint="artifact-fs status asks it; another state root can have its own",
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
