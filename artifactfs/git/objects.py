@@ -22,16 +22,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from artifactfs.errors import CorruptData
 from artifactfs.git import packformat
-from artifactfs.git.packformat import Content, Kind
+from artifactfs.git.packformat import Content, Kind, Oid
 from artifactfs.git.packindex import PackIndex
 from artifactfs.git.packread import PIECE, BaseCache, PackBytes, Scratch, write_bytes
-
-Oid: TypeAlias = bytes
-"""20 raw bytes."""
 
 BASE_CACHE = 4 << 20
 """Bytes of delta bases kept for the next read."""

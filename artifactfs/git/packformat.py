@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 from artifactfs.errors import CorruptData
 
+Oid: TypeAlias = bytes
+"""20 raw bytes."""
 Kind: TypeAlias = Literal["commit", "tree", "blob", "tag"]
 Content: TypeAlias = bytes | mmap.mmap
 """An object's content: in memory, or a mapped temporary file where it is too large for that."""
@@ -197,3 +199,18 @@ def delta_pieces(base: Content, delta: Content) -> Iterator[bytes]:
         raise CorruptData("a delta is cut") from None
     if left:
         raise CorruptData("a delta makes too little")
+
+
+def check_trailer(file: BinaryIO, end: int, trailer: bytes) -> None:
+    """Check that the first `end` bytes of a pack file hash to `trailer`. Raises: CorruptData."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    file.seek(0)
+    left = end
+    while left:
+        piece = file.read(min(left, 1 << 20))
+        if not piece:
+            raise CorruptData("the pack is cut")
+        digest.update(piece)
+        left -= len(piece)
+    if digest.digest() != trailer:
+        raise CorruptData("the pack does not match its checksum")

@@ -1,0 +1,288 @@
+"""The shared object directory: packs of hydrated objects, written by us, read by every git.
+
+A pack is published whole or not at all: it is written and verified in a directory of its own
+under ``tmp/``, then renamed into ``pack/``: ``.pack``, ``.promisor`` (without it `git gc` would
+explode the pack into loose objects), and ``.idx`` last, because a pack exists for git once its
+index does. Several processes may use one directory: whatever removes packs holds ``store.lock``,
+and a writer's temporary directory carries a lock that the kernel drops when the process dies.
+
+How recently a pack was used is the mtime of its ``.pack`` file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from artifactfs.errors import CorruptData
+from artifactfs.git import packformat
+from artifactfs.git.pack import SPOOL_BYTES, PackedObject, PackParser
+from artifactfs.git.packformat import Oid
+from artifactfs.git.packindex import PackIndex, encode_index
+from artifactfs.git.packread import write_bytes
+
+FEED_BYTES = 1 << 16
+"""Packs are parsed this many bytes at a time, with a checkpoint after each (some 2 ms)."""
+
+ABANDONED_S = 60.0
+"""Temporary files younger than this are left alone even where nobody seems to own them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackSummary:
+    """What came in one pack. `name` is ``pack-<hex>``, "" where the pack was empty.
+
+    `missing` are the expected oids that the pack did not have.
+    """
+
+    name: str
+    objects: int
+    bytes: int
+    missing: frozenset[Oid]
+
+
+@dataclass(frozen=True, slots=True)
+class PackFile:
+    """A published pack: `bytes` with its index, `used` is the time of last use (s since 1970)."""
+
+    name: str
+    path: Path
+    bytes: int
+    used: float
+
+
+class PackStore:
+    """The packs of one object directory, which is created where it is not there.
+
+    Methods that are not async do file I/O: call those that change or read much in a thread.
+    """
+
+    def __init__(self, objects_dir: Path, *, spool_bytes: int = SPOOL_BYTES) -> None:
+        self.objects_dir = objects_dir
+        self._packs = objects_dir / "pack"
+        self._tmp = objects_dir / "tmp"
+        self._spool_bytes = spool_bytes
+        for directory in (self._packs, self._tmp, objects_dir / "info"):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    async def ingest(
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        on_object: Callable[[PackedObject], None] | None = None,
+        expected: Collection[Oid] = (),
+    ) -> PackSummary:
+        """Store the pack that `chunks` are, and hand each object to `on_object` as it completes.
+
+        An object is right when it is handed out, whatever becomes of the pack. A receiver of a
+        `spooled` file may rename it away during the call; it is deleted otherwise. Nothing is
+        published unless the whole pack is valid. Waits for `chunks` as long as they take;
+        cancellation leaves nothing behind. Raises: CorruptData, OSError (no space), and whatever
+        `chunks` or `on_object` raise.
+        """
+        missing = set(expected)
+
+        def hand_out(objects: list[PackedObject]) -> None:
+            for item in objects:
+                missing.discard(item.oid)
+                if on_object is not None:
+                    on_object(item)
+
+        with _incoming(self._tmp) as (directory, fd):
+            parser = PackParser(fd, spool_dir=directory, spool_bytes=self._spool_bytes)
+            try:
+                async for chunk in chunks:
+                    for start in range(0, len(chunk), FEED_BYTES):
+                        hand_out(parser.feed(chunk[start : start + FEED_BYTES]))
+                        await trio.lowlevel.checkpoint()
+                        while parser.pending or parser.deferred:
+                            if parser.deferred:
+                                hand_out(await trio.to_thread.run_sync(parser.resolve_deferred))
+                            else:
+                                hand_out(parser.feed(b""))
+                                await trio.lowlevel.checkpoint()
+                parser.finish()
+            finally:
+                parser.close()
+            if not parser.count:
+                return PackSummary("", 0, 0, frozenset(missing))
+            name = await trio.to_thread.run_sync(self._publish, directory, fd, parser)
+        return PackSummary(name, parser.count, parser.size, frozenset(missing))
+
+    def _publish(self, directory: Path, fd: int, parser: PackParser) -> str:
+        index = encode_index(parser.entries(), parser.checksum)
+        return self.publish(directory / "pack", fd, index, parser.checksum)
+
+    def publish(self, pack: Path, fd: int, index: bytes, checksum: bytes) -> str:
+        """Put a verified pack (open as `fd`) and its index in place; returns the pack's name.
+
+        Both are on the disk when this returns, so that a power loss does not leave a pack that
+        git complains about. Raises: OSError.
+        """
+        index_path = pack.with_name("idx")
+        with open(index_path, "wb", buffering=0) as file:
+            write_bytes(file.fileno(), index)
+            os.fchmod(file.fileno(), 0o444)
+            os.fsync(file.fileno())
+        os.fchmod(fd, 0o444)
+        os.fsync(fd)
+        name = f"pack-{checksum.hex()}"
+        with self._locked(fcntl.LOCK_SH):
+            os.rename(pack, self._packs / f"{name}.pack")
+            (self._packs / f"{name}.promisor").touch()
+            os.rename(index_path, self._packs / f"{name}.idx")
+        return name
+
+    def packs(self) -> list[PackFile]:
+        """The published packs, least recently used first."""
+        found = []
+        for index in self._packs.glob("pack-*.idx"):
+            path = index.with_suffix(".pack")
+            with suppress(FileNotFoundError):  # removed meanwhile
+                stat = path.stat()
+                size = stat.st_size + index.stat().st_size
+                found.append(PackFile(path.stem, path, size, stat.st_mtime))
+        return sorted(found, key=lambda pack: (pack.used, pack.name))
+
+    def total_bytes(self) -> int:
+        """Bytes of all published packs with their indexes."""
+        return sum(pack.bytes for pack in self.packs())
+
+    def touch(self, names: Iterable[str]) -> None:
+        """Note that these packs were used just now."""
+        for name in names:
+            with suppress(FileNotFoundError):
+                os.utime(self._packs / f"{name}.pack")
+
+    def evict(self, max_bytes: int, *, keep: Collection[str] = ()) -> list[str]:
+        """Delete whole packs, least recently used first, until at most `max_bytes` are left.
+
+        Packs named in `keep` stay. A reader that has a pack open goes on reading it. Returns the
+        names of the deleted packs. Raises: OSError.
+        """
+        with self._locked(fcntl.LOCK_EX):
+            packs = self.packs()
+            excess = sum(pack.bytes for pack in packs) - max_bytes
+            deleted = []
+            for pack in packs:
+                if excess <= 0:
+                    break
+                if pack.name in keep:
+                    continue
+                self._delete(pack.name)
+                excess -= pack.bytes
+                deleted.append(pack.name)
+        return deleted
+
+    def drop(self, name: str) -> None:
+        """Delete one pack, because its content was found corrupt; its objects are fetched again."""
+        with self._locked(fcntl.LOCK_EX):
+            self._delete(name)
+
+    def repair(self, *, deep: bool = False) -> list[str]:
+        """Delete packs that are damaged and return their names.
+
+        Looks at the ends of each file, which finds what a power loss leaves; with `deep` reads
+        everything (some 1 GB a second) and checks every checksum.
+        """
+        damaged = []
+        for pack in self.packs():
+            try:
+                _check(pack.path, deep=deep)
+            except FileNotFoundError:
+                continue
+            except (CorruptData, OSError):
+                damaged.append(pack.name)
+                self.drop(pack.name)
+        return damaged
+
+    def clean(self) -> None:
+        """Remove what crashed processes left: temporary directories, and packs half removed."""
+        for directory in self._tmp.iterdir():
+            if _abandoned(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+        with self._locked(fcntl.LOCK_EX):
+            for path in self._packs.glob("pack-*"):
+                alone = not path.with_suffix(".idx").exists()
+                alone |= path.suffix == ".idx" and not path.with_suffix(".pack").exists()
+                if alone and path.suffix in (".pack", ".promisor", ".idx") and _old(path):
+                    path.unlink(missing_ok=True)
+
+    def _delete(self, name: str) -> None:
+        for suffix in (".idx", ".promisor", ".pack"):
+            (self._packs / f"{name}{suffix}").unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, operation: int) -> Iterator[None]:
+        """Hold the lock that keeps packs from being removed (LOCK_SH) or for removing (LOCK_EX)."""
+        fd = os.open(self.objects_dir / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, operation)
+            yield
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def _incoming(root: Path) -> Iterator[tuple[Path, int]]:
+    """A temporary directory with an empty, locked file ``pack`` in it, removed at the end."""
+    directory = Path(tempfile.mkdtemp(prefix="incoming-", dir=root))
+    try:
+        fd = os.open(directory / "pack", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield directory, fd
+        finally:
+            os.close(fd)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _abandoned(directory: Path) -> bool:
+    """Whether the process that made this temporary directory is gone."""
+    if not _old(directory):
+        return False
+    try:
+        fd = os.open(directory / "pack", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_S
+    except FileNotFoundError:
+        return False
+
+
+def _check(path: Path, *, deep: bool) -> None:
+    """Check a pack against its index. Raises: CorruptData, OSError."""
+    index = PackIndex(path.with_suffix(".idx"))
+    with path.open("rb") as file:
+        signature, count = file.read(4), int.from_bytes(file.read(8)[4:], "big")
+        file.seek(-packformat.TRAILER_BYTES, os.SEEK_END)
+        end = file.tell()
+        trailer = file.read()
+        if signature != packformat.SIGNATURE or count != len(index):
+            raise CorruptData(f"{path} does not fit its index")
+        if trailer != index.pack_checksum:
+            raise CorruptData(f"{path} is cut")
+        if deep:
+            index.check()
+            packformat.check_trailer(file, end, trailer)
