@@ -14,21 +14,27 @@ the object directory, a `git fetch` of the user) are seen at the first miss afte
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import threading
 import time
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from artifactfs.errors import CorruptData
 from artifactfs.git import packformat
+from artifactfs.git.loose import open_loose
+from artifactfs.git.objectformat import (
+    CommitInfo,
+    TreeEntry,
+    parse_commit,
+    parse_tree,
+    tag_target,
+)
 from artifactfs.git.packformat import Content, Kind, Oid
 from artifactfs.git.packindex import PackIndex
 from artifactfs.git.packread import PIECE, BaseCache, PackBytes, Scratch, write_bytes
+
+__all__ = ["CommitInfo", "MissingObject", "ObjectDatabase", "Oid", "TreeEntry"]
 
 BASE_CACHE = 4 << 20
 """Bytes of delta bases kept for the next read."""
@@ -48,73 +54,6 @@ class MissingObject(LookupError):
     def __init__(self, oid: Oid) -> None:
         super().__init__(f"object {oid.hex()} is not here")
         self.oid = oid
-
-
-class TreeEntry(NamedTuple):
-    """One name of a tree; `mode` as in the tree object (0o100644, 0o40000, 0o120000, 0o160000…)."""
-
-    name: bytes
-    mode: int
-    oid: Oid
-
-
-@dataclass(frozen=True, slots=True)
-class CommitInfo:
-    """A commit; `commit_time` is the committer's, in seconds since 1970."""
-
-    oid: Oid
-    tree: Oid
-    parents: tuple[Oid, ...]
-    commit_time: int
-    message: str
-
-
-def parse_tree(content: bytes) -> list[TreeEntry]:
-    """The entries of a tree object's content, in its order. Raises: CorruptData."""
-    entries: list[TreeEntry] = []
-    position = 0
-    end = len(content)
-    try:
-        while position < end:
-            space = content.index(b" ", position)
-            nul = content.index(b"\0", space)
-            mode = int(content[position:space], 8)
-            position = nul + 21
-            entries.append(TreeEntry(content[space + 1 : nul], mode, content[nul + 1 : position]))
-    except ValueError:
-        raise CorruptData("a tree object is malformed") from None
-    if position != end:
-        raise CorruptData("a tree object is cut")
-    return entries
-
-
-def parse_commit(oid: Oid, content: bytes) -> CommitInfo:
-    """A commit object's content, parsed. Raises: CorruptData."""
-    head, _, message = content.partition(b"\n\n")
-    tree: Oid | None = None
-    parents: list[Oid] = []
-    commit_time = 0
-    encoding = "utf-8"
-    try:
-        for line in head.split(b"\n"):
-            key, _, value = line.partition(b" ")
-            if key == b"tree":
-                tree = bytes.fromhex(value.decode("ascii"))
-            elif key == b"parent":
-                parents.append(bytes.fromhex(value.decode("ascii")))
-            elif key == b"committer":
-                commit_time = int(value.rsplit(b" ", 2)[1])
-            elif key == b"encoding":
-                encoding = value.decode("ascii")
-    except (ValueError, IndexError):
-        raise CorruptData(f"commit {oid.hex()} is malformed") from None
-    if tree is None:
-        raise CorruptData(f"commit {oid.hex()} has no tree")
-    try:
-        text = message.decode(encoding, "replace")
-    except LookupError:
-        text = message.decode("utf-8", "replace")
-    return CommitInfo(oid, tree, tuple(parents), commit_time, text)
 
 
 class _Pack:
@@ -202,7 +141,7 @@ class ObjectDatabase:
             kind, content = found
             if kind != "tag":
                 break
-            oid = _tag_target(oid, content)
+            oid = tag_target(oid, content)
         if kind != "commit":
             raise CorruptData(f"{oid.hex()} is a {kind}, not a commit")
         return parse_commit(oid, content)
@@ -319,7 +258,7 @@ class ObjectDatabase:
             except (CorruptData, OSError, OverflowError):
                 self._distrust(pack, oid)
         for directory in self._directories:
-            opened = _open_loose(directory.loose(oid))
+            opened = open_loose(directory.loose(oid))
             if opened is not None:
                 return opened[1]
         return None
@@ -331,7 +270,7 @@ class ObjectDatabase:
 
     def _read_loose(self, oid: Oid) -> tuple[Kind, Content] | None:
         for directory in self._directories:
-            opened = _open_loose(directory.loose(oid))
+            opened = open_loose(directory.loose(oid))
             if opened is None:
                 continue
             kind, size, pieces = opened
@@ -434,15 +373,6 @@ def _unquote(line: bytes) -> bytes:
     return line[1:-1].decode("unicode_escape").encode("latin-1")
 
 
-def _tag_target(oid: Oid, content: bytes) -> Oid:
-    if not content.startswith(b"object ") or len(content) < 47:
-        raise CorruptData(f"tag {oid.hex()} is malformed")
-    try:
-        return bytes.fromhex(content[7:47].decode("ascii"))
-    except ValueError:
-        raise CorruptData(f"tag {oid.hex()} is malformed") from None
-
-
 def _slices(content: Content) -> Iterator[bytes]:
     for start in range(0, len(content), PIECE):
         yield content[start : start + PIECE]
@@ -464,46 +394,3 @@ def _write_verified(entry: tuple[Kind, int, Iterator[bytes]], oid: Oid, fd: int)
     os.ftruncate(fd, 0)
     os.lseek(fd, 0, os.SEEK_SET)
     return False
-
-
-def _open_loose(path: str) -> tuple[Kind, int, Iterator[bytes]] | None:
-    """Kind, size and pieces of a loose object; None where it is not there or not readable."""
-    try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by the generator
-    except OSError:
-        return None
-    inflater = zlib.decompressobj()
-    try:
-        head = inflater.decompress(file.read(PIECE), 4096)
-        words, nul, first = head.partition(b"\0")
-        name, _, digits = words.partition(b" ")
-        kind, size = packformat.KIND_NAMES[name], int(digits)
-    except (zlib.error, KeyError, ValueError, OSError):
-        file.close()
-        return None
-    if not nul:
-        file.close()
-        return None
-    return kind, size, _loose_pieces(file, inflater, first, size)
-
-
-def _loose_pieces(
-    file: io.FileIO, inflater: zlib._Decompress, first: bytes, size: int
-) -> Iterator[bytes]:
-    with file:
-        left = size - len(first)
-        yield first
-        pending = inflater.unconsumed_tail
-        while not inflater.eof and left >= 0:
-            pending = pending or file.read(PIECE)
-            if not pending:
-                raise CorruptData("a loose object is cut")
-            try:
-                piece = inflater.decompress(pending, min(PIECE, left + 1))
-            except zlib.error as error:
-                raise CorruptData(f"a loose object does not inflate: {error}") from None
-            pending = inflater.unconsumed_tail
-            left -= len(piece)
-            yield piece
-        if left:
-            raise CorruptData("a loose object has another size than its header says")

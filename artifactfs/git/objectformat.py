@@ -1,0 +1,89 @@
+"""The contents of trees, commits and tags, parsed from their raw bytes (``gitformat``).
+
+Names of trees are bytes: git does not say what they are encoded in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from artifactfs.errors import CorruptData
+from artifactfs.git.packformat import Oid
+
+
+class TreeEntry(NamedTuple):
+    """One name of a tree; `mode` as in the tree object (0o100644, 0o40000, 0o120000, 0o160000…)."""
+
+    name: bytes
+    mode: int
+    oid: Oid
+
+
+@dataclass(frozen=True, slots=True)
+class CommitInfo:
+    """A commit; `commit_time` is the committer's, in seconds since 1970."""
+
+    oid: Oid
+    tree: Oid
+    parents: tuple[Oid, ...]
+    commit_time: int
+    message: str
+
+
+def parse_tree(content: bytes) -> list[TreeEntry]:
+    """The entries of a tree object's content, in its order. Raises: CorruptData."""
+    entries: list[TreeEntry] = []
+    position = 0
+    end = len(content)
+    try:
+        while position < end:
+            space = content.index(b" ", position)
+            nul = content.index(b"\0", space)
+            mode = int(content[position:space], 8)
+            position = nul + 21
+            entries.append(TreeEntry(content[space + 1 : nul], mode, content[nul + 1 : position]))
+    except ValueError:
+        raise CorruptData("a tree object is malformed") from None
+    if position != end:
+        raise CorruptData("a tree object is cut")
+    return entries
+
+
+def parse_commit(oid: Oid, content: bytes) -> CommitInfo:
+    """A commit object's content, parsed. Raises: CorruptData."""
+    head, _, message = content.partition(b"\n\n")
+    tree: Oid | None = None
+    parents: list[Oid] = []
+    commit_time = 0
+    encoding = "utf-8"
+    try:
+        for line in head.split(b"\n"):
+            key, _, value = line.partition(b" ")
+            if key == b"tree":
+                tree = bytes.fromhex(value.decode("ascii"))
+            elif key == b"parent":
+                parents.append(bytes.fromhex(value.decode("ascii")))
+            elif key == b"committer":
+                commit_time = int(value.rsplit(b" ", 2)[1])
+            elif key == b"encoding":
+                encoding = value.decode("ascii")
+    except (ValueError, IndexError):
+        raise CorruptData(f"commit {oid.hex()} is malformed") from None
+    if tree is None:
+        raise CorruptData(f"commit {oid.hex()} has no tree")
+    try:
+        text = message.decode(encoding, "replace")
+    except LookupError:
+        text = message.decode("utf-8", "replace")
+    return CommitInfo(oid, tree, tuple(parents), commit_time, text)
+
+
+def tag_target(oid: Oid, content: bytes) -> Oid:
+    """What an annotated tag points at. Raises: CorruptData."""
+    if not content.startswith(b"object ") or len(content) < 47:
+        raise CorruptData(f"tag {oid.hex()} is malformed")
+    try:
+        return bytes.fromhex(content[7:47].decode("ascii"))
+    except ValueError:
+        raise CorruptData(f"tag {oid.hex()} is malformed") from None
