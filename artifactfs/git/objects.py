@@ -47,6 +47,9 @@ _SETTLED_NS = 20_000_000
 
 _MAX_ALTERNATE_DEPTH = 5
 
+_EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")
+"""Known to every git without being stored."""
+
 
 class MissingObject(LookupError):
     """The object is not in the object database. `oid` says which."""
@@ -180,9 +183,12 @@ class ObjectDatabase:
             size = self._header_size(oid)
         return size
 
-    def contains(self, oid: Oid) -> bool:
-        """Whether the object is here. Does not read it."""
-        return self._contains(oid) or (self._rescan() and self._contains(oid))
+    def contains(self, oid: Oid, *, look_again: bool = True) -> bool:
+        """Whether the object is here. Does not read it.
+
+        Without `look_again` new packs are not looked for: 3 µs instead of 30 where it is absent.
+        """
+        return self._contains(oid) or (look_again and self._rescan() and self._contains(oid))
 
     def missing(self, oids: Iterable[Oid]) -> list[Oid]:
         """Those of `oids` that are not here, in their order.
@@ -229,6 +235,8 @@ class ObjectDatabase:
                 yield pack, offset
 
     def _read(self, oid: Oid) -> tuple[Kind, Content] | None:
+        if oid == _EMPTY_TREE:
+            return "tree", b""
         for pack, offset in self._found(oid):
             try:
                 kind, content = pack.data.read(offset)
