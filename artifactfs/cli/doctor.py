@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
+
+from artifactfs.cli.context import json_option, state
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--verbose", "-v", is_flag=True, help="Show what is in order as well.")
 @click.option("--offline", is_flag=True, help="Do not ask the remotes.")
 @click.option("--deep", is_flag=True, help="Read databases and packs as a whole (slow).")
@@ -20,7 +19,8 @@ import click
     metavar="SECONDS",
     help="How long to wait for a mount, the daemon or a remote.",
 )
-def doctor(as_json: bool, verbose: bool, offline: bool, deep: bool, deadline: float) -> None:
+@json_option
+def doctor(verbose: bool, offline: bool, deep: bool, deadline: float, as_json: bool) -> None:
     """Look for what is wrong, and name the command that mends it.
 
     Checks FUSE, the kernel, libfuse and git, the state root (disk, permissions, databases,
@@ -37,11 +37,12 @@ def doctor(as_json: bool, verbose: bool, offline: bool, deep: bool, deadline: fl
 
     from artifactfs.doctor.examination import examine
     from artifactfs.doctor.report import STYLES, lines, to_json
-    from artifactfs.paths import StateLayout, default_state_root
+
+    layout = state()
 
     async def run() -> int:
         report = await examine(
-            StateLayout(default_state_root()),
+            layout,
             remotes=not offline,
             deep=deep,
             deadline_s=deadline,
@@ -53,4 +54,4 @@ def doctor(as_json: bool, verbose: bool, offline: bool, deep: bool, deadline: fl
                 click.echo(click.style(line, fg=STYLES[severity]) if severity else line)
         return 1 if report.problems else 0
 
-    sys.exit(trio.run(run))
+    raise SystemExit(trio.run(run))

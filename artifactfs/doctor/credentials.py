@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
+from artifactfs.redact import redact
 
 SOON_S = 3600.0
 """A token that ends within this many seconds is worth a word before it does."""
@@ -39,17 +40,17 @@ def check_credentials(patient: Patient) -> Iterator[Finding]:
                 f"chmod 0600 {path}  (and revoke the token if others use this machine)",
                 repo.name,
             )
-        yield from _check_expiry(path, repo.name, time.time())
+        yield from _check_expiry(path, repo.name, redact(repo.remote), time.time())
 
 
-def _check_expiry(path: Path, repo: str, now: float) -> Iterator[Finding]:
+def _check_expiry(path: Path, repo: str, url: str, now: float) -> Iterator[Finding]:
     ends = expiry_times(path)
     if not ends:
         yield ok("credentials.stored", f"{repo}: credentials are stored", repo)
         return
     end = max(ends)
     when = datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    mend = f"artifact-fs set-remote --name {repo} https://x:NEW_TOKEN@HOST/PATH.git"
+    mend = f"ARTIFACT_FS_TOKEN=NEW_TOKEN artifact-fs set-remote --name {repo} --remote {url}"
     if end <= now:
         yield problem("credentials.expired", f"{repo}: the token expired at {when}", mend, repo)
     elif end - now < SOON_S:

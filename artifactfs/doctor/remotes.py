@@ -69,7 +69,7 @@ def _unreachable(repo: RepoSettings, what: str) -> Finding:
     return problem(
         "remote.unreachable",
         f"{repo.name}: {what}",
-        f"check the network, or: artifact-fs set-remote --name {repo.name} URL",
+        f"check the network, or: artifact-fs set-remote --name {repo.name} --remote URL",
         repo.name,
     )
 
@@ -80,14 +80,14 @@ def _refused(repo: RepoSettings, url: str, error: ArtifactFSError) -> Finding:
         return problem(
             "remote.refused-credentials",
             f"{repo.name}: {url} refuses the credentials ({what})",
-            f"artifact-fs set-remote --name {repo.name} https://x:NEW_TOKEN@HOST/PATH.git",
+            f"ARTIFACT_FS_TOKEN=NEW_TOKEN artifact-fs set-remote --name {repo.name} --remote {url}",
             repo.name,
         )
     if isinstance(error, RemoteNotFound):
         return problem(
             "remote.not-found",
             f"{repo.name}: {url}: {what}",
-            f"artifact-fs set-remote --name {repo.name} URL",
+            f"artifact-fs set-remote --name {repo.name} --remote URL",
             repo.name,
         )
     if isinstance(error, RemoteUnreachable):
