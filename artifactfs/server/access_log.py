@@ -1,0 +1,73 @@
+"""The request log: one JSON object a line, written before the client sees the end of the answer.
+
+Fields: time, method, path (without the query), status, ms, bytes_in, bytes_out; for Git requests
+also service, command (``advertise``, ``ls-refs``, ``fetch``, ``object-info``, ``push``), wants
+(how many) and, with ``--log-oids``, oids.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifactfs.server.clock import iso, now_ms
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What is known of one request; the fields grow while it is served."""
+
+    method: str
+    path: str
+    started: float = field(default_factory=time.perf_counter)
+    status: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    service: str | None = None
+    command: str | None = None
+    wants: int | None = None
+    oids: list[str] | None = None
+    logged: bool = False
+
+    @property
+    def ms(self) -> float:
+        return round((time.perf_counter() - self.started) * 1000, 2)
+
+    def as_dict(self) -> dict[str, Any]:
+        known = {
+            "time": iso(now_ms()),
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "ms": self.ms,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "service": self.service,
+            "command": self.command,
+            "wants": self.wants,
+            "oids": self.oids,
+        }
+        return {key: value for key, value in known.items() if value is not None}
+
+
+class AccessLog:
+    """Appends to a file; without a path it does nothing."""
+
+    def __init__(self, path: Path | None, *, oids: bool = False) -> None:
+        self._file = path.open("a", buffering=1) if path is not None else None
+        self.wants_oids = oids and path is not None
+
+    def write(self, record: RequestRecord) -> None:
+        """Log a request, once."""
+        if record.logged:
+            return
+        record.logged = True
+        if self._file is not None:
+            self._file.write(json.dumps(record.as_dict(), separators=(",", ":")) + "\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

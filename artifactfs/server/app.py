@@ -1,0 +1,139 @@
+"""The whole ASGI application: Git paths go straight to git, everything else to FastAPI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+import artifactfs
+from artifactfs.server import api_repos
+from artifactfs.server.access_log import RequestRecord
+from artifactfs.server.api import (
+    ERROR_ANSWERS,
+    Caller,
+    caller_by_path,
+    caller_by_token,
+    install_error_handlers,
+)
+from artifactfs.server.context import Context
+from artifactfs.server.events import Event
+from artifactfs.server.exchange import Message, Receive, Send
+from artifactfs.server.git_http import GitHTTP, route_of
+from artifactfs.server.problems import Code, Problem
+from artifactfs.server.repositories import Repositories
+
+_IN_NAMESPACE = (api_repos.router,)
+
+
+def build_api(context: Context, repositories: Repositories) -> FastAPI:
+    """The control plane: both base paths, OpenAPI at /openapi.json, docs at /docs."""
+    app = FastAPI(
+        title="ArtifactFS server",
+        version=artifactfs.__version__,
+        description="Git repositories for agents: create, fork, import, read and hand out tokens.",
+        separate_input_output_schemas=False,
+    )
+    app.state.context = context
+    app.state.repositories = repositories
+    install_error_handlers(app)
+    for router in _IN_NAMESPACE:
+        app.include_router(
+            router,
+            prefix="/client/v4/accounts/{account_id}/artifacts/namespaces/{namespace}",
+            dependencies=[Depends(caller_by_path)],
+            responses=ERROR_ANSWERS,
+        )
+        app.include_router(
+            router,
+            prefix="/v1/api/namespaces/{namespace}",
+            dependencies=[Depends(caller_by_token)],
+            responses=ERROR_ANSWERS,
+        )
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, without the 422 that it adds: invalid input is a 400 here."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+        )
+        for path in document["paths"].values():
+            for operation in path.values():
+                answer = operation.get("responses", {}).get("422", {})
+                if "HTTPValidationError" in str(answer):
+                    del operation["responses"]["422"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            document.get("components", {}).get("schemas", {}).pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+class Application:
+    """Dispatches requests, logs them, and bounds the bodies of the control plane."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.repositories = Repositories(context)
+        self.api = build_api(context, self.repositories)
+        self._git = GitHTTP(context)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        route = route_of(scope["path"])
+        if route is not None:
+            await self._git(route, scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
+
+    async def _control(self, scope: Message, receive: Receive, send: Send) -> None:
+        record = RequestRecord(scope["method"], scope["path"])
+        limit = self._context.limits.control_body_bytes
+        scope["state"] = state = {}
+
+        async def bounded_receive() -> Message:
+            message = await receive()
+            record.bytes_in += len(message.get("body", b""))
+            if record.bytes_in > limit:
+                raise Problem(Code.MEMORY_LIMIT, "The request body is too large")
+            return message
+
+        async def logged_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+            elif message["type"] == "http.response.body":
+                record.bytes_out += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    self._context.access_log.write(record)
+                    self._report(scope, state, record)
+            await send(message)
+
+        await self.api(scope, bounded_receive, logged_send)
+
+    def _report(self, scope: Message, state: dict[str, Any], record: RequestRecord) -> None:
+        """Record a failed request of a known caller as an event."""
+        caller = state.get("caller")
+        params = scope.get("path_params", {})
+        if record.status < 400 or not isinstance(caller, Caller) or "namespace" not in params:
+            return
+        problem = state.get("problem")
+        kind = "serverError" if record.status >= 500 else "clientError"
+        if record.status == 429:
+            kind = "rateLimited"
+        self._context.events.record(
+            Event(
+                caller.account_id,
+                params["namespace"],
+                params.get("name", ""),
+                kind,  # type: ignore[arg-type]
+                record.ms,
+                error_message=problem.message if isinstance(problem, Problem) else "",
+            )
+        )

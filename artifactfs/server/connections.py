@@ -1,0 +1,128 @@
+"""hypercorn's TCP server on our own listeners, with an eye on each client's socket.
+
+hypercorn stops reading a connection while a request is being answered, so it would notice a
+client that went away only at the next write, and a client that stops reading blocks that write
+for ever. Here a request can reach its own socket: to see a hang-up at once, and to cut a
+connection whose time is over.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+
+_PEEK_S = 0.2
+_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+
+_connection: ContextVar[trio.socket.SocketType | None] = ContextVar("connection", default=None)
+
+
+async def client_gone() -> None:
+    """Return when the client of this request has closed its connection."""
+    connection = _connection.get()
+    if connection is None:
+        await trio.sleep_forever()
+        return
+    while connection.fileno() >= 0:
+        poll = select.poll()
+        poll.register(connection.fileno(), _GONE)
+        if poll.poll(0):
+            return
+        await trio.sleep(_PEEK_S)
+
+
+def cut_connection() -> None:
+    """End the connection of this request at once; a blocked write to it fails."""
+    connection = _connection.get()
+    if connection is not None:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets for an address. Raises: OSError."""
+    addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=1)
+    sockets = []
+    for family, kind, protocol, _, address in addresses:
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(1024)
+        sock.setblocking(False)
+        sockets.append(sock)
+    return sockets
+
+
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.2 or newer, HTTP/2 and HTTP/1.1."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def http_config() -> Config:
+    """Bounds of the HTTP layer."""
+    config = Config()
+    config.accesslog = None
+    config.include_server_header = False
+    config.keep_alive_timeout = 75.0
+    config.keep_alive_max_requests = 100_000
+    config.h11_max_incomplete_size = 32 * 1024
+    config.h2_max_header_list_size = 32 * 1024
+    return config
+
+
+async def serve_connections(
+    app: Callable[..., Any],
+    sockets: Sequence[socket.socket],
+    *,
+    tls: ssl.SSLContext | None,
+    shutdown: trio.Event,
+    grace_s: float,
+) -> None:
+    """Serve `app` on `sockets` until `shutdown`; then let open requests end for `grace_s`."""
+    config = http_config()
+    context = WorkerContext(None)
+    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    listeners = [_listener(sock, tls) for sock in sockets]
+    handler = partial(_handle, wrapped, config, context)
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as accepting:
+            accepting.start_soon(
+                partial(trio.serve_listeners, handler, listeners, handler_nursery=connections)
+            )
+            await shutdown.wait()
+            accepting.cancel_scope.cancel()
+        await context.terminated.set()
+        connections.cancel_scope.deadline = trio.current_time() + grace_s
+
+
+def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> Any:
+    plain = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    return plain if tls is None else trio.SSLListener(plain, tls, https_compatible=True)
+
+
+async def _handle(app: Any, config: Config, context: WorkerContext, stream: Any) -> None:
+    transport = getattr(stream, "transport_stream", stream)
+    transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Requests are tasks started from this one, so they inherit the variable.
+    _connection.set(transport.socket)
+    await TCPServer(app, config, context, ConnectionState({}), stream)

@@ -1,0 +1,134 @@
+"""One ASGI request and its answer, for the Git endpoints: streams in both directions."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+
+from artifactfs.server.access_log import AccessLog, RequestRecord
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_INFLATE_STEP = 256 * 1024
+NO_CACHE = (
+    (b"cache-control", b"no-cache, max-age=0, must-revalidate"),
+    (b"expires", b"Fri, 01 Jan 1980 00:00:00 GMT"),
+    (b"pragma", b"no-cache"),
+)
+
+
+class ClientGone(Exception):
+    """The client closed its connection."""
+
+
+class BadBody(Exception):
+    """The request body is not what its headers say, or larger than allowed."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Exchange:
+    """A request and its answer. Every answer is logged before its end is sent."""
+
+    def __init__(
+        self,
+        scope: Message,
+        receive: Receive,
+        send: Send,
+        record: RequestRecord,
+        log: AccessLog,
+    ) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope["query_string"]
+        self.headers: dict[bytes, bytes] = {
+            bytes(name).lower(): bytes(value) for name, value in scope["headers"]
+        }
+        self.record = record
+        self.started = False
+        self._receive = receive
+        self._send = send
+        self._log = log
+
+    async def body(self, limit: int | None) -> AsyncIterator[bytes]:
+        """The request body, decompressed, in pieces of at most 256 KiB.
+
+        Raises: ClientGone; BadBody for broken compression or more than `limit` bytes.
+        """
+        encoding = self.headers.get(b"content-encoding", b"identity").lower()
+        if encoding not in (b"identity", b"gzip", b"x-gzip"):
+            raise BadBody("unsupported Content-Encoding", 415)
+        inflate = zlib.decompressobj(31) if encoding != b"identity" else None
+        total = 0
+        async for raw in self._raw_body():
+            for piece in (raw,) if inflate is None else _inflated(inflate, raw):
+                total += len(piece)
+                if limit is not None and total > limit:
+                    raise BadBody("the request body is too large", 413)
+                yield piece
+        if inflate is not None and total and not inflate.eof:
+            raise BadBody("the compressed request body is cut short")
+
+    async def _raw_body(self) -> AsyncIterator[bytes]:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            data = message.get("body", b"")
+            self.record.bytes_in += len(data)
+            if data:
+                yield data
+            if not message.get("more_body", False):
+                return
+
+    async def start(
+        self, content_type: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        """Begin a 200 answer whose length is not known."""
+        await self._start(200, [(b"content-type", content_type), *headers])
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        self.record.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the answer; waits while the client does not read."""
+        self.record.bytes_out += len(data)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def finish(self) -> None:
+        """End the answer."""
+        self._log.write(self.record)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def answer(
+        self,
+        status: int,
+        body: bytes,
+        content_type: bytes = b"text/plain; charset=utf-8",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        """Send a whole answer."""
+        length = (b"content-length", b"%d" % len(body))
+        await self._start(status, [(b"content-type", content_type), length, *headers])
+        self.record.bytes_out += len(body)
+        self._log.write(self.record)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _inflated(inflate: Any, raw: bytes) -> Iterator[bytes]:
+    """Decompress bit by bit: a small body may stand for gigabytes."""
+    while raw and not inflate.eof:
+        try:
+            piece = inflate.decompress(raw, _INFLATE_STEP)
+        except zlib.error:
+            raise BadBody("the request body is not gzip") from None
+        raw = inflate.unconsumed_tail
+        if piece:
+            yield piece

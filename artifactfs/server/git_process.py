@@ -1,0 +1,124 @@
+"""One Git process on the server side of a request: streamed, bounded in time, always reaped."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import trio
+
+CHUNK = 256 * 1024
+_STDERR_KEPT = 4_096
+_PIPE_SIZE = 512 * 1024
+_GRACE_S = 2.0
+
+
+class GitProcess:
+    """A running Git process with piped stdin and stdout; stderr is kept, bounded."""
+
+    def __init__(self, process: trio.Process) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self._process = process
+        self.stdin = process.stdin
+        self.stdout = process.stdout
+        self._stderr = bytearray()
+
+    async def read(self) -> bytes:
+        """The next bytes of stdout, empty at its end."""
+        return bytes(await self.stdout.receive_some(CHUNK))
+
+    async def wait(self) -> int:
+        """Wait for the end; the exit status."""
+        return await self._process.wait()
+
+    @property
+    def stderr(self) -> str:
+        """What the process said on stderr so far, at most 4 KiB of it."""
+        return self._stderr.decode(errors="replace").strip()
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the process and the helpers it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
+    async def _drain_stderr(self) -> None:
+        assert self._process.stderr is not None
+        while data := await self._process.stderr.receive_some(CHUNK):
+            if len(self._stderr) < _STDERR_KEPT:
+                self._stderr += bytes(data)[: _STDERR_KEPT - len(self._stderr)]
+
+    async def _end(self) -> None:
+        """Terminate what is still running and reap it. Shielded from cancellation."""
+        with trio.CancelScope(shield=True):
+            if self.running:
+                self.signal_group(signal.SIGTERM)
+                with trio.move_on_after(_GRACE_S):
+                    await self._process.wait()
+            if self.running:
+                self.signal_group(signal.SIGKILL)
+                await self._process.wait()
+
+
+@asynccontextmanager
+async def git_process(
+    argv: Sequence[str], *, environment: Mapping[str, str], cwd: str = "/"
+) -> AsyncIterator[GitProcess]:
+    """Run `argv` (never through a shell) for the time of the block.
+
+    However the block is left, also by cancellation, the process and its helpers are gone after
+    it: SIGTERM, so that a quarantine is removed, and SIGKILL two seconds later.
+    """
+    process = await trio.lowlevel.open_process(
+        list(argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(environment),
+        cwd=cwd,
+        start_new_session=True,
+    )
+    git = GitProcess(process)
+    _widen(process)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(git._drain_stderr)
+            try:
+                yield git
+            finally:
+                await git._end()
+                nursery.cancel_scope.deadline = trio.current_time() + _GRACE_S
+    finally:
+        with trio.CancelScope(shield=True):
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    await stream.aclose()
+
+
+def _widen(process: trio.Process) -> None:
+    """A larger pipe: fewer switches between git and the server for a big pack."""
+    for stream in (process.stdin, process.stdout):
+        if isinstance(stream, trio.lowlevel.FdStream):
+            with suppress(OSError):
+                fcntl.fcntl(stream.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+
+
+async def run_git(
+    argv: Sequence[str], *, environment: Mapping[str, str], deadline_s: float, cwd: str = "/"
+) -> tuple[int, bytes, str]:
+    """Run git to its end: (exit status, stdout, stderr). Raises: trio.TooSlowError."""
+    with trio.fail_after(deadline_s):
+        async with git_process(argv, environment=environment, cwd=cwd) as git:
+            await git.stdin.aclose()
+            output = bytearray()
+            while data := await git.read():
+                output += data
+            status = await git.wait()
+        return status, bytes(output), git.stderr

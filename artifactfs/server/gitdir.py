@@ -1,0 +1,158 @@
+"""Bare gitdirs on disk, and the environment and configuration every Git process gets.
+
+A gitdir is made without running git, as gitrepository-layout(5) describes it. Its folder is named
+by the id of the repository, so nothing that a client sends becomes part of a path here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from artifactfs.errors import StateError
+
+GIT_CONFIG = """\
+# Written by artifacts-server at each start. Every Git process of the server reads this file.
+[core]
+\tbare = true
+\thooksPath = /dev/null
+\tlogAllRefUpdates = false
+\tfsync = committed,loose-object,reference
+\tbigFileThreshold = 32m
+[safe]
+\tdirectory = *
+[gc]
+\tauto = 0
+\twriteCommitGraph = false
+[maintenance]
+\tauto = false
+[protocol]
+\tversion = 2
+[pack]
+\tthreads = 1
+\twriteReverseIndex = true
+[uploadpack]
+\tallowFilter = true
+\tallowAnySHA1InWant = true
+\tallowRefInWant = true
+[transfer]
+\tadvertiseObjectInfo = true
+\tunpackLimit = 1
+\tfsckObjects = true
+[receive]
+\tautogc = false
+\tdenyCurrentBranch = ignore
+\tdenyDeleteCurrent = ignore
+\tdenyNonFastForwards = false
+\tadvertisePushOptions = false
+[fsck]
+\tzeroPaddedFilemode = ignore
+\tmissingSpaceBeforeDate = ignore
+\tbadTimezone = ignore
+"""
+# unpackLimit 1: a push stays one pack, so a fork links a few files instead of thousands.
+# fsck: faults of old and widespread histories that harm nobody.
+
+REPO_CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n"
+
+
+def find_git() -> str:
+    """Absolute path of git. Raises: StateError."""
+    found = shutil.which("git")
+    if found is None:
+        raise StateError("git is not installed", hint="apt-get install git")
+    return found
+
+
+def write_git_config(path: Path) -> None:
+    """Put the shared configuration in place, whole or not at all."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(GIT_CONFIG)
+    temporary.replace(path)
+
+
+def git_environment(
+    config: Path, *, protocol: str | None = None, settings: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The whole environment of a Git process: nothing of the server's own leaks into it.
+
+    `protocol` becomes GIT_PROTOCOL; `settings` are configuration for this one process.
+    """
+    environment = {
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": str(config),
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ASKPASS": "true",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_COMMITTER_NAME": "artifacts-server",
+        "GIT_COMMITTER_EMAIL": "artifacts-server@localhost",
+    }
+    if protocol:
+        environment["GIT_PROTOCOL"] = protocol
+    if settings:
+        environment["GIT_CONFIG_COUNT"] = str(len(settings))
+        for number, (key, value) in enumerate(settings.items()):
+            environment[f"GIT_CONFIG_KEY_{number}"] = key
+            environment[f"GIT_CONFIG_VALUE_{number}"] = value
+    return environment
+
+
+def create_gitdir(gitdir: Path, default_branch: str, *, pools: tuple[Path, ...] = ()) -> None:
+    """Make an empty bare repository that borrows the objects of `pools`."""
+    for part in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
+        (gitdir / part).mkdir(parents=True, mode=0o700)
+    (gitdir / "config").write_text(REPO_CONFIG)
+    write_alternates(gitdir, pools)
+    # HEAD last: without it the folder is not a repository.
+    (gitdir / "HEAD").write_text(f"ref: refs/heads/{default_branch}\n")
+
+
+def write_alternates(gitdir: Path, pools: tuple[Path, ...]) -> None:
+    """Name the pools in ``objects/info/alternates``, atomically."""
+    target = gitdir / "objects" / "info" / "alternates"
+    if not pools:
+        target.unlink(missing_ok=True)
+        return
+    temporary = target.with_name("alternates.new")
+    temporary.write_text("".join(f"{pool / 'objects'}\n" for pool in pools))
+    temporary.replace(target)
+
+
+def own_bytes(gitdir: Path) -> int:
+    """Bytes of the objects in this gitdir itself, pools and quarantines excluded."""
+    return tree_bytes(gitdir / "objects")
+
+
+def tree_bytes(directory: Path) -> int:
+    """Bytes of all files below `directory`; what vanishes meanwhile counts as nothing."""
+    total = 0
+    try:
+        entries = list(os.scandir(directory))
+    except FileNotFoundError:
+        return 0
+    for entry in entries:
+        if entry.name.startswith("tmp_objdir-"):
+            continue
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                total += tree_bytes(Path(entry.path))
+            else:
+                total += entry.stat(follow_symlinks=False).st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def remove_later(directory: Path, trash: Path) -> Path | None:
+    """Move a directory into the trash, atomically; return where it is now, None if absent."""
+    target = trash / f"{directory.name}.{os.urandom(6).hex()}"
+    try:
+        directory.rename(target)
+    except FileNotFoundError:
+        return None
+    return target

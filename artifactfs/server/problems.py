@@ -1,0 +1,62 @@
+"""Errors of the control plane: code, number, HTTP status."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Code(Enum):
+    """The codes of the interface: (number, HTTP status)."""
+
+    AUTHENTICATION = (10000, 403)
+    INVALID_INPUT = (10100, 400)
+    INVALID_REPO_NAME = (10101, 400)
+    INVALID_TTL = (10103, 400)
+    INVALID_URL = (10104, 400)
+    REMOTE_AUTH_REQUIRED = (10106, 422)
+    NOT_FOUND = (10200, 404)
+    ALREADY_EXISTS = (10201, 409)
+    CONFLICT = (10202, 409)
+    IMPORT_IN_PROGRESS = (10302, 409)
+    FORK_IN_PROGRESS = (10303, 409)
+    INTERNAL_ERROR = (10400, 500)
+    UPSTREAM_UNAVAILABLE = (10401, 502)
+    MEMORY_LIMIT = (10402, 413)
+    METHOD_NOT_ALLOWED = (10405, 405)
+    RATE_LIMITED = (10429, 429)
+    STORAGE_LIMIT = (10403, 413)
+
+    @property
+    def number(self) -> int:
+        return self.value[0]
+
+    @property
+    def status(self) -> int:
+        return self.value[1]
+
+
+class Problem(Exception):
+    """A request that cannot be granted; the answer is an envelope with this error.
+
+    `pointer`: JSON pointer of the field at fault. `retry_after`: seconds after which the same
+    request may succeed.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        *,
+        pointer: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.pointer = pointer
+        self.retry_after = retry_after
+
+
+def not_found(what: str) -> Problem:
+    """NOT_FOUND with the usual words."""
+    return Problem(Code.NOT_FOUND, f"{what} not found")

@@ -1,0 +1,144 @@
+"""Bodies of requests and answers, as pydantic models: they validate, and they are the OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+T = TypeVar("T")
+
+_BRANCH = (
+    r"^(?!/|-|\.)(?!.*(?:\.\.|//|@\{|\.lock$|\.lock/|/\.|/$|\.$))[^\x00-\x20\x7f~^:?*\[\\]{1,200}$"
+)
+
+
+class Source(BaseModel):
+    pointer: str = Field(description="JSON pointer of the field at fault")
+
+
+class ErrorItem(BaseModel):
+    code: int
+    message: str
+    documentation_url: str | None = None
+    source: Source | None = None
+
+
+class ResultInfo(BaseModel):
+    """How a list goes on. Cursor and page count both work, whichever a client knows."""
+
+    cursor: str | None = Field(None, description="pass it as `cursor` for what follows")
+    page: int | None = None
+    per_page: int
+    count: int
+    total_count: int | None = None
+    total_pages: int | None = None
+
+
+class Envelope(BaseModel, Generic[T]):
+    result: T
+    success: Literal[True] = True
+    errors: list[ErrorItem] = []
+    messages: list[Any] = []
+    result_info: ResultInfo | None = None
+
+
+class ErrorEnvelope(BaseModel):
+    result: None = None
+    success: Literal[False] = False
+    errors: list[ErrorItem]
+    messages: list[Any] = []
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+BranchName = Annotated[str, StringConstraints(max_length=200)]
+Description = Annotated[str, StringConstraints(max_length=1_000)]
+
+
+class CreateNamespace(_Request):
+    namespace: str
+    jurisdiction: Literal["eu", "us"] | None = None
+
+
+class NamespaceInfo(BaseModel):
+    namespace: str
+    jurisdiction: Literal["unrestricted", "eu", "us"]
+    repo_count: int
+    created_at: str
+    updated_at: str
+
+
+class CreateRepo(_Request):
+    name: str
+    description: Description | None = None
+    default_branch: BranchName = "main"
+    read_only: bool = False
+
+
+class ForkRepo(_Request):
+    name: str
+    description: Description | None = None
+    read_only: bool = False
+    default_branch_only: bool = False
+
+
+class ImportRepo(_Request):
+    url: Annotated[str, StringConstraints(max_length=2_000)]
+    branch: BranchName | None = None
+    depth: Annotated[int, Field(ge=1, le=2_147_483_647, strict=True)] | None = None
+    read_only: bool = False
+
+
+class CreatedRepo(BaseModel):
+    id: str
+    name: str
+    description: str | None
+    default_branch: str
+    remote: str
+    token: str = Field(description="a write token; shown once")
+
+
+class ForkedRepo(CreatedRepo):
+    objects: int = Field(description="objects shared with the ancestor")
+
+
+class RepoInfo(BaseModel):
+    id: str
+    name: str
+    description: str | None
+    default_branch: str
+    created_at: str
+    updated_at: str
+    last_push_at: str | None
+    source: str | None
+    read_only: bool
+    remote: str
+    status: Literal["creating", "ready", "importing", "forking"]
+
+
+class Deleted(BaseModel):
+    id: str
+
+
+class CreateToken(_Request):
+    repo: str
+    scope: Literal["read", "write"] = "write"
+    ttl: Annotated[int, Field(strict=True)] = 86_400
+
+
+class CreatedToken(BaseModel):
+    id: str
+    plaintext: str = Field(description="the token; shown once")
+    scope: Literal["read", "write"]
+    expires_at: str
+
+
+class TokenInfo(BaseModel):
+    id: str
+    scope: Literal["read", "write"]
+    state: Literal["active", "expired", "revoked"]
+    created_at: str
+    expires_at: str

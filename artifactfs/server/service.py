@@ -1,0 +1,153 @@
+"""Starting, running and stopping a server."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import logging
+import os
+import shutil
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+from artifactfs.errors import StateError
+from artifactfs.server.access_log import AccessLog
+from artifactfs.server.app import Application
+from artifactfs.server.catalog import Catalog
+from artifactfs.server.connections import serve_connections
+from artifactfs.server.context import Context
+from artifactfs.server.database import Store, metadata_migrations
+from artifactfs.server.eventlog import EventLog
+from artifactfs.server.git_process import run_git
+from artifactfs.server.gitdir import create_gitdir, find_git, git_environment, write_git_config
+from artifactfs.server.limits import RateLimiter
+from artifactfs.server.settings import DataLayout, ServerSettings
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 5.0
+
+
+@contextmanager
+def locked(layout: DataLayout) -> Iterator[None]:
+    """Hold the data folder: one server at a time. Raises: StateError."""
+    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(f"another server is using {layout.root}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def advertisement_v2(git: str, layout: DataLayout) -> bytes:
+    """What this git says to a protocol v2 handshake. It does not depend on the repository."""
+    probe = layout.trash / f"probe.{os.urandom(6).hex()}"
+    create_gitdir(probe, "main")
+    try:
+        status, output, stderr = await run_git(
+            [git, "upload-pack", "--http-backend-info-refs", str(probe)],
+            environment=git_environment(layout.git_config, protocol="version=2"),
+            deadline_s=30,
+        )
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+    if status != 0:
+        raise StateError(f"git upload-pack does not work: {stderr}")
+    return output
+
+
+async def run_server(
+    settings: ServerSettings,
+    sockets: Sequence[socket.socket],
+    *,
+    tls: ssl.SSLContext | None = None,
+    ready: Callable[[Context], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` is called once when requests are accepted."""
+    layout = settings.layout
+    write_git_config(layout.git_config)
+    git = find_git()
+    shutdown = trio.Event()
+    store = Store(layout.metadata_db, metadata_migrations)
+    access_log = AccessLog(settings.access_log, oids=settings.log_oids)
+    catalog = Catalog(store)
+    events = EventLog(layout.events_db)
+    try:
+        async with trio.open_nursery() as services:
+            services.start_soon(_until_signal, shutdown)
+            await services.start(events.run)
+            async with trio.open_nursery() as background:
+                context = Context(
+                    settings=settings,
+                    git=git,
+                    advertisement=await advertisement_v2(git, layout),
+                    store=store,
+                    catalog=catalog,
+                    events=events,
+                    access_log=access_log,
+                    control_limiter=RateLimiter(
+                        settings.limits.control_requests, settings.limits.window_s
+                    ),
+                    git_limiter=RateLimiter(settings.limits.git_requests, settings.limits.window_s),
+                    git_turns=trio.Semaphore(settings.limits.git_processes),
+                    background=background,
+                )
+                await trio.to_thread.run_sync(sweep, layout, _known_ids(store))
+                application = Application(context)
+                gc.freeze()
+                ready(context)
+                await serve_connections(
+                    application, sockets, tls=tls, shutdown=shutdown, grace_s=_GRACE_S
+                )
+                background.cancel_scope.cancel()
+            services.cancel_scope.cancel()
+    finally:
+        access_log.close()
+        store.close()
+
+
+async def _until_signal(shutdown: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            shutdown.set()
+
+
+def _known_ids(store: Store) -> tuple[frozenset[str], frozenset[str]]:
+    repos = frozenset(row["id"] for row in store.rows("SELECT id FROM repos"))
+    pools = frozenset(row["id"] for row in store.rows("SELECT id FROM pools"))
+    return repos, pools
+
+
+def sweep(layout: DataLayout, known: tuple[frozenset[str], frozenset[str]]) -> None:
+    """Remove what a crash left: folders that no row names, quarantines, the trash."""
+    repos, pools = known
+    for directory in layout.trash.iterdir():
+        shutil.rmtree(directory, ignore_errors=True)
+    for gitdir in layout.repos.glob("*/*.git"):
+        if gitdir.name.removesuffix(".git") not in repos:
+            log.info("removing a repository folder that was never finished: %s", gitdir.name)
+            shutil.rmtree(gitdir, ignore_errors=True)
+            continue
+        for quarantine in (gitdir / "objects").glob("tmp_objdir-*"):
+            shutil.rmtree(quarantine, ignore_errors=True)
+        _remove_stale_locks(gitdir)
+    for pool in layout.pools.iterdir():
+        if pool.name not in pools:
+            shutil.rmtree(pool, ignore_errors=True)
+
+
+def _remove_stale_locks(gitdir: Path) -> None:
+    """A killed git leaves ``.lock`` files; with the data folder locked, nobody holds them."""
+    for lock in (gitdir / "packed-refs.lock", gitdir / "HEAD.lock", gitdir / "config.lock"):
+        lock.unlink(missing_ok=True)
+    for lock in (gitdir / "refs").rglob("*.lock"):
+        lock.unlink(missing_ok=True)
