@@ -1,0 +1,327 @@
+"""A clone in two phases: the trees of one commit at once, all of history behind it.
+
+Phase 1 (`clone_tip`) fetches the tip's commit and trees as from depth 1, but writes no
+``shallow`` file: the parents are then promised objects like any other, so that git is right at
+every moment; a `git log` that comes early pulls the history itself. Phase 2 (`fetch_history`)
+brings it in the background. `--depth` asks for the shallow file, and gets it.
+
+Packs go into `git index-pack`: it takes 190,000 commits and trees without holding this process.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.errors import (
+    CorruptData,
+    InvalidInput,
+    ObjectsMissing,
+    RemoteNotFound,
+)
+from artifactfs.git.command import GitFailed, feed_git, run_git
+from artifactfs.git.gitdir import (
+    GitdirPlan,
+    adopt_packs,
+    history_complete,
+    mark_history_complete,
+    own_folder,
+    publish,
+    read_head,
+    read_refs,
+    read_shallow,
+    sync_gitdir,
+    valid_ref,
+    write_gitdir,
+    write_shallow,
+)
+from artifactfs.git.objects import MissingObject, ObjectDatabase
+from artifactfs.git.protocol import RefAdvertisement
+from artifactfs.git.remote import CLONE_PREFIXES, Remote
+from artifactfs.paths import RepoLayout
+
+Oid = bytes
+
+BLOBLESS = "blob:none"
+MAX_DEPTH_AT_ONCE = 100
+"""A `--depth` up to this is fetched whole before the mount; of a larger one, only the tip."""
+
+_OID = re.compile(r"[0-9a-f]{40}")
+_BRANCHES_NAMED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """The commit to mount. `ref` is the full name it was found under, None for a bare commit or a
+    detached remote HEAD; `commit_time` in seconds since 1970."""
+
+    commit: Oid
+    tree: Oid
+    ref: str | None
+    commit_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a user's ref means at the remote: `want` is a commit, or the tag object of one."""
+
+    ref: str | None
+    want: Oid
+    commit: Oid
+
+
+async def clone_tip(
+    layout: RepoLayout, settings: RepoSettings, remote: Remote, *, shared_objects: Path
+) -> Tip:
+    """Phase 1: make ``layout.gitdir`` with everything that a mount of `settings.ref` needs.
+
+    `shared_objects` is the object directory with hydrated blobs; it is made if need be. Takes one
+    round trip, and one more where `remote` was not opened with ``expect_refs``. Cancelled or
+    failed, it leaves nothing behind.
+    Raises: RemoteError (RemoteNotFound for a ref that is not there), InvalidInput, StateError.
+    """
+    advertised = await _advertised(remote, settings.ref)
+    found = resolve(advertised, settings.ref)
+    depth = settings.depth
+    (shared_objects / "pack").mkdir(parents=True, exist_ok=True)
+    plan = _plan(layout, settings, advertised, found, (shared_objects, remote.alternate))
+    layout.directory.mkdir(parents=True, exist_ok=True)
+    temporary = layout.directory / f".git.{secrets.token_hex(4)}"
+    try:
+        write_gitdir(temporary, plan)
+        if remote.alternate is None:
+            whole_depth = 1 if depth is None or depth > MAX_DEPTH_AT_ONCE else depth
+            shallow = await _fetch_tip(remote, temporary, found, whole_depth)
+            if depth is not None:
+                write_shallow(temporary, shallow)
+        tip = await trio.to_thread.run_sync(_read_tip, temporary, found)
+        _check_required(settings, tip)
+        if found.commit != tip.commit:
+            raise CorruptData(f"{found.commit.hex()} is not the commit that was announced")
+        await trio.to_thread.run_sync(sync_gitdir, temporary)
+        publish(temporary, layout.gitdir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return tip
+
+
+async def _advertised(remote: Remote, ref: str | None) -> RefAdvertisement:
+    """The refs for a clone, and `ref` where it is a full name beyond branches and tags."""
+    refs = await remote.ls_refs(CLONE_PREFIXES)
+    if ref and ref.startswith("refs/") and ref not in refs.refs:
+        more = await remote.ls_refs((ref,))
+        refs = replace(refs, refs=refs.refs | more.refs, peeled=refs.peeled | more.peeled)
+    return refs
+
+
+def resolve(advertised: RefAdvertisement, ref: str | None) -> Resolved:
+    """What `ref` (branch, tag, full name or commit oid; None: HEAD) means at the remote.
+
+    Raises: RemoteNotFound, naming the branches where they are few.
+    """
+    if ref is None or ref == "HEAD":
+        name = advertised.head
+        oid = advertised.refs.get("HEAD") or advertised.refs.get(name or "")
+        if oid is None:
+            raise RemoteNotFound(
+                "the remote has no commits on its default branch",
+                hint=_branches(advertised) or "push a commit, then try again",
+            )
+        return Resolved(name, oid, oid)
+    for name in (ref, f"refs/heads/{ref}", f"refs/tags/{ref}", f"refs/{ref}"):
+        if name.startswith("refs/") and (oid := advertised.refs.get(name)) is not None:
+            return Resolved(name, oid, advertised.peeled.get(name, oid))
+    if _OID.fullmatch(ref):
+        return Resolved(None, bytes.fromhex(ref), bytes.fromhex(ref))
+    raise RemoteNotFound(
+        f"the remote has no branch, tag or ref {ref!r}",
+        hint=_branches(advertised) or "a commit is named by all 40 digits of its oid",
+    )
+
+
+def _branches(advertised: RefAdvertisement) -> str | None:
+    names = [name.removeprefix("refs/heads/") for name in advertised.refs]
+    names = sorted(name for name in names if not name.startswith(("refs/", "HEAD")))
+    if 0 < len(names) <= _BRANCHES_NAMED:
+        return f"it has the branches {', '.join(names)}" if names[1:] else f"try {names[0]}"
+    return None
+
+
+def _plan(
+    layout: RepoLayout,
+    settings: RepoSettings,
+    advertised: RefAdvertisement,
+    found: Resolved,
+    alternates: tuple[Path | None, ...],
+) -> GitdirPlan:
+    """The refs of a clone: every branch and tag; with a depth only the one that is mounted."""
+    branch = found.ref if found.ref and found.ref.startswith("refs/heads/") else None
+    single = settings.depth is not None
+    refs, peeled = _local_refs(advertised, found if single else None)
+    if branch:
+        refs[branch] = found.commit
+    fetch = "+refs/heads/*:refs/remotes/origin/*"
+    if single and branch:
+        fetch = f"+{branch}:{_tracking(branch)}"
+    origin_head = _tracking(advertised.head) if advertised.head else None
+    return GitdirPlan(
+        url=settings.remote,
+        worktree=settings.mount_point,
+        head=branch or found.commit,
+        origin_head=origin_head if origin_head in refs else None,
+        refs=refs,
+        peeled=peeled,
+        fetch=fetch,
+        alternates=tuple(path for path in alternates if path is not None),
+        credentials=layout.credentials,
+    )
+
+
+def _tracking(branch: str) -> str:
+    return "refs/remotes/origin/" + branch.removeprefix("refs/heads/")
+
+
+def _local_refs(
+    advertised: RefAdvertisement, only: Resolved | None
+) -> tuple[dict[str, Oid], dict[str, Oid]]:
+    """Remote-tracking branches and tags, and what annotated tags peel to."""
+    refs: dict[str, Oid] = {}
+    for name, oid in advertised.refs.items():
+        if not valid_ref(name) or (only is not None and name != only.ref):
+            continue
+        if name.startswith("refs/heads/"):
+            refs[_tracking(name)] = oid
+        elif name.startswith("refs/tags/"):
+            refs[name] = oid
+    peeled = {name: oid for name, oid in advertised.peeled.items() if name in refs}
+    return refs, peeled
+
+
+async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) -> frozenset[Oid]:
+    """Commit and trees of the tip; returns the commits whose parents were left out."""
+    arguments = ("index-pack", "--promisor", "--stdin")
+    try:
+        async with (
+            feed_git(*arguments, gitdir=gitdir) as sink,
+            remote.fetch_pack([found.want], filter=BLOBLESS, depth=depth) as pack,
+        ):
+            async for chunk in pack:
+                await sink.send(chunk)
+            await sink.finish()
+            return pack.shallow
+    except ObjectsMissing as error:
+        raise RemoteNotFound(f"the remote has no commit {found.want.hex()}") from error
+    except GitFailed as error:
+        raise CorruptData(f"the pack of the tip is not usable: {error.message}") from error
+
+
+def _read_tip(gitdir: Path, found: Resolved) -> Tip:
+    try:
+        commit = ObjectDatabase(gitdir).commit(found.commit)
+    except (MissingObject, CorruptData) as error:
+        name = found.ref or found.commit.hex()
+        raise RemoteNotFound(f"{name} is not a commit") from error
+    return Tip(commit.oid, commit.tree, found.ref, commit.commit_time)
+
+
+def _check_required(settings: RepoSettings, tip: Tip) -> None:
+    required = settings.require_commit
+    if required is not None and required.lower() != tip.commit.hex():
+        raise InvalidInput(
+            f"{settings.ref or 'HEAD'} is at {tip.commit.hex()}, not at the required {required}"
+        )
+
+
+async def fetch_history(layout: RepoLayout, settings: RepoSettings, remote: Remote) -> None:
+    """Phase 2: all commits and trees behind every ref of the gitdir. Returns at once when done.
+
+    Streams into ``git index-pack``; interrupted at any point it starts again, and leaves nothing
+    that git could take for a pack. Packs cannot be resumed in their middle.
+    Raises: RemoteError, CorruptData.
+    """
+    gitdir = layout.gitdir
+    if history_complete(gitdir):
+        return
+    at_once = settings.depth is not None and settings.depth <= MAX_DEPTH_AT_ONCE
+    if remote.alternate is None and not at_once:
+        wants = set(read_refs(gitdir).values())
+        if (head := read_head(gitdir).commit) is not None:
+            wants.add(head)
+        await _fetch_known(remote, gitdir, wants, settings.depth)
+    if settings.depth is None:
+        await _write_commit_graph(gitdir)
+    mark_history_complete(gitdir)
+
+
+async def _fetch_known(remote: Remote, gitdir: Path, wants: set[Oid], depth: int | None) -> None:
+    """Fetch `wants` without haves; what the remote lost since is left out."""
+    while wants:
+        try:
+            shallow = await receive_pack(
+                remote, gitdir, sorted(wants), folder="history", depth=depth
+            )
+        except ObjectsMissing as error:
+            if not wants & error.oids:
+                raise
+            wants = wants - error.oids
+            continue
+        if depth is not None:
+            write_shallow(gitdir, shallow)
+        return
+
+
+async def receive_pack(
+    remote: Remote,
+    gitdir: Path,
+    wants: Collection[Oid],
+    *,
+    folder: str,
+    haves: Collection[Oid] = (),
+    depth: int | None = None,
+) -> frozenset[Oid]:
+    """Fetch a blobless pack into `gitdir`; returns the commits whose parents are left out.
+
+    It is indexed in ``artifactfs/FOLDER`` and moved when complete. Raises: RemoteError,
+    CorruptData.
+    """
+    staging = own_folder(gitdir, folder)
+    (staging / "pack").mkdir()
+    known_shallow = read_shallow(gitdir)
+    environment = {"GIT_OBJECT_DIRECTORY": str(staging)}
+    try:
+        async with (
+            feed_git("index-pack", "--promisor", "--stdin", gitdir=gitdir, env=environment) as sink,
+            remote.fetch_pack(
+                wants,
+                filter=BLOBLESS,
+                haves=haves,
+                depth=depth,
+                shallow=known_shallow,
+            ) as pack,
+        ):
+            async for chunk in pack:
+                await sink.send(chunk)
+            await sink.finish()
+        await trio.to_thread.run_sync(adopt_packs, staging, gitdir / "objects")
+        return (known_shallow | pack.shallow) - pack.unshallow
+    except GitFailed as error:
+        raise CorruptData(f"a fetched pack is not usable: {error.message}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+async def _write_commit_graph(gitdir: Path) -> None:
+    """Makes `git log`, merge-base and ahead/behind of a long history several times faster.
+
+    Git works without it, so a failure (no space, say) is no reason to fail.
+    """
+    with suppress(GitFailed):
+        await run_git("commit-graph", "write", "--reachable", gitdir=gitdir, deadline_s=600)

@@ -1,0 +1,233 @@
+"""Running git: the one place that starts it.
+
+Every process gets a clean environment (no ``GIT_DIR`` of whoever started us, no prompts, messages
+in English) and a deadline. Secrets are never arguments: they go through the credential file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from artifactfs.errors import ArtifactFSError
+from artifactfs.redact import redact
+
+# `git rev-parse --local-env-vars`: what would point git at another repository.
+_LOCAL_VARIABLES = frozenset(
+    (
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_CONFIG",
+        "GIT_CONFIG_PARAMETERS",
+        "GIT_CONFIG_COUNT",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_IMPLICIT_WORK_TREE",
+        "GIT_GRAFT_FILE",
+        "GIT_INDEX_FILE",
+        "GIT_NO_REPLACE_OBJECTS",
+        "GIT_REPLACE_REF_BASE",
+        "GIT_PREFIX",
+        "GIT_SHALLOW_FILE",
+        "GIT_COMMON_DIR",
+        "GIT_INTERNAL_SUPER_PREFIX",
+        "GIT_QUARANTINE_PATH",
+        "GIT_NAMESPACE",
+    )
+)
+_STDERR_LIMIT = 4096
+_KILL_AFTER_S = 2.0
+
+
+class GitFailed(ArtifactFSError):
+    """A git process failed, or did not end in time. `stderr` is redacted."""
+
+    def __init__(self, message: str, *, returncode: int | None = None, stderr: str = "") -> None:
+        super().__init__(message)
+        self.returncode = returncode
+        self.stderr = stderr
+
+
+def git_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a git process of ours."""
+    environment = {key: value for key, value in os.environ.items() if key not in _LOCAL_VARIABLES}
+    environment |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+    environment.pop("SSH_ASKPASS", None)
+    if extra:
+        environment |= extra
+    return environment
+
+
+async def run_git(
+    *arguments: str,
+    gitdir: Path | None = None,
+    stdin: bytes = b"",
+    deadline_s: float = 60.0,
+    env: Mapping[str, str] | None = None,
+) -> bytes:
+    """Run ``git ARGUMENTS`` and return its standard output.
+
+    Cancelling kills the process. Raises: GitFailed.
+    """
+    command = git_command(*arguments, gitdir=gitdir)
+    with trio.move_on_after(deadline_s):
+        try:
+            done = await trio.run_process(
+                command,
+                stdin=stdin,
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                env=git_environment(env),
+            )
+        except OSError as error:
+            raise GitFailed(f"git could not be started: {error.strerror}") from error
+        if done.returncode == 0:
+            return bytes(done.stdout)
+        raise failure(arguments, done.returncode, done.stderr)
+    raise GitFailed(f"git {_verb(arguments)} did not end within {deadline_s:g} s")
+
+
+def git_command(*arguments: str, gitdir: Path | None = None) -> list[str]:
+    prefix = ["git", f"--git-dir={gitdir}"] if gitdir else ["git"]
+    return [*prefix, *arguments]
+
+
+def failure(arguments: Sequence[str], returncode: int, stderr: bytes) -> GitFailed:
+    """The exception for a git process that ended with `returncode`."""
+    text = redact(stderr.decode("utf-8", "replace").strip())
+    reason = last_message(text) or f"exit code {returncode}"
+    return GitFailed(f"git {_verb(arguments)} failed: {reason}", returncode=returncode, stderr=text)
+
+
+def last_message(stderr: str) -> str:
+    """The line of git's error output that says what happened."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if line.startswith(("fatal:", "error:")):
+            return line.split(":", 1)[1].strip()
+    return lines[-1] if lines else ""
+
+
+def _verb(arguments: Sequence[str]) -> str:
+    """The subcommand, without the ``-c name=value`` pairs before it."""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "-c":
+            next(rest, None)
+        elif not argument.startswith("-"):
+            return argument
+    return ""
+
+
+class PipedProcess:
+    """A running process with stdin and stdout as pipes, and stderr in a memory file.
+
+    (A file, because nobody has to read it: a pipe nobody reads would block the process.)
+    """
+
+    def __init__(self, process: trio.Process, stderr: int) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self._process = process
+        self._stderr = stderr
+        self.stdin: trio.abc.SendStream = process.stdin
+        self.stdout: trio.abc.ReceiveStream = process.stdout
+
+    def stderr_text(self) -> str:
+        """The end of what it wrote to stderr so far, redacted."""
+        size = os.fstat(self._stderr).st_size
+        tail = os.pread(self._stderr, _STDERR_LIMIT, max(0, size - _STDERR_LIMIT))
+        return redact(tail.decode("utf-8", "replace").strip())
+
+    async def wait(self) -> int:
+        return await self._process.wait()
+
+    async def close(self, *, grace_s: float = _KILL_AFTER_S) -> int:
+        """Close its stdin, wait `grace_s`, then kill it and its children. Never cancelled."""
+        with trio.CancelScope(shield=True):
+            await self.stdin.aclose()
+            with trio.move_on_after(grace_s):
+                await self._process.wait()
+            if self._process.returncode is None:
+                self.kill()
+                await self._process.wait()
+            await self.stdout.aclose()
+        os.close(self._stderr)
+        return self._process.returncode or 0
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+async def open_process(
+    command: Sequence[str], env: Mapping[str, str] | None = None
+) -> PipedProcess:
+    """Start `command` in a session of its own. Raises: GitFailed."""
+    stderr = os.memfd_create("stderr")
+    try:
+        process = await trio.lowlevel.open_process(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=git_environment(env),
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(stderr)
+        raise GitFailed(f"{command[0]} could not be started: {error.strerror}") from error
+    return PipedProcess(process, stderr)
+
+
+class GitSink:
+    """A git process that reads what it is sent: ``index-pack --stdin`` and the like."""
+
+    def __init__(self, process: PipedProcess, arguments: Sequence[str]) -> None:
+        self._process = process
+        self._arguments = arguments
+        self._died = False
+
+    async def send(self, chunk: bytes) -> None:
+        """Pass `chunk` on. A process that died swallows the rest: `finish` says why."""
+        if self._died:
+            return
+        try:
+            await self._process.stdin.send_all(chunk)
+        except trio.BrokenResourceError:
+            self._died = True
+
+    async def finish(self, *, deadline_s: float = 600.0) -> bytes:
+        """End its input, wait, and return its output. Raises: GitFailed."""
+        await self._process.stdin.aclose()
+        output = bytearray()
+        with trio.move_on_after(deadline_s):
+            async for data in self._process.stdout:
+                output += data
+            if returncode := await self._process.wait():
+                stderr = self._process.stderr_text().encode()
+                raise failure(self._arguments, returncode, stderr)
+            return bytes(output)
+        raise GitFailed(f"git {_verb(self._arguments)} did not end within {deadline_s:g} s")
+
+
+@asynccontextmanager
+async def feed_git(
+    *arguments: str, gitdir: Path | None = None, env: Mapping[str, str] | None = None
+) -> AsyncIterator[GitSink]:
+    """Start ``git ARGUMENTS``, to be sent its input. Leaving before `finish` kills it.
+
+    Raises: GitFailed.
+    """
+    process = await open_process(git_command(*arguments, gitdir=gitdir), env)
+    try:
+        yield GitSink(process, arguments)
+    finally:
+        await process.close(grace_s=0)

@@ -1,0 +1,358 @@
+"""One Git remote: its refs, packs and object sizes, over whatever transport reaches it.
+
+Everything here speaks protocol version 2. Servers that do not are mirrored by git itself
+(`artifactfs.git.remote_fallback`), and the mirror speaks it for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from artifactfs.errors import ArtifactFSError, InvalidInput, ProtocolError, RemoteError
+from artifactfs.git import protocol
+from artifactfs.git.credentials import CredentialFile
+from artifactfs.git.pktline import FLUSH, Packet, side_band_data
+from artifactfs.git.protocol import RefAdvertisement, ServerCapabilities
+from artifactfs.git.transport import (
+    Advertisement,
+    Exchange,
+    PacketReader,
+    RequestCounters,
+    Transport,
+    deadline,
+)
+from artifactfs.git.url import RemoteURL, parse_remote
+
+Oid = bytes
+
+CLONE_PREFIXES = ("HEAD", "refs/heads/", "refs/tags/")
+SIZES_PER_REQUEST = 10_000
+
+LIMIT_FILTER = (
+    "the remote offers no partial clone (uploadpack.allowFilter): the first mount downloads every "
+    "file of the tip, and history comes with the contents of all files"
+)
+LIMIT_OBJECT_INFO = (
+    "the remote offers no object-info (transfer.advertiseObjectInfo): sizes become known by "
+    "downloading a directory's files"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the remote can do.
+
+    `protocol` is what the server itself speaks. `limits` says in whole sentences what is slower
+    because of it. `any_oid`: it sends any object that it has, not only those that refs point at.
+    """
+
+    protocol: Literal[2, 1, 0, "dumb"]
+    filter: bool
+    object_info: bool
+    any_oid: bool
+    limits: tuple[str, ...]
+
+
+class PackStream:
+    """The bytes of one pack, as they arrive.
+
+    `shallow` and `unshallow` are commits whose parents were left out, or are no longer; both are
+    complete before the first chunk.
+    """
+
+    def __init__(self, exchange: Exchange, reader: PacketReader) -> None:
+        self._exchange = exchange
+        self._reader = reader
+        self._ended = False
+        self.shallow: frozenset[Oid] = frozenset()
+        self.unshallow: frozenset[Oid] = frozenset()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._ended:
+            packet = await self._reader.next()
+            if packet is FLUSH:
+                self._ended = True
+                await self._exchange.finish()
+            elif isinstance(packet, bytes):
+                if data := side_band_data(packet):
+                    return data
+            else:
+                raise ProtocolError("the remote's pack has a section in its middle")
+        raise StopAsyncIteration
+
+    async def read_sections(self) -> None:
+        """Read up to the pack. Raises: RemoteError."""
+        while True:
+            header = await self._reader.next()
+            if header in (b"packfile\n", b"packfile"):
+                return
+            if not isinstance(header, bytes):
+                raise ProtocolError("the remote answered a fetch without a pack")
+            lines, _ = await self._reader.section()
+            if header.strip() == b"shallow-info":
+                self._read_shallow(lines)
+
+    def _read_shallow(self, lines: Iterable[Packet]) -> None:
+        found: dict[str, set[Oid]] = {"shallow": set(), "unshallow": set()}
+        for line in lines:
+            assert isinstance(line, bytes)
+            kind, _, oid = line.decode("ascii", "replace").strip().partition(" ")
+            if kind in found:
+                found[kind].add(protocol.parse_oid(oid))
+        self.shallow = frozenset(found["shallow"])
+        self.unshallow = frozenset(found["unshallow"])
+
+
+class Remote:
+    """One remote of one mount. Safe for concurrent use; made by `open_remote`.
+
+    Every wait on the network ends after `deadline_s` without a byte, and answers other than packs
+    must be complete by then. Cancelling any call leaves the object usable. All calls raise the
+    RemoteError family.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        server: ServerCapabilities,
+        capabilities: Capabilities,
+        *,
+        name: str,
+        deadline_s: float,
+        counters: RequestCounters,
+    ) -> None:
+        self.capabilities = capabilities
+        self.name = name
+        self.requests = counters
+        self._transport = transport
+        self._server = server
+        self._deadline_s = deadline_s
+        self._expected: tuple[tuple[str, ...], RefAdvertisement] | None = None
+
+    @property
+    def alternate(self) -> Path | None:
+        """An object directory on this machine that has the remote's objects already; None for
+        everything but a mirrored remote."""
+        return self._transport.alternate
+
+    async def ls_refs(self, prefixes: Sequence[str] = ()) -> RefAdvertisement:
+        """The refs that start with one of `prefixes` (none: all), with ``HEAD`` if asked for."""
+        if self._expected is not None:
+            (expected, refs), self._expected = self._expected, None
+            if expected == tuple(prefixes):
+                return refs
+        await self._transport.prepare_refs()
+        arguments = protocol.ls_refs_arguments(prefixes, self._server)
+        return protocol.parse_refs(await self._simple("ls-refs", arguments))
+
+    def expect_refs(self, prefixes: Sequence[str], refs: RefAdvertisement) -> None:
+        """Let the next `ls_refs` with these prefixes answer `refs`: they were just received."""
+        self._expected = (tuple(prefixes), refs)
+
+    @asynccontextmanager
+    async def fetch_pack(
+        self,
+        wants: Iterable[Oid],
+        *,
+        filter: str | None = None,
+        depth: int | None = None,
+        haves: Collection[Oid] = (),
+        shallow: Collection[Oid] = (),
+        urgent: bool = False,
+    ) -> AsyncIterator[PackStream]:
+        """Ask for a pack of `wants` (commits, trees or blobs, in that order) and what they need.
+
+        `filter` is a filter spec (git-rev-list(1)), ignored where the remote has none. `haves`
+        and `shallow` are commits that are here, and those of them without parents. The pack is
+        not thin. Raises ObjectsMissing with the oids that the server named.
+        """
+        wants = list(wants)
+        await self._transport.prepare_objects(frozenset(wants))
+        if not self.capabilities.filter:
+            filter = None
+        arguments = protocol.fetch_arguments(
+            wants, haves=haves, filter_spec=filter, depth=depth, shallow=shallow
+        )
+        request = protocol.command("fetch", arguments, self._server)
+        async with self._transport.exchange("fetch", request, urgent=urgent) as exchange:
+            stream = PackStream(exchange, PacketReader(exchange))
+            await stream.read_sections()
+            yield stream
+
+    async def object_sizes(self, oids: Collection[Oid], *, urgent: bool = False) -> dict[Oid, int]:
+        """Sizes in bytes by ``object-info``; absent where the remote does not know them."""
+        sizes: dict[Oid, int] = {}
+        if not self.capabilities.object_info:
+            return sizes
+        ordered = list(oids)
+        await self._transport.prepare_objects(frozenset(ordered))
+        for start in range(0, len(ordered), SIZES_PER_REQUEST):
+            chunk = ordered[start : start + SIZES_PER_REQUEST]
+            arguments = protocol.object_info_arguments(chunk)
+            packets = await self._simple("object-info", arguments, urgent=urgent)
+            sizes |= protocol.parse_sizes(packets)
+        return sizes
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._transport.aclose()
+
+    async def _simple(
+        self, name: str, arguments: Iterable[str], *, urgent: bool = False
+    ) -> list[Packet]:
+        """A request whose answer is one section."""
+        request = protocol.command(name, arguments, self._server)
+        return await _ask(self._transport, name, request, self.name, self._deadline_s, urgent)
+
+
+async def _ask(
+    transport: Transport, kind: str, request: bytes, name: str, deadline_s: float, urgent: bool
+) -> list[Packet]:
+    with deadline(deadline_s, name):
+        async with transport.exchange(kind, request, urgent=urgent) as exchange:
+            packets, _ = await PacketReader(exchange).section()
+            await exchange.finish()
+            return packets
+    raise AssertionError("unreachable")
+
+
+async def open_remote(
+    url: str,
+    credentials: CredentialFile | None,
+    *,
+    deadline_s: float,
+    expect_refs: bool = False,
+    mirror: Path | None = None,
+) -> Remote:
+    """Reach the remote and learn what it can do: one round trip after connecting.
+
+    `expect_refs` lists the refs for a clone (`CLONE_PREFIXES`) in the same round trip; the next
+    `ls_refs` of them answers from it. `mirror` is where a gitdir may be kept for a remote that
+    does not speak protocol 2 (else a temporary one is made): making it downloads everything.
+    Userinfo in `url` is used where `credentials` has nothing. Raises: RemoteError, InvalidInput.
+    """
+    remote_url = parse_remote(url)
+    counters = RequestCounters()
+    transport = await _transport(remote_url, credentials, deadline_s, counters)
+    try:
+        advertisement, refs = await _greet(transport, remote_url, deadline_s, expect_refs)
+        version = _version(advertisement)
+        if version != 2:
+            await transport.aclose()
+            from artifactfs.git.remote_fallback import open_mirrored  # it imports this module
+
+            return await open_mirrored(
+                remote_url,
+                credentials,
+                advertisement,
+                version,
+                mirror=mirror,
+                deadline_s=deadline_s,
+                counters=counters,
+            )
+        server = protocol.parse_capabilities(advertisement.packets[1:])
+        remote = Remote(
+            transport,
+            server,
+            version_2_capabilities(server),
+            name=remote_url.url,
+            deadline_s=deadline_s,
+            counters=counters,
+        )
+        if refs is not None:
+            remote.expect_refs(CLONE_PREFIXES, refs)
+        elif expect_refs:
+            remote.expect_refs(CLONE_PREFIXES, await remote.ls_refs(CLONE_PREFIXES))
+        return remote
+    except BaseException:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 3):
+            await transport.aclose()
+        raise
+
+
+async def _transport(
+    url: RemoteURL,
+    credentials: CredentialFile | None,
+    deadline_s: float,
+    counters: RequestCounters,
+) -> Transport:
+    """Imports are made here so that a local remote does not pay for httpx, and vice versa."""
+    if url.is_http:
+        from artifactfs.git.transport_http import open_http
+
+        return await open_http(url, credentials, deadline_s=deadline_s, counters=counters)
+    from artifactfs.git import transport_process
+
+    if url.scheme == "file":
+        return transport_process.local_transport(url, deadline_s=deadline_s, counters=counters)
+    if url.scheme == "ssh":
+        return await transport_process.ssh_transport(url, deadline_s=deadline_s, counters=counters)
+    if url.scheme == "git":
+        return transport_process.daemon_transport(url, deadline_s=deadline_s, counters=counters)
+    raise InvalidInput(f"remotes of the kind {url.scheme} are not supported")
+
+
+async def _greet(
+    transport: Transport, url: RemoteURL, deadline_s: float, expect_refs: bool
+) -> tuple[Advertisement, RefAdvertisement | None]:
+    """The advertisement; over HTTP the refs are asked for at the same time, hoping for version 2.
+
+    A second connection costs no waiting, and stays for the requests that follow.
+    """
+    advertisement: Advertisement | None = None
+    error: ArtifactFSError | None = None
+    refs: RefAdvertisement | None = None
+
+    async def hope(scope: trio.CancelScope) -> None:
+        nonlocal refs
+        request = protocol.command("ls-refs", protocol.ls_refs_arguments(CLONE_PREFIXES, None))
+        with scope:
+            try:
+                packets = await _ask(transport, "ls-refs", request, url.url, deadline_s, False)
+                refs = protocol.parse_refs(packets)
+            except RemoteError:
+                refs = None  # the advertisement will say why; else it is asked for again
+
+    async with trio.open_nursery() as nursery:
+        hoping = trio.CancelScope()
+        if expect_refs and url.is_http:
+            nursery.start_soon(hope, hoping)
+        try:
+            with deadline(deadline_s, url.url):
+                advertisement = await transport.advertisement()
+        except ArtifactFSError as failed:
+            error = failed
+        if advertisement is None or _version(advertisement) != 2:
+            hoping.cancel()
+    if error is not None:
+        raise error
+    assert advertisement is not None
+    return advertisement, refs
+
+
+def _version(advertisement: Advertisement) -> Literal[2, 1, 0, "dumb"]:
+    if advertisement.dumb:
+        return "dumb"
+    if not advertisement.packets:
+        raise ProtocolError("the remote advertises nothing")
+    version = protocol.advertised_version(advertisement.packets[0])
+    return 2 if version == 2 else 1 if version == 1 else 0
+
+
+def version_2_capabilities(server: ServerCapabilities) -> Capabilities:
+    """What a version 2 server can do, and what is slower for want of the rest."""
+    filters = server.supports("fetch", "filter")
+    sizes = "object-info" in server
+    limits = [] if filters else [LIMIT_FILTER]
+    if not sizes:
+        limits.append(LIMIT_OBJECT_INFO)
+    return Capabilities(2, filters, sizes, True, tuple(limits))

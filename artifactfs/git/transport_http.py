@@ -1,0 +1,419 @@
+"""Smart HTTP (gitprotocol-http(5)) over httpx.
+
+One client does the background work over a few HTTP/1.1 connections; a second one serves `urgent`
+requests, so that these never queue behind a pack. trio sets TCP_NODELAY on every connection.
+HTTP/2 is used for urgent requests only: httpcore's flow-control window of 64 KB a stream caps a
+pack at 64 KB for each round trip, which small answers do not feel.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import os
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from artifactfs.errors import (
+    AuthenticationFailed,
+    ProtocolError,
+    RemoteError,
+    RemoteNotFound,
+    RemoteUnreachable,
+)
+from artifactfs.git.command import GitFailed, run_git
+from artifactfs.git.credentials import Credential, CredentialFile, credential_for
+from artifactfs.git.pktline import FLUSH, Packet, PacketDecoder
+from artifactfs.git.protocol import AGENT
+from artifactfs.git.transport import Advertisement, Exchange, RequestCounters
+from artifactfs.git.url import RemoteURL, parse_remote
+from artifactfs.redact import redact
+
+# httpx imports its command line (click, rich, pygments) unless this is there: half of its import.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+import httpx  # noqa: E402
+
+BACKGROUND_CONNECTIONS = 8
+URGENT_CONNECTIONS = 8
+_CONNECT_DEADLINE_S = 15.0
+# Servers close idle connections after 5 s (hypercorn) to 75 s (nginx); httpcore notices.
+_KEEP_ALIVE_S = 60.0
+_GZIP_ABOVE = 1024
+_COMPRESS_IN_THREAD_ABOVE = 64 << 10
+_ERROR_BODY_LIMIT = 2048
+_MAX_REDIRECTS = 5
+# A burst of refused requests asks the user's credential helpers once, not once for each.
+_ASK_HELPERS_EVERY_S = 10.0
+_SERVICE = "git-upload-pack"
+
+
+class HttpExchange:
+    """The answer to one POST."""
+
+    def __init__(self, response: httpx.Response, transport: HttpTransport) -> None:
+        # Raw where nothing is encoded: httpx's own decoders would copy each chunk once more.
+        encoded = response.headers.get("content-encoding", "identity") != "identity"
+        self._chunks = response.aiter_bytes() if encoded else response.aiter_raw()
+        self._transport = transport
+
+    async def receive(self) -> bytes:
+        with self._transport.errors():
+            async for chunk in self._chunks:
+                if chunk:
+                    self._transport.counters.bytes_in += len(chunk)
+                    return chunk
+        return b""
+
+    async def finish(self) -> None:
+        while await self.receive():
+            pass
+
+
+class HttpTransport:
+    """One smart HTTP remote."""
+
+    alternate: Path | None = None
+
+    def __init__(
+        self,
+        url: RemoteURL,
+        credentials: CredentialFile | None,
+        *,
+        deadline_s: float,
+        counters: RequestCounters,
+        config: dict[str, str],
+    ) -> None:
+        self.url = url
+        self.counters = counters
+        self._credentials = credentials
+        self._credential = credentials.get(url.url) if credentials else None
+        if self._credential is None and url.password is not None:
+            self._credential = Credential(url.username or "", url.password)
+        self._credential_lock = trio.Lock()
+        self._helpers_refused: tuple[Credential | None, float] | None = None
+        self._deadline_s = deadline_s
+        self._config = config
+        self._background, self._urgent = _clients(url, config, deadline_s)
+
+    async def advertisement(self) -> Advertisement:
+        """GET info/refs; a redirect moves the remote, as it does for git."""
+        headers = {"Accept": "*/*", "Git-Protocol": "version=2", "Pragma": "no-cache"}
+        for _ in range(_MAX_REDIRECTS):
+            url = f"{self.url.url}/info/refs?service={_SERVICE}"
+            async with self._send("GET", url, headers, b"", "capabilities") as response:
+                with self.errors():
+                    body = await response.aread()
+                self.counters.bytes_in += len(body)
+                location = response.next_request
+                if location is None:
+                    return self._advertised(response, body)
+            await self._move(str(location.url))
+        raise RemoteUnreachable(f"{self.url.url} redirects without end")
+
+    def _advertised(self, response: httpx.Response, body: bytes) -> Advertisement:
+        kind = response.headers.get("content-type", "").partition(";")[0].strip()
+        if kind == f"application/x-{_SERVICE}-advertisement":
+            return Advertisement(_smart_packets(body))
+        if _looks_dumb(body):
+            return Advertisement((), dumb=True)
+        raise ProtocolError(
+            f"{self.url.url} is not a Git repository: it answers with {kind or 'no content type'}",
+            hint="check the URL; it should be the one that `git clone` takes",
+        )
+
+    @asynccontextmanager
+    async def exchange(
+        self, kind: str, request: bytes, *, urgent: bool = False
+    ) -> AsyncIterator[Exchange]:
+        headers = {
+            "Content-Type": f"application/x-{_SERVICE}-request",
+            "Accept": f"application/x-{_SERVICE}-result",
+            # A pack does not compress again; the text answers do.
+            "Accept-Encoding": "identity" if kind == "fetch" else "gzip",
+            "Git-Protocol": "version=2",
+        }
+        if len(request) > _GZIP_ABOVE:
+            headers["Content-Encoding"] = "gzip"
+            request = await _compressed(request)
+        url = f"{self.url.url}/{_SERVICE}"
+        async with self._send("POST", url, headers, request, kind, urgent=urgent) as response:
+            yield HttpExchange(response, self)
+
+    async def prepare_refs(self) -> None:
+        """Nothing to do: the server knows."""
+
+    async def prepare_objects(self, wants: frozenset[bytes]) -> None:
+        """Nothing to do: the server has them."""
+
+    async def aclose(self) -> None:
+        await self._background.aclose()
+        await self._urgent.aclose()
+
+    def errors(self) -> _HttpErrors:
+        """A context in which httpx's exceptions become RemoteUnreachable."""
+        return _HttpErrors(self.url.origin, self._deadline_s)
+
+    @asynccontextmanager
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes,
+        kind: str,
+        *,
+        urgent: bool = False,
+    ) -> AsyncIterator[httpx.Response]:
+        """A good response, after one retry with other credentials where there are any."""
+        used = self._credential
+        response = await self._attempt(method, url, headers, body, kind, used, urgent)
+        try:
+            if response.status_code in (401, 403):
+                fresh = await self._fresh_credential(used)
+                if fresh is not None:
+                    await response.aclose()
+                    response = await self._attempt(method, url, headers, body, kind, fresh, urgent)
+                    if response.status_code == 200:
+                        self._credential = fresh
+            if response.status_code != 200 and response.next_request is None:
+                raise await self._refusal(response)
+            yield response
+        finally:
+            with trio.CancelScope(shield=True):
+                await response.aclose()
+
+    async def _attempt(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes,
+        kind: str,
+        credential: Credential | None,
+        urgent: bool,
+    ) -> httpx.Response:
+        """Send once; once more where a kept connection turned out to be closed by the server."""
+        headers = headers | _authorization(credential)
+        client = self._urgent if urgent else self._background
+        with self.errors():
+            for last in (False, True):
+                self.counters.count(kind, len(body))
+                request = client.build_request(method, url, headers=headers, content=body)
+                try:
+                    return await client.send(request, stream=True)
+                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    if last:
+                        raise
+        raise AssertionError("unreachable")
+
+    async def _fresh_credential(self, used: Credential | None) -> Credential | None:
+        """Other credentials than `used`; one task asks, the others take its answer."""
+        async with self._credential_lock:
+            if self._credential is not None and self._credential != used:
+                return self._credential
+            stored = self._credentials.get(self.url.url) if self._credentials else None
+            if stored is not None and stored != used:
+                return stored
+            if self._helpers_refused is not None:
+                asked_for, at = self._helpers_refused
+                if asked_for == used and trio.current_time() - at < _ASK_HELPERS_EVERY_S:
+                    return None
+            self._helpers_refused = (used, trio.current_time())
+            return await credential_for(
+                self.url.url, self._credentials, rejected=used, username=self.url.username
+            )
+
+    async def _move(self, location: str) -> None:
+        """Take over the place that info/refs was redirected to (http.followRedirects=initial).
+
+        Credentials belong to the origin that they were given for; the same host over https is as
+        good.
+        """
+        suffix = f"/info/refs?service={_SERVICE}"
+        if not location.endswith(suffix):
+            raise ProtocolError(f"{self.url.url} redirects to something that is not Git")
+        old, self.url = self.url, parse_remote(location.removesuffix(suffix))
+        if old.scheme == "https" and self.url.scheme != "https":
+            raise RemoteUnreachable(f"{old.url} redirects to an unencrypted place")
+        upgraded = self.url.scheme == "https" and (old.host, old.port) == (self.url.host, None)
+        if self.url.origin != old.origin and not (upgraded and self.url.port is None):
+            self._credential = self._credentials.get(self.url.url) if self._credentials else None
+        if self.url.scheme != old.scheme:
+            await self.aclose()
+            self._background, self._urgent = _clients(self.url, self._config, self._deadline_s)
+
+    async def _refusal(self, response: httpx.Response) -> RemoteError:
+        """The exception for a status other than 200."""
+        status, where = response.status_code, self.url.url
+        text = await _short_text(response)
+        said = f": {text}" if text else ""
+        if status == 401:
+            message = "needs credentials" if self._credential is None else "refused the credentials"
+            return AuthenticationFailed(f"{where} {message}", hint=_AUTH_HINT)
+        if status == 403:
+            return AuthenticationFailed(f"{where} denied access{said}", hint=_AUTH_HINT)
+        if status in (404, 410):
+            return RemoteNotFound(
+                f"{where} has no such repository", hint="check the URL, and the token's rights"
+            )
+        if status == 429 or status >= 500:
+            retry = response.headers.get("retry-after", "")
+            hint = f"the server asks to wait {retry} s" if retry.isdigit() else None
+            return RemoteUnreachable(f"{where} answered {status}{said}", hint=hint)
+        return ProtocolError(f"{where} answered {status}{said}")
+
+
+_AUTH_HINT = "give a valid token with `artifact-fs set-remote`, or configure a credential helper"
+
+
+class _HttpErrors:
+    """Turns httpx's exceptions into ours."""
+
+    def __init__(self, where: str, deadline_s: float) -> None:
+        self._where = where
+        self._deadline_s = deadline_s
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, httpx.HTTPError | httpx.StreamError):
+            return
+        where = self._where
+        if isinstance(error, httpx.ConnectTimeout):
+            message = f"no connection to {where} in time"
+        elif isinstance(error, httpx.TimeoutException):
+            message = f"{where} sent nothing for {self._deadline_s:g} s"
+        elif isinstance(error, httpx.ConnectError):
+            message = f"no connection to {where}: {redact(str(error)) or 'refused'}"
+        else:
+            message = f"the connection to {where} broke: {redact(str(error)) or 'closed'}"
+        raise RemoteUnreachable(message) from error
+
+
+def _authorization(credential: Credential | None) -> dict[str, str]:
+    if credential is None:
+        return {}
+    pair = f"{credential.username}:{credential.password}".encode()
+    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def _smart_packets(body: bytes) -> tuple[Packet, ...]:
+    decoder = PacketDecoder()
+    packets = decoder.feed(body)
+    if decoder.pending:
+        raise RemoteUnreachable("the remote's answer was cut short")
+    # Versions 0 and 1 (and 2 on some servers) announce the service first.
+    if packets and isinstance(packets[0], bytes) and packets[0].startswith(b"# service="):
+        packets = packets[2:] if len(packets) > 1 and packets[1] is FLUSH else packets[1:]
+    return tuple(packets)
+
+
+def _looks_dumb(body: bytes) -> bool:
+    """``info/refs`` of a static server: lines of oid, tab, ref (gitprotocol-http(5))."""
+    line = body.partition(b"\n")[0]
+    oid, tab, ref = line.partition(b"\t")
+    return not body or (tab == b"\t" and len(oid) == 40 and ref.startswith(b"refs/"))
+
+
+async def _compressed(body: bytes) -> bytes:
+    if len(body) < _COMPRESS_IN_THREAD_ABOVE:
+        return gzip.compress(body, 1, mtime=0)
+    return await trio.to_thread.run_sync(lambda: gzip.compress(body, 1, mtime=0))
+
+
+async def _short_text(response: httpx.Response) -> str:
+    """The beginning of a plain text error page, on one line."""
+    kind = response.headers.get("content-type", "")
+    if not kind.startswith(("text/plain", "application/json")):
+        return ""
+    body = b""
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > _ERROR_BODY_LIMIT:
+                break
+    except httpx.HTTPError:
+        return ""
+    return redact(" ".join(body[:_ERROR_BODY_LIMIT].decode("utf-8", "replace").split()))[:200]
+
+
+async def open_http(
+    url: RemoteURL,
+    credentials: CredentialFile | None,
+    *,
+    deadline_s: float,
+    counters: RequestCounters,
+) -> HttpTransport:
+    """Make the clients. Reads the user's ``http.*`` git settings; sends nothing."""
+    config = await _http_config(url)
+    return HttpTransport(url, credentials, deadline_s=deadline_s, counters=counters, config=config)
+
+
+def _clients(
+    url: RemoteURL, config: dict[str, str], deadline_s: float
+) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:
+    """The client of background requests and the one of urgent requests.
+
+    Reading the system's certificates takes tens of milliseconds, so http:// does without: its
+    context trusts nobody.
+    """
+    https = url.scheme == "https"
+    context = _tls(config) if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    background = _client(context, config, deadline_s, BACKGROUND_CONNECTIONS, http2=False)
+    urgent = _client(context, config, deadline_s, URGENT_CONNECTIONS, http2=https)
+    return background, urgent
+
+
+def _client(
+    context: ssl.SSLContext,
+    config: dict[str, str],
+    deadline_s: float,
+    connections: int,
+    *,
+    http2: bool,
+) -> httpx.AsyncClient:
+    headers = {"User-Agent": AGENT}
+    extra, colon, value = config.get("http.extraheader", "").partition(":")
+    if colon:
+        headers[extra.strip()] = value.strip()
+    return httpx.AsyncClient(
+        verify=context,
+        http2=http2,
+        headers=headers,
+        proxy=config.get("http.proxy") or None,
+        timeout=httpx.Timeout(deadline_s, connect=min(deadline_s, _CONNECT_DEADLINE_S)),
+        limits=httpx.Limits(
+            max_connections=connections,
+            max_keepalive_connections=connections,
+            keepalive_expiry=_KEEP_ALIVE_S,
+        ),
+    )
+
+
+async def _http_config(url: RemoteURL) -> dict[str, str]:
+    """The user's ``http.*`` settings that apply to `url`: proxy, certificates, extra header."""
+    try:
+        output = await run_git("config", "--get-urlmatch", "http", url.url, deadline_s=10)
+    except GitFailed:
+        return {}
+    lines = output.decode("utf-8", "replace").splitlines()
+    return {name.lower(): value for name, _, value in (line.partition(" ") for line in lines)}
+
+
+def _tls(config: dict[str, str]) -> ssl.SSLContext:
+    """Certificates as git would check them: the system's, or http.sslCAInfo / http.sslVerify."""
+    authority = os.environ.get("GIT_SSL_CAINFO") or config.get("http.sslcainfo")
+    try:
+        context = ssl.create_default_context(cafile=authority or None)
+    except OSError as error:
+        raise RemoteUnreachable(f"http.sslCAInfo cannot be read: {error.strerror}") from error
+    if "GIT_SSL_NO_VERIFY" in os.environ or config.get("http.sslverify") == "false":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

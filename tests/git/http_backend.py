@@ -1,0 +1,183 @@
+"""``git http-backend`` behind a small threaded HTTP/1.1 server, with faults to order.
+
+It is deliberately not the bundled server: what a plain Git host answers is the measure here.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+@dataclass
+class Seen:
+    """One request as the server saw it."""
+
+    method: str
+    path: str
+    protocol: str | None
+    authorization: str | None
+    encoding: str | None
+    body: bytes
+    connection: int
+
+    @property
+    def command(self) -> str:
+        """``ls-refs``, ``fetch``…; ``info/refs`` for the advertisement."""
+        if self.method == "GET":
+            return self.path.partition("?")[0].rpartition(".git/")[2]
+        return self.body[4:].partition(b"\n")[0].removeprefix(b"command=").decode()
+
+
+@dataclass
+class Backend:
+    """What the server does; tests change it while it runs."""
+
+    root: Path
+    version_2: bool = True
+    accept: set[str] | None = None  # "user:password"; None: everybody
+    refuse_with: int = 401
+    redirects: dict[str, str] = field(default_factory=dict)  # path prefix → new base
+    status: int | None = None  # answer everything with it
+    cut_after: int | None = None  # bytes of a fetch's answer
+    stall: threading.Event | None = None  # answer no POST before it is set
+    close_each: bool = False
+    seen: list[Seen] = field(default_factory=list)
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def commands(self) -> list[str]:
+        return [request.command for request in self.seen]
+
+
+def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.answer(b"")
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            self.answer(body)
+
+        def answer(self, body: bytes) -> None:
+            authorization = self.headers.get("Authorization")
+            backend.seen.append(
+                Seen(
+                    self.command,
+                    self.path,
+                    self.headers.get("Git-Protocol"),
+                    authorization,
+                    self.headers.get("Content-Encoding"),
+                    body,
+                    self.client_address[1],
+                )
+            )
+            for prefix, base in backend.redirects.items():
+                if self.path.startswith(prefix):
+                    return self.plain(302, b"", Location=base + self.path.removeprefix(prefix))
+            if backend.status is not None:
+                return self.plain(backend.status, b"no")
+            if backend.accept is not None and _pair(authorization) not in backend.accept:
+                return self.plain(
+                    backend.refuse_with, b"denied", **{"WWW-Authenticate": 'Basic realm="x"'}
+                )
+            if backend.stall is not None and self.command == "POST":
+                backend.stall.wait(30)
+            return self.run_backend(body)
+
+        def plain(self, status: int, body: bytes, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in ({"Content-Type": "text/plain"} | headers).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def run_backend(self, body: bytes) -> None:
+            parts = urlsplit(self.path)
+            environment = os.environ | {
+                "GIT_PROJECT_ROOT": str(backend.root),
+                "GIT_HTTP_EXPORT_ALL": "1",
+                "REQUEST_METHOD": self.command,
+                "PATH_INFO": parts.path,
+                "QUERY_STRING": parts.query,
+                "CONTENT_TYPE": self.headers.get("Content-Type", ""),
+                "CONTENT_LENGTH": str(len(body)),
+                "REMOTE_ADDR": "127.0.0.1",
+            }
+            if backend.version_2 and "Git-Protocol" in self.headers:
+                environment["GIT_PROTOCOL"] = self.headers["Git-Protocol"]
+            output = subprocess.run(
+                ["git", "http-backend"], input=body, env=environment, capture_output=True
+            ).stdout
+            head, _, content = output.partition(b"\r\n\r\n")
+            fields = dict(line.split(": ", 1) for line in head.decode().splitlines())
+            status = int(fields.pop("Status", "200").split()[0])
+            self.send_response(status)
+            for name, value in fields.items():
+                self.send_header(name, value)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            if backend.cut_after is not None and self.command == "POST":
+                content = content[: backend.cut_after]
+            for start in range(0, len(content), 10_000):
+                piece = content[start : start + 10_000]
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            if backend.cut_after is None or self.command != "POST":
+                self.wfile.write(b"0\r\n\r\n")
+            else:
+                self.close_connection = True
+            if backend.close_each:
+                self.close_connection = True
+
+    return Handler
+
+
+def _pair(authorization: str | None) -> str | None:
+    kind, _, value = (authorization or "").partition(" ")
+    return base64.b64decode(value).decode() if kind == "Basic" else None
+
+
+@contextmanager
+def http_backend(root: Path) -> Iterator[Backend]:
+    """Serve the repositories below `root` on a free port of the loopback."""
+    backend = Backend(root)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(backend))
+    server.daemon_threads = True
+    backend.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield backend
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def free_port() -> int:
+    """A port where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
