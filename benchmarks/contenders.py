@@ -1,0 +1,218 @@
+"""The ways to get a working tree that are measured side by side."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.fast_import import quiet_git_environment
+from tests.e2e.mount_table import clear_mounts, descendants, memory_kib, mounted_at
+from tests.e2e.processes import PROGRAMS, DaemonProcess
+
+GIVE_UP_S = 300
+
+
+def disk_bytes(directory: Path) -> int:
+    """Bytes on disk below `directory`, mounts not entered."""
+    done = subprocess.run(
+        ["du", "-sxk", str(directory)], capture_output=True, text=True, check=False
+    )
+    return int(done.stdout.split()[0]) * 1024 if done.stdout else 0
+
+
+class Contender(ABC):
+    """One way to get a working tree of a remote, from nothing, in a directory of its own."""
+
+    name: str
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True)
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """What is done once before the clock starts: a daemon is started."""
+
+    @abstractmethod
+    def open(self, url: str) -> Path:
+        """Make the working tree; return its path when it can be listed."""
+
+    @abstractmethod
+    def hydrate(self) -> None:
+        """Bring every blob of the tree here."""
+
+    def switch_command(self, ref: str) -> str:
+        """The shell command that moves the tree to `ref`."""
+        return f"git -c advice.detachedHead=false checkout -q {ref}"
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of memory: resident and proportional share of everything that serves the tree."""
+        return {}
+
+    def disk(self) -> int:
+        """Bytes on disk, working tree included."""
+        return disk_bytes(self.directory)
+
+    def settle(self) -> None:
+        """Wait until what runs in the background after `open` is done."""
+        return
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop what runs and remove the directory."""
+
+
+class PlainClone(Contender):
+    """`git clone` with options."""
+
+    options: tuple[str, ...] = ()
+    name = "git clone"
+
+    def prepare(self) -> None:
+        return
+
+    def open(self, url: str) -> Path:
+        tree = self.directory / "tree"
+        subprocess.run(
+            ["git", "clone", "--quiet", *self.options, url, str(tree)],
+            env=quiet_git_environment(),
+            check=True,
+            timeout=GIVE_UP_S,
+        )
+        return tree
+
+    def hydrate(self) -> None:
+        return
+
+    def close(self) -> None:
+        shutil.rmtree(self.directory)
+
+
+class BloblessClone(PlainClone):
+    options = ("--filter=blob:none",)
+    name = "git clone --filter=blob:none"
+
+
+class ShallowClone(PlainClone):
+    options = ("--depth", "1")
+    name = "git clone --depth 1"
+
+
+class ArtifactFS(Contender):
+    """A mount, by a daemon that runs already."""
+
+    name = "artifact-fs"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.daemon = DaemonProcess(directory)
+
+    def prepare(self) -> None:
+        self.daemon.start("--log-level", "warning")
+
+    def open(self, url: str) -> Path:
+        return self.daemon.add_repo("bench", url)
+
+    def hydrate(self) -> None:
+        self.daemon.run("prefetch", "--name", "bench", "--wait", timeout=GIVE_UP_S)
+
+    def switch_command(self, ref: str) -> str:
+        program = PROGRAMS / "artifact-fs"
+        return f"ARTIFACT_FS_ROOT={self.daemon.state} {program} switch --name bench {ref}"
+
+    def memory(self) -> dict[str, int]:
+        worker = self.daemon.worker(self.daemon.mounts / "bench")
+        return {
+            "worker RSS": memory_kib(worker) * 1024,
+            "worker PSS": memory_kib(worker, "Pss") * 1024,
+        }
+
+    def disk(self) -> int:
+        return disk_bytes(self.daemon.state)
+
+    def settle(self) -> None:
+        self.daemon.wait_for("bench", "history", timeout=GIVE_UP_S)
+
+    def close(self) -> None:
+        self.daemon.clean_up()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Peer(Contender):
+    """Another program with the commands ``daemon --root`` and ``add-repo --name --remote``."""
+
+    name = "peer"
+    program: Path = Path()
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.mounts = directory / "mnt"
+        self.mounts.mkdir()
+        self.environment = quiet_git_environment() | {"ARTIFACT_FS_ROOT": str(directory / "state")}
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    def _start(self) -> None:
+        with (self.directory / "daemon.log").open("wb") as log:
+            self._daemon = subprocess.Popen(
+                [self.program, "daemon", "--root", self.mounts],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def prepare(self) -> None:
+        return
+
+    def open(self, url: str) -> Path:
+        tree = self.mounts / "bench"
+        subprocess.run(
+            [self.program, "add-repo", "--name", "bench", "--remote", url],
+            env=self.environment,
+            check=True,
+            timeout=GIVE_UP_S,
+            capture_output=True,
+        )
+        self._start()
+        end = time.monotonic() + GIVE_UP_S
+        while not (mounted_at(tree) and os.listdir(tree)):
+            if time.monotonic() > end:
+                raise TimeoutError("the peer does not mount")
+            time.sleep(0.005)
+        return tree
+
+    def hydrate(self) -> None:
+        return
+
+    def memory(self) -> dict[str, int]:
+        assert self._daemon is not None
+        pids = [self._daemon.pid, *descendants(self._daemon.pid)]
+        return {"worker RSS": sum(memory_kib(pid) for pid in pids) * 1024}
+
+    def close(self) -> None:
+        if self._daemon is not None:
+            self._daemon.send_signal(signal.SIGTERM)
+            try:
+                self._daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                self._daemon.kill()
+                self._daemon.wait()
+        clear_mounts(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@contextmanager
+def opened(kind: type[Contender], directory: Path) -> Iterator[Contender]:
+    """A prepared contender, closed whatever happens."""
+    contender = kind(directory)
+    try:
+        contender.prepare()
+        yield contender
+    finally:
+        contender.close()

@@ -1,0 +1,224 @@
+"""What is measured in a working tree, and how one run goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from benchmarks.contenders import ArtifactFS, Contender, opened
+from benchmarks.fast_import import quiet_git_environment, run_git
+from tests.e2e.processes import ArtifactsProcess
+
+COMMAND_LIMIT_S = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A repository and what is looked at in it."""
+
+    name: str
+    source: Path
+    readme: str
+    grep_directory: str
+    """Searched cold; some 1,000 files."""
+    copied_directory: str
+    """Copied by `cp -a`; some 500 files."""
+    edited: str
+    releases: tuple[str, str] | None = None
+    """Two tags to switch between; the first is the tree that was mounted."""
+
+
+@dataclass(slots=True)
+class Run:
+    """Figures of one run: seconds, bytes or counts by measure; None where a command failed."""
+
+    figures: dict[str, float | None] = field(default_factory=dict)
+
+    @contextmanager
+    def clock(self, measure: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.figures[measure] = time.perf_counter() - began
+
+
+class ProxyProcess:
+    """The delay proxy in a process of its own, so that nothing here slows it."""
+
+    def __init__(self, target: str, rtt_ms: float) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.delay_proxy", target, "--rtt-ms", str(rtt_ms)],
+            cwd=Path(__file__).resolve().parent.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self.port = int(self._output.readline())
+
+    def traffic(self) -> tuple[int, int]:
+        """Return (requests, bytes of answers) so far."""
+        self._input.write("stats\n")
+        self._input.flush()
+        requests, received = self._output.readline().split()
+        return int(requests), int(received)
+
+    def close(self) -> None:
+        self._input.close()
+        self._process.wait(10)
+
+
+def shell(command: str, tree: Path) -> float | None:
+    """Run `command` in `tree`; return the seconds it took, None when it failed."""
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=tree,
+            env=quiet_git_environment() | {"GIT_PAGER": "cat"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=COMMAND_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return time.perf_counter() - began if done.returncode == 0 else None
+
+
+def measure_opening(
+    run: Run, contender: Contender, workload: Workload, url: str, proxy: ProxyProcess
+) -> Path:
+    """From nothing to the first `ls` and the first file, and what the network carried."""
+    before = proxy.traffic()
+    began = time.perf_counter()
+    tree = contender.open(url)
+    os.listdir(tree)
+    run.figures["first ls"] = time.perf_counter() - began
+    (tree / workload.readme).read_bytes()
+    run.figures["first file"] = time.perf_counter() - began
+    requests, received = proxy.traffic()
+    run.figures["requests until first file"] = requests - before[0]
+    run.figures["bytes until first file"] = received - before[1]
+    return tree
+
+
+def measure_commands(run: Run, contender: Contender, workload: Workload, tree: Path) -> None:
+    """Every command, cold ones first."""
+    figures = run.figures
+    figures["git log at once"] = shell("git log --oneline | wc -l", tree)
+    contender.settle()
+    for name, command in (
+        ("git status, first", "git status"),
+        ("git status, second", "git status"),
+        ("git diff", "git diff"),
+        ("find, first", "find . -path ./.git -prune -o -print"),
+        ("find, warm", "find . -path ./.git -prune -o -print"),
+        ("ls -lR, first", "ls -lR ."),
+        ("ls -lR, warm", "ls -lR ."),
+        ("grep -r, cold", f"grep -r zzzabsent {workload.grep_directory}; true"),
+        ("grep -r, warm", f"grep -r zzzabsent {workload.grep_directory}; true"),
+        ("git log -20 --stat", "git log -20 --stat"),
+    ):
+        figures[name] = shell(command, tree)
+
+
+def measure_changes(run: Run, contender: Contender, workload: Workload, tree: Path) -> None:
+    """Commands that write; the tree is whole by now."""
+    figures = run.figures
+    figures["cp -a"] = shell(f"cp -a {workload.copied_directory} zz-copy", tree)
+    shell("rm -rf zz-copy", tree)
+    if workload.releases is not None:
+        here, other = workload.releases
+        figures["switch to another release"] = shell(contender.switch_command(other), tree)
+        figures["switch back"] = shell(contender.switch_command(here), tree)
+        figures["git status after switch"] = shell("git status", tree)
+    figures["commit of one line"] = shell(
+        f"echo '# line' >> {workload.edited} && git -c user.name=b -c user.email=b@example.org"
+        " commit -qam bench",
+        tree,
+    )
+    figures["whole tree: grep -r, warm"] = None
+    for _ in range(2):
+        figures["whole tree: grep -r, warm"] = shell("grep -r zzzabsent . ; true", tree)
+    figures["whole tree: git status"] = shell("git status", tree)
+
+
+def pkt_line(text: str) -> bytes:
+    return f"{len(text) + 5:04x}{text}\n".encode()
+
+
+def fetch_root_tree(url: str, source: Path) -> float:
+    """Seconds that one raw protocol v2 fetch takes whose only want is the root tree."""
+    tree = run_git("-C", source, "rev-parse", "HEAD^{tree}").strip()
+    head, _, rest = url.partition("://")[2].partition("@")
+    body = pkt_line("command=fetch") + b"0001" + pkt_line("ofs-delta") + pkt_line("no-progress")
+    body += pkt_line(f"want {tree}") + pkt_line("done") + b"0000"
+    began = time.perf_counter()
+    with httpx.stream(
+        "POST",
+        f"http://{rest}/git-upload-pack",
+        content=body,
+        auth=tuple(head.split(":", 1)),  # type: ignore[arg-type]
+        headers={
+            "Git-Protocol": "version=2",
+            "Content-Type": "application/x-git-upload-pack-request",
+        },
+        timeout=COMMAND_LIMIT_S,
+    ) as answer:
+        answer.raise_for_status()
+        received = sum(len(chunk) for chunk in answer.iter_raw())
+    assert received > 1000, "no pack came"
+    return time.perf_counter() - began
+
+
+def run_once(
+    kind: type[Contender],
+    directory: Path,
+    server: ArtifactsProcess,
+    workload: Workload,
+    url: str,
+    rtt_ms: float,
+) -> Run:
+    """One contender, one workload, one delay, from nothing to everything."""
+    run = Run()
+    proxy = ProxyProcess(f"127.0.0.1:{server.port}", rtt_ms)
+    through = url.replace(f"127.0.0.1:{server.port}", f"127.0.0.1:{proxy.port}")
+    try:
+        with opened(kind, directory) as contender:
+            tree = measure_opening(run, contender, workload, through, proxy)
+            measure_commands(run, contender, workload, tree)
+            run.figures |= {name: float(size) for name, size in contender.memory().items()}
+            with run.clock("everything hydrated after that"):
+                contender.hydrate()
+            measure_changes(run, contender, workload, tree)
+            requests, received = proxy.traffic()
+            run.figures["requests, all"] = requests
+            run.figures["bytes downloaded, all"] = received
+            run.figures["bytes on disk"] = contender.disk()
+            memory = contender.memory()
+            run.figures |= {f"{name}, at the end": float(size) for name, size in memory.items()}
+        if kind is ArtifactFS:
+            measure_full_hydration(run, directory, workload, through)
+    finally:
+        proxy.close()
+    return run
+
+
+def measure_full_hydration(run: Run, directory: Path, workload: Workload, url: str) -> None:
+    """A fresh mount whose background sweep brings everything, and the raw fetch beside it."""
+    with contextlib.suppress(httpx.HTTPError):
+        run.figures["raw fetch of the root tree"] = fetch_root_tree(url, workload.source)
+    with opened(ArtifactFS, directory) as contender:
+        contender.open(url)
+        with run.clock("full hydration"):
+            contender.hydrate()
