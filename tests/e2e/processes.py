@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -54,7 +55,7 @@ class ServedRepository:
     @property
     def url(self) -> str:
         """The remote with the token in it, as users paste it."""
-        return self.remote.replace("://", f"://x:{self.token}@", 1)
+        return self.remote.replace("://", f"://x:{quote(self.token, safe='')}@", 1)
 
 
 class ArtifactsProcess:
@@ -100,11 +101,12 @@ class ArtifactsProcess:
 
     def _make_api_token(self) -> str:
         made = subprocess.run(
-            [PROGRAMS / "artifacts-server", "token", "create", "--data", self.data, "--json"],
+            [PROGRAMS / "artifacts-server", "token", "create", "--data", self.data, "--quiet"],
             check=True,
             capture_output=True,
+            text=True,
         )
-        return str(json.loads(made.stdout)["token"])
+        return made.stdout.strip()
 
     def stop(self) -> None:
         """End it with SIGTERM, or SIGKILL if it does not listen."""

@@ -109,18 +109,15 @@ def test_revoked_token_and_set_remote(
 ) -> None:
     served = remote_repo()
     token = artifacts_server.token(served.name, scope="read")
-    url = proxy.url(served.remote)
-    mount = daemon.add_repo(
-        "odd", url.replace("://", f"://x:{token['plaintext']}@"), "--deadline", DEADLINE
-    )
+    old = ServedRepository(served.name, served.remote, token["plaintext"])
+    mount = daemon.add_repo("odd", proxy.url(old.url), "--deadline", DEADLINE)
     daemon.wait_for("odd", "history")
     present = (mount / "README.md").read_bytes()
     artifacts_server.revoke(token["id"])
     proxy.reset_connections()
     assert read_error(mount / "src/package1/module1.py") in GONE | {errno.EACCES}
     assert (mount / "README.md").read_bytes() == present
-    new = url.replace("://", f"://x:{served.token}@")
-    daemon.run("set-remote", "--name", "odd", "--remote", new)
+    daemon.run("set-remote", "--name", "odd", "--remote", proxy.url(served.url))
     content = (mount / "src/package1/module1.py").read_bytes()
     assert content == odd_repository.files[b"src/package1/module1.py"]
     secrets = [token["plaintext"].partition("?")[0], served.token.partition("?")[0]]
