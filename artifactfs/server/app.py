@@ -96,7 +96,8 @@ class Application:
     async def _control(self, scope: Message, receive: Receive, send: Send) -> None:
         record = RequestRecord(scope["method"], scope["path"])
         limit = self._context.limits.control_body_bytes
-        scope["state"] = state = {}
+        state: dict[str, Any] = {}
+        scope["state"] = state
 
         async def bounded_receive() -> Message:
             message = await receive()

@@ -256,3 +256,7 @@ def token_revoke(data: Path, token_id: str) -> None:
     if not changed:
         raise InvalidInput(f"no active token has the id {token_id}")
     click.echo(f"revoked {token_id}")
+
+
+if __name__ == "__main__":
+    main()

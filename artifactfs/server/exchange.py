@@ -10,6 +10,7 @@ from artifactfs.server.access_log import AccessLog, RequestRecord
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+Headers = tuple[tuple[bytes, bytes], ...]
 Send = Callable[[Message], Awaitable[None]]
 
 _INFLATE_STEP = 256 * 1024
@@ -86,9 +87,7 @@ class Exchange:
             if not message.get("more_body", False):
                 return
 
-    async def start(
-        self, content_type: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
-    ) -> None:
+    async def start(self, content_type: bytes, headers: Headers = ()) -> None:
         """Begin a 200 answer whose length is not known."""
         await self._start(200, [(b"content-type", content_type), *headers])
 
@@ -112,7 +111,7 @@ class Exchange:
         status: int,
         body: bytes,
         content_type: bytes = b"text/plain; charset=utf-8",
-        headers: tuple[tuple[bytes, bytes], ...] = (),
+        headers: Headers = (),
     ) -> None:
         """Send a whole answer."""
         length = (b"content-length", b"%d" % len(body))

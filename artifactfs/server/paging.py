@@ -129,6 +129,7 @@ def list_tokens(
         {**params, "limit": query.per_page, "skip": (query.page - 1) * query.per_page},
     )
     info = ResultInfo(
+        cursor=None,
         page=query.page,
         per_page=query.per_page,
         count=len(rows),

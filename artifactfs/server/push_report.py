@@ -107,9 +107,6 @@ class PushReport:
 
     def succeeded(self, commands: PushCommands) -> list[RefUpdate]:
         """The updates that were made."""
-        if (
-            b"report-status" not in commands.capabilities
-            and b"report-status-v2" not in commands.capabilities
-        ):
+        if not commands.capabilities & {b"report-status", b"report-status-v2"}:
             return list(commands.updates)
         return [update for update in commands.updates if update.ref in self.accepted]
