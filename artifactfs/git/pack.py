@@ -317,9 +317,8 @@ class PackParser:
             piece = inflater.decompress(window, limit)
         except zlib.error as error:
             raise CorruptData(f"a pack entry does not inflate: {error}") from None
-        self._position = (
-            position + len(window) - len(inflater.unused_data) - len(inflater.unconsumed_tail)
-        )
+        rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+        self._position = position + len(window) - len(rest)
         body.got += len(piece)
         if body.got > body.size or (inflater.eof and body.got < body.size):
             raise CorruptData("a pack entry has another size than its header says")
