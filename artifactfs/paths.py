@@ -66,6 +66,11 @@ class RepoLayout:
         """0600, in git-credential-store format."""
         return self.directory / "credentials"
 
+    @property
+    def redirects(self) -> Path:
+        """Folders of the working tree that are on this disk: ``list.json`` and their data."""
+        return self.directory / "redirects"
+
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:

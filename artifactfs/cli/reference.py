@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +99,19 @@ def _roff(text: str) -> str:
 
 
 def _roff_paragraphs(text: str) -> Iterator[str]:
-    for paragraph in re.split(r"\n\s*\n", text.strip()):
-        yield ".PP"
+    for number, paragraph in enumerate(re.split(r"\n\s*\n", inspect.cleandoc(text))):
+        if number:
+            yield ".PP"
         if paragraph.startswith("\b"):
             yield ".nf"
             yield from (_roff(line.rstrip()) for line in paragraph.splitlines()[1:])
             yield ".fi"
         else:
-            yield _roff(" ".join(paragraph.split()))
+            yield from _filled(paragraph)
+
+
+def _filled(text: str) -> Iterator[str]:
+    yield from (_roff(line) for line in textwrap.wrap(text, 78, break_on_hyphens=False))
 
 
 def _option_lines(page: Page) -> Iterator[str]:
@@ -118,7 +125,7 @@ def _option_lines(page: Page) -> Iterator[str]:
     for flags, explained in records:
         yield ".TP"
         yield f".B {_roff(flags)}"
-        yield _roff(" ".join(explained.split())) or "\\&"
+        yield from _filled(explained) if explained else ("\\&",)
 
 
 def _command_lines(page: Page) -> Iterator[str]:
