@@ -88,28 +88,28 @@ class _Directory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.packs: dict[str, _Pack] = {}
+        self.packs: dict[tuple[str, int], _Pack] = {}
         self._scanned_ns = -1
 
-    def pack_names(self) -> list[str] | None:
-        """Names of the packs that have an index, or None where nothing changed since last time."""
+    def pack_files(self) -> set[tuple[str, int]] | None:
+        """(name, inode) of the packs that have an index; None where nothing changed since.
+
+        With the inode, since a pack that was damaged is replaced by one of the same name.
+        """
         directory = self.path / "pack"
         try:
             changed_ns = os.stat(directory).st_mtime_ns
             if changed_ns == self._scanned_ns:
                 return None
             now_ns = time.time_ns()
-            names = os.listdir(directory)
+            with os.scandir(directory) as entries:
+                inodes = {entry.name: entry.inode() for entry in entries}
         except FileNotFoundError:
-            return []
+            return set()
         settled = now_ns - changed_ns > _SETTLED_NS
         self._scanned_ns = changed_ns if settled else -1
-        present = set(names)
-        return [
-            f"{name[:-4]}.pack"
-            for name in names
-            if name.endswith(".idx") and f"{name[:-4]}.pack" in present
-        ]
+        packs = (f"{name[:-4]}.pack" for name in inodes if name.endswith(".idx"))
+        return {(name, inodes[name]) for name in packs if name in inodes}
 
     def loose(self, oid: Oid) -> str:
         name = oid.hex()
@@ -315,27 +315,26 @@ class ObjectDatabase:
     # What is on disk
 
     def _rescan(self) -> bool:
-        """Bring the list of packs up to date; True where it gained one."""
+        """Bring the list of packs up to date; True where objects may have come."""
         with self._lock:
-            self._scan_directories()
-            gained = lost = False
+            gained = self._scan_directories()
+            lost = False
             for directory in self._directories:
-                names = directory.pack_names()
-                if names is None:
+                files = directory.pack_files()
+                if files is None:
                     continue
-                for name in directory.packs.keys() - names:
-                    del directory.packs[name]
+                for file in directory.packs.keys() - files:
+                    del directory.packs[file]
                     lost = True
-                for name in set(names) - directory.packs.keys():
-                    gained |= self._open_pack(directory, name)
+                for file in files - directory.packs.keys():
+                    gained |= self._open_pack(directory, file)
             if gained or lost:
-                packs = [p for d in self._directories for p in d.packs.values()]
-                self._packs = packs
+                self._packs = [p for d in self._directories for p in d.packs.values()]
                 self._last = None
             return gained
 
-    def _open_pack(self, directory: _Directory, name: str) -> bool:
-        path = directory.path / "pack" / name
+    def _open_pack(self, directory: _Directory, file: tuple[str, int]) -> bool:
+        path = directory.path / "pack" / file[0]
         try:
             pack = _Pack(path, self._next_key, self._cache, self._scratch)
         except FileNotFoundError:  # deleted meanwhile
@@ -344,15 +343,17 @@ class ObjectDatabase:
             self._corrupt.add(path)
             return False
         self._next_key += 1
-        directory.packs[name] = pack
+        directory.packs[file] = pack
         return True
 
-    def _scan_directories(self) -> None:
-        """Follow `info/alternates`, where they changed."""
+    def _scan_directories(self) -> bool:
+        """Follow `info/alternates`; True where they changed."""
         paths = list(_with_alternates(self._objects, _MAX_ALTERNATE_DEPTH))
-        if paths != [directory.path for directory in self._directories]:
-            known = {directory.path: directory for directory in self._directories}
-            self._directories = [known.get(path) or _Directory(path) for path in paths]
+        if paths == [directory.path for directory in self._directories]:
+            return False
+        known = {directory.path: directory for directory in self._directories}
+        self._directories = [known.get(path) or _Directory(path) for path in paths]
+        return True
 
 
 def _object_directory(gitdir: Path) -> Path:

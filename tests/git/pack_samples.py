@@ -28,7 +28,7 @@ def git(directory: Path, *args: str, data: bytes | None = None) -> bytes:
     return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SampleRepository:
     """A repository with deltas, a big blob in two versions, odd names, and a tag."""
 
