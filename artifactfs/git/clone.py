@@ -4,8 +4,6 @@ Phase 1 (`clone_tip`) fetches the tip's commit and trees as from depth 1, but wr
 ``shallow`` file: the parents are then promised objects like any other, so that git is right at
 every moment; a `git log` that comes early pulls the history itself. Phase 2 (`fetch_history`)
 brings it in the background. `--depth` asks for the shallow file, and gets it.
-
-Packs go into `git index-pack`: it takes 190,000 commits and trees without holding this process.
 """
 
 from __future__ import annotations
@@ -13,8 +11,6 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,19 +23,21 @@ from artifactfs.errors import (
     ObjectsMissing,
     RemoteNotFound,
 )
-from artifactfs.git.command import GitFailed, feed_git, run_git
+from artifactfs.git.command import GitFailed, feed_git
+from artifactfs.git.fetch import (
+    BLOBLESS,
+    MAX_DEPTH_AT_ONCE,
+    FetchResult,
+    RefChange,
+    fetch_history,
+    fetch_refs,
+    tracked_refs,
+    tracking,
+)
 from artifactfs.git.gitdir import (
     GitdirPlan,
-    adopt_packs,
-    history_complete,
-    mark_history_complete,
-    own_folder,
     publish,
-    read_head,
-    read_refs,
-    read_shallow,
     sync_gitdir,
-    valid_ref,
     write_gitdir,
     write_shallow,
 )
@@ -50,9 +48,16 @@ from artifactfs.paths import RepoLayout
 
 Oid = bytes
 
-BLOBLESS = "blob:none"
-MAX_DEPTH_AT_ONCE = 100
-"""A `--depth` up to this is fetched whole before the mount; of a larger one, only the tip."""
+__all__ = [
+    "FetchResult",
+    "RefChange",
+    "Resolved",
+    "Tip",
+    "clone_tip",
+    "fetch_history",
+    "fetch_refs",
+    "resolve",
+]
 
 _OID = re.compile(r"[0-9a-f]{40}")
 _BRANCHES_NAMED = 10
@@ -165,13 +170,13 @@ def _plan(
     """The refs of a clone: every branch and tag; with a depth only the one that is mounted."""
     branch = found.ref if found.ref and found.ref.startswith("refs/heads/") else None
     single = settings.depth is not None
-    refs, peeled = _local_refs(advertised, found if single else None)
+    refs, peeled = tracked_refs(advertised, found.ref if single else None)
     if branch:
         refs[branch] = found.commit
     fetch = "+refs/heads/*:refs/remotes/origin/*"
     if single and branch:
-        fetch = f"+{branch}:{_tracking(branch)}"
-    origin_head = _tracking(advertised.head) if advertised.head else None
+        fetch = f"+{branch}:{tracking(branch)}"
+    origin_head = tracking(advertised.head) if advertised.head else None
     return GitdirPlan(
         url=settings.remote,
         worktree=settings.mount_point,
@@ -183,26 +188,6 @@ def _plan(
         alternates=tuple(path for path in alternates if path is not None),
         credentials=layout.credentials,
     )
-
-
-def _tracking(branch: str) -> str:
-    return "refs/remotes/origin/" + branch.removeprefix("refs/heads/")
-
-
-def _local_refs(
-    advertised: RefAdvertisement, only: Resolved | None
-) -> tuple[dict[str, Oid], dict[str, Oid]]:
-    """Remote-tracking branches and tags, and what annotated tags peel to."""
-    refs: dict[str, Oid] = {}
-    for name, oid in advertised.refs.items():
-        if not valid_ref(name) or (only is not None and name != only.ref):
-            continue
-        if name.startswith("refs/heads/"):
-            refs[_tracking(name)] = oid
-        elif name.startswith("refs/tags/"):
-            refs[name] = oid
-    peeled = {name: oid for name, oid in advertised.peeled.items() if name in refs}
-    return refs, peeled
 
 
 async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) -> frozenset[Oid]:
@@ -238,90 +223,3 @@ def _check_required(settings: RepoSettings, tip: Tip) -> None:
         raise InvalidInput(
             f"{settings.ref or 'HEAD'} is at {tip.commit.hex()}, not at the required {required}"
         )
-
-
-async def fetch_history(layout: RepoLayout, settings: RepoSettings, remote: Remote) -> None:
-    """Phase 2: all commits and trees behind every ref of the gitdir. Returns at once when done.
-
-    Streams into ``git index-pack``; interrupted at any point it starts again, and leaves nothing
-    that git could take for a pack. Packs cannot be resumed in their middle.
-    Raises: RemoteError, CorruptData.
-    """
-    gitdir = layout.gitdir
-    if history_complete(gitdir):
-        return
-    at_once = settings.depth is not None and settings.depth <= MAX_DEPTH_AT_ONCE
-    if remote.alternate is None and not at_once:
-        wants = set(read_refs(gitdir).values())
-        if (head := read_head(gitdir).commit) is not None:
-            wants.add(head)
-        await _fetch_known(remote, gitdir, wants, settings.depth)
-    if settings.depth is None:
-        await _write_commit_graph(gitdir)
-    mark_history_complete(gitdir)
-
-
-async def _fetch_known(remote: Remote, gitdir: Path, wants: set[Oid], depth: int | None) -> None:
-    """Fetch `wants` without haves; what the remote lost since is left out."""
-    while wants:
-        try:
-            shallow = await receive_pack(
-                remote, gitdir, sorted(wants), folder="history", depth=depth
-            )
-        except ObjectsMissing as error:
-            if not wants & error.oids:
-                raise
-            wants = wants - error.oids
-            continue
-        if depth is not None:
-            write_shallow(gitdir, shallow)
-        return
-
-
-async def receive_pack(
-    remote: Remote,
-    gitdir: Path,
-    wants: Collection[Oid],
-    *,
-    folder: str,
-    haves: Collection[Oid] = (),
-    depth: int | None = None,
-) -> frozenset[Oid]:
-    """Fetch a blobless pack into `gitdir`; returns the commits whose parents are left out.
-
-    It is indexed in ``artifactfs/FOLDER`` and moved when complete. Raises: RemoteError,
-    CorruptData.
-    """
-    staging = own_folder(gitdir, folder)
-    (staging / "pack").mkdir()
-    known_shallow = read_shallow(gitdir)
-    environment = {"GIT_OBJECT_DIRECTORY": str(staging)}
-    try:
-        async with (
-            feed_git("index-pack", "--promisor", "--stdin", gitdir=gitdir, env=environment) as sink,
-            remote.fetch_pack(
-                wants,
-                filter=BLOBLESS,
-                haves=haves,
-                depth=depth,
-                shallow=known_shallow,
-            ) as pack,
-        ):
-            async for chunk in pack:
-                await sink.send(chunk)
-            await sink.finish()
-        await trio.to_thread.run_sync(adopt_packs, staging, gitdir / "objects")
-        return (known_shallow | pack.shallow) - pack.unshallow
-    except GitFailed as error:
-        raise CorruptData(f"a fetched pack is not usable: {error.message}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-async def _write_commit_graph(gitdir: Path) -> None:
-    """Makes `git log`, merge-base and ahead/behind of a long history several times faster.
-
-    Git works without it, so a failure (no space, say) is no reason to fail.
-    """
-    with suppress(GitFailed):
-        await run_git("commit-graph", "write", "--reachable", gitdir=gitdir, deadline_s=600)

@@ -26,7 +26,7 @@ from artifactfs.git.command import (
     run_git,
 )
 from artifactfs.git.transport import RequestCounters
-from artifactfs.git.transport_stream import StreamConnection, StreamTransport
+from artifactfs.git.transport_stream import Connector, StreamConnection, StreamTransport
 from artifactfs.git.url import DEFAULT_PORTS, RemoteURL
 from artifactfs.redact import redact
 
@@ -109,16 +109,21 @@ def local_transport(
     url: RemoteURL, *, deadline_s: float, counters: RequestCounters
 ) -> StreamTransport:
     """``git upload-pack`` on a path: 4 ms to start, so none is kept."""
-    path = local_repository(url)
-    options = [word for pair in _LOCAL_CONFIG for word in ("-c", pair)]
-    command = git_command(*options, "upload-pack", str(path))
-
-    async def connect() -> StreamConnection:
-        return await _process(command, url.url)
-
+    connect = local_connector(local_repository(url), url.url)
     return StreamTransport(
         connect, name=url.url, keep_s=0, deadline_s=deadline_s, counters=counters
     )
+
+
+def local_connector(gitdir: Path, name: str) -> Connector:
+    """Opens connections to an upload-pack of `gitdir` that allows everything."""
+    options = [word for pair in _LOCAL_CONFIG for word in ("-c", pair)]
+    command = git_command(*options, "upload-pack", str(gitdir))
+
+    async def connect() -> StreamConnection:
+        return await _process(command, name)
+
+    return connect
 
 
 def local_repository(url: RemoteURL) -> Path:
@@ -148,7 +153,7 @@ async def ssh_transport(
 
 async def ssh_command(url: RemoteURL, deadline_s: float) -> list[str]:
     """What to run: GIT_SSH_COMMAND, core.sshCommand, GIT_SSH, ssh, in git's order."""
-    shell = os.environ.get("GIT_SSH_COMMAND") or await _config("core.sshCommand")
+    shell = await user_ssh_command()
     program = os.environ.get("GIT_SSH", "ssh")
     words = shlex.split(shell) if shell else [program]
     openssh = _is_openssh(words[0])
@@ -183,11 +188,15 @@ def _quoted(path: str) -> str:
     return f"'{escaped}'"
 
 
-async def _config(name: str) -> str:
+async def user_ssh_command() -> str:
+    """The shell command that the user set for ssh; empty for none."""
+    if command := os.environ.get("GIT_SSH_COMMAND"):
+        return command
     try:
-        return (await run_git("config", "--get", name, deadline_s=10)).decode().strip()
+        output = await run_git("config", "--get", "core.sshCommand", deadline_s=10)
     except GitFailed:
         return ""
+    return output.decode("utf-8", "replace").strip()
 
 
 async def _process(command: list[str], name: str) -> ProcessConnection:
