@@ -21,7 +21,6 @@ from artifactfs.daemon.registration import Reservation, Secret
 from artifactfs.daemon.registry import Registration, name_taken
 from artifactfs.daemon.supervision import Supervision
 from artifactfs.errors import (
-    AlreadyExists,
     DaemonError,
     InvalidInput,
 )
@@ -156,11 +155,7 @@ class Commands:
 
     def _check_unused(self, mount_point: str) -> None:
         for other in self._supervisor.mounts.values():
-            if other.settings.mount_point == mount_point:
-                raise AlreadyExists(
-                    f"{mount_point} is the mount point of {other.name!r}",
-                    hint="choose another --mount-root or --name",
-                )
+            registration.check_apart(Path(mount_point), other.name, other.settings.mount_point)
 
     async def _take_back(self, name: str, reservation: Reservation) -> None:
         supervision = self._supervisor.mounts.pop(name, None)
@@ -267,7 +262,7 @@ class Commands:
 
         layout = self._supervisor.state.repo(known.name)
         secret = _secret(request.args.get("secret"))
-        await store_remote(layout, known.settings.remote, settings.remote, secret)
+        await store_remote(layout, settings.remote, secret)
         await self._supervisor.save(settings)
         if supervision is not None:
             supervision.settings = replace(supervision.settings, remote=settings.remote)

@@ -18,9 +18,10 @@ GIT_DEADLINE_S = 120.0
 SHOWN = 3  # paths in a message
 
 
-async def losses(layout: RepoLayout, mount_point: str) -> dict[str, Any]:
+async def losses(layout: RepoLayout, mount_point: str, mounted: str) -> dict[str, Any]:
     """Of a mounted repository: ``changes`` (paths), ``unpushed`` commits, ``stashes``.
 
+    `mounted` is the commit that was mounted: it came from the remote, whatever names it there.
     Raises: StateError where git cannot say.
     """
     status = await run_git(
@@ -28,12 +29,14 @@ async def losses(layout: RepoLayout, mount_point: str) -> dict[str, Any]:
         deadline_s=GIT_DEADLINE_S,
     )
     changes = [entry[3:] for entry in status.decode("utf-8", "replace").split("\0") if entry]
-    return {"changes": changes, **await kept_only_here(layout)}
+    return {"changes": changes, **await kept_only_here(layout, mounted)}
 
 
-async def kept_only_here(layout: RepoLayout) -> dict[str, Any]:
-    """Commits that no remote branch or tag has, and stashes. Needs no mount."""
-    arguments = ("rev-list", "--count", "HEAD", "--branches", "--not", "--remotes", "--tags")
+async def kept_only_here(layout: RepoLayout, mounted: str | None) -> dict[str, Any]:
+    """Commits that no remote-tracking branch and no tag has, and stashes. Needs no mount."""
+    arguments = ["rev-list", "--count", "HEAD", "--branches", "--not", "--remotes", "--tags"]
+    if mounted is not None:
+        arguments.append(mounted)
     unpushed = await run_git(*arguments, gitdir=layout.gitdir, deadline_s=GIT_DEADLINE_S)
     stashes = 0
     if await run_git("for-each-ref", "refs/stash", gitdir=layout.gitdir):
@@ -50,29 +53,31 @@ async def check_unmounted(name: str, layout: RepoLayout) -> None:
     """
     if not layout.gitdir.exists():
         return
-    dirty = await trio.to_thread.run_sync(overlay_entries, layout)
+    dirty, mounted = await trio.to_thread.run_sync(read_overlay, layout)
     if dirty:
         raise StateError(
             f"{name} may have local changes ({dirty} entries in its overlay)",
             hint=f"look with artifact-fs remount --name {name} and git status, or give --force",
         )
-    refuse(name, {"changes": [], **await kept_only_here(layout)})
+    refuse(name, {"changes": [], **await kept_only_here(layout, mounted)})
 
 
-def overlay_entries(layout: RepoLayout) -> int:
-    """How many names of the working tree differ from the mounted commit. Raises: CorruptData."""
+def read_overlay(layout: RepoLayout) -> tuple[int, str | None]:
+    """How many names differ from the mounted commit, and that commit (hex). Raises: CorruptData."""
     if not layout.overlay_db.exists():
-        return 0
+        return 0, None
     try:
         connection = sqlite3.connect(f"file:{layout.overlay_db}?mode=ro", uri=True, timeout=5.0)
         try:
-            return int(connection.execute("SELECT count(*) FROM dirents").fetchone()[0])
+            dirty = int(connection.execute("SELECT count(*) FROM dirents").fetchone()[0])
+            row = connection.execute("SELECT value FROM meta WHERE key = 'base_commit'").fetchone()
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
         raise CorruptData(
             f"{layout.overlay_db} cannot be read: {error}", hint="give --force to delete it anyway"
         ) from error
+    return dirty, bytes(row[0]).hex() if row and row[0] else None
 
 
 def refuse(name: str, found: dict[str, Any]) -> None:

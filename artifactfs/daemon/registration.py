@@ -101,6 +101,17 @@ def check_mount_point(mount_point: Path, state: StateLayout) -> None:
             raise MountError(f"{mount_point}: {error.strerror}") from error
 
 
+def check_apart(mount_point: Path, other_name: str, other_mount_point: str) -> None:
+    """Raises: AlreadyExists if `mount_point` is that of another repository, or within it."""
+    other = Path(other_mount_point)
+    if mount_point == other or other in mount_point.parents:
+        where = "is" if mount_point == other else "lies within"
+        raise AlreadyExists(
+            f"{mount_point} {where} the mount point of {other_name!r}",
+            hint="choose another --mount-root or --name",
+        )
+
+
 def make_mount_point(mount_point: Path) -> list[Path]:
     """Create it; return the directories that were made, outermost first. Raises: MountError."""
     made: list[Path] = []
@@ -156,11 +167,7 @@ class Reservation:
         for registration in registry.all():
             if registration.name == self._settings.name:
                 raise name_taken(self._settings.name)
-            if registration.settings.mount_point == str(mount_point):
-                raise AlreadyExists(
-                    f"{mount_point} is the mount point of {registration.name!r}",
-                    hint="choose another --mount-root or --name",
-                )
+            check_apart(mount_point, registration.name, registration.settings.mount_point)
 
     def _take_directory(self, registry: Registry) -> None:
         directory = self.layout.directory

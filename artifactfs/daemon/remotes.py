@@ -1,89 +1,112 @@
-"""The remote of one mount: connected when first needed, replaced by ``set-remote``."""
+"""The remote of one repository: opened when it is first needed, changed by ``set-remote``."""
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
+from pathlib import Path
 
 import trio
 
 from artifactfs.daemon.registration import Secret
 from artifactfs.errors import StateError
-from artifactfs.git.command import run_git
 from artifactfs.git.credentials import Credential, CredentialFile
+from artifactfs.git.gitdir import set_remote
 from artifactfs.git.remote import Remote, open_remote
 from artifactfs.paths import RepoLayout
 
-GIT_CONFIG_DEADLINE_S = 10.0
+CLOSE_S = 3.0
 
 
 class RemoteConnection:
-    """Gives every user in a worker the same `Remote`."""
+    """Opens remotes with the URL and the stored credentials of one repository.
+
+    History and refreshes share one `Remote` (`shared`). The hydrator has its own, so that a slow
+    fetch of refs and a reset after an outage do not get in each other's way; the first that it
+    gets is the one that cloned, whose connections are warm.
+    """
 
     def __init__(self, layout: RepoLayout, url: str, deadline_s: float) -> None:
         self.url = url
-        self.deadline_s = deadline_s
+        self._deadline_s = deadline_s
         self._credentials = CredentialFile(layout.credentials)
-        self._remote: Remote | None = None
-        self._connecting = trio.Lock()
+        self._mirror = mirror_of(layout)
+        self._shared: Remote | None = None
+        self._cloned: Remote | None = None
+        self._opening = trio.Lock()
 
-    @property
-    def current(self) -> Remote | None:
-        """The remote as far as somebody has connected already."""
-        return self._remote
-
-    async def connect(self) -> Remote:
-        """Connect at the first call. Raises: RemoteError; the next call tries again."""
-        async with self._connecting:
-            if self._remote is None:
-                self._remote = await open_remote(
-                    self.url, self._credentials, deadline_s=self.deadline_s
-                )
-            return self._remote
-
-    async def replace(self, url: str) -> None:
-        """Use `url` and the stored credentials from now on."""
-        async with self._connecting:
-            previous, self._remote = self._remote, None
-            self.url = url
-        if previous is not None:
-            await previous.aclose()
-
-    async def aclose(self) -> None:
-        if self._remote is not None:
-            await self._remote.aclose()
-
-
-async def store_remote(
-    layout: RepoLayout, old_url: str, new_url: str, secret: Secret | None
-) -> None:
-    """Put a new URL and new credentials in place for us and for git. Raises: StateError."""
-    if secret is not None:
-        await trio.to_thread.run_sync(store_secret, layout, new_url, secret)
-    if new_url != old_url and layout.gitdir.exists():
-        await run_git(
-            "config",
-            "remote.origin.url",
-            new_url,
-            gitdir=layout.gitdir,
-            deadline_s=GIT_CONFIG_DEADLINE_S,
+    async def open(self, *, expect_refs: bool = False) -> Remote:
+        """A new remote, the caller's to close. Raises: RemoteError."""
+        return await open_remote(
+            self.url,
+            self._credentials,
+            deadline_s=self._deadline_s,
+            expect_refs=expect_refs,
+            mirror=self._mirror,
         )
 
+    async def open_for_clone(self) -> Remote:
+        """The same with the refs asked for at once; kept for the hydrator. Raises: RemoteError."""
+        self._cloned = await self.open(expect_refs=True)
+        return self._cloned
 
-def store_secret(layout: RepoLayout, url: str, secret: Secret) -> None:
+    async def open_for_hydration(self) -> Remote:
+        """What the hydrator connects with. Raises: RemoteError."""
+        remote, self._cloned = self._cloned, None
+        return remote if remote is not None else await self.open()
+
+    async def shared(self) -> Remote:
+        """The remote of the background jobs. Raises: RemoteError; the next call tries again."""
+        async with self._opening:
+            if self._shared is None:
+                self._shared = await self.open()
+            return self._shared
+
+    async def change(self, url: str) -> None:
+        """Use `url`, and what is stored for it, from now on."""
+        self.url = url
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close what is open here. Takes at most a few seconds."""
+        async with self._opening:
+            open_ones = [one for one in (self._shared, self._cloned) if one is not None]
+            self._shared = self._cloned = None
+        with trio.move_on_after(CLOSE_S) as scope:
+            scope.shield = True
+            for remote in open_ones:
+                await remote.aclose()
+
+
+def mirror_of(layout: RepoLayout) -> Path:
+    """Where the objects of a remote are kept that does not speak protocol 2."""
+    return layout.directory / "mirror"
+
+
+async def store_remote(layout: RepoLayout, url: str, secret: Secret | None) -> None:
+    """Put a new URL and new credentials in place, for us and for git. Raises: StateError."""
+    if secret is not None:
+        await trio.to_thread.run_sync(_store, layout, url, secret)
+    if layout.gitdir.exists():
+        await set_remote(layout.gitdir, url, layout.credentials)
+
+
+def _store(layout: RepoLayout, url: str, secret: Secret) -> None:
     try:
         CredentialFile(layout.credentials).set(url, secret.username, secret.password)
     except OSError as error:
-        raise StateError(f"cannot store the credentials: {os.strerror(error.errno or 0)}") from error
+        raise StateError(f"cannot store the credentials: {error.strerror}") from error
 
 
 def stored_secret(layout: RepoLayout, url: str) -> Credential | None:
-    """What is stored for `url` now."""
+    """What is stored for `url` now, to be put back by `restore_secret`."""
     return CredentialFile(layout.credentials).get(url)
 
 
 def restore_secret(layout: RepoLayout, url: str, previous: Credential | None) -> None:
     """Put back what `stored_secret` returned."""
-    if previous is None:
-        CredentialFile(layout.credentials).remove(url)
-    else:
-        CredentialFile(layout.credentials).set(url, previous.username, previous.password)
+    file = CredentialFile(layout.credentials)
+    if previous is not None:
+        file.set(url, previous.username, previous.password)
+        return
+    with suppress(OSError):
+        file.remove(url)

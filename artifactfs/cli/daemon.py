@@ -1,0 +1,49 @@
+"""``artifact-fs daemon``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from artifactfs.cli.context import state
+from artifactfs.paths import default_mount_root
+
+
+@click.command()
+@click.option(
+    "--root",
+    "mount_root",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where repositories are mounted that were added without --mount-root. "
+    "[env: ARTIFACT_FS_MOUNT_ROOT; default: /mnt/artifact-fs, for ordinary users ~/artifact-fs]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    envvar="ARTIFACT_FS_LOG_LEVEL",
+    show_default=True,
+    show_envvar=True,
+)
+def daemon(mount_root: Path | None, log_level: str) -> None:
+    """Mount all registered repositories and keep them mounted.
+
+    Serves until SIGTERM or SIGINT, then unmounts cleanly. Logs JSON lines on stderr. Under
+    systemd (Type=notify) it reports readiness and feeds the watchdog. One daemon serves one state
+    root; several state roots can each have their own.
+
+    \b
+    Examples:
+      artifact-fs daemon
+      artifact-fs daemon --root /srv/trees --log-level debug
+      artifact-fs --state-root /srv/state daemon 2>daemon.log &
+    """
+    import trio
+
+    from artifactfs.daemon import logs
+    from artifactfs.daemon.supervisor import Supervisor
+
+    logs.configure(log_level)
+    root = (mount_root or default_mount_root()).absolute()
+    trio.run(Supervisor(state(), root, log_level).run)

@@ -1,0 +1,176 @@
+"""``artifact-fs list-repos`` and ``status``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from artifactfs.cli import output
+from artifactfs.cli.context import RepoName, connect, json_option, state
+from artifactfs.cli.output import human_bytes, human_seconds
+
+Fields = dict[str, Any]
+
+
+@click.command("list-repos")
+@json_option
+def list_repos(as_json: bool) -> None:
+    """List the registered repositories.
+
+    \b
+    Examples:
+      artifact-fs list-repos
+      artifact-fs list-repos --json | jq -r '.[].name'
+    """
+    client = connect()
+    if client is not None:
+        with client:
+            repos = client.request("list")
+    else:
+        repos = registered()
+    if as_json:
+        output.print_json(repos)
+        return
+    if not repos:
+        click.echo("no repositories; add one: artifact-fs add-repo --name N --remote URL")
+        return
+    rows = [[r["name"], r["state"], r["mount_point"], r["remote"]] for r in repos]
+    output.table(("NAME", "STATE", "MOUNT POINT", "REMOTE"), rows)
+
+
+@click.command()
+@click.option("--name", type=RepoName(), help="Only this repository.")
+@json_option
+def status(name: str | None, as_json: bool) -> None:
+    """Show what every mount is doing.
+
+    State, head and how far it is ahead of or behind its upstream, the last fetch, how much
+    content is here, what is on its way, local changes, and what the remote cannot do.
+
+    \b
+    Examples:
+      artifact-fs status
+      artifact-fs status --name hello --json
+    """
+    client = connect()
+    if client is not None:
+        with client:
+            repos = client.request("status", name=name)
+    else:
+        repos = [_offline(repo) for repo in registered(name)]
+    if as_json:
+        output.print_json(repos)
+        return
+    if client is None:
+        click.echo("no daemon runs; start one: artifact-fs daemon", err=True)
+    for repo in repos:
+        for line in describe(repo):
+            click.echo(line)
+
+
+def registered(name: str | None = None) -> list[Fields]:
+    """What the registry knows, without a daemon."""
+    from artifactfs.daemon.registration import resolve_mount_point
+    from artifactfs.daemon.registry import Registry
+    from artifactfs.paths import default_mount_root
+
+    layout = state()
+    if not layout.registry_db.exists() and name is None:
+        return []
+    with Registry(layout.registry_db) as registry:
+        known = [registry.get(name)] if name is not None else registry.all()
+    return [
+        {
+            "name": one.name,
+            "state": "not running" if one.enabled else "unmounted",
+            "mount_point": resolve_mount_point(one.settings, default_mount_root()),
+            "remote": one.settings.remote,
+            "refresh_s": one.settings.refresh_s,
+            "enabled": one.enabled,
+            "created": one.created,
+        }
+        for one in known
+    ]
+
+
+def _offline(repo: Fields) -> Fields:
+    """Adds what the gitdir says by itself."""
+    from artifactfs.daemon.heads import read_head
+
+    return {**repo, **read_head(state().repo(repo["name"]).gitdir)}
+
+
+def describe(repo: Fields) -> Iterator[str]:
+    """The lines of one repository; a field that is not known has no line."""
+    yield f"{repo['name']}: {repo['state']} at {repo['mount_point']}"
+    yield _line("remote", repo["remote"])
+    if repo.get("error"):
+        yield _line("error", repo["error"]["message"])
+        if repo["error"].get("hint"):
+            yield _line("hint", repo["error"]["hint"])
+    if repo.get("restarts"):
+        yield _line("restarts", str(repo["restarts"]))
+    if repo.get("head"):
+        yield _line("head", _head(repo))
+    if "last_fetch" in repo:
+        yield _line("fetched", _last_fetch(repo))
+    if repo.get("hydration"):
+        yield from _hydration(repo["hydration"])
+    if repo.get("overlay"):
+        overlay = repo["overlay"]
+        size = human_bytes(overlay["dirty_bytes"])
+        yield _line("overlay", f"{overlay['dirty_files']} dirty files, {size}")
+    if "history_complete" in repo:
+        history = "complete" if repo["history_complete"] else "loading in the background"
+        index = "primed" if repo.get("index_primed") else "being prepared"
+        yield _line("git", f"history {history}; index {index}")
+    if repo.get("remote_state"):
+        yield from _remote_state(repo["remote_state"])
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<10}{text}"
+
+
+def _head(repo: Fields) -> str:
+    ref = repo.get("ref")
+    text = f"{ref or 'detached'} {repo['head'][:12]}"
+    if repo.get("upstream") is None:
+        return text
+    ahead, behind = repo.get("ahead"), repo.get("behind")
+    if ahead is None or behind is None:
+        return f"{text} (compared to {repo['upstream']} once history is here)"
+    if not ahead and not behind:
+        return f"{text} (up to date with {repo['upstream']})"
+    return f"{text} ({ahead} ahead, {behind} behind {repo['upstream']})"
+
+
+def _last_fetch(repo: Fields) -> str:
+    every = repo.get("refresh_s")
+    refresh = f"every {human_seconds(every)}" if every else "never by itself"
+    last = repo["last_fetch"]
+    if last is None:
+        return f"not since the mount; {refresh}"
+    ago = max(0.0, time.time() - last["time"])
+    return f"{human_seconds(round(ago))} ago: {last['result']}; {refresh}"
+
+
+def _hydration(hydration: Fields) -> Iterator[str]:
+    blobs = f"{hydration['blobs_here']} of {hydration['blobs_total']} blobs"
+    if hydration.get("bytes_here") is not None:
+        total = human_bytes(hydration.get("bytes_total"))
+        blobs = f"{blobs}, {human_bytes(hydration['bytes_here'])} of {total}"
+    yield _line("hydrated", blobs)
+    yield _line(
+        "queue", f"{hydration['queued']} blobs waiting, {hydration['readers_waiting']} readers"
+    )
+
+
+def _remote_state(remote: Fields) -> Iterator[str]:
+    if remote.get("state"):
+        yield _line("link", str(remote["state"]))
+    for limit in remote.get("limits") or ():
+        yield _line("limit", limit)

@@ -1,0 +1,150 @@
+"""``artifact-fs``: the command group, and how errors are shown.
+
+Commands are imported when they are called, so that ``artifact-fs status`` starts in a fraction of
+the time that importing everything takes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import NoReturn
+
+import click
+
+from artifactfs import __version__
+from artifactfs.cli.configuration import (
+    ENVIRONMENT_PREFIX,
+    apply_configuration,
+    load_configuration,
+)
+from artifactfs.cli.context import StateRootOption
+from artifactfs.errors import ArtifactFSError
+from artifactfs.redact import redact
+
+_MODULES: Mapping[str, tuple[str, ...]] = {
+    "adding": ("add-repo",),
+    "completion": ("completion",),
+    "daemon": ("daemon",),
+    "doctor": ("doctor",),
+    "looking": ("list-repos", "status"),
+    "mounting": ("unmount", "remount", "remove-repo"),
+    "redirect": ("redirect",),
+    "remotes": ("fetch", "set-refresh", "set-remote"),
+}
+"""Module of `artifactfs.cli` → its commands; the function of ``add-repo`` is ``add_repo``."""
+
+_COMMANDS = {command: module for module, commands in _MODULES.items() for command in commands}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        loaded = importlib.import_module(f"artifactfs.cli.{module}")
+        command: click.Command = getattr(loaded, cmd_name.replace("-", "_"))
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], _COMMANDS, 1)
+            hint = f"did you mean {close[0]}?" if close else "artifact-fs --help lists the commands"
+            raise click.UsageError(f"no such command: {args[0]} ({hint})", ctx)
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None:
+            apply_configuration(ctx, name, command)
+        return name, command, rest
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="artifact-fs")
+@StateRootOption.declare
+def cli() -> None:
+    """Mount Git repositories as working trees; contents arrive when they are read.
+
+    \b
+    Examples:
+      artifact-fs daemon &
+      artifact-fs add-repo --name hello --remote https://host/org/hello.git
+      artifact-fs status
+    """
+
+
+def main() -> NoReturn:
+    """The console command. Errors are ``error: …`` and ``hint: …``, one line each."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code."""
+    if os.environ.get("ARTIFACT_FS_DEBUG") == "1":
+        return _call(arguments)
+    try:
+        return _call(arguments)
+    except ArtifactFSError as error:
+        return _report(error.message, error.hint, error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "artifact-fs"
+        return _report(error.format_message(), f"see {path} --help", 2)
+    except click.ClickException as error:
+        return _report(error.format_message(), None, error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _report("interrupted", None, 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads: not worth a message
+        return 141
+    except ExceptionGroup as group:
+        return _report_group(group)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _report(what, None, 1)
+
+
+def _call(arguments: list[str]) -> int:
+    result = cli.main(
+        arguments,
+        "artifact-fs",
+        standalone_mode=False,
+        default_map=load_configuration(),
+        auto_envvar_prefix=ENVIRONMENT_PREFIX,
+    )
+    return result if isinstance(result, int) else 0
+
+
+def _report(message: str, hint: str | None, exit_code: int) -> int:
+    print(f"error: {_one_line(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {_one_line(hint)}", file=sys.stderr)
+    return exit_code
+
+
+def _report_group(group: ExceptionGroup[Exception]) -> int:
+    """Several tasks failed: the first error a user can understand stands for all."""
+    known = group.subgroup(ArtifactFSError)
+    found: BaseException = known if known is not None else group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    if isinstance(found, ArtifactFSError):
+        return _report(found.message, found.hint, found.exit_code)
+    hint = "ARTIFACT_FS_DEBUG=1 shows where it comes from"
+    return _report(f"{type(found).__name__}: {found}", hint, 1)
+
+
+def _one_line(text: str) -> str:
+    return redact(" ".join(text.split()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What a worker does behind a mount that can be read already.
+
+Every job runs in a task of its own and may fail without touching the mount: it is logged, and
+tried again with a growing delay. The order follows from what waits for what: the primed index
+needs sizes, and git in the mount waits for the index; history comes beside it; the sweep is last.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from artifactfs.errors import ArtifactFSError
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 300.0
+
+Job = Callable[[], Awaitable[None]]
+
+
+async def keep_trying(name: str, job: Job, *, repo: str) -> None:
+    """Run `job` until it succeeds. Its errors are logged, with the time of the next attempt."""
+    delay = FIRST_RETRY_S
+    while True:
+        try:
+            await job()
+        except ArtifactFSError as error:
+            fields = {"repo": repo, "job": name, "error": type(error).__name__, "retry_s": delay}
+            log.warning("%s failed: %s", name, error.message, extra=fields)
+        except Exception as error:
+            fields = {"repo": repo, "job": name, "retry_s": delay}
+            log.error("%s failed", name, exc_info=error, extra=fields)
+        else:
+            return
+        await trio.sleep(delay)
+        delay = min(delay * 2, LONGEST_RETRY_S)
+
+
+class Refresh:
+    """Runs a job at an interval that can be changed while it waits."""
+
+    def __init__(self, interval_s: float | None, job: Job, *, repo: str) -> None:
+        self._interval_s = interval_s
+        self._job = job
+        self._repo = repo
+        self._changed = trio.Event()
+
+    def set_interval(self, interval_s: float | None) -> None:
+        self._interval_s = interval_s
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def run(self) -> None:
+        while True:
+            changed = self._changed
+            wait_s = self._interval_s if self._interval_s is not None else float("inf")
+            with trio.move_on_after(wait_s):
+                await changed.wait()
+                continue
+            try:
+                await self._job()
+            except ArtifactFSError as error:
+                log.warning("refresh failed: %s", error.message, extra={"repo": self._repo})
+
+
+async def run_quietly(command: list[str], *, deadline_s: float) -> None:
+    """Run a program of ours. Cancelling kills it. Raises: ArtifactFSError with its last words."""
+    with trio.move_on_after(deadline_s) as scope:
+        done = await trio.run_process(
+            command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
+        )
+    if scope.cancelled_caught:
+        raise ArtifactFSError(f"{command[2]} did not end within {deadline_s:.0f} s")
+    if done.returncode != 0:
+        words = done.stderr.decode("utf-8", "replace").strip().splitlines() or [""]
+        raise ArtifactFSError(f"{command[2]} failed ({done.returncode}): {words[-1]}")

@@ -1,0 +1,122 @@
+"""What a worker does behind a mount that can be read already.
+
+Each job is a task of its own and may fail without touching the mount (`keep_trying`). What waits
+for what: the primed index needs sizes; git in the mount waits for the index; the sweep yields to
+readers by itself; history comes over a connection of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import trio
+
+from artifactfs.daemon.background import Refresh, keep_trying
+from artifactfs.daemon.fetching import Record, fetch_recorded, last_fetch
+from artifactfs.daemon.heads import Head, ahead_behind, head_of
+from artifactfs.git.fetch import fetch_history
+from artifactfs.git.gitdir import history_complete
+
+if TYPE_CHECKING:
+    from artifactfs.daemon.worker import Worker
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 2.0
+"""How often HEAD and the index are looked at: two `stat`, 4 µs."""
+
+
+class Jobs:
+    """The background of one mount."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._fetching = trio.Lock()
+        self._counts: tuple[tuple[str, str], tuple[int, int] | None] | None = None
+        self.history_done = trio.Event()
+        self.index_primed = False
+        self.refresh = Refresh(worker.settings.refresh_s, self._refresh, repo=worker.name)
+
+    async def run(self) -> None:
+        """Start everything; runs as long as the mount."""
+        worker = self._worker
+        worker.hydrator.start_sweep(worker.filesystem.base.tree)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep, "index", self._prime_index)
+            nursery.start_soon(self._keep, "history", self._fetch_history)
+            nursery.start_soon(self.refresh.run)
+            nursery.start_soon(self._watch_gitdir)
+
+    async def _keep(self, name: str, job: object) -> None:
+        assert callable(job)
+        await keep_trying(name, job, repo=self._worker.name)
+
+    # -- history and refs --------------------------------------------------------------------
+
+    async def _fetch_history(self) -> None:
+        worker = self._worker
+        if not history_complete(worker.layout.gitdir):
+            remote = await worker.remotes.shared()
+            async with self._fetching:
+                await fetch_history(worker.layout, worker.settings, remote)
+            worker.odb.refresh()
+            log.info("history is complete")
+        self.history_done.set()
+
+    async def fetch(self) -> Record:
+        """Fetch the remote's refs now. Raises: RemoteError."""
+        worker = self._worker
+        async with self._fetching:
+            remote = await worker.remotes.shared()
+            record = await fetch_recorded(worker.layout, worker.settings, remote)
+        worker.odb.refresh()
+        return record
+
+    async def _refresh(self) -> None:
+        await self.fetch()
+
+    def last_fetch(self) -> Record | None:
+        return last_fetch(self._worker.layout)
+
+    async def head(self) -> tuple[Head, tuple[int, int] | None]:
+        """HEAD, and its distance from its upstream; None until all of history is here."""
+        gitdir = self._worker.layout.gitdir
+        head = head_of(gitdir)
+        if head.oid is None or head.upstream_oid is None:
+            return head, None
+        if head.oid == head.upstream_oid:
+            return head, (0, 0)
+        if not history_complete(gitdir):
+            return head, None
+        pair = (head.oid, head.upstream_oid)
+        if self._counts is None or self._counts[0] != pair:
+            self._counts = (pair, await ahead_behind(gitdir, *pair))
+        return head, self._counts[1]
+
+    # -- the index ---------------------------------------------------------------------------
+
+    async def _prime_index(self) -> None:
+        raise AssertionError("replaced below")
+
+    # -- compaction --------------------------------------------------------------------------
+
+    async def _watch_gitdir(self) -> None:
+        """Git has moved HEAD or written the index: dirty files may equal known blobs by now."""
+        gitdir = self._worker.layout.gitdir
+        seen = _stamps(gitdir)
+        while True:
+            await trio.sleep(WATCH_S)
+            if (now := _stamps(gitdir)) != seen:
+                seen = now
+
+
+def _stamps(gitdir: os.PathLike[str]) -> tuple[int, ...]:
+    stamps = []
+    for name in ("HEAD", "index"):
+        try:
+            stamps.append(os.stat(os.path.join(gitdir, name)).st_mtime_ns)
+        except OSError:
+            stamps.append(0)
+    return tuple(stamps)

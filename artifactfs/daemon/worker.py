@@ -1,0 +1,267 @@
+"""A mount's process: composes git, hydration and fs, and serves one repository.
+
+The way to a tree that can be read is kept short: clone the tip where there is no gitdir yet, open
+the object database, the hydrator and the overlay, mount, report. Everything else happens behind
+the mount (`artifactfs.daemon.jobs`).
+
+The worker ends when its mount ends, when it is asked to, or when the supervisor is gone (the
+channel's end of file): it unmounts first in every case, so that a new daemon finds a free mount
+point. It holds ``STATE/repos/NAME/worker.lock`` meanwhile: two processes never serve one overlay.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon import logs, mounts
+from artifactfs.daemon.control import LineStream, innermost, serve_requests
+from artifactfs.daemon.jobs import Jobs
+from artifactfs.daemon.messages import error_fields
+from artifactfs.daemon.remotes import RemoteConnection
+from artifactfs.daemon.requests import Requests
+from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
+from artifactfs.fs.filesystem import FileSystem
+from artifactfs.fs.session import serve
+from artifactfs.git.clone import Tip, clone_tip
+from artifactfs.git.command import run_git
+from artifactfs.git.gitdir import read_head
+from artifactfs.git.objects import MissingObject, ObjectDatabase
+from artifactfs.hydration.hydrator import Hydrator
+from artifactfs.paths import RepoLayout, StateLayout
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+LOCK_WAIT_S = 10.0  # longer than the fork server of a killed daemon lets its workers linger
+LOCK_POLL_S = 0.02
+PR_SET_NAME = 15
+
+
+def run_worker(spec: dict[str, Any], channel: int) -> int:
+    """Serve one mount; returns the exit status of the process."""
+    settings = RepoSettings.from_mapping(spec["settings"])
+    logs.configure(spec["log_level"], repo=settings.name)
+    _set_process_name(f"afs:{settings.name}")
+    stream = socket.socket(fileno=channel)
+    stream.setblocking(False)
+    worker = Worker(StateLayout(Path(spec["state_root"])), settings, stream)
+    return trio.run(worker.run)
+
+
+def _set_process_name(name: str) -> None:
+    """What ``ps -o comm`` and ``top`` show; 15 bytes."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, os.fsencode(name)[:15], 0, 0, 0)
+
+
+class Worker:
+    """The state of a mount's process, for its jobs and for the requests to it."""
+
+    filesystem: FileSystem
+    hydrator: Hydrator
+    odb: ObjectDatabase
+
+    def __init__(self, state: StateLayout, settings: RepoSettings, stream: socket.socket) -> None:
+        self.state = state
+        self.settings = settings
+        self.layout: RepoLayout = state.repo(settings.name)
+        self.remotes = RemoteConnection(self.layout, settings.remote, settings.deadline_s)
+        self.jobs = Jobs(self)
+        self.leaving = False  # the end of the mount is expected
+        self._lines = LineStream(trio.SocketStream(trio.socket.from_stdlib_socket(stream)))
+        self._serving = trio.CancelScope()
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Until the mount has ended. Returns the exit status."""
+        status = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer_requests)
+            nursery.start_soon(self._send_heartbeats)
+            await nursery.start(self._handle_sigterm)
+            try:
+                with self._serving:
+                    await self._serve()
+                if not self.leaving and not self._serving.cancel_called:
+                    await self.event("unmounted")
+            except Exception as error:
+                status = 1
+                await self._report(innermost(error))
+            finally:
+                await self.remotes.aclose()
+                nursery.cancel_scope.cancel()
+        return status
+
+    def stop(self) -> None:
+        """End the mount; `run` returns when it is gone."""
+        self.leaving = True
+        self._serving.cancel()
+
+    async def unmount(self) -> None:
+        """Unmount unless it is in use. Raises: MountError."""
+        self.leaving = True
+        try:
+            await trio.to_thread.run_sync(mounts.unmount, self.settings.mount_point)
+        except MountError:
+            self.leaving = False
+            raise
+
+    async def event(self, name: str, **fields: object) -> None:
+        """Tell the supervisor, if it is still there."""
+        try:
+            await self._lines.send({"event": name, **fields})
+        except DaemonError:
+            self.stop()
+
+    async def _report(self, error: Exception) -> None:
+        if isinstance(error, ArtifactFSError):
+            await self.event("failed", error=error_fields(error))
+            return
+        log.error("the mount failed", exc_info=error)
+        if isinstance(error, sqlite3.Error):
+            damaged: ArtifactFSError = StateError(f"a database of {self.name}: {error}")
+        else:
+            what = f"internal error: {type(error).__name__}: {error}"
+            damaged = DaemonError(what, hint="see the daemon's log")
+        await self.event("failed", error=error_fields(damaged))
+
+    async def _answer_requests(self) -> None:
+        try:
+            await serve_requests(self._lines, Requests(self).table())
+        except* DaemonError as group:
+            log.error("the supervisor's messages: %s", group.exceptions[0])
+        log.debug("the supervisor is gone or lets go")
+        self.stop()
+
+    async def _send_heartbeats(self) -> None:
+        while True:
+            await trio.sleep(HEARTBEAT_S)
+            await self.event("heartbeat")
+
+    async def _handle_sigterm(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                self.stop()
+
+    # -- the mount ---------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        async with locked(self.layout):
+            tip = await self._clone_if_needed()
+            await self.event("state", state="mounting")
+            await trio.to_thread.run_sync(mounts.clear_dead, self.settings.mount_point)
+            self.odb = ObjectDatabase(self.layout.gitdir)
+            self.hydrator = Hydrator(
+                state=self.state,
+                repo=self.layout,
+                settings=self.settings,
+                odb=self.odb,
+                connect=self.remotes.open_for_hydration,
+            )
+            self.filesystem = FileSystem(
+                layout=self.layout,
+                settings=self.settings,
+                odb=self.odb,
+                hydrator=self.hydrator,
+                tip=tip or self._tip_of_head(),
+            )
+            try:
+                await self._mount()
+            finally:
+                self.filesystem.close()
+
+    async def _clone_if_needed(self) -> Tip | None:
+        if self.layout.gitdir.exists():
+            await self._follow_mount_point()
+            return None
+        await self.event("state", state="cloning")
+        remote = await self.remotes.open_for_clone()
+        return await clone_tip(
+            self.layout, self.settings, remote, shared_objects=self.state.shared_objects
+        )
+
+    async def _follow_mount_point(self) -> None:
+        """The daemon's mount root may be another than at the last start."""
+        gitdir = self.layout.gitdir
+        arguments = ("config", "--local", "core.worktree")
+        where = os.fsdecode(await run_git(*arguments, gitdir=gitdir)).rstrip("\n")
+        if where != self.settings.mount_point:
+            await run_git(*arguments, self.settings.mount_point, gitdir=gitdir)
+
+    def _tip_of_head(self) -> Tip | None:
+        """What to mount if there is no overlay yet though the clone is there (a crash between)."""
+        head = read_head(self.layout.gitdir)
+        if head.commit is None:
+            return None
+        try:
+            commit = self.odb.commit(head.commit)
+        except MissingObject:
+            return None
+        return Tip(commit.oid, commit.tree, head.ref, commit.commit_time)
+
+    async def _mount(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.hydrator.run)
+            nursery.start_soon(self._report_mounted)
+            await serve(self.filesystem, Path(self.settings.mount_point))
+            nursery.cancel_scope.cancel()
+
+    async def _report_mounted(self) -> None:
+        await self.filesystem.mounted.wait()
+        base = self.filesystem.base
+        await self.event(
+            "mounted",
+            state="mounted",
+            mount_point=self.settings.mount_point,
+            commit=base.commit.hex() if base.commit else None,
+        )
+        await self.jobs.run()
+
+
+@asynccontextmanager
+async def locked(layout: RepoLayout) -> AsyncIterator[None]:
+    """Hold the repository's worker lock. Raises: StateError if another process keeps it."""
+    layout.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = layout.directory / "worker.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        for _ in range(round(LOCK_WAIT_S / LOCK_POLL_S)):
+            if _try_lock(descriptor):
+                break
+            await trio.sleep(LOCK_POLL_S)
+        else:
+            raise StateError(
+                f"another process serves {layout.directory.name}",
+                hint="a daemon that was killed leaves it behind for seconds; else end it",
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
