@@ -33,6 +33,7 @@ LOCAL_CHECKS: tuple[Check, ...] = (
     credentials.check_credentials,
     liveness.check_daemon,
     liveness.check_mounts,
+    liveness.check_redirects,
 )
 _GRACE_S = 60.0
 """How long a local check may take in all; a disk that hangs must not hang the report."""

@@ -16,8 +16,10 @@ from pathlib import Path
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.messages import Message, decode, encode, socket_address
 from artifactfs.daemon.mounts import MountEntry, mounts_at
+from artifactfs.daemon.redirects import redirects_of
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.doctor.machine import FUSECTL
+from artifactfs.errors import CorruptData
 from artifactfs.paths import StateLayout
 
 START_DAEMON = "systemctl restart artifact-fs  (or: artifact-fs daemon)"
@@ -123,6 +125,30 @@ def check_mounts(patient: Patient) -> Iterator[Finding]:
                 repo.name,
             )
         yield _check_alive(repo, here[-1], daemon, patient.deadline_s)
+
+
+def check_redirects(patient: Patient) -> Iterator[Finding]:
+    """Bind mounts that should be over folders of a mounted tree (the mount itself is not asked)."""
+    for repo in patient.repos:
+        layout = patient.state.repo(repo.name)
+        if not mounts_at(repo.mount_point):
+            continue
+        try:
+            redirects = redirects_of(layout)
+        except CorruptData as error:
+            mend = error.hint or "move it away"
+            yield problem("redirect.list-damaged", error.message, mend, repo.name)
+            continue
+        for one in redirects:
+            folder = os.path.join(repo.mount_point, one.path)
+            if one.method == "bind" and not mounts_at(folder):
+                yield problem(
+                    "redirect.absent",
+                    f"{folder} is not on the local disk: its bind mount is gone",
+                    f"mount --bind {shlex.quote(str(layout.redirects / one.data))} "
+                    f"{shlex.quote(folder)}",
+                    repo.name,
+                )
 
 
 def _check_free(repo: RepoSettings, expected: bool) -> Iterator[Finding]:

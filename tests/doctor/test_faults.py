@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon import redirects
+from artifactfs.daemon.redirects import Tree
 from artifactfs.doctor import machine
 from artifactfs.doctor.finding import Finding, Patient, Severity
 from artifactfs.git.credentials import CredentialFile
@@ -265,6 +267,15 @@ def test_stuck_worker(sick: Sick) -> None:
 def test_mount_point_in_use(sick: Sick) -> None:
     (sick.mount_point / "notes.txt").write_text("mine")
     assert is_problem(sick.found("mount.point-not-empty"), mend="mv ")
+
+
+def test_redirection_is_gone(sick: Sick) -> None:
+    with tmpfs(sick.mount_point, "size=1m"):
+        layout = sick.state.repo("demo")
+        tree = Tree(layout, sick.mount_point, layout.gitdir)
+        made = redirects.add(tree, "target", method="bind")
+        redirects.release(tree)
+        assert is_problem(sick.found("redirect.absent"), mend=f"mount --bind {tree.data(made)}")
 
 
 # -- the remotes -----------------------------------------------------------------------------

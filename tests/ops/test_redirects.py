@@ -1,0 +1,152 @@
+"""Folders of a working tree on the local disk, by bind mount and by symlink."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from artifactfs.daemon import redirects
+from artifactfs.daemon.mounts import mounts_at
+from artifactfs.daemon.redirects import Tree
+from artifactfs.errors import AlreadyExists, InvalidInput, NotRegistered
+from artifactfs.paths import RepoLayout
+
+
+def git(tree: Tree, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", tree.mount_point, *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    """A repository whose working tree is a mount of its own, as ArtifactFS's is."""
+    layout = RepoLayout(tmp_path / "state")
+    layout.directory.mkdir()
+    mount_point = tmp_path / "tree"
+    mount_point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mount_point], check=True)
+    try:
+        made = Tree(layout, mount_point, layout.gitdir)
+        subprocess.run(
+            ["git", "init", "-q", "-b", "main", f"--separate-git-dir={made.gitdir}", mount_point],
+            check=True,
+        )
+        (mount_point / "src").mkdir()
+        (mount_point / "src" / "main.py").write_text("pass\n")
+        git(made, "add", ".")
+        git(made, "commit", "-q", "-m", "First")
+        yield made
+    finally:
+        subprocess.run(["umount", "--lazy", mount_point], check=True)
+
+
+both = pytest.mark.parametrize("method", redirects.METHODS)
+
+
+@both
+def test_writes_go_to_the_local_disk(tree: Tree, method: str) -> None:
+    made = redirects.add(tree, "web/node_modules", method=method)
+    folder = tree.mount_point / "web" / "node_modules"
+    (folder / "left-pad.js").write_text("x")
+    assert (tree.data(made) / "left-pad.js").read_text() == "x"
+    assert folder.is_symlink() == (method == "symlink")
+    assert redirects.active(tree, made)
+
+
+@both
+def test_git_does_not_see_it(tree: Tree, method: str) -> None:
+    redirects.add(tree, "odd [name]*", method=method)
+    (tree.mount_point / "odd [name]*" / "file").write_text("x")
+    assert git(tree, "status", "--porcelain", "--untracked-files=all") == ""
+    (tree.mount_point / "odd name").mkdir()
+    (tree.mount_point / "odd name" / "seen").write_text("x")
+    assert "seen" in git(tree, "status", "--porcelain", "--untracked-files=all")
+
+
+@both
+def test_it_is_listed_and_undone(tree: Tree, method: str) -> None:
+    made = redirects.add(tree, "target", method=method)
+    assert redirects.redirects_of(tree.layout) == [made]
+    redirects.remove(tree, "target")
+    assert redirects.redirects_of(tree.layout) == []
+    assert not os.path.lexists(tree.mount_point / "target")
+    assert not tree.data(made).exists()
+    exclude = (tree.gitdir / "info" / "exclude").read_text()
+    assert "target" not in exclude and "artifact-fs redirect" not in exclude
+
+
+@both
+def test_what_is_in_it_is_not_lost(tree: Tree, method: str) -> None:
+    redirects.add(tree, "target", method=method)
+    (tree.mount_point / "target" / "app").write_text("built")
+    with pytest.raises(InvalidInput, match="not empty"):
+        redirects.remove(tree, "target")
+    redirects.remove(tree, "target", keep=True)
+    assert (tree.mount_point / "target" / "app").read_text() == "built"
+    assert not mounts_at(str(tree.mount_point / "target"))
+
+
+@both
+def test_discard(tree: Tree, method: str) -> None:
+    redirects.add(tree, "target", method=method)
+    (tree.mount_point / "target" / "app").write_text("built")
+    redirects.remove(tree, "target", discard=True)
+    assert not (tree.mount_point / "target").exists()
+
+
+@both
+def test_files_that_are_there_are_taken_along(tree: Tree, method: str) -> None:
+    (tree.mount_point / "target" / "deep").mkdir(parents=True)
+    (tree.mount_point / "target" / "deep" / "app").write_text("built")
+    with pytest.raises(InvalidInput, match="not empty"):
+        redirects.add(tree, "target", method=method)
+    made = redirects.add(tree, "target", method=method, move=True)
+    assert (tree.data(made) / "deep" / "app").read_text() == "built"
+    assert (tree.mount_point / "target" / "deep" / "app").read_text() == "built"
+
+
+def test_a_bind_mount_comes_back_with_the_mount(tree: Tree) -> None:
+    made = redirects.add(tree, "target", method="bind")
+    (tree.mount_point / "target" / "app").write_text("built")
+    redirects.release(tree)
+    assert not redirects.active(tree, made)
+    assert redirects.apply(tree) == [made]
+    assert (tree.mount_point / "target" / "app").read_text() == "built"
+    assert len(mounts_at(str(tree.mount_point / "target"))) == 1
+    assert redirects.apply(tree) == [made]
+    assert len(mounts_at(str(tree.mount_point / "target"))) == 1
+
+
+def test_without_privileges_it_is_a_symlink(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redirects, "may_bind", lambda: False)
+    assert redirects.add(tree, "target").method == "symlink"
+
+
+def test_tracked_folders_stay_where_they_are(tree: Tree) -> None:
+    with pytest.raises(InvalidInput, match=r"tracked files \(src/main.py\)"):
+        redirects.add(tree, "src", move=True)
+    assert (tree.mount_point / "src" / "main.py").exists()
+
+
+def test_one_inside_the_other_is_refused(tree: Tree) -> None:
+    redirects.add(tree, "a/b")
+    for path in ("a/b", "a", "a/b/c"):
+        with pytest.raises(AlreadyExists):
+            redirects.add(tree, path)
+
+
+@pytest.mark.parametrize("path", ["/etc", "../x", ".", "a/../..", ".git/x", "x\0y"])
+def test_paths_outside_the_tree_are_refused(tree: Tree, path: str) -> None:
+    with pytest.raises(InvalidInput):
+        redirects.add(tree, path)
+
+
+def test_what_is_not_redirected_cannot_be_removed(tree: Tree) -> None:
+    with pytest.raises(NotRegistered):
+        redirects.remove(tree, "target")
