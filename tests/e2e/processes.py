@@ -267,8 +267,17 @@ class DaemonProcess:
         return self.mounts / name
 
     def wait_for(self, name: str, state: str, *, timeout: float = 60) -> None:
-        """Wait until the repository is ``mounted``, or has its ``history``, or is ``hydrated``."""
-        self.run("wait", "--name", name, "--for", state, timeout=timeout)
+        """Wait until the repository has its ``history``, or ``index``, or is ``hydrated``."""
+
+        def reached() -> bool:
+            found = self.status(name)
+            if state == "hydrated":
+                sweep = found.get("hydration", {}).get("sweep_state")
+                return bool(sweep) and sweep not in ("waiting", "running")
+            field = {"history": "history_complete", "index": "index_primed"}[state]
+            return bool(found.get(field))
+
+        wait_until(reached, f"{name}: {state}", deadline=timeout)
 
     def worker(self, mount: Path) -> int:
         """Return the process id of the worker that serves `mount`."""
