@@ -26,7 +26,7 @@ from typing import Any
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon import logs, mounts
+from artifactfs.daemon import logs, mounts, redirects
 from artifactfs.daemon.control import LineStream, innermost, serve_requests
 from artifactfs.daemon.jobs import Jobs
 from artifactfs.daemon.messages import error_fields
@@ -117,11 +117,17 @@ class Worker:
     async def unmount(self) -> None:
         """Unmount unless it is in use. Raises: MountError."""
         self.leaving = True
+        tree = self._redirected_tree()
+        await trio.to_thread.run_sync(redirects.release, tree)
         try:
             await trio.to_thread.run_sync(mounts.unmount, self.settings.mount_point)
         except MountError:
             self.leaving = False
+            await trio.to_thread.run_sync(redirects.apply, tree)
             raise
+
+    def _redirected_tree(self) -> redirects.Tree:
+        return redirects.Tree(self.layout, Path(self.settings.mount_point), self.layout.gitdir)
 
     async def event(self, name: str, **fields: object) -> None:
         """Tell the supervisor, if it is still there."""
@@ -228,6 +234,7 @@ class Worker:
 
     async def _report_mounted(self) -> None:
         await self.filesystem.mounted.wait()
+        await trio.to_thread.run_sync(redirects.apply, self._redirected_tree())
         base = self.filesystem.base
         await self.event(
             "mounted",
