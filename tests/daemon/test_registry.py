@@ -1,0 +1,101 @@
+"""The registry, used by several processes at once."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.registry import SCHEMA_VERSION, Registry
+from artifactfs.errors import AlreadyExists, CorruptData, NotRegistered, StateError
+
+
+def settings(name: str = "one") -> RepoSettings:
+    return RepoSettings(
+        name=name, remote="https://host/x.git", mount_point=name, hydrate_first=("*.proto",)
+    )
+
+
+def test_what_was_added_is_there_for_others(tmp_path: Path) -> None:
+    with Registry(tmp_path / "registry.db") as registry:
+        registry.add(settings())
+    with Registry(tmp_path / "registry.db") as registry:
+        (found,) = registry.all()
+        assert found.settings == settings()
+        assert found.enabled
+        assert registry.get("one") == found
+
+
+def test_changes(tmp_path: Path) -> None:
+    with Registry(tmp_path / "registry.db") as registry:
+        registry.add(settings())
+        registry.update(replace(settings(), refresh_s=30.0))
+        registry.set_enabled("one", False)
+        found = registry.get("one")
+        assert found.settings.refresh_s == 30.0
+        assert not found.enabled
+        registry.remove("one")
+        assert registry.all() == []
+
+
+def test_a_name_is_there_once(tmp_path: Path) -> None:
+    with Registry(tmp_path / "registry.db") as registry:
+        registry.add(settings())
+        with pytest.raises(AlreadyExists, match="one"):
+            registry.add(settings())
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    with Registry(tmp_path / "registry.db") as registry:
+        for change in (registry.get, registry.remove):
+            with pytest.raises(NotRegistered, match="nobody"):
+                change("nobody")
+        with pytest.raises(NotRegistered):
+            registry.set_enabled("nobody", True)
+        with pytest.raises(NotRegistered):
+            registry.update(settings("nobody"))
+
+
+ADD_MANY = """
+import sys
+from pathlib import Path
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.registry import Registry
+for number in range(20):
+    with Registry(Path(sys.argv[1])) as registry:
+        registry.add(RepoSettings(name=f"{sys.argv[2]}{number}", remote="/r", mount_point="m"))
+"""
+
+
+def test_processes_that_start_at_once(tmp_path: Path) -> None:
+    """They race for the creation of the schema, and then for every row."""
+    path = tmp_path / "registry.db"
+    adding = [
+        subprocess.Popen([sys.executable, "-c", ADD_MANY, str(path), prefix])
+        for prefix in ("a", "b", "c", "d")
+    ]
+    assert [process.wait(60) for process in adding] == [0, 0, 0, 0]
+    with Registry(path) as registry:
+        assert len(registry.all()) == 80
+
+
+def test_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    Registry(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    with pytest.raises(StateError, match="newer version"):
+        Registry(path)
+
+
+def test_damage_is_named_and_nothing_is_created_anew(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    path.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(CorruptData, match=r"registry\.db is damaged"):
+        Registry(path)
+    assert path.read_bytes().startswith(b"this is not")
