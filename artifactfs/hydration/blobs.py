@@ -1,0 +1,95 @@
+"""Content of one blob, ready to be read without waiting for anything but the local disk."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Protocol
+
+
+class Blob(Protocol):
+    """The whole content of one Git blob. `size` is in bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from `offset`; shorter only at the end. Raises: OSError."""
+
+    def close(self) -> None:
+        """Let go of the content. Safe to call twice."""
+
+
+class MemoryBlob:
+    """A small blob in memory. Any number of readers share the same bytes."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        if offset == 0 and size >= len(self._data):
+            return self._data
+        return self._data[offset : offset + size]
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class FileBlob:
+    """A large blob in a file of its own, read by ``pread``.
+
+    Holds a shared ``flock`` on the file, so that eviction by any process under the state root
+    passes it by while it is open. Owns `fd`, also when the constructor raises.
+    """
+
+    __slots__ = ("_fd", "_size")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        try:
+            self._size = os.fstat(fd).st_size
+            # An evictor that has the lock at this moment unlinks the file: the descriptor stays
+            # good, so there is nothing to wait for.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._fd, size, offset)
+        wanted = min(size, self._size - offset)
+        if len(data) >= wanted:
+            return data
+        return self._read_on(data, offset, wanted)
+
+    def _read_on(self, data: bytes, offset: int, wanted: int) -> bytes:
+        """`pread` may stop early (a signal, 2 GB at a time): go on until the end."""
+        parts = [data]
+        have = len(data)
+        while have < wanted:
+            part = os.pread(self._fd, wanted - have, offset + have)
+            if not part:
+                break
+            parts.append(part)
+            have += len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()

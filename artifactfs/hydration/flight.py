@@ -1,0 +1,379 @@
+"""Flights: requests for blobs on the wire, their retries, and where what they bring goes.
+
+A flight ends when all it was to bring is here, or when trying again is of no use. Readers whose
+want fails in an urgent flight get the error; a want that a background flight could not bring, and
+that has readers by then, is queued again as explicit.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import trio
+
+from artifactfs.errors import (
+    ArtifactFSError,
+    AuthenticationFailed,
+    CorruptData,
+    ObjectsMissing,
+    RemoteError,
+    RemoteNotFound,
+    RemoteUnreachable,
+)
+from artifactfs.git.pack import PackedObject
+from artifactfs.git.packstore import PackStore
+from artifactfs.hydration.cache import MemoryCache
+from artifactfs.hydration.errors import HydrationFailed
+from artifactfs.hydration.health import RemoteHealth
+from artifactfs.hydration.large_blobs import LargeBlobStore
+from artifactfs.hydration.link import RemoteLink
+from artifactfs.hydration.priority import Priority
+from artifactfs.hydration.queue import Want, WantQueue
+from artifactfs.hydration.sizes import SizeStore
+from artifactfs.hydration.trace import FetchRecord, FetchTrace
+from artifactfs.redact import redact
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 5.0
+BACKGROUND_ATTEMPTS = 3
+REFETCHES = 3
+"""Attempts for a pack that is damaged, or an answer that is not the protocol."""
+MAX_STALL_S = 15.0
+"""An urgent request that brings nothing for that long is given up and tried again."""
+GIVE_WAY_S = 1.0
+"""The sweep stops reading for at most that long at a time while a reader's request is on."""
+
+
+class Reason(StrEnum):
+    """Why a request is made."""
+
+    READ = "read"
+    READAHEAD = "readahead"
+    PREFETCH = "prefetch"
+    SWEEP = "sweep"
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One request: `wants` by oid, in the order in which they should come.
+
+    `trees` are wanted whole; their blobs may be among `wants` so that readers find them, and then
+    are not in `single`, which lists the blobs to name in the request (None: all of `wants`).
+    `brought` has the oids that came, unless nobody could look for them (`wants` is empty).
+    """
+
+    reason: Reason
+    wants: dict[bytes, Want]
+    urgent: bool = False
+    trees: tuple[bytes, ...] = ()
+    single: frozenset[bytes] | None = None
+    filter: str | None = None
+    started: float = field(default_factory=trio.current_time)
+    moved: float = field(default_factory=trio.current_time)
+    received: int = 0
+    objects: int = 0
+    brought: set[bytes] = field(default_factory=set)
+    error: ArtifactFSError | None = None
+    landed: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def soon_read(self) -> bool:
+        """Whether what it brings is worth being kept in memory."""
+        return self.reason in (Reason.READ, Reason.READAHEAD)
+
+
+@dataclass(slots=True)
+class FlightCounters:
+    """Since the mount began. `bytes` are those of packs, as they came."""
+
+    requests: int = 0
+    failures: int = 0
+    blobs: int = 0
+    bytes: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)
+
+
+class FlightControl:
+    """Runs flights. Its state is touched from one event loop only; see `hydrator` for the tasks."""
+
+    def __init__(
+        self,
+        *,
+        queue: WantQueue,
+        link: RemoteLink,
+        health: RemoteHealth,
+        store: PackStore,
+        memory: MemoryCache,
+        large: LargeBlobStore,
+        sizes: SizeStore,
+        missing: Callable[[list[bytes]], list[bytes]],
+        arrived: Callable[[bytes, int], None],
+        trace: FetchTrace,
+        deadline_s: float,
+    ) -> None:
+        self.counters = FlightCounters()
+        self.active: set[Flight] = set()
+        self.lacking: set[bytes] = set()
+        """Objects that the remote said it does not have: nothing asks for them unasked again."""
+        self.trees_refused = False
+        self._queue = queue
+        self._link = link
+        self._health = health
+        self._store = store
+        self._memory = memory
+        self._large = large
+        self._sizes = sizes
+        self._absent = missing
+        self._arrived = arrived
+        self._trace = trace
+        self._deadline_s = deadline_s
+        self._urgent = 0
+        self._no_urgent = trio.Event()
+        self._no_urgent.set()
+
+    def bringing(self, oid: bytes) -> Flight | None:
+        """The flight that brought `oid` already, but whose pack is not in place yet."""
+        return next((flight for flight in self.active if oid in flight.brought), None)
+
+    async def fly(self, flight: Flight) -> None:
+        """Carry `flight` to its end. Waits for the network; raises nothing but cancellation."""
+        self.active.add(flight)
+        for want in flight.wants.values():
+            want.carriers.append(flight)
+        if flight.urgent:
+            self._urgent += 1
+            self._no_urgent = trio.Event() if self._no_urgent.is_set() else self._no_urgent
+        try:
+            await self._carry(flight)
+        finally:
+            self._land(flight)
+
+    def _land(self, flight: Flight) -> None:
+        self.active.discard(flight)
+        if flight.urgent:
+            self._urgent -= 1
+            if not self._urgent:
+                self._no_urgent.set()
+        for want in flight.wants.values():
+            want.carriers.remove(flight)
+            if want.settled:
+                continue
+            if want.readers and not want.carriers:
+                want.priority = Priority.EXPLICIT
+                self._queue.push(want)
+            else:
+                self._queue.drop_idle(want)
+        flight.landed.set()
+        self._queue.wake()
+
+    async def _carry(self, flight: Flight) -> None:
+        attempt = 0
+        refetches = 0
+        while oids := self._missing(flight):
+            error = await self._attempt(flight, oids)
+            flight.error = error
+            if error is None:
+                self._health.note_success()
+                self._fail_unsent(flight, oids)
+                return
+            self.counters.failures += 1
+            self._note_trouble(flight, error)
+            if isinstance(error, ObjectsMissing):
+                self._health.note_success()
+                self._drop_missing(flight, oids, error)
+                continue
+            attempt += 1
+            if isinstance(error, HydrationFailed):
+                self._fail(flight, error)
+                return
+            if isinstance(error, RemoteError):
+                self._note_remote_failure(error)
+            if not isinstance(error, RemoteUnreachable):
+                refetches += 1
+            if refetches >= REFETCHES:
+                self._fail(flight, error)
+                return
+            if attempt >= BACKGROUND_ATTEMPTS and not flight.urgent:
+                return
+            await trio.sleep(_backoff_s(attempt))
+
+    def _missing(self, flight: Flight) -> list[bytes]:
+        """What to ask for in the next attempt: the urgent first, whole trees last."""
+        candidates: list[bytes] = []
+        retried = flight.error is not None
+        for want in flight.wants.values():
+            if flight.single is not None and want.oid not in flight.single:
+                continue
+            if flight.reason is Reason.READ and (want.settled or (retried and not want.readers)):
+                continue  # readers come first when something is wrong: leave the siblings out
+            if want.oid not in self.lacking or want.readers:
+                candidates.append(want.oid)
+        oids = self._absent(candidates)
+        absent = set(oids)
+        for oid in candidates:
+            if oid not in absent:
+                self._queue.settle(flight.wants[oid], error=None)
+        if not flight.wants or any(not want.settled for want in flight.wants.values()):
+            oids += flight.trees
+        return oids
+
+    async def _attempt(self, flight: Flight, oids: list[bytes]) -> ArtifactFSError | None:
+        """One request. Returns what went wrong."""
+        stall_s = self._deadline_s
+        if flight.urgent:
+            stall_s = min(MAX_STALL_S, self._deadline_s / 3)
+        self.counters.requests += 1
+        reason = flight.reason.value
+        self.counters.by_reason[reason] = self.counters.by_reason.get(reason, 0) + 1
+        with trio.CancelScope(deadline=trio.current_time() + stall_s) as scope:
+            try:
+                remote = await self._link.get()
+                filter_spec = flight.filter if remote.capabilities.filter else None
+                async with remote.fetch_pack(
+                    oids, filter=filter_spec, urgent=flight.urgent
+                ) as chunks:
+                    metered = self._metered(flight, chunks, scope, stall_s)
+                    await self._store.ingest(
+                        metered, on_object=lambda packed: self._receive(flight, packed)
+                    )
+            except ArtifactFSError as error:
+                return error
+            except OSError as error:
+                return _disk_failure(error)
+        if scope.cancelled_caught:
+            return RemoteUnreachable(f"the remote sent nothing for {stall_s:g} s")
+        return None
+
+    async def _metered(
+        self,
+        flight: Flight,
+        chunks: AsyncIterator[bytes],
+        scope: trio.CancelScope,
+        stall_s: float,
+    ) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            flight.received += len(chunk)
+            self.counters.bytes += len(chunk)
+            flight.moved = trio.current_time()
+            scope.deadline = flight.moved + stall_s
+            yield chunk
+            if flight.reason is Reason.SWEEP and self._urgent:
+                # What is not read here leaves the line to the reader's request.
+                with trio.move_on_after(GIVE_WAY_S):
+                    await self._no_urgent.wait()
+                scope.deadline = trio.current_time() + stall_s
+
+    def _receive(self, flight: Flight, packed: PackedObject) -> None:
+        """An object is whole and verified: hand it to its readers. Raises: OSError."""
+        if packed.kind != "blob":
+            return
+        oid = packed.oid
+        flight.objects += 1
+        self.counters.blobs += 1
+        if flight.wants:
+            flight.brought.add(oid)
+        want = self._queue.get(oid)
+        if packed.spooled is not None:
+            self._large.adopt(oid, packed.spooled)
+        elif packed.data is not None and (flight.soon_read or _explicit(want)):
+            self._memory.put(oid, packed.data)
+        self._sizes.put(oid, packed.size)
+        self._arrived(oid, packed.size)
+        if want is None:
+            return
+        if _explicit(want):
+            self._record(want, packed.size)
+        self._queue.settle(want, data=packed.data, error=None)
+
+    def _record(self, want: Want, size: int, error: str = "") -> None:
+        ms = (trio.current_time() - want.created) * 1_000
+        self._trace.add(
+            FetchRecord(want.oid, want.path, Reason.READ.value, want.pid, ms, size, error=error)
+        )
+
+    # -- what went wrong
+
+    def _note_trouble(self, flight: Flight, error: ArtifactFSError) -> None:
+        for want in flight.wants.values():
+            want.trouble = redact(error.message)
+
+    def _note_remote_failure(self, error: RemoteError) -> None:
+        if isinstance(error, AuthenticationFailed | RemoteNotFound):
+            self._link.reset()
+        self._health.note_failure(error)
+
+    def _drop_missing(self, flight: Flight, oids: list[bytes], error: ObjectsMissing) -> None:
+        """The remote lacks something: go on without it, and tell only its readers."""
+        trees = error.oids & set(flight.trees)
+        if trees or (flight.trees and not error.oids):
+            # Not every server takes a tree as a want: name the blobs.
+            self.trees_refused = True
+            flight.trees, flight.single = (), None
+            return
+        named = error.oids & set(oids)
+        if not named and len(oids) > 1:
+            # The remote does not say which: those with readers are asked for one by one.
+            self._alone(flight)
+            return
+        self._lack(flight, named or set(oids))
+
+    def _alone(self, flight: Flight) -> None:
+        """Keep one want in this flight; queue the others that have readers on their own."""
+        keep: Want | None = None
+        for want in flight.wants.values():
+            if want.settled or not want.readers:
+                continue
+            if keep is None:
+                keep = want
+        flight.single = frozenset({keep.oid}) if keep is not None else frozenset()
+
+    def _lack(self, flight: Flight, oids: Iterable[bytes]) -> None:
+        for oid in oids:
+            self.lacking.add(oid)
+            want = flight.wants.get(oid)
+            if want is not None and not want.settled:
+                failure = HydrationFailed(f"the remote does not have object {oid.hex()}")
+                self._queue.settle(want, error=failure)
+
+    def _fail_unsent(self, flight: Flight, oids: list[bytes]) -> None:
+        """The answer was good, and without some of what it was asked for."""
+        wanted = set(oids) - set(flight.trees)
+        unsent = [oid for oid in wanted if oid in flight.wants and not flight.wants[oid].settled]
+        self._lack(flight, self._absent(unsent))
+
+    def _fail(self, flight: Flight, error: ArtifactFSError) -> None:
+        """Give the error to the readers; a background flight leaves them to an urgent one."""
+        if not flight.urgent and not isinstance(error, HydrationFailed):
+            return
+        for want in flight.wants.values():
+            if not want.settled:
+                self._queue.settle(want, error=_failure(error))
+
+
+def _explicit(want: Want | None) -> bool:
+    """Whether a program reads it."""
+    return want is not None and want.readers > 0 and want.priority is Priority.EXPLICIT
+
+
+def _backoff_s(attempt: int) -> float:
+    return min(FIRST_BACKOFF_S * 2.0 ** (attempt - 1), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+
+
+def _failure(error: ArtifactFSError) -> HydrationFailed:
+    if isinstance(error, HydrationFailed):
+        return error
+    prefix = "the remote sent damaged data: " if isinstance(error, CorruptData) else ""
+    return HydrationFailed(prefix + redact(error.message), hint=error.hint)
+
+
+def _disk_failure(error: OSError) -> HydrationFailed:
+    failure = HydrationFailed(f"the cache cannot be written: {error.strerror or error}")
+    failure.errno = error.errno if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
+    return failure

@@ -1,0 +1,201 @@
+"""Is the remote up? Readers of a remote that is known to be down fail at once.
+
+A remote is known to be down when it refused us (credentials, no such repository), or when
+requests have failed, with none succeeding, for `grace_s`. A probe then asks it again and again
+with a growing delay, and the first answer ends the outage. A read that comes meanwhile has the
+probe done at once, unless one has just failed, so that the first read after the remote is back
+works; and a changed credential file is tried at once.
+
+Plain state for one event loop; `admit` and `run` are the only methods that wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from artifactfs.errors import (
+    ArtifactFSError,
+    AuthenticationFailed,
+    ProtocolError,
+    RemoteError,
+    RemoteNotFound,
+)
+from artifactfs.hydration.errors import HydrationFailed
+from artifactfs.redact import redact
+
+log = logging.getLogger(__name__)
+
+MAX_GRACE_S = 15.0
+"""Requests fail that long before the remote counts as down: a server that restarts is not."""
+PROBE_TIMEOUT_S = 10.0
+FIRST_DELAY_S = 0.5
+MAX_DELAY_S = 30.0
+READER_WAITS_S = 2.0
+"""A reader waits that long for a probe: refused connections answer in a millisecond."""
+MIN_SPACING_S = 0.5
+"""Readers have a probe done at most that often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Why the remote is down: `since` in seconds since 1970, `kind` an error's class name."""
+
+    since: float
+    kind: str
+    cause: str
+
+
+class RemoteHealth:
+    """The circuit of one remote. `on_down` runs once when an outage begins, `on_up` at its end."""
+
+    def __init__(
+        self,
+        *,
+        repo: str,
+        deadline_s: float,
+        credentials: Path,
+        probe: Callable[[], Awaitable[None]],
+        on_down: Callable[[Outage], None],
+        on_up: Callable[[], None],
+    ) -> None:
+        self.outage: Outage | None = None
+        self.failures = 0
+        """Failed requests since the last one that succeeded."""
+        self._repo = repo
+        self._grace_s = min(MAX_GRACE_S, deadline_s / 2)
+        self._credentials = credentials
+        self._credentials_seen = self._signature()
+        self._probe = probe
+        self._on_down = on_down
+        self._on_up = on_up
+        self._failing_since: tuple[float, float] | None = None  # trio clock, time of day
+        self._wake = trio.Event()
+        self._probe_ended = trio.Event()
+        self._probing = False
+        self._next_probe_at = 0.0
+
+    @property
+    def up(self) -> bool:
+        return self.outage is None
+
+    def note_success(self) -> None:
+        """The remote answered."""
+        self.failures = 0
+        self._failing_since = None
+        if self.outage is not None:
+            log.info(
+                "remote of %s is back after %.0f s", self._repo, time.time() - self.outage.since
+            )
+            self.outage = None
+            self._on_up()
+
+    def note_failure(self, error: ArtifactFSError) -> None:
+        """A request failed with `error`; may begin an outage."""
+        self.failures += 1
+        now = trio.current_time()
+        if self._failing_since is None:
+            self._failing_since = (now, time.time())
+        began, since = self._failing_since
+        if self.outage is not None:
+            self.outage = Outage(self.outage.since, type(error).__name__, redact(error.message))
+        elif _is_final(error) or (
+            now - began >= self._grace_s and not isinstance(error, ProtocolError)
+        ):
+            self._begin(Outage(since, type(error).__name__, redact(error.message)))
+
+    def _begin(self, outage: Outage) -> None:
+        self.outage = outage
+        self._next_probe_at = trio.current_time() + MIN_SPACING_S
+        self._credentials_seen = self._signature()
+        log.warning("remote of %s is down: %s", self._repo, outage.cause)
+        self._on_down(outage)
+        self._wake.set()
+
+    def reset(self) -> None:
+        """Believe that the remote is up: its URL or its credentials are new."""
+        self.failures = 0
+        self._failing_since = None
+        self._credentials_seen = self._signature()
+        if self.outage is not None:
+            self.outage = None
+            self._on_up()
+
+    async def admit(self) -> None:
+        """Return where the remote may be asked; else raise HydrationFailed with the cause.
+
+        Waits at most READER_WAITS_S, and not at all while the remote is up.
+        """
+        if self.outage is None:
+            return
+        changed = self._signature() != self._credentials_seen
+        if self._probing or changed or trio.current_time() >= self._next_probe_at:
+            if changed:
+                self._next_probe_at = 0.0
+            self._wake.set()
+            with trio.move_on_after(READER_WAITS_S):
+                await self._probe_ended.wait()
+        if self.outage is not None:
+            raise self.failure()
+
+    def failure(self) -> HydrationFailed:
+        """The error of a reader that comes during the outage."""
+        outage = self.outage
+        cause = outage.cause if outage is not None else "the remote is down"
+        auth = outage is not None and outage.kind == AuthenticationFailed.__name__
+        hint = "give new credentials with `artifact-fs set-remote`" if auth else None
+        return HydrationFailed(f"the remote is down: {cause}", hint=hint)
+
+    async def run(self) -> None:
+        """Probe while there is an outage. Never returns; cancel it."""
+        delay = FIRST_DELAY_S
+        while True:
+            if self.outage is None:
+                delay = FIRST_DELAY_S
+                await self._wake.wait()
+            else:
+                with trio.move_on_after(delay * random.uniform(0.8, 1.2)):
+                    await self._wake.wait()
+                delay = min(delay * 2, MAX_DELAY_S)
+            self._wake = trio.Event()
+            if self.outage is not None:
+                await self._probe_once()
+
+    async def _probe_once(self) -> None:
+        started = trio.current_time()
+        self._probing = True
+        self._credentials_seen = self._signature()
+        try:
+            with trio.fail_after(PROBE_TIMEOUT_S):
+                await self._probe()
+        except trio.TooSlowError:
+            self.note_failure(RemoteError(f"the remote did not answer in {PROBE_TIMEOUT_S:.0f} s"))
+        except ArtifactFSError as error:
+            self.note_failure(error)
+        else:
+            self.note_success()
+        finally:
+            self._probing = False
+            took = trio.current_time() - started
+            # A black hole costs each asking reader up to READER_WAITS_S: ask it seldom.
+            self._next_probe_at = trio.current_time() + max(MIN_SPACING_S, 5 * took)
+            self._probe_ended.set()
+            self._probe_ended = trio.Event()
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        try:
+            info = self._credentials.stat()
+        except OSError:
+            return None
+        return info.st_mtime_ns, info.st_size, info.st_ino
+
+
+def _is_final(error: ArtifactFSError) -> bool:
+    """Whether asking again soon is of no use."""
+    return isinstance(error, AuthenticationFailed | RemoteNotFound)

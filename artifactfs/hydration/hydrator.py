@@ -1,0 +1,563 @@
+"""Brings the blobs of one mount here: on demand, ahead of demand, and in the background.
+
+The concurrency protocol
+------------------------
+All state is touched from one trio event loop; threads only do file I/O on files that nobody else
+has (settling a large blob, merging packs, SQLite writes behind a lock).
+
+=====================  ==========================================================================
+task                   what it touches
+=====================  ==========================================================================
+handler of the mount   `open_local`, `known_size`: synchronous, so atomic. `hydrate`: checks, joins
+                       a `Want` and raises its reader count without an await in between; then only
+                       waits. Cancellation lowers the reader count and leaves the want alone.
+urgent lanes           take explicit wants and their companions and carry them, one flight at a
+                       time each. Nothing else uses the urgent connections.
+background lanes       the same for readahead windows, prefetches and batches of the sweep; the
+                       first lanes take windows only, so that a scan never queues behind the sweep.
+planner                walks the tree of `start_sweep`, asks for sizes, then gives the inventory to
+                       the sweep. Replaced whole when another tree is set.
+health                 probes a remote that is down. It alone ends an outage, apart from a request
+                       that succeeds.
+upkeep                 sizes, large blobs, pack merging, the size limit.
+=====================  ==========================================================================
+
+What an await may change under one's feet:
+
+* Between a look at the object database and the answer of the remote, another worker or flight may
+  have brought the blob. Before each attempt a flight looks again; after it, a reader does.
+* A want is settled at most once, by the flight that brings it, by an error, or by an outage. A
+  settled want is out of the queue; whoever holds it reads its outcome, which never changes.
+* A blob is handed to its readers before its pack is in place. Until the flight has landed, it may
+  be in memory only; a reader that comes in that time and finds it evicted waits for the landing.
+* A want may be carried by two flights: when a reader needs what a background flight has not
+  brought, an urgent one is sent after it. The first to bring it wins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.errors import CorruptData, RemoteError
+from artifactfs.git.objects import ObjectDatabase
+from artifactfs.git.packstore import PackStore
+from artifactfs.git.remote import Remote
+from artifactfs.hydration.blobs import Blob, MemoryBlob
+from artifactfs.hydration.cache import DEFAULT_MEMORY, LARGE_BLOB, MemoryCache
+from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout
+from artifactfs.hydration.flight import FlightControl, Reason
+from artifactfs.hydration.health import Outage, RemoteHealth
+from artifactfs.hydration.inventory import TreeInventory, take_inventory
+from artifactfs.hydration.lanes import Lanes
+from artifactfs.hydration.large_blobs import LargeBlobStore
+from artifactfs.hydration.link import RemoteLink
+from artifactfs.hydration.priority import Priority, classify, compile_globs
+from artifactfs.hydration.queue import Want, WantQueue
+from artifactfs.hydration.readahead import Readahead
+from artifactfs.hydration.sizes import SizeStore
+from artifactfs.hydration.sizing import Sizing
+from artifactfs.hydration.stats import HydrationStats, WaitingReader
+from artifactfs.hydration.sweep import Sweep
+from artifactfs.hydration.trace import FetchTrace
+from artifactfs.hydration.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
+from artifactfs.paths import RepoLayout, StateLayout
+
+log = logging.getLogger(__name__)
+
+PREFETCH_SLICE = 5_000
+"""Wants that one `prefetch` has in the queue at a time: some 5 MB."""
+STALLED_S = 0.3
+"""A reader sends an urgent request after a readahead that brought nothing for so long."""
+MAX_PATIENCE_S = 2.0
+"""A reader waits for a readahead that does bring something at most so long."""
+SWEEP_PATIENCE_S = 0.05
+"""The same for what the sweep or a prefetch is bringing: their requests are large."""
+COMPLAINTS_A_SECOND = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ReadContext:
+    """Who reads what: `path` in the tree, `trees` the clean trees of the directories above it,
+    nearest first, and the reading process."""
+
+    path: bytes = b""
+    trees: tuple[bytes, ...] = ()
+    pid: int = 0
+
+
+class Hydrator:
+    """The contents of one mount. See the module's docstring for who may call what when."""
+
+    def __init__(
+        self,
+        *,
+        state: StateLayout,
+        repo: RepoLayout,
+        settings: RepoSettings,
+        odb: ObjectDatabase,
+        connect: Callable[[], Awaitable[Remote]],
+        memory_bytes: int = DEFAULT_MEMORY,
+        cache_limit: int = DEFAULT_CACHE_LIMIT,
+    ) -> None:
+        """Open the shared cache. Call it inside `trio.run`. Raises: OSError, sqlite3.Error."""
+        self._settings = settings
+        self._odb = odb
+        self._first = compile_globs(settings.hydrate_first)
+        self._inventory: TreeInventory | None = None
+        self._tree: bytes | None = None
+        self._tree_set = trio.Event()
+        self._planning: trio.CancelScope | None = None
+        self._unpacking: dict[bytes, trio.Event] = {}
+        self._complaints = (0.0, 0)
+        self.trace = FetchTrace()
+        self._queue = WantQueue()
+        self._memory = MemoryCache(memory_bytes)
+        self._large = LargeBlobStore(state.large_blobs)
+        self._sizes = SizeStore(state.sizes_db)
+        self._link = RemoteLink(connect)
+        self._health = RemoteHealth(
+            repo=settings.name,
+            deadline_s=settings.deadline_s,
+            credentials=repo.credentials,
+            probe=self._probe,
+            on_down=self._remote_down,
+            on_up=self._remote_up,
+        )
+        store = PackStore(state.shared_objects)
+        self._control = FlightControl(
+            queue=self._queue,
+            link=self._link,
+            health=self._health,
+            store=store,
+            memory=self._memory,
+            large=self._large,
+            sizes=self._sizes,
+            missing=odb.missing,
+            arrived=self._arrived,
+            trace=self.trace,
+            deadline_s=settings.deadline_s,
+        )
+        self._sizing = Sizing(
+            store=self._sizes,
+            odb=odb,
+            link=self._link,
+            health=self._health,
+            bring=self._bring_directory,
+        )
+        self._sweep = Sweep(
+            reach=settings.hydrate,
+            budget=settings.hydrate_budget,
+            max_blob=settings.hydrate_max_blob,
+            missing=self._neither_here_nor_coming,
+            size_of=self._sizes.get,
+        )
+        self._upkeep = Upkeep(
+            store=store, large=self._large, sizes=self._sizes, odb=odb, cache_limit=cache_limit
+        )
+        self._lanes = Lanes(
+            queue=self._queue,
+            control=self._control,
+            health=self._health,
+            sweep=self._sweep,
+            trace=self.trace,
+            landed=self._upkeep.due,
+        )
+        self._readahead = Readahead(
+            tree=odb.tree,
+            absent=self._absent,
+            size_of=self._sizes.get,
+            on_window=self._lanes.add_window,
+        )
+
+    async def run(self) -> None:
+        """Own every background task, until cancelled; then close connections and databases."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._health.run)
+                nursery.start_soon(self._lanes.run)
+                nursery.start_soon(self._upkeep.run)
+                nursery.start_soon(self._plan)
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 3):
+                await self._link.aclose()
+            self._sizes.close()
+
+    # -- contents
+
+    def open_local(self, oid: bytes) -> Blob | None:
+        """The content of `oid` if it can be read now. Never waits; 2 to 150 µs.
+
+        None also for a large blob that is only in a pack: `hydrate` unpacks it off the loop.
+        """
+        blob = self._open(oid)
+        if blob is not None:
+            self._readahead.used(oid)
+        return blob
+
+    def _open(self, oid: bytes) -> Blob | None:
+        data = self._memory.get(oid)
+        if data is not None:
+            return MemoryBlob(data)
+        large = self._large.open(oid)
+        if large is not None:
+            return large
+        size = self._odb.header_size(oid)
+        if size is None or size >= LARGE_BLOB:
+            return None
+        try:
+            data = self._odb.blob(oid)
+        except CorruptData as error:  # not a blob: whoever asks has a wrong oid
+            raise HydrationFailed(error.message) from error
+        if data is None:
+            return None
+        self._memory.put(oid, data)
+        return MemoryBlob(data)
+
+    async def hydrate(self, oid: bytes, context: ReadContext) -> Blob:
+        """The content of `oid`; waits for the network, at most the repository's deadline.
+
+        Any number of readers share a request. Cancellation leaves the request to go on. Raises:
+        HydrationTimeout, HydrationFailed; each failure is one line in the log.
+        """
+        deadline_s = self._settings.deadline_s
+        try:
+            with trio.move_on_after(deadline_s):
+                return await self._bring(oid, context)
+            want = self._queue.get(oid)
+            trouble = f": {want.trouble}" if want is not None and want.trouble else ""
+            raise HydrationTimeout(f"not here after {deadline_s:g} s{trouble}")
+        except HydrationError as error:
+            self._complain(context.path, error)
+            raise
+
+    async def _bring(self, oid: bytes, context: ReadContext) -> Blob:
+        while True:
+            blob = await self._open_or_unpack(oid)
+            if blob is not None:
+                return blob
+            flight = self._control.bringing(oid)
+            if flight is not None:
+                with trio.move_on_after(STALLED_S):
+                    await flight.landed.wait()
+                blob = await self._open_or_unpack(oid)
+                if blob is not None:
+                    return blob
+            self._sweep.note_read()
+            await self._health.admit()
+            want = await self._read(oid, context)
+            if want.error is not None:
+                raise want.error
+            if want.data is not None:
+                return MemoryBlob(want.data)
+
+    async def _read(self, oid: bytes, context: ReadContext) -> Want:
+        """Wait until somebody has settled the want of `oid`, with the reader counted in."""
+        coming = self._queue.get(oid)
+        want = self._queue.join(
+            oid,
+            Priority.EXPLICIT,
+            path=context.path,
+            pid=context.pid,
+            size=self._sizes.get(oid),
+        )
+        if coming is None:
+            want.companions = self._readahead.missed(oid, context.path, context.trees, context.pid)
+        else:
+            self._readahead.used(oid)
+        want.readers += 1
+        try:
+            await self._settled(want)
+        finally:
+            want.readers -= 1
+        return want
+
+    async def _settled(self, want: Want) -> None:
+        """Wait for `want`; send an urgent request after a background one that takes long."""
+        joined = trio.current_time()
+        while not want.settled:
+            with trio.move_on_at(self._patience_ends(want, joined)):
+                await want.done.wait()
+            if not want.settled and trio.current_time() >= self._patience_ends(want, joined):
+                self._queue.push(want)
+
+    def _patience_ends(self, want: Want, joined: float) -> float:
+        """When (on trio's clock) a reader of `want` asks for it urgently."""
+        if want.queued or any(flight.urgent for flight in want.carriers):
+            return float("inf")
+        ends = joined + SWEEP_PATIENCE_S
+        for flight in want.carriers:
+            if flight.reason is Reason.READAHEAD:
+                moved = max(joined, flight.moved) + STALLED_S
+                ends = max(ends, min(moved, joined + MAX_PATIENCE_S))
+        return ends
+
+    async def _open_or_unpack(self, oid: bytes) -> Blob | None:
+        """As `open_local`, large blobs in packs included: unpacks them in a thread."""
+        blob = self._open(oid)
+        if blob is not None:
+            return blob
+        size = self._odb.header_size(oid)
+        if size is None or size < LARGE_BLOB:
+            return None
+        unpacking = self._unpacking.get(oid)
+        if unpacking is not None:
+            await unpacking.wait()
+            return self._large.open(oid)
+        self._unpacking[oid] = trio.Event()
+        try:
+            return await self._unpack(oid)
+        except OSError as error:
+            raise HydrationFailed(f"the cache cannot be written: {error.strerror}") from error
+        finally:
+            self._unpacking.pop(oid).set()
+
+    async def _unpack(self, oid: bytes) -> Blob | None:
+        temporary = self._large.temporary()
+        size: int | None = None
+        try:
+            size = await trio.to_thread.run_sync(_export, self._odb, oid, temporary)
+        finally:
+            if size is None:
+                temporary.unlink(missing_ok=True)
+        if size is None:
+            return None
+        self._large.adopt_temporary(oid, temporary)
+        self._upkeep.due()
+        return self._large.open(oid)
+
+    async def prefetch(
+        self, oids: Iterable[bytes], *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Bring all of `oids`; `progress(done, total)` is called as they come.
+
+        Waits for the network without an overall deadline; each blob has the usual retries.
+        Raises: HydrationFailed when some could not be brought, after trying all.
+        """
+        wanted = list(dict.fromkeys(oids))
+        absent = self._odb.missing(wanted)
+        done = len(wanted) - len(absent)
+        failed: list[Exception] = []
+        if progress is not None:
+            progress(done, len(wanted))
+        for start in range(0, len(absent), PREFETCH_SLICE):
+            await self._health.admit()
+            wants = self._join_all(absent[start : start + PREFETCH_SLICE], Priority.PREFETCH)
+            try:
+                for want in wants:
+                    await want.done.wait()
+                    done += want.error is None
+                    failed += [want.error] if want.error is not None else []
+                    if progress is not None:
+                        progress(done, len(wanted))
+            finally:
+                for want in wants:
+                    want.readers -= 1
+        if failed:
+            raise HydrationFailed(f"{len(failed)} of {len(wanted)} could not be had: {failed[0]}")
+
+    def _join_all(self, oids: Iterable[bytes], priority: Priority) -> list[Want]:
+        """Wants for all of `oids`, each with one reader more."""
+        wants = [self._queue.join(oid, priority, size=self._sizes.get(oid)) for oid in oids]
+        for want in wants:
+            want.readers += 1
+        return wants
+
+    # -- sizes
+
+    def known_size(self, oid: bytes) -> int | None:
+        """The size of a blob if it can be told now. Never waits."""
+        return self._sizing.known(oid)
+
+    def known_sizes(self, oids: Sequence[bytes]) -> dict[bytes, int]:
+        """Those of `oids` whose size can be told now. Never waits."""
+        sizes = self._sizing.known_many(oids)
+        remote = self._link.remote
+        if remote is not None and not remote.capabilities.object_info:
+            for oid in sizes:  # a size that only a download could tell was a use of it
+                self._readahead.used(oid)
+        return sizes
+
+    async def sizes(self, tree: bytes, oids: Sequence[bytes]) -> dict[bytes, int]:
+        """The sizes of all `oids`, blobs of the directory `tree`; waits for the network.
+
+        At most the repository's deadline. Raises: HydrationTimeout, HydrationFailed.
+        """
+        deadline_s = self._settings.deadline_s
+        try:
+            with trio.move_on_after(deadline_s):
+                return await self._sizing.directory(tree, oids)
+            raise HydrationTimeout(f"sizes not known after {deadline_s:g} s")
+        except HydrationError as error:
+            self._complain(b"(sizes of a directory)", error)
+            raise
+
+    async def _bring_directory(self, tree: bytes, oids: list[bytes]) -> None:
+        """Hydrate `oids`, the files of a directory, in one request, and read on from there."""
+        absent = self._odb.missing(oids)
+        if not absent:
+            return
+        await self._health.admit()
+        wants = self._join_all(absent, Priority.EXPLICIT)
+        chain = self._inventory.chain(tree) if self._inventory is not None else (tree,)
+        self._readahead.missed(absent[0], b"", chain, 0)
+        try:
+            for want in wants:
+                await self._settled(want)
+        finally:
+            for want in wants:
+                want.readers -= 1
+        error = next((want.error for want in wants if want.error is not None), None)
+        if error is not None:
+            raise error
+
+    # -- the background
+
+    def start_sweep(self, tree: bytes) -> None:
+        """The tree that the background works on from now on: its sizes, then its contents."""
+        self._tree = tree
+        self._tree_set.set()
+        if self._planning is not None:
+            self._planning.cancel()
+
+    async def _plan(self) -> None:
+        while True:
+            await self._tree_set.wait()
+            self._tree_set = trio.Event()
+            tree = self._tree
+            if tree is None:
+                continue
+            with trio.CancelScope() as self._planning:
+                await self._plan_tree(tree)
+            self._planning = None
+
+    async def _plan_tree(self, tree: bytes) -> None:
+        inventory = await take_inventory(self._odb.tree, tree, self._classify)
+        await inventory.count(self._odb.missing)
+        self._inventory = inventory
+        await self._sizing.whole(inventory)
+        if self._settings.hydrate == "all":
+            # Whether subtrees can be asked for without their large blobs.
+            with suppress(RemoteError):
+                remote = await self._link.get()
+                self._sweep.with_subtrees = remote.capabilities.filter
+        self._sweep.begin(inventory)
+        self._queue.wake()
+
+    def _classify(self, path: bytes, mode: int) -> Priority:
+        return classify(path, mode, None, first=self._first)
+
+    def reset_remote(self) -> None:
+        """The remote's URL or credentials are new: connect again at the next request."""
+        self._link.reset()
+        self._health.reset()
+        self._queue.wake()
+
+    async def evict(self, max_bytes: int) -> int:
+        """Shrink the shared cache to `max_bytes`; returns the bytes freed. Raises: OSError."""
+        freed = await self._upkeep.evict(max_bytes)
+        if self._inventory is not None:
+            await self._inventory.count(self._odb.missing)
+        return freed
+
+    def stats(self) -> HydrationStats:
+        """A snapshot of everything that `status` and `top` show."""
+        inventory = self._inventory or TreeInventory(b"")
+        counters = self._control.counters
+        outage = self._health.outage
+        remote = self._link.remote
+        sweep = self._sweep.progress()
+        now = trio.current_time()
+        readers = tuple(
+            WaitingReader(os.fsdecode(want.path), want.pid, now - want.created)
+            for want in self._queue
+            if want.readers and want.priority is Priority.EXPLICIT
+        )
+        state = "down" if outage is not None else "up" if remote is not None else "unused"
+        return HydrationStats(
+            blobs_here=inventory.here,
+            blobs_total=inventory.total,
+            bytes_here=inventory.here_bytes,
+            bytes_total=inventory.total_bytes,
+            sizes_known=inventory.sizes_known,
+            queue={p.name.lower(): n for p, n in self._queue.lengths().items() if n},
+            in_flight=len(self._control.active),
+            requests=self._link.requests,
+            requests_by_reason=dict(counters.by_reason),
+            failures=counters.failures,
+            blobs_received=counters.blobs,
+            received_bytes=counters.bytes,
+            readers=readers,
+            remote=state,
+            outage_since=outage.since if outage is not None else None,
+            outage_kind=outage.kind if outage is not None else "",
+            outage_cause=outage.cause if outage is not None else "",
+            limits=remote.capabilities.limits if remote is not None else (),
+            sweep_state=sweep.state,
+            sweep_stage=sweep.stage,
+            memory_bytes=self._memory.used_bytes,
+        )
+
+    # -- called by the parts
+
+    def _arrived(self, oid: bytes, size: int) -> None:
+        if self._inventory is not None:
+            self._inventory.note_here(oid, size)
+
+    def _absent(self, oid: bytes) -> bool:
+        """Whether readahead should bring `oid`: it is not here, not coming, and to be had."""
+        return (
+            self._queue.get(oid) is None
+            and self._memory.get(oid) is None
+            and oid not in self._control.lacking
+            and not self._odb.contains(oid, look_again=False)
+            and self._control.bringing(oid) is None
+        )
+
+    def _neither_here_nor_coming(self, oids: list[bytes]) -> list[bytes]:
+        lacking = self._control.lacking
+        return [
+            oid
+            for oid in self._odb.missing(oids)
+            if oid not in lacking and self._queue.get(oid) is None
+        ]
+
+    async def _probe(self) -> None:
+        remote = await self._link.get()
+        await remote.ls_refs(("HEAD",))
+
+    def _remote_down(self, outage: Outage) -> None:
+        self._lanes.drop_windows()
+        for want in list(self._queue):
+            self._queue.settle(want, error=self._health.failure())
+
+    def _remote_up(self) -> None:
+        if self._inventory is not None and self._sweep.progress().state != "waiting":
+            self._sweep.begin(self._inventory)
+        self._queue.wake()
+
+    def _complain(self, path: bytes, error: HydrationError) -> None:
+        """One line for a failed read; a flood of them is cut."""
+        second, count = self._complaints
+        now = float(int(trio.current_time()))
+        count = count + 1 if now == second else 1
+        self._complaints = (now, count)
+        if count <= COMPLAINTS_A_SECOND:
+            name = self._settings.name
+            log.warning("%s: reading %s failed: %s", name, os.fsdecode(path), error.message)
+
+
+def _export(odb: ObjectDatabase, oid: bytes, path: Path) -> int | None:
+    """Write a blob of a pack to a new file at `path`; its size, None where it is not there."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        return odb.export_blob(oid, fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,210 @@
+"""What one tree holds: its blobs, by class and shallow directories first, and which are here.
+
+The inventory of 100,000 files takes 4 MB: oids are packed into byte arrays, and paths are only
+looked at while the tree is walked.
+"""
+
+from __future__ import annotations
+
+import stat
+from array import array
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import trio
+
+from artifactfs.hydration.nearby import TreeReader, is_gitlink, read_tree
+from artifactfs.hydration.priority import Priority
+
+OID = 20
+_ENTRIES_A_STEP = 1_000
+"""Entries between two checkpoints: about 3 ms."""
+_CHECKS_A_STEP = 2_000
+
+Classifier = Callable[[bytes, int], Priority]
+
+
+class PackedOids:
+    """A list of oids in 20 bytes each."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes | bytearray = b"") -> None:
+        self._data = bytearray(data)
+
+    def __len__(self) -> int:
+        return len(self._data) // OID
+
+    def __getitem__(self, index: int) -> bytes:
+        return bytes(self._data[index * OID : index * OID + OID])
+
+    def slice(self, start: int, count: int) -> Iterator[bytes]:
+        """Up to `count` oids from position `start`."""
+        data = self._data
+        for at in range(start * OID, min(start + count, len(self)) * OID, OID):
+            yield bytes(data[at : at + OID])
+
+    def append(self, oid: bytes) -> None:
+        self._data += oid
+
+
+@dataclass(slots=True)
+class Directory:
+    """A directory of the tree; `parent` indexes `TreeInventory.directories`, -1 at the root.
+
+    `blobs` counts files below it, at any depth.
+    """
+
+    oid: bytes
+    parent: int
+    blobs: int = 0
+
+
+@dataclass(slots=True)
+class TreeInventory:
+    """The blobs of `tree`, each once: `order` has them shallow directories first, `_classes` the
+    priority of each. What is here, and sizes, go by the sorted oids."""
+
+    tree: bytes
+    order: PackedOids = field(default_factory=PackedOids)
+    directories: list[Directory] = field(default_factory=list)
+    _classes: bytearray = field(default_factory=bytearray)
+    _sorted: PackedOids = field(default_factory=PackedOids)
+    _here: bytearray = field(default_factory=bytearray)
+    _sizes: array[int] = field(default_factory=lambda: array("q"))
+    here: int = 0
+    here_bytes: int = 0
+    total_bytes: int = 0
+    sizes_known: int = 0
+
+    @property
+    def total(self) -> int:
+        return len(self._sorted)
+
+    def find(self, priority: Priority, start: int) -> int:
+        """The first position in `order` from `start` with a blob of that priority; -1: none."""
+        return self._classes.find(priority, start)
+
+    def reclass(self, position: int, priority: Priority) -> None:
+        """Give the blob at `position` of `order` another priority."""
+        self._classes[position] = priority
+
+    def remaining(self, priority: Priority) -> int:
+        """How many blobs have that priority, here or not."""
+        return self._classes.count(priority)
+
+    def add(self, oid: bytes, priority: Priority) -> None:
+        """Add a blob that is not in `order` yet, in the walk."""
+        self.order.append(oid)
+        self._classes.append(priority)
+
+    def _index(self, oid: bytes) -> int:
+        at = bisect_left(self._sorted, oid)
+        return at if at < len(self._sorted) and self._sorted[at] == oid else -1
+
+    def chain(self, tree: bytes) -> tuple[bytes, ...]:
+        """`tree` and the directories above it, nearest first; only `tree` if it is not known."""
+        index = next((i for i, d in enumerate(self.directories) if d.oid == tree), -1)
+        chain: list[bytes] = []
+        while index >= 0:
+            chain.append(self.directories[index].oid)
+            index = self.directories[index].parent
+        return tuple(chain) or (tree,)
+
+    def note_here(self, oid: bytes, size: int) -> None:
+        """The blob `oid` has come; one that is not in the tree does not count."""
+        at = self._index(oid)
+        if at < 0:
+            return
+        self.note_size(oid, size)
+        if not self._here[at]:
+            self._here[at] = 1
+            self.here += 1
+            self.here_bytes += size
+
+    def note_size(self, oid: bytes, size: int) -> None:
+        """The size of the blob `oid` is known."""
+        at = self._index(oid)
+        if at < 0 or self._sizes[at] == size:
+            return
+        before = self._sizes[at]
+        self._sizes[at] = size
+        if before < 0:
+            self.sizes_known += 1
+            before = 0
+        self.total_bytes += size - before
+        if self._here[at]:
+            self.here_bytes += size - before
+
+    async def count(self, missing: Callable[[list[bytes]], list[bytes]]) -> None:
+        """Look again which blobs are here. A checkpoint every few milliseconds."""
+        for start in range(0, len(self._sorted), _CHECKS_A_STEP):
+            chunk = list(self._sorted.slice(start, _CHECKS_A_STEP))
+            absent = set(missing(chunk))
+            for at, oid in enumerate(chunk, start):
+                self._set_here(at, oid not in absent)
+            await trio.lowlevel.checkpoint()
+
+    def _set_here(self, at: int, here: bool) -> None:
+        if here == bool(self._here[at]):
+            return
+        step = 1 if here else -1
+        self._here[at] = here
+        self.here += step
+        self.here_bytes += step * max(self._sizes[at], 0)
+
+    def finish(self, oids: set[bytes]) -> None:
+        """Take the distinct blobs of the walk."""
+        self._sorted = PackedOids(b"".join(sorted(oids)))
+        self._here = bytearray(len(oids))
+        self._sizes = array("q", [-1]) * len(oids)
+
+
+async def take_inventory(read: TreeReader, tree: bytes, classify: Classifier) -> TreeInventory:
+    """Walk `tree` breadth first. A checkpoint every few milliseconds; no network."""
+    inventory = TreeInventory(tree)
+    seen: set[bytes] = set()
+    queue: deque[tuple[bytes, bytes, int]] = deque([(tree, b"", -1)])
+    steps = 0
+    while queue:
+        oid, prefix, parent = queue.popleft()
+        index = len(inventory.directories)
+        directory = Directory(oid, parent)
+        inventory.directories.append(directory)
+        for entry in read_tree(read, oid):
+            steps += 1
+            if stat.S_ISDIR(entry.mode):
+                queue.append((entry.oid, prefix + entry.name + b"/", index))
+            elif not is_gitlink(entry.mode):
+                directory.blobs += 1
+                if entry.oid not in seen:
+                    seen.add(entry.oid)
+                    priority = classify(prefix + entry.name, entry.mode)
+                    inventory.add(entry.oid, priority)
+        if steps >= _ENTRIES_A_STEP:
+            steps = 0
+            await trio.lowlevel.checkpoint()
+    for directory in reversed(inventory.directories):
+        if directory.parent >= 0:
+            inventory.directories[directory.parent].blobs += directory.blobs
+    inventory.finish(seen)
+    return inventory
+
+
+def partition(inventory: TreeInventory, *, max_blobs: int, min_blobs: int) -> list[bytes]:
+    """Trees of `min_blobs` to `max_blobs` files that do not overlap, the largest possible ones.
+
+    Files in directories that are too large themselves, or beside those trees, are in none.
+    """
+    chosen: list[bytes] = []
+    open_above = [False] * len(inventory.directories)
+    for index, directory in enumerate(inventory.directories):
+        if directory.parent >= 0 and not open_above[directory.parent]:
+            continue  # a tree above was chosen, or was too small to be worth a want
+        if directory.blobs > max_blobs:
+            open_above[index] = True
+        elif directory.blobs >= min_blobs:
+            chosen.append(directory.oid)
+    return list(dict.fromkeys(chosen))

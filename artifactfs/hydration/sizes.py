@@ -1,0 +1,190 @@
+"""Sizes of blobs by oid: ``STATE/cache/sizes.db``, shared by every worker of a state root.
+
+A size comes from the remote's ``object-info``, from an object header, or from the content. The
+content has the last word: a size that turns out wrong is replaced.
+
+The table is ``WITHOUT ROWID`` (half the space, one B-tree look-up), which sqlite-utils cannot
+write, so the schema is plain SQL here. A look-up of one oid takes 5 µs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import trio
+
+log = logging.getLogger(__name__)
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS sizes(oid BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID"
+)
+_SELECT_MANY = 500
+"""Oids a query: far under SQLite's limit of bound parameters."""
+_INSERT_MANY = 10_000
+_MEMORY_ENTRIES = 16_384
+"""Sizes kept in memory: 2.5 MB, a few thousand directories of the usual kind."""
+_BUSY_S = 10.0
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open `path` with WAL; retries while another worker creates it. Raises: sqlite3.Error."""
+    give_up = time.monotonic() + _BUSY_S
+    while True:
+        connection = sqlite3.connect(
+            path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            # The change to WAL does not go through SQLite's busy handler.
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA cache_size=-1024")
+            connection.execute(_SCHEMA)
+            return connection
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+        except sqlite3.Error:
+            connection.close()
+            raise
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """As `_connect`; a damaged database is put aside, since every size can be had again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        log.warning("sizes.db is damaged and starts anew: %s", error)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        path.replace(path.with_name(path.name + ".damaged"))
+        return _connect(path)
+
+
+def _chunks(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+class SizeStore:
+    """Known sizes in bytes, by oid. Look-ups are synchronous; bulk writes go to a thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the database. Raises: sqlite3.OperationalError where the disk refuses."""
+        self._reader = _open(path)
+        self._writer = _open(path)
+        self._write_lock = trio.Lock()
+        self._memory: dict[bytes, int] = {}
+        self._unsaved: dict[bytes, int] = {}
+
+    def get(self, oid: bytes) -> int | None:
+        size = self._memory.get(oid)
+        if size is None:
+            size = self._unsaved.get(oid)
+        if size is None:
+            row = self._reader.execute("SELECT size FROM sizes WHERE oid=?", (oid,)).fetchone()
+            if row is None:
+                return None
+            size = int(row[0])
+            self._keep(oid, size)
+        return size
+
+    def get_many(self, oids: Iterable[bytes]) -> dict[bytes, int]:
+        """Those of `oids` whose size is known; one query for each 500 that memory lacks."""
+        found: dict[bytes, int] = {}
+        absent: list[bytes] = []
+        for oid in oids:
+            size = self._memory.get(oid)
+            if size is None:
+                size = self._unsaved.get(oid)
+            if size is None:
+                absent.append(oid)
+            else:
+                found[oid] = size
+        for chunk in _chunks(absent, _SELECT_MANY):
+            marks = ",".join("?" * len(chunk))
+            rows = self._reader.execute(
+                f"SELECT oid, size FROM sizes WHERE oid IN ({marks})", chunk
+            )
+            for oid, size in rows:
+                found[oid] = size
+                self._keep(oid, size)
+        return found
+
+    def lacking(self, oids: Sequence[bytes]) -> list[bytes]:
+        """Those of `oids` whose size is not known, in their order."""
+        known = self.get_many(oids)
+        return [oid for oid in oids if oid not in known]
+
+    def put(self, oid: bytes, size: int) -> None:
+        """Learn one size now; it is written with the next `add_many` or `flush`."""
+        if self._memory.get(oid) == size:
+            return
+        self._keep(oid, size)
+        self._unsaved[oid] = size
+
+    async def add_many(self, sizes: Mapping[bytes, int]) -> None:
+        """Learn many sizes; they are in the database when this returns. Blocks on the disk only.
+
+        Raises: sqlite3.Error.
+        """
+        for oid, size in islice(sizes.items(), _MEMORY_ENTRIES // 4):
+            self._keep(oid, size)
+        async with self._write_lock:
+            unsaved, self._unsaved = self._unsaved, {}
+            try:
+                rows = iter([*unsaved.items(), *sizes.items()])
+                while chunk := list(islice(rows, _INSERT_MANY)):
+                    await trio.to_thread.run_sync(partial(self._write, chunk))
+            except BaseException:
+                self._unsaved = unsaved | self._unsaved
+                raise
+
+    async def flush(self) -> None:
+        """Write what `put` learned. Raises: sqlite3.Error."""
+        if self._unsaved:
+            await self.add_many({})
+
+    @property
+    def unsaved(self) -> int:
+        return len(self._unsaved)
+
+    def close(self) -> None:
+        """Write what is left, then close. Blocks on the disk."""
+        if self._unsaved:
+            self._write(list(self._unsaved.items()))
+            self._unsaved = {}
+        self._reader.close()
+        self._writer.close()
+
+    def _write(self, rows: list[tuple[bytes, int]]) -> None:
+        connection = self._writer
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.executemany(
+                "INSERT INTO sizes(oid, size) VALUES(?, ?) "
+                "ON CONFLICT(oid) DO UPDATE SET size=excluded.size WHERE size<>excluded.size",
+                rows,
+            )
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def _keep(self, oid: bytes, size: int) -> None:
+        memory = self._memory
+        if len(memory) >= _MEMORY_ENTRIES:
+            for old in list(islice(memory, _MEMORY_ENTRIES // 4)):
+                del memory[old]
+        memory[oid] = size

@@ -1,0 +1,211 @@
+"""The background sweep: what to fetch while nobody waits for anything.
+
+Goes class by class in the order of `priority`; a class begins when the one before it has landed,
+so that with a slow remote manifests are here before source, and source before binaries. Where all
+of a large tree is wanted, whole subtrees without their large blobs come between (one want brings
+thousands, and the server knows their names). What is here already is never asked for, so a
+restart goes on where the last run ended.
+
+No method waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from artifactfs.hydration.inventory import TreeInventory, partition
+from artifactfs.hydration.priority import SWEEP_ORDER, Priority
+
+QUIET_S = 1.0
+"""Seconds without a miss before the sweep goes on. What git reads at every command is exempt."""
+BATCH_WANTS = 500
+"""With 4 connections of 500 wants a tree comes fastest, and shows its first blob in 0.1 s."""
+BATCH_BYTES = 4 << 20
+SUBTREE_BLOBS = 3_000
+"""Blobs in one want of a subtree, at most: what a cut connection can cost."""
+SUBTREE_LIMIT = "blob:limit=64k"
+MIN_FOR_SUBTREES = 2_000
+"""Fewer missing blobs are fetched one by one, in the exact order of their priority."""
+_UNKNOWN_SIZE = 8 << 10
+_SCAN = 2_000
+"""Look-ups in one call of `next`: about 7 ms."""
+
+_SOURCE = (Priority.FIRST, Priority.GIT, Priority.MANIFEST, Priority.SOURCE)
+CLASSES = {"none": (), "source": _SOURCE, "all": SWEEP_ORDER}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepBatch:
+    """What one request of the sweep is to bring: blobs of one class, or a whole subtree."""
+
+    priority: Priority
+    oids: tuple[bytes, ...] = ()
+    tree: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """`state` is ``off``, ``waiting`` (for quiet, or for a tree), ``running``, ``done`` or
+    ``budget`` (the repository's byte budget is used up); `stage` names the class at work."""
+
+    state: str
+    stage: str
+
+
+class Sweep:
+    """Chooses the next batch. `missing` filters oids that are not here nor on their way."""
+
+    def __init__(
+        self,
+        *,
+        reach: str,
+        budget: int,
+        max_blob: int,
+        missing: Callable[[list[bytes]], list[bytes]],
+        size_of: Callable[[bytes], int | None],
+    ) -> None:
+        self._reach = reach
+        self._budget = budget
+        self._max_blob = max_blob
+        self._missing = missing
+        self._size_of = size_of
+        self._inventory: TreeInventory | None = None
+        self._stages: list[Priority] = []
+        self._position = 0
+        self._trees: list[bytes] | None = None
+        self._active = 0
+        self._in_trees = 0
+        self._last_read = -1e9
+        self._spent = False
+        self.with_subtrees = True
+        """Whether the remote can be asked for subtrees without their large blobs."""
+        self.scanning = False
+        """`next` stopped looking to let others run: call it again after a checkpoint."""
+
+    @property
+    def quiet_s(self) -> float:
+        return QUIET_S
+
+    def begin(self, inventory: TreeInventory) -> None:
+        """Work on this tree from now on."""
+        self._inventory = inventory
+        self._stages = list(CLASSES.get(self._reach, _SOURCE))
+        self._position = 0
+        self._trees = None
+        self._spent = False
+        self._last_read = max(self._last_read, trio.current_time())
+
+    def note_read(self) -> None:
+        """A program had to wait for content."""
+        self._last_read = trio.current_time()
+
+    def wait_s(self) -> float:
+        """Seconds until `next` may have something that it did not have for want of quiet."""
+        if not self._stages or self._spent:
+            return float("inf")
+        left = self._last_read + self.quiet_s - trio.current_time()
+        return left if left > 0 else float("inf")
+
+    def next(self) -> SweepBatch | None:
+        """The next batch; None where there is nothing to do now. Tell `ended` about each."""
+        self.scanning = False
+        inventory = self._inventory
+        budget = _SCAN
+        while inventory is not None and self._stages and not self._spent:
+            stage = self._stages[0]
+            if stage is not Priority.GIT and self._disturbed():
+                return None
+            if inventory.here_bytes >= self._budget:
+                self._spent = True
+                return None
+            if stage is Priority.SOURCE and self._trees is None and self._active == 0:
+                self._trees = self._choose_trees(inventory)
+            if self._trees and stage is Priority.SOURCE:
+                self._active += 1
+                self._in_trees += 1
+                return SweepBatch(stage, tree=self._trees.pop())
+            if self._in_trees:
+                return None  # what they do not bring is known when they have landed
+            oids, budget = self._gather(inventory, stage, budget)
+            if oids:
+                self._active += 1
+                return SweepBatch(stage, oids=tuple(oids))
+            if budget <= 0:
+                self.scanning = True
+                return None
+            if self._active:
+                return None  # the next class begins when this one has landed
+            self._stages.pop(0)
+            self._position = 0
+        return None
+
+    def ended(self, batch: SweepBatch) -> None:
+        """The request for `batch` is over, well or not."""
+        self._active -= 1
+        self._in_trees -= batch.tree is not None
+
+    def progress(self) -> SweepProgress:
+        if self._reach == "none":
+            return SweepProgress("off", "")
+        if self._inventory is None:
+            return SweepProgress("waiting", "")
+        if self._spent:
+            return SweepProgress("budget", "")
+        if not self._stages:
+            return SweepProgress("done", "")
+        stage = self._stages[0]
+        waiting = stage is not Priority.GIT and self._disturbed() and not self._active
+        return SweepProgress("waiting" if waiting else "running", stage.name.lower())
+
+    def _disturbed(self) -> bool:
+        return trio.current_time() < self._last_read + self.quiet_s
+
+    def _choose_trees(self, inventory: TreeInventory) -> list[bytes]:
+        absent = inventory.total - inventory.here
+        if (
+            self._reach != "all"
+            or not self.with_subtrees
+            or absent < MIN_FOR_SUBTREES
+            or absent * 2 < inventory.total
+        ):
+            return []
+        trees = partition(inventory, max_blobs=SUBTREE_BLOBS, min_blobs=BATCH_WANTS // 4)
+        return trees[::-1]
+
+    def _gather(
+        self, inventory: TreeInventory, stage: Priority, budget: int
+    ) -> tuple[list[bytes], int]:
+        """Up to a batch of blobs of `stage`, and what is left of the look-ups."""
+        batch: list[bytes] = []
+        content = 0
+        while budget > 0 and len(batch) < BATCH_WANTS and content < BATCH_BYTES:
+            positions, self._position = self._positions(inventory, stage, BATCH_WANTS // 4)
+            if not positions:
+                break
+            budget -= len(positions)
+            for oid in self._missing([inventory.order[at] for at in positions]):
+                size = self._size_of(oid)
+                content += _UNKNOWN_SIZE if size is None else size
+                batch.append(oid)
+        return batch, budget
+
+    def _positions(
+        self, inventory: TreeInventory, stage: Priority, count: int
+    ) -> tuple[list[int], int]:
+        """The next positions of `stage`, and where to go on; too large blobs are put off."""
+        found: list[int] = []
+        at = self._position
+        while len(found) < count:
+            at = inventory.find(stage, at)
+            if at < 0:
+                return found, len(inventory.order)
+            size = self._size_of(inventory.order[at]) if stage is not Priority.LARGE else None
+            if size is not None and size > self._max_blob:
+                inventory.reclass(at, Priority.LARGE)
+            else:
+                found.append(at)
+            at += 1
+        return found, at
