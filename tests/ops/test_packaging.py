@@ -1,0 +1,82 @@
+"""Wheel and sdist install in a clean environment, with everything that belongs in them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def tracked(*patterns: str) -> set[str]:
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "--", *patterns], check=True, capture_output=True, text=True
+    )
+    return set(listed.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist of what git tracks."""
+    directory = tmp_path_factory.mktemp("dist")
+    source = directory / "source"
+    source.mkdir()
+    files = tracked("artifactfs", "pyproject.toml", "README.md", "MANIFEST.in", "LICENSE*")
+    for name in files:
+        if (ROOT / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    build = (
+        "from setuptools import build_meta as b; import sys; print(getattr(b, sys.argv[1])('..'))"
+    )
+    for kind in ("build_wheel", "build_sdist"):
+        subprocess.run(
+            [sys.executable, "-c", build, kind], cwd=source, check=True, capture_output=True
+        )
+    return directory
+
+
+def test_the_wheel_has_every_file_of_the_package(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("artifactfs/")}
+        entries = archive.read(
+            next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        ).decode()
+    assert tracked("artifactfs") - packed == set()
+    assert "artifact-fs = artifactfs.cli.main:main" in entries
+    assert "artifacts-server = artifactfs.server.cli:main" in entries
+
+
+def test_the_sdist_has_every_file_of_the_package(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {re.sub(r"^[^/]+/", "", name) for name in archive.getnames()}
+    assert (tracked("artifactfs") | {"pyproject.toml", "README.md"}) - packed == set()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
+def test_it_installs_in_a_clean_environment(built: Path, tmp_path: Path, kind: str) -> None:
+    (package,) = built.glob(kind)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    programs = tmp_path / "venv" / "bin"
+    subprocess.run(
+        [programs / "python", "-m", "pip", "install", "--quiet", f"{package}[server]"], check=True
+    )
+    for program in ("artifact-fs", "artifacts-server"):
+        said = subprocess.run(
+            [programs / program, "--version"], check=True, capture_output=True, text=True
+        )
+        assert re.search(r"\d+\.\d+\.\d+", said.stdout)
+    helped = subprocess.run(
+        [programs / "artifact-fs", "doctor", "--help"], check=True, capture_output=True, text=True
+    )
+    assert "Examples:" in helped.stdout
