@@ -1,1 +1,1 @@
-"""The filesystem: inode tree, overlay and the FUSE operations over them."""
+"""The mount: inode tree, overlay and the kernel's requests."""

@@ -1,0 +1,107 @@
+"""One change of the tree: written to the database first, to memory when that has succeeded.
+
+A `Change` collects edited copies of rows and dirents. `commit` runs them as one transaction and
+only then lets them replace what is in memory, so that a full disk leaves both as they were.
+
+Invariant: whoever has a row is reached by dirents from the root. So the first change below a
+clean directory gives rows and dirents to it and to its parents.
+"""
+
+from __future__ import annotations
+
+from artifactfs.fs.inodes import Directory, Inode, Row
+from artifactfs.fs.overlay import (
+    Statement,
+    delete_dirent,
+    delete_dirents,
+    delete_inode,
+    delete_xattrs,
+    put_dirent,
+    put_inode,
+)
+from artifactfs.fs.tree import Tree
+
+_ABSENT = -1
+
+
+class Change:
+    """A transaction in the making. Use it once, without an await in between."""
+
+    __slots__ = ("_dirents", "_inodes", "_more", "_rows", "_tree")
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._rows: dict[int, Row] = {}
+        self._inodes: dict[int, Inode] = {}
+        self._dirents: dict[tuple[Directory, bytes], int] = {}
+        self._more: list[Statement] = []
+
+    def edit(self, inode: Inode) -> Row:
+        """A copy of the inode's row to be changed; a clean inode gets one."""
+        row = self._rows.get(inode.ino)
+        if row is None:
+            if inode.row is not None:
+                row = inode.row.copy()
+            else:
+                row = self._tree.defaults.row(inode)
+                parent = inode.parent
+                if parent is not None:
+                    if parent.row is None and parent.ino not in self._rows:
+                        self.edit(parent)
+                    self._dirents[parent, inode.name] = inode.ino
+            self._rows[inode.ino] = row
+            self._inodes[inode.ino] = inode
+        return row
+
+    def add(self, inode: Inode, row: Row) -> None:
+        """A new inode with its row; `link` gives it a name."""
+        self._rows[inode.ino] = row
+        self._inodes[inode.ino] = inode
+
+    def link(self, parent: Directory, name: bytes, ino: int) -> None:
+        self._dirents[parent, name] = ino
+
+    def unlink(self, parent: Directory, name: bytes, *, in_base: bool) -> None:
+        """Remove a name; `in_base`: the base tree has it, so that its absence must be kept."""
+        self._dirents[parent, name] = 0 if in_base else _ABSENT
+
+    def touch(self, directory: Directory, time_ns: int) -> None:
+        row = self.edit(directory)
+        row.mtime_ns = row.ctime_ns = time_ns
+
+    def also(self, statement: Statement) -> None:
+        self._more.append(statement)
+
+    def commit(self) -> None:
+        """Raises: OSError; then nothing has changed."""
+        statements = self._more
+        for ino, row in self._rows.items():
+            if row.nlink > 0:
+                self._tree.flush_times(self._inodes[ino])
+                statements.append(put_inode(ino, row))
+            elif (before := self._inodes[ino].row) is not None and before.nlink > 0:
+                statements.append(delete_inode(ino))
+                statements.append(delete_xattrs(ino))
+                if type(self._inodes[ino]) is Directory:
+                    statements.append(delete_dirents(ino))
+        for (parent, name), ino in self._dirents.items():
+            if ino == _ABSENT:
+                statements.append(delete_dirent(parent.ino, name))
+            else:
+                statements.append(put_dirent(parent.ino, name, ino))
+        if statements:
+            self._tree.overlay.apply(statements)
+        for ino, row in self._rows.items():
+            inode = self._inodes[ino]
+            if inode.row is None and type(inode) is Directory:
+                inode.names = {}  # it had no row, so it has no dirents
+            inode.row = row
+            inode.mode = row.mode
+            inode.oid = row.oid
+        for (parent, name), ino in self._dirents.items():
+            names = parent.names
+            assert names is not None, "a directory with changed names has a row and its names"
+            if ino == _ABSENT:
+                names.pop(name, None)
+            else:
+                names[name] = ino

@@ -1,0 +1,182 @@
+"""Inodes in memory.
+
+Memory follows what the kernel holds: an inode is dropped with the kernel's last `forget`, so the
+classes are slots only. A clean file is nine slots, some 110 bytes, and shares its name and oid
+with the listing of its directory.
+
+- `Inode.row is None`: the inode is **clean**. Everything about it follows from the base tree.
+- `Inode.row`: what the overlay stores of it. Content is `oid` (a blob here or at the remote), or
+  the file ``upper/INO`` where `has_data`.
+- `Inode.data`: an open upper file, while there are handles on it.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field
+
+from artifactfs.git.objects import Oid
+
+UNKNOWN_SIZE = -1
+
+GIT_DIRECTORY = 0o040000
+GIT_LINK = 0o160000
+
+
+def mode_of_entry(git_mode: int) -> int:
+    """`st_mode` of a clean entry. A gitlink (submodule) is an empty directory."""
+    kind = git_mode & 0o170000
+    if kind in (GIT_DIRECTORY, GIT_LINK):
+        return stat.S_IFDIR | 0o755
+    if kind == stat.S_IFLNK:
+        return stat.S_IFLNK | 0o777
+    return stat.S_IFREG | (0o755 if git_mode & 0o100 else 0o644)
+
+
+@dataclass(slots=True)
+class Row:
+    """The row of one inode in the overlay. Times in ns since the epoch.
+
+    Where `has_data`, `mtime_ns` of the row on disk is the mtime that the upper file had when the
+    row was written. A different mtime of the upper file tells that data was written after that:
+    then it is both mtime and ctime.
+    """
+
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    rdev: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    oid: Oid | None = None
+    has_data: bool = False
+    target: bytes | None = None
+
+    def copy(self) -> Row:
+        return Row(
+            self.mode,
+            self.uid,
+            self.gid,
+            self.nlink,
+            self.rdev,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.oid,
+            self.has_data,
+            self.target,
+        )
+
+
+class Data:
+    """An upper file in use: its descriptor while handles are open, and what was not saved yet.
+
+    `unsaved`: the inode's mtime was not yet given to the upper file. `version` counts changes of
+    the content. `blocks` is -1 where it has to be asked again.
+    """
+
+    __slots__ = ("blocks", "fd", "unsaved", "version")
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.unsaved = False
+        self.version = 0
+        self.blocks = -1
+
+
+class Inode:
+    """A file, symlink, fifo, socket or device, or (as `Directory`) a directory."""
+
+    __slots__ = (
+        "data",
+        "handles",
+        "ino",
+        "journaled",
+        "mode",
+        "name",
+        "nlookup",
+        "oid",
+        "parent",
+        "row",
+        "size",
+    )
+
+    def __init__(
+        self, ino: int, parent: Directory | None, name: bytes, mode: int, oid: Oid | None
+    ) -> None:
+        self.ino = ino
+        self.parent = parent
+        """None for the root, and for an inode whose last name was removed."""
+        self.name = name
+        self.mode = mode
+        self.oid = oid
+        self.size = UNKNOWN_SIZE
+        self.nlookup = 0
+        """References of the kernel."""
+        self.handles = 0
+        self.row: Row | None = None
+        self.data: Data | None = None
+        self.journaled = 0
+        """Sequence number under which the journal last noted a write."""
+
+    @property
+    def has_data(self) -> bool:
+        return self.row is not None and self.row.has_data
+
+    @property
+    def linked(self) -> bool:
+        """False once the last name was removed."""
+        return self.row is None or self.row.nlink > 0
+
+
+class Directory(Inode):
+    """A directory: its base tree `oid` (None: no base), minus and under the dirents in `names`."""
+
+    __slots__ = ("children", "names", "subdirectories")
+
+    def __init__(
+        self, ino: int, parent: Directory | None, name: bytes, mode: int, oid: Oid | None
+    ) -> None:
+        super().__init__(ino, parent, name, mode, oid)
+        self.size = 4096
+        self.names: dict[bytes, int] | None = None
+        """Dirents of the overlay: inode number, or 0 for a removed name. None: not loaded."""
+        self.children = 0
+        """Inodes in memory whose `parent` this is; keeps the directory in memory."""
+        self.subdirectories = -1
+        """Number of subdirectories, -1 where it was not counted yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """Attributes of every clean inode."""
+
+    uid: int
+    gid: int
+    time_ns: int
+
+    def row(self, inode: Inode) -> Row:
+        """The row that a clean inode gets when it is changed for the first time."""
+        return Row(
+            mode=inode.mode,
+            uid=self.uid,
+            gid=self.gid,
+            nlink=1,
+            rdev=0,
+            atime_ns=self.time_ns,
+            mtime_ns=self.time_ns,
+            ctime_ns=self.time_ns,
+            oid=inode.oid,
+        )
+
+
+@dataclass(slots=True)
+class Base:
+    """What the mount was made from. `time_ns` is mtime and ctime of everything clean."""
+
+    commit: Oid
+    tree: Oid
+    time_ns: int
+    session: str = field(default="")

@@ -1,0 +1,94 @@
+"""Lets the programs that wait for us die.
+
+The kernel does not tell us that a caller wants to be interrupted (pyfuse3 does not offer
+FUSE_INTERRUPT). A reader that waits for a page dies at once all the same; one that waits in
+`lookup`, `getattr`, `open` or `write` stays until it is answered, SIGKILL or not. So whoever waits
+there looks at the caller's pending signals from time to time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+LOOK_EVERY_S = 0.25
+
+_KILL = 1 << (signal.SIGKILL - 1)
+_HARMLESS = sum(
+    1 << (number - 1)
+    for number in (
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGURG,
+        signal.SIGWINCH,
+        signal.SIGSTOP,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+    )
+)
+_WISHES = sum(
+    1 << (number - 1) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+)
+
+
+async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
+    """Return what `wait` returns; give up with EINTR once `pid` is to be interrupted.
+
+    `wait` is cancelled then. `pid` 0 (a caller of another PID namespace) cannot be watched.
+    """
+    if pid == 0:
+        return await wait()
+    result: list[T] = []
+    failure: list[Exception] = []
+
+    async def run(scope: trio.CancelScope) -> None:
+        try:
+            result.append(await wait())
+        except Exception as error:
+            failure.append(error)
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, nursery.cancel_scope)
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            if is_interrupted(pid):
+                nursery.cancel_scope.cancel()
+    if failure:
+        raise failure[0]
+    if not result:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+    return result[0]
+
+
+def is_interrupted(pid: int) -> bool:
+    """Whether the thread `pid` is gone, will die of a pending signal, or is asked to end.
+
+    Handlers other than those of SIGINT, SIGTERM, SIGHUP and SIGQUIT do not count: many programs
+    do not expect `stat` to fail because a timer or a child ended.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            text = status.read()
+    except OSError:
+        return True
+    masks = {
+        name: int(value, 16)
+        for name, _, value in (line.partition(b":") for line in text.splitlines())
+        if name in (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt")
+    }
+    pending = masks[b"SigPnd"] | masks[b"ShdPnd"]
+    if pending & _KILL:
+        return True
+    delivered = pending & ~masks[b"SigBlk"] & ~masks[b"SigIgn"]
+    fatal = delivered & ~masks[b"SigCgt"] & ~_HARMLESS
+    return bool(fatal or delivered & _WISHES)

@@ -1,0 +1,430 @@
+"""The kernel's requests. Thin: each finds its inodes, lets the tree do the work, and replies.
+
+Only `FUSEError` may leave a handler (anything else would end the mount), so every handler runs
+inside `_answering`. Where a handler may wait is written at it; all others answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+)
+
+from artifactfs.errors import ArtifactFSError
+from artifactfs.fs.attributes import entry_attributes, negative_entry
+from artifactfs.fs.contents import Contents
+from artifactfs.fs.handles import DirectoryHandle, FileHandle, Handles, VirtualHandle
+from artifactfs.fs.inodes import UNKNOWN_SIZE, Directory, Inode
+from artifactfs.fs.mutations import NAME_MAX, Caller, Mutations, check_name, fail
+from artifactfs.fs.tree import Tree
+from artifactfs.fs.virtual import GITFILE, GITFILE_INO, VirtualFiles
+from artifactfs.fs.xattrs import Xattrs
+from artifactfs.git.objects import MissingObject
+
+log = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+_WRITES = os.O_WRONLY | os.O_RDWR
+
+
+def _answering(handler: F) -> F:
+    """Turn every error of `handler` into the errno that the program gets."""
+
+    @functools.wraps(handler)
+    async def answer(self: Operations, *args: Any) -> Any:
+        try:
+            return await handler(self, *args)
+        except FUSEError:
+            raise
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from error
+        except ArtifactFSError as error:
+            raise FUSEError(getattr(error, "errno", errno.EIO)) from error
+        except MissingObject as error:
+            self.log_failure(handler.__name__, error)
+            raise FUSEError(errno.EIO) from error
+        except Exception as error:
+            log.exception("request failed", extra={"operation": handler.__name__})
+            raise FUSEError(errno.EIO) from error
+
+    return answer  # type: ignore[return-value]
+
+
+class Operations(pyfuse3.Operations):
+    """The requests of one mount."""
+
+    supports_dot_lookup = False
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        tree: Tree,
+        mutations: Mutations,
+        contents: Contents,
+        virtual: VirtualFiles,
+        xattrs: Xattrs | None,
+        index_ready: trio.Event,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.started = trio.Event()
+        self.requests = 0
+        self._tree = tree
+        self._mutations = mutations
+        self._contents = contents
+        self._virtual = virtual
+        self._xattrs = xattrs
+        self._index_ready = index_ready
+        self._files: Handles[FileHandle | VirtualHandle] = Handles()
+        self._directories: Handles[DirectoryHandle | None] = Handles()
+
+    def init(self) -> None:
+        self.started.set()
+
+    @property
+    def open_files(self) -> int:
+        return len(self._files)
+
+    def log_failure(self, operation: str, error: Exception) -> None:
+        log.error(
+            "request failed",
+            extra={"repo": self.name, "operation": operation, "cause": str(error)},
+        )
+
+    # Names and attributes
+
+    @_answering
+    async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if len(name) > NAME_MAX:
+            raise FUSEError(errno.ENAMETOOLONG)
+        if self._virtual.reserves(parent, name):
+            ino = self._virtual.lookup(parent, name)
+            return negative_entry() if ino is None else self._virtual.attributes(ino)
+        directory = self._tree.directory(parent)
+        inode = self._tree.lookup(directory, name)
+        if inode is None:
+            return negative_entry()
+        return self._reply_entry(inode)
+
+    def _reply_entry(self, inode: Inode) -> EntryAttributes:
+        """Attributes of an inode to which the kernel gets one more reference."""
+        self._tree.settle(inode)
+        entry = entry_attributes(inode, self._tree.defaults)
+        inode.nlookup += 1
+        return entry
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            try:
+                if self._virtual.owns(ino):
+                    if ino > GITFILE_INO + 2:
+                        self._virtual.forget(ino, count)
+                else:
+                    self._tree.forget(ino, count)
+            except OSError as error:
+                self.log_failure("forget", error)
+
+    @_answering
+    async def getattr(self, ino: int, ctx: RequestContext) -> EntryAttributes:
+        """Waits where the size is not known; the caller can be killed."""
+        if self._virtual.owns(ino):
+            return self._virtual.attributes(ino)
+        inode = self._tree.get(ino)
+        if not self._tree.settle(inode):
+            await self._contents.ensure_size(inode, ctx.pid)
+        return entry_attributes(inode, self._tree.defaults)
+
+    @_answering
+    async def setattr(
+        self,
+        ino: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Waits for the content where a file that is not here is cut in the middle."""
+        if self._virtual.owns(ino):
+            raise FUSEError(errno.EPERM)
+        inode = self._tree.get(ino)
+        if fields.update_size:
+            await self._contents.truncate(inode, attr.st_size, ctx.pid)
+        mode = attr.st_mode if fields.update_mode else None
+        uid = attr.st_uid if fields.update_uid else None
+        gid = attr.st_gid if fields.update_gid else None
+        atime_ns = attr.st_atime_ns if fields.update_atime else None
+        mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
+        if fields.update_size and atime_ns is None:
+            mtime_ns = None  # the truncation has set it
+        if (mode, uid, gid, atime_ns, mtime_ns) != (None,) * 5:
+            self._mutations.set_attributes(
+                inode, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns
+            )
+        if not self._tree.settle(inode):
+            await self._contents.ensure_size(inode, ctx.pid)
+        return entry_attributes(inode, self._tree.defaults)
+
+    @_answering
+    async def readlink(self, ino: int, ctx: RequestContext) -> bytes:
+        """Waits for the content; the caller can be killed."""
+        return await self._contents.link_target(self._tree.get(ino), ctx.pid)
+
+    # Changing names
+
+    def _place(self, parent: int, name: bytes, refusal: int = errno.EPERM) -> Directory:
+        """The directory to change `name` in."""
+        check_name(name)
+        if self._virtual.reserves(parent, name):
+            raise FUSEError(refusal)
+        return self._tree.directory(parent)
+
+    @_answering
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._place(parent, name, errno.EEXIST)
+        caller = Caller(ctx.uid, ctx.gid)
+        if stat.S_ISREG(mode):
+            inode = self._mutations.create(directory, name, mode, caller)
+            assert inode.data is not None
+            os.close(inode.data.fd)
+            inode.data.fd = -1
+        else:
+            inode = self._mutations.mknod(directory, name, mode, rdev, caller)
+        return self._reply_entry(inode)
+
+    @_answering
+    async def mkdir(
+        self, parent: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._place(parent, name, errno.EEXIST)
+        made = self._mutations.mkdir(directory, name, mode, Caller(ctx.uid, ctx.gid))
+        return self._reply_entry(made)
+
+    @_answering
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._place(parent, name, errno.EEXIST)
+        made = self._mutations.symlink(directory, name, target, Caller(ctx.uid, ctx.gid))
+        return self._reply_entry(made)
+
+    @_answering
+    async def link(
+        self, ino: int, parent: int, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        if self._virtual.owns(ino):
+            raise FUSEError(errno.EPERM)
+        inode = self._tree.get(ino)
+        self._mutations.link(inode, self._place(parent, name, errno.EEXIST), name)
+        return self._reply_entry(inode)
+
+    @_answering
+    async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._mutations.unlink(self._place(parent, name), name)
+
+    @_answering
+    async def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._mutations.rmdir(self._place(parent, name), name)
+
+    @_answering
+    async def rename(
+        self,
+        old: int,
+        old_name: bytes,
+        new: int,
+        new_name: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        source = self._place(old, old_name)
+        target = self._place(new, new_name)
+        self._mutations.rename(source, old_name, target, new_name, flags)
+
+    # Files
+
+    @_answering
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        directory = self._place(parent, name, errno.EEXIST)
+        caller = Caller(ctx.uid, ctx.gid)
+        inode = self._mutations.create(directory, name, mode, caller)
+        info = self._open(inode, ctx.pid)
+        return info, self._reply_entry(inode)
+
+    @_answering
+    async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """Never waits: content is brought by the first read."""
+        if self._virtual.owns(ino):
+            return self._open_virtual(ino, flags)
+        inode = self._tree.get(ino)
+        if flags & os.O_TRUNC and flags & _WRITES:
+            await self._contents.truncate(inode, 0, ctx.pid)
+        info = self._open(inode, ctx.pid)
+        if flags & os.O_APPEND and inode.size == UNKNOWN_SIZE:
+            handle = self._files[info.fh]
+            assert isinstance(handle, FileHandle)
+            handle.appends_blindly = True
+        return info
+
+    def _open(self, inode: Inode, pid: int) -> FileInfo:
+        inode.handles += 1
+        return FileInfo(fh=self._files.add(FileHandle(inode, pid)))
+
+    def _open_virtual(self, ino: int, flags: int) -> FileInfo:
+        if flags & _WRITES:
+            raise FUSEError(errno.EACCES)
+        content = self._virtual.content(ino)
+        fh = self._files.add(VirtualHandle(content))
+        return FileInfo(fh=fh, direct_io=content is not None)
+
+    @_answering
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """Waits for the content where it is not here. The reader can be killed."""
+        handle = self._files[fh]
+        if isinstance(handle, FileHandle):
+            return await self._contents.read(handle, offset, size)
+        content = handle.content
+        if content is None:
+            await self._index_ready.wait()
+            content = self._virtual.gitfile
+        return content[offset : offset + size]
+
+    @_answering
+    async def write(self, fh: int, offset: int, buffer: bytes) -> int:
+        """The first write to a file waits for its content; the caller can be killed."""
+        handle = self._files[fh]
+        if not isinstance(handle, FileHandle):
+            fail(errno.EBADF)
+        return await self._contents.write(handle, offset, buffer)
+
+    @_answering
+    async def release(self, fh: int) -> None:
+        handle = self._files.remove(fh)
+        if isinstance(handle, FileHandle):
+            self._contents.release(handle)
+
+    @_answering
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Waits for the disk."""
+        handle = self._files[fh]
+        if isinstance(handle, FileHandle):
+            await self._contents.sync(handle)
+
+    # Directories
+
+    @_answering
+    async def opendir(self, ino: int, ctx: RequestContext) -> int:
+        if self._virtual.owns(ino):
+            return self._directories.add(None)
+        return self._directories.add(DirectoryHandle(self._tree.directory(ino)))
+
+    @_answering
+    async def readdir(self, fh: int, start: int, token: ReaddirToken) -> None:
+        """Entries 1 and 2 are ``.`` and ``..``; in the root the gitfile follows."""
+        handle = self._directories[fh]
+        if handle is None:
+            return
+        tree, directory = self._tree, handle.directory
+        if start == 0 or handle.names is None:
+            handle.names = tree.listing(directory)
+            if directory is tree.root:
+                handle.names.insert(0, GITFILE)
+        for position in range(start, min(2, start + 2)):
+            dots = directory if position == 0 else directory.parent or directory
+            entry = self._attributes(dots)
+            if not pyfuse3.readdir_reply(token, b"." * (position + 1), entry, position + 1):
+                return
+        self._list(handle, max(start, 2), token)
+
+    def _list(self, handle: DirectoryHandle, start: int, token: ReaddirToken) -> None:
+        tree, directory, names = self._tree, handle.directory, handle.names
+        assert names is not None
+        lookup, reply = tree.lookup, pyfuse3.readdir_reply
+        for position in range(start, len(names) + 2):
+            name = names[position - 2]
+            if name == GITFILE and directory is tree.root:
+                entry = self._virtual.attributes(GITFILE_INO)
+                if not reply(token, name, entry, position + 1):
+                    return
+                continue
+            inode = lookup(directory, name)
+            if inode is None:  # removed since the listing began
+                continue
+            if not reply(token, name, self._attributes(inode), position + 1):
+                tree.drop_if_unused(inode)
+                return
+            inode.nlookup += 1
+
+    def _attributes(self, inode: Inode) -> EntryAttributes:
+        self._tree.settle(inode)
+        return entry_attributes(inode, self._tree.defaults)
+
+    @_answering
+    async def releasedir(self, fh: int) -> None:
+        self._directories.remove(fh)
+
+    @_answering
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Waits for the disk."""
+        await self._contents.sync(None)
+
+    # The whole
+
+    @_answering
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        found = self._tree.upper.free_space()
+        reply = pyfuse3.StatvfsData()
+        reply.f_bsize = found.f_bsize
+        reply.f_frsize = found.f_frsize
+        reply.f_blocks = found.f_blocks
+        reply.f_bfree = found.f_bfree
+        reply.f_bavail = found.f_bavail
+        reply.f_files = found.f_files
+        reply.f_ffree = found.f_ffree
+        reply.f_favail = found.f_favail
+        reply.f_namemax = NAME_MAX
+        return reply
+
+    # Extended attributes. ENOSYS (they are off) stops the kernel asking.
+
+    @_answering
+    async def getxattr(self, ino: int, name: bytes, ctx: RequestContext) -> bytes:
+        return self._extended(ino).get(ino, name)
+
+    @_answering
+    async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._extended(ino).set(self._tree.get(ino), name, value)
+
+    @_answering
+    async def listxattr(self, ino: int, ctx: RequestContext) -> Sequence[bytes]:
+        return [] if self._virtual.owns(ino) else self._extended(ino).list(ino)
+
+    @_answering
+    async def removexattr(self, ino: int, name: bytes, ctx: RequestContext) -> None:
+        self._extended(ino).remove(self._tree.get(ino), name)
+
+    def _extended(self, ino: int) -> Xattrs:
+        if self._xattrs is None:
+            raise FUSEError(errno.ENOSYS)
+        if self._virtual.owns(ino):
+            raise FUSEError(errno.ENOTSUP)
+        return self._xattrs

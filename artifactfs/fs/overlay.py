@@ -1,0 +1,259 @@
+"""What was changed in the mount, in SQLite.
+
+Every change of metadata is one transaction, committed before the kernel gets its reply (20 µs
+with WAL and ``synchronous=NORMAL``: it survives the death of the process; `sync` makes it survive
+power loss). The WAL is checkpointed by a second connection in a thread, so that no request waits
+for the disk: a checkpoint inside a commit would cost that commit an fsync.
+
+Who may open the database is decided by a lock on the upper directory (`upper.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from artifactfs.errors import StateError
+from artifactfs.fs.inodes import Row
+from artifactfs.fs.schema import APPLICATION_ID, MIGRATIONS
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_BYTES = 4 << 20
+"""The WAL is written back once it is this long."""
+
+_ROW = "mode, uid, gid, nlink, rdev, atime_ns, mtime_ns, ctime_ns, oid, has_data, target"
+_PUT_INODE = f"INSERT OR REPLACE INTO inodes (ino, {_ROW}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+_GET_INODE = f"SELECT {_ROW} FROM inodes WHERE ino = ?"
+
+Statement = tuple[str, tuple[Any, ...]]
+
+
+def put_inode(ino: int, row: Row) -> Statement:
+    return _PUT_INODE, (
+        ino,
+        row.mode,
+        row.uid,
+        row.gid,
+        row.nlink,
+        row.rdev,
+        row.atime_ns,
+        row.mtime_ns,
+        row.ctime_ns,
+        row.oid,
+        row.has_data,
+        row.target,
+    )
+
+
+def delete_inode(ino: int) -> Statement:
+    return "DELETE FROM inodes WHERE ino = ?", (ino,)
+
+
+def put_dirent(parent: int, name: bytes, ino: int) -> Statement:
+    return "INSERT OR REPLACE INTO dirents VALUES (?, ?, ?)", (parent, name, ino)
+
+
+def delete_dirent(parent: int, name: bytes) -> Statement:
+    return "DELETE FROM dirents WHERE parent = ? AND name = ?", (parent, name)
+
+
+def delete_dirents(parent: int) -> Statement:
+    return "DELETE FROM dirents WHERE parent = ?", (parent,)
+
+
+def delete_xattrs(ino: int) -> Statement:
+    return "DELETE FROM xattrs WHERE ino = ?", (ino,)
+
+
+def put_meta(key: str, value: object) -> Statement:
+    return "INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)
+
+
+def delete_meta(key: str) -> Statement:
+    return "DELETE FROM meta WHERE key = ?", (key,)
+
+
+class Overlay:
+    """The open database. One thread uses it; `sync` and `checkpoint` may run in others."""
+
+    def __init__(self, path: Path) -> None:
+        """Open an existing database and bring its schema up to date. Raises: StateError."""
+        self.path = path
+        if not path.exists() or path.stat().st_size == 0:
+            raise _damaged(path, "the file is missing or empty")
+        try:
+            self._connection = _connect(path)
+            _migrate(self._connection, path)
+            self.meta = dict(self._connection.execute("SELECT key, value FROM meta"))
+        except sqlite3.DatabaseError as error:
+            raise _damaged(path, str(error)) from error
+        self._execute = self._connection.execute
+        self._wal = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        self._checkpointing = threading.Lock()
+        self._changes = 0
+        self._synced = 0
+
+    # Changes
+
+    def apply(self, statements: Iterable[Statement]) -> None:
+        """Run `statements` as one transaction: all or none. Raises: OSError (ENOSPC, EIO)."""
+        execute = self._execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            try:
+                for sql, parameters in statements:
+                    execute(sql, parameters)
+                execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise _os_error(error) from error
+        self._changes += 1
+
+    def sync(self) -> None:
+        """Make every committed transaction survive power loss. Blocks; any thread may call it."""
+        changes = self._changes
+        if changes != self._synced:
+            os.fsync(self._wal)
+            self._synced = max(self._synced, changes)
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        return os.fstat(self._wal).st_size >= CHECKPOINT_BYTES
+
+    def checkpoint(self) -> None:
+        """Write the WAL back into the database. Blocks on the disk: call it in a thread."""
+        with self._checkpointing, contextlib.closing(_connect(self.path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        os.close(self._wal)
+        self._connection.close()
+
+    # Questions
+
+    def row(self, ino: int) -> Row | None:
+        found = self._one(_GET_INODE, (ino,))
+        return None if found is None else _row(found)
+
+    def names(self, parent: int) -> dict[bytes, int]:
+        """The dirents of `parent`: inode numbers by name, 0 where a name was removed."""
+        return dict(self._all("SELECT name, ino FROM dirents WHERE parent = ?", (parent,)))
+
+    def links(self, ino: int) -> list[tuple[int, bytes]]:
+        """Every (parent, name) of `ino`."""
+        return self._all("SELECT parent, name FROM dirents WHERE ino = ? AND ino != 0", (ino,))
+
+    def count_directories(self, parent: int) -> int:
+        """How many dirents of `parent` are directories."""
+        sql = (
+            "SELECT count(*) FROM dirents d JOIN inodes i ON i.ino = d.ino"
+            " WHERE d.parent = ? AND (i.mode & 61440) = 16384"
+        )
+        return int(self._one(sql, (parent,))[0])
+
+    def inodes_with_data(self) -> list[int]:
+        return [ino for (ino,) in self._all("SELECT ino FROM inodes WHERE has_data", ())]
+
+    def has_data(self, ino: int) -> bool:
+        found = self._one("SELECT has_data FROM inodes WHERE ino = ?", (ino,))
+        return found is not None and bool(found[0])
+
+    def xattrs(self, ino: int) -> dict[bytes, bytes]:
+        return dict(self._all("SELECT name, value FROM xattrs WHERE ino = ?", (ino,)))
+
+    def _one(self, sql: str, parameters: tuple[Any, ...]) -> Any:
+        try:
+            return self._execute(sql, parameters).fetchone()
+        except sqlite3.Error as error:
+            raise _os_error(error) from error
+
+    def _all(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+        try:
+            return self._execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise _os_error(error) from error
+
+
+def create_overlay(path: Path, statements: Iterable[Statement]) -> None:
+    """Make a new database that contains `statements`; it appears whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        _migrate(connection, temporary)
+        connection.execute("BEGIN")
+        for sql, parameters in statements:
+            connection.execute(sql, parameters)
+        connection.execute("COMMIT")
+    os.rename(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, isolation_level=None, cached_statements=256, timeout=5, check_same_thread=False
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application != APPLICATION_ID:
+        raise _damaged(path, "it is not an overlay database")
+    if version > len(MIGRATIONS):
+        raise StateError(
+            f"overlay database {path} has schema version {version}, this program knows"
+            f" {len(MIGRATIONS)}",
+            hint="use the version of artifact-fs that wrote it, or a newer one",
+        )
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        run: Callable[[str], object] = connection.executescript
+        run(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+
+def _row(found: Iterable[Any]) -> Row:
+    row = Row(*found)
+    row.has_data = bool(row.has_data)
+    return row
+
+
+def _damaged(path: Path, reason: str) -> StateError:
+    return StateError(
+        f"overlay database {path} is damaged: {reason}",
+        hint="restore it from a backup; the written files are in the folder 'upper' beside it",
+    )
+
+
+_ERRNOS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+}
+
+
+def _os_error(error: sqlite3.Error) -> OSError:
+    """The errno that a program in the mount gets for a failure of the database."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    number = _ERRNOS.get(code, errno.EIO)
+    if number == errno.EIO:
+        log.error("overlay database failed", extra={"cause": str(error)})
+    return OSError(number, f"overlay database: {error}")

@@ -1,0 +1,47 @@
+"""The schema of ``overlay.db`` and its migrations.
+
+`PRAGMA user_version` is the number of migrations that were applied. A migration is never changed
+once released; a new one is appended.
+"""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x41465331  # "AFS1": tells our databases from others
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+    -- Every inode that differs from what the base tree says, or that must keep a number.
+    CREATE TABLE inodes (
+        ino INTEGER PRIMARY KEY,
+        mode INTEGER NOT NULL,
+        uid INTEGER NOT NULL,
+        gid INTEGER NOT NULL,
+        nlink INTEGER NOT NULL,      -- directories: 1
+        rdev INTEGER NOT NULL,
+        atime_ns INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        ctime_ns INTEGER NOT NULL,
+        oid BLOB,                    -- content is that blob; of a directory: its base tree
+        has_data INTEGER NOT NULL,   -- content is upper/INO
+        target BLOB                  -- of a symlink that is not a blob
+    );
+
+    -- Every row above is reached from the root by these. 0: a name of the base that was removed.
+    CREATE TABLE dirents (
+        parent INTEGER NOT NULL,
+        name BLOB NOT NULL,
+        ino INTEGER NOT NULL,
+        PRIMARY KEY (parent, name)
+    ) WITHOUT ROWID;
+    CREATE INDEX dirents_by_ino ON dirents (ino) WHERE ino != 0;
+
+    CREATE TABLE xattrs (
+        ino INTEGER NOT NULL,
+        name BLOB NOT NULL,
+        value BLOB NOT NULL,
+        PRIMARY KEY (ino, name)
+    ) WITHOUT ROWID;
+    """,
+)

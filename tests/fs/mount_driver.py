@@ -1,0 +1,193 @@
+"""Serves one file system in a process of its own: `python -m tests.fs.mount_driver CONFIG`.
+
+Reads commands as JSON lines on stdin and answers on stdout. The hydrator is a stand-in over a
+local repository, whose blobs arrive only while the gate is open.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.fs import fastloop, session
+from artifactfs.fs.filesystem import FileSystem
+from artifactfs.git.objects import ObjectDatabase, Oid
+from artifactfs.hydration.blobs import Blob, MemoryBlob
+from artifactfs.hydration.errors import HydrationFailed
+from artifactfs.hydration.hydrator import ReadContext
+from artifactfs.paths import RepoLayout
+
+
+@dataclass
+class Tip:
+    commit: Oid
+    tree: Oid
+    commit_time: int
+
+
+class GatedBlobs:
+    """Blobs of a repository. `gate`: nothing arrives while that file exists."""
+
+    def __init__(self, odb: ObjectDatabase, config: dict[str, Any]) -> None:
+        self._odb = odb
+        self._gate = Path(config["gate"])
+        self._log = open(config["log"], "a", buffering=1)  # noqa: SIM115
+        self._here: set[Oid] = set()
+        self._sizes: set[Oid] = set()
+        self._sizes_known: bool = config.get("sizes_known", True)
+        self.fails = False
+
+    def _size(self, oid: Oid) -> int:
+        size = self._odb.header_size(oid)
+        assert size is not None
+        return size
+
+    def open_local(self, oid: Oid) -> Blob | None:
+        if oid not in self._here:
+            return None
+        data = self._odb.blob(oid)
+        assert data is not None
+        return MemoryBlob(data)
+
+    async def _arrive(self) -> None:
+        while self._gate.exists():
+            await trio.sleep(0.01)
+
+    async def hydrate(self, oid: Oid, context: ReadContext) -> Blob:
+        self._log.write(f"hydrate {os.fsdecode(context.path)} {context.pid}\n")
+        await self._arrive()
+        if self.fails:
+            raise HydrationFailed("the remote is down")
+        self._here.add(oid)
+        blob = self.open_local(oid)
+        assert blob is not None
+        return blob
+
+    def known_size(self, oid: Oid) -> int | None:
+        if self._sizes_known or oid in self._here or oid in self._sizes:
+            return self._size(oid)
+        return None
+
+    def known_sizes(self, oids: list[Oid]) -> dict[Oid, int]:
+        return {oid: size for oid in oids if (size := self.known_size(oid)) is not None}
+
+    async def sizes(self, tree: Oid, oids: list[Oid]) -> dict[Oid, int]:
+        self._log.write(f"sizes {len(oids)}\n")
+        await self._arrive()
+        self._sizes.update(oids)
+        return {oid: self._size(oid) for oid in oids}
+
+
+class Commands:
+    """What a test can ask of the running mount."""
+
+    def __init__(self, filesystem: FileSystem, blobs: GatedBlobs) -> None:
+        self.fs = filesystem
+        self.blobs = blobs
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        found: Callable[..., Any] = getattr(self, "do_" + name)
+        return found
+
+    async def do_memory(self) -> dict[str, int]:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return {"inodes": len(self.fs.tree), "rss": pages * 4096}
+
+    async def do_ready(self) -> None:
+        self.fs.index_ready.set()
+
+    async def do_fail(self, on: bool) -> None:
+        self.blobs.fails = on
+
+    async def do_fast(self) -> bool:
+        return hasattr(pyfuse3._wait_fuse_readable, "replaces")  # type: ignore[attr-defined]
+
+    async def do_slow(self) -> None:
+        fastloop.remove(pyfuse3)
+
+    async def do_stop(self) -> None:
+        session.stop()
+
+
+async def _converse(commands: Commands) -> None:
+    stdin = trio.lowlevel.FdStream(os.dup(0))
+    buffer = b""
+    while True:
+        chunk = await stdin.receive_some(65536)
+        if not chunk:
+            return
+        buffer += chunk
+        while b"\n" in buffer:
+            line, _, buffer = buffer.partition(b"\n")
+            request = json.loads(line)
+            try:
+                answer = {"result": await commands[request["do"]](**request.get("args", {}))}
+            except Exception as error:
+                logging.exception("command failed")
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            _say(answer)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+async def _run(config: dict[str, Any]) -> None:
+    odb = ObjectDatabase(Path(config["gitdir"]))
+    blobs = GatedBlobs(odb, config)
+    tip = None
+    if config.get("commit"):
+        commit = odb.commit(bytes.fromhex(config["commit"]))
+        tip = Tip(commit.oid, commit.tree, commit.commit_time)
+    settings = RepoSettings(
+        name="test", remote="", mount_point=config["mount"], **config.get("settings", {})
+    )
+    layout = RepoLayout(Path(config["layout"]))
+    filesystem = FileSystem(layout=layout, settings=settings, odb=odb, hydrator=blobs, tip=tip)
+    if config.get("index_ready", True):
+        filesystem.index_ready.set()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_serve, filesystem, config["mount"], nursery.cancel_scope)
+            _say({"mounted": True})
+            await _converse(Commands(filesystem, blobs))
+            nursery.cancel_scope.cancel()
+    finally:
+        filesystem.close()
+
+
+async def _serve(
+    filesystem: FileSystem,
+    mount: str,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    await session.serve(filesystem, mount, task_status=task_status)
+    scope.cancel()
+
+
+def main() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    config = json.loads(sys.argv[1])
+    try:
+        trio.run(_run, config, strict_exception_groups=False)
+    except Exception as error:
+        logging.exception("failed")
+        _say({"failed": f"{type(error).__name__}: {error}"})
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

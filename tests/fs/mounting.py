@@ -1,0 +1,135 @@
+"""A mount in a process of its own, as tests use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class MountFailed(Exception):
+    """The process could not mount."""
+
+
+class Mount:
+    """One state directory, and the process that serves it on `path`."""
+
+    def __init__(self, directory: Path, gitdir: Path, commit: str) -> None:
+        self.directory = directory
+        self.path = directory / "mnt"
+        self.layout = directory / "state"
+        self.gate = directory / "gate"
+        self.log_file = directory / "log"
+        self.gitdir = gitdir
+        self.commit: str | None = commit
+        self.config: dict[str, Any] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.layout.mkdir(exist_ok=True)
+
+    def start(self, **config: Any) -> Mount:
+        self.config.update(config)
+        full = {
+            "gitdir": str(self.gitdir),
+            "commit": self.commit,
+            "mount": str(self.path),
+            "layout": str(self.layout),
+            "gate": str(self.gate),
+            "log": str(self.log_file),
+            **self.config,
+        }
+        with open(self.directory / "stderr", "ab") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fs.mount_driver", json.dumps(full)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=ROOT,
+            )
+        answer = self._hear()
+        if "mounted" not in answer:
+            self.process.wait()
+            raise MountFailed(answer.get("failed", self.stderr()))
+        return self
+
+    def ask(self, command: str, **args: Any) -> Any:
+        """Run a command of `mount_driver.Commands` in the serving process."""
+        self.send(command, **args)
+        answer = self._hear()
+        if "error" in answer:
+            raise AssertionError(answer["error"])
+        return answer["result"]
+
+    def send(self, command: str, **args: Any) -> None:
+        assert self.process is not None and self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": command, "args": args}).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def _hear(self) -> dict[str, Any]:
+        assert self.process is not None and self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            return {"failed": self.stderr()}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def stop(self) -> None:
+        """Unmount cleanly: the process ends by itself."""
+        if self.process is None:
+            return
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL, and clear the dead mount away."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+        subprocess.run(["umount", "-l", self.path], stderr=subprocess.DEVNULL)
+
+    def restart(self, *, kill: bool = False) -> Mount:
+        if kill:
+            self.kill()
+        else:
+            self.stop()
+        return self.start()
+
+    def log(self) -> list[str]:
+        """What was asked of the hydrator, one line each."""
+        return self.log_file.read_text().splitlines() if self.log_file.exists() else []
+
+    def stderr(self) -> str:
+        return (self.directory / "stderr").read_text()
+
+    def close_gate(self) -> None:
+        self.gate.touch()
+
+    def open_gate(self) -> None:
+        self.gate.unlink(missing_ok=True)
+
+
+def git(*args: str, cwd: Path, **env: str) -> str:
+    environment = {
+        **os.environ,
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        "GIT_AUTHOR_NAME": "A",
+        "GIT_AUTHOR_EMAIL": "a@example.org",
+        "GIT_COMMITTER_NAME": "C",
+        "GIT_COMMITTER_EMAIL": "c@example.org",
+        **env,
+    }
+    done = subprocess.run(["git", *args], cwd=cwd, env=environment, check=True, capture_output=True)
+    return done.stdout.decode("utf-8", "surrogateescape")
