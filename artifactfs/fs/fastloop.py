@@ -12,6 +12,7 @@ original function. One idle task is always there to take over when a handler wai
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 from collections.abc import Awaitable, Callable
@@ -71,16 +72,11 @@ def _polling(original: Callable[[], Awaitable[bool]], fd: int) -> Callable[[], A
     return wait_fuse_readable
 
 
-def fuse_descriptor(before: set[int]) -> int | None:
-    """The descriptor of ``/dev/fuse`` that was opened since `before` was taken."""
-    for fd in sorted(open_descriptors() - before):
-        try:
-            if os.readlink(f"/proc/self/fd/{fd}") == "/dev/fuse":
-                return fd
-        except OSError:
-            continue
-    return None
-
-
-def open_descriptors() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/fd")}
+def fuse_descriptors() -> set[int]:
+    """Descriptors of this process on ``/dev/fuse``: pyfuse3 does not tell which is its own."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                found.add(int(name))
+    return found

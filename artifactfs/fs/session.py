@@ -78,12 +78,13 @@ def _mount(filesystem: FileSystem, path: str, extra: Iterable[str]) -> int | Non
     """Mount and return the descriptor of ``/dev/fuse``. Raises: MountError."""
     _check_mount_point(path)
     _raise_descriptor_limit()
-    before = fastloop.open_descriptors()
+    before = fastloop.fuse_descriptors()
     try:
         pyfuse3.init(filesystem.operations, path, mount_options(filesystem, extra))
     except RuntimeError as error:
         raise _explain(path) from error
-    return fastloop.fuse_descriptor(before)
+    opened = fastloop.fuse_descriptors() - before
+    return opened.pop() if len(opened) == 1 else None
 
 
 def mount_options(filesystem: FileSystem, extra: Iterable[str] = ()) -> set[str]:

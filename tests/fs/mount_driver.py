@@ -40,7 +40,7 @@ class GatedBlobs:
 
     def __init__(self, odb: ObjectDatabase, config: dict[str, Any]) -> None:
         self._odb = odb
-        self._gate = Path(config["gate"])
+        self._gate = str(config["gate"])
         self._log = open(config["log"], "a", buffering=1)  # noqa: SIM115
         self._here: set[Oid] = set()
         self._sizes: set[Oid] = set()
@@ -60,7 +60,7 @@ class GatedBlobs:
         return MemoryBlob(data)
 
     async def _arrive(self) -> None:
-        while self._gate.exists():
+        while os.path.exists(self._gate):  # noqa: ASYNC110, ASYNC240 - opened by another process
             await trio.sleep(0.01)
 
     async def hydrate(self, oid: Oid, context: ReadContext) -> Blob:
@@ -100,8 +100,7 @@ class Commands:
         return found
 
     async def do_memory(self) -> dict[str, int]:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return {"inodes": len(self.fs.tree), "rss": pages * 4096}
+        return {"inodes": len(self.fs.tree), "rss": _resident_bytes()}
 
     async def do_ready(self) -> None:
         self.fs.index_ready.set()
@@ -117,6 +116,10 @@ class Commands:
 
     async def do_stop(self) -> None:
         session.stop()
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 async def _converse(commands: Commands) -> None:
@@ -182,8 +185,11 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     config = json.loads(sys.argv[1])
     try:
-        trio.run(_run, config, strict_exception_groups=False)
-    except Exception as error:
+        trio.run(_run, config)
+    except Exception as failure:
+        error: BaseException = failure
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
         logging.exception("failed")
         _say({"failed": f"{type(error).__name__}: {error}"})
         raise SystemExit(1) from None
