@@ -23,3 +23,17 @@ class HydrationFailed(HydrationError):
     """The remote refused, lacks the object, is known to be down, or sent damaged data."""
 
     errno = errno.EIO
+
+
+def disk_failure(error: OSError) -> HydrationFailed:
+    """What a reader gets when the cache cannot be written; a full disk stays a full disk."""
+    failure = HydrationFailed(f"the cache cannot be written: {error.strerror or error}")
+    failure.errno = error.errno if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
+    return failure
+
+
+def copy_of(error: HydrationError) -> HydrationError:
+    """The same error for another reader: an exception must not be raised in two tasks."""
+    copied = type(error)(error.message, hint=error.hint)
+    copied.errno = error.errno
+    return copied

@@ -7,7 +7,6 @@ that has readers by then, is queued again as explicit.
 
 from __future__ import annotations
 
-import errno
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -28,7 +27,7 @@ from artifactfs.errors import (
 from artifactfs.git.pack import PackedObject
 from artifactfs.git.packstore import PackStore
 from artifactfs.hydration.cache import MemoryCache
-from artifactfs.hydration.errors import HydrationFailed
+from artifactfs.hydration.errors import HydrationFailed, disk_failure
 from artifactfs.hydration.health import RemoteHealth
 from artifactfs.hydration.large_blobs import LargeBlobStore
 from artifactfs.hydration.link import RemoteLink
@@ -246,7 +245,7 @@ class FlightControl:
             except ArtifactFSError as error:
                 return error
             except OSError as error:
-                return _disk_failure(error)
+                return disk_failure(error)
         if scope.cancelled_caught:
             return RemoteUnreachable(f"the remote sent nothing for {stall_s:g} s")
         return None
@@ -371,9 +370,3 @@ def _failure(error: ArtifactFSError) -> HydrationFailed:
         return error
     prefix = "the remote sent damaged data: " if isinstance(error, CorruptData) else ""
     return HydrationFailed(prefix + redact(error.message), hint=error.hint)
-
-
-def _disk_failure(error: OSError) -> HydrationFailed:
-    failure = HydrationFailed(f"the cache cannot be written: {error.strerror or error}")
-    failure.errno = error.errno if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
-    return failure

@@ -39,26 +39,25 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.errors import CorruptData, RemoteError
 from artifactfs.git.objects import ObjectDatabase
 from artifactfs.git.packstore import PackStore
 from artifactfs.git.remote import Remote
 from artifactfs.hydration.blobs import Blob, MemoryBlob
-from artifactfs.hydration.cache import DEFAULT_MEMORY, LARGE_BLOB, MemoryCache
-from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout
+from artifactfs.hydration.cache import DEFAULT_MEMORY, MemoryCache
+from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout, copy_of
 from artifactfs.hydration.flight import FlightControl, Reason
 from artifactfs.hydration.health import Outage, RemoteHealth
-from artifactfs.hydration.inventory import TreeInventory, take_inventory
+from artifactfs.hydration.inventory import TreeInventory
 from artifactfs.hydration.lanes import Lanes
 from artifactfs.hydration.large_blobs import LargeBlobStore
 from artifactfs.hydration.link import RemoteLink
+from artifactfs.hydration.local import LocalBlobs
+from artifactfs.hydration.planner import Planner
 from artifactfs.hydration.priority import Priority, classify, compile_globs
 from artifactfs.hydration.queue import Want, WantQueue
 from artifactfs.hydration.readahead import Readahead
@@ -111,11 +110,6 @@ class Hydrator:
         self._settings = settings
         self._odb = odb
         self._first = compile_globs(settings.hydrate_first)
-        self._inventory: TreeInventory | None = None
-        self._tree: bytes | None = None
-        self._tree_set = trio.Event()
-        self._planning: trio.CancelScope | None = None
-        self._unpacking: dict[bytes, trio.Event] = {}
         self._complaints = (0.0, 0)
         self.trace = FetchTrace()
         self._queue = WantQueue()
@@ -170,6 +164,17 @@ class Hydrator:
             trace=self.trace,
             landed=self._upkeep.due,
         )
+        self._local = LocalBlobs(
+            memory=self._memory, large=self._large, odb=odb, unpacked=self._upkeep.due
+        )
+        self._planner = Planner(
+            odb=odb,
+            link=self._link,
+            sizing=self._sizing,
+            sweep=self._sweep,
+            classify=self._classify,
+            begun=self._queue.wake,
+        )
         self._readahead = Readahead(
             tree=odb.tree,
             absent=self._absent,
@@ -184,7 +189,7 @@ class Hydrator:
                 nursery.start_soon(self._health.run)
                 nursery.start_soon(self._lanes.run)
                 nursery.start_soon(self._upkeep.run)
-                nursery.start_soon(self._plan)
+                nursery.start_soon(self._planner.run)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 3):
                 await self._link.aclose()
@@ -197,29 +202,10 @@ class Hydrator:
 
         None also for a large blob that is only in a pack: `hydrate` unpacks it off the loop.
         """
-        blob = self._open(oid)
+        blob = self._local.open(oid)
         if blob is not None:
             self._readahead.used(oid)
         return blob
-
-    def _open(self, oid: bytes) -> Blob | None:
-        data = self._memory.get(oid)
-        if data is not None:
-            return MemoryBlob(data)
-        large = self._large.open(oid)
-        if large is not None:
-            return large
-        size = self._odb.header_size(oid)
-        if size is None or size >= LARGE_BLOB:
-            return None
-        try:
-            data = self._odb.blob(oid)
-        except CorruptData as error:  # not a blob: whoever asks has a wrong oid
-            raise HydrationFailed(error.message) from error
-        if data is None:
-            return None
-        self._memory.put(oid, data)
-        return MemoryBlob(data)
 
     async def hydrate(self, oid: bytes, context: ReadContext) -> Blob:
         """The content of `oid`; waits for the network, at most the repository's deadline.
@@ -240,21 +226,21 @@ class Hydrator:
 
     async def _bring(self, oid: bytes, context: ReadContext) -> Blob:
         while True:
-            blob = await self._open_or_unpack(oid)
+            blob = await self._local.open_or_unpack(oid)
             if blob is not None:
                 return blob
             flight = self._control.bringing(oid)
             if flight is not None:
                 with trio.move_on_after(STALLED_S):
                     await flight.landed.wait()
-                blob = await self._open_or_unpack(oid)
+                blob = await self._local.open_or_unpack(oid)
                 if blob is not None:
                     return blob
             self._sweep.note_read()
             await self._health.admit()
             want = await self._read(oid, context)
             if want.error is not None:
-                raise want.error
+                raise copy_of(want.error)
             if want.data is not None:
                 return MemoryBlob(want.data)
 
@@ -298,40 +284,6 @@ class Hydrator:
                 moved = max(joined, flight.moved) + STALLED_S
                 ends = max(ends, min(moved, joined + MAX_PATIENCE_S))
         return ends
-
-    async def _open_or_unpack(self, oid: bytes) -> Blob | None:
-        """As `open_local`, large blobs in packs included: unpacks them in a thread."""
-        blob = self._open(oid)
-        if blob is not None:
-            return blob
-        size = self._odb.header_size(oid)
-        if size is None or size < LARGE_BLOB:
-            return None
-        unpacking = self._unpacking.get(oid)
-        if unpacking is not None:
-            await unpacking.wait()
-            return self._large.open(oid)
-        self._unpacking[oid] = trio.Event()
-        try:
-            return await self._unpack(oid)
-        except OSError as error:
-            raise HydrationFailed(f"the cache cannot be written: {error.strerror}") from error
-        finally:
-            self._unpacking.pop(oid).set()
-
-    async def _unpack(self, oid: bytes) -> Blob | None:
-        temporary = self._large.temporary()
-        size: int | None = None
-        try:
-            size = await trio.to_thread.run_sync(_export, self._odb, oid, temporary)
-        finally:
-            if size is None:
-                temporary.unlink(missing_ok=True)
-        if size is None:
-            return None
-        self._large.adopt_temporary(oid, temporary)
-        self._upkeep.due()
-        return self._large.open(oid)
 
     async def prefetch(
         self, oids: Iterable[bytes], *, progress: Callable[[int, int], None] | None = None
@@ -406,7 +358,9 @@ class Hydrator:
             return
         await self._health.admit()
         wants = self._join_all(absent, Priority.EXPLICIT)
-        chain = self._inventory.chain(tree) if self._inventory is not None else (tree,)
+        chain = (
+            self._planner.inventory.chain(tree) if self._planner.inventory is not None else (tree,)
+        )
         self._readahead.missed(absent[0], b"", chain, 0)
         try:
             for want in wants:
@@ -416,40 +370,13 @@ class Hydrator:
                 want.readers -= 1
         error = next((want.error for want in wants if want.error is not None), None)
         if error is not None:
-            raise error
+            raise copy_of(error)
 
     # -- the background
 
     def start_sweep(self, tree: bytes) -> None:
         """The tree that the background works on from now on: its sizes, then its contents."""
-        self._tree = tree
-        self._tree_set.set()
-        if self._planning is not None:
-            self._planning.cancel()
-
-    async def _plan(self) -> None:
-        while True:
-            await self._tree_set.wait()
-            self._tree_set = trio.Event()
-            tree = self._tree
-            if tree is None:
-                continue
-            with trio.CancelScope() as self._planning:
-                await self._plan_tree(tree)
-            self._planning = None
-
-    async def _plan_tree(self, tree: bytes) -> None:
-        inventory = await take_inventory(self._odb.tree, tree, self._classify)
-        await inventory.count(self._odb.missing)
-        self._inventory = inventory
-        await self._sizing.whole(inventory)
-        if self._settings.hydrate == "all":
-            # Whether subtrees can be asked for without their large blobs.
-            with suppress(RemoteError):
-                remote = await self._link.get()
-                self._sweep.with_subtrees = remote.capabilities.filter
-        self._sweep.begin(inventory)
-        self._queue.wake()
+        self._planner.start(tree)
 
     def _classify(self, path: bytes, mode: int) -> Priority:
         return classify(path, mode, None, first=self._first)
@@ -463,13 +390,12 @@ class Hydrator:
     async def evict(self, max_bytes: int) -> int:
         """Shrink the shared cache to `max_bytes`; returns the bytes freed. Raises: OSError."""
         freed = await self._upkeep.evict(max_bytes)
-        if self._inventory is not None:
-            await self._inventory.count(self._odb.missing)
+        await self._planner.recount()
         return freed
 
     def stats(self) -> HydrationStats:
         """A snapshot of everything that `status` and `top` show."""
-        inventory = self._inventory or TreeInventory(b"")
+        inventory = self._planner.inventory or TreeInventory(b"")
         counters = self._control.counters
         outage = self._health.outage
         remote = self._link.remote
@@ -508,8 +434,8 @@ class Hydrator:
     # -- called by the parts
 
     def _arrived(self, oid: bytes, size: int) -> None:
-        if self._inventory is not None:
-            self._inventory.note_here(oid, size)
+        if self._planner.inventory is not None:
+            self._planner.inventory.note_here(oid, size)
 
     def _absent(self, oid: bytes) -> bool:
         """Whether readahead should bring `oid`: it is not here, not coming, and to be had."""
@@ -539,8 +465,8 @@ class Hydrator:
             self._queue.settle(want, error=self._health.failure())
 
     def _remote_up(self) -> None:
-        if self._inventory is not None and self._sweep.progress().state != "waiting":
-            self._sweep.begin(self._inventory)
+        if self._planner.inventory is not None and self._sweep.progress().state != "waiting":
+            self._sweep.begin(self._planner.inventory)
         self._queue.wake()
 
     def _complain(self, path: bytes, error: HydrationError) -> None:
@@ -552,12 +478,3 @@ class Hydrator:
         if count <= COMPLAINTS_A_SECOND:
             name = self._settings.name
             log.warning("%s: reading %s failed: %s", name, os.fsdecode(path), error.message)
-
-
-def _export(odb: ObjectDatabase, oid: bytes, path: Path) -> int | None:
-    """Write a blob of a pack to a new file at `path`; its size, None where it is not there."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        return odb.export_blob(oid, fd)
-    finally:
-        os.close(fd)

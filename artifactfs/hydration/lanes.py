@@ -71,15 +71,12 @@ class Lanes:
                 wants[blob.oid] = self._queue.enter(blob.oid, Priority.PREDICTED, path=blob.path)
         if not wants:
             return
-        self._windows.append(
-            Flight(
-                Reason.READAHEAD,
-                wants,
-                trees=tuple(window.trees),
-                single=frozenset(window.single) if window.trees else None,
-                filter=f"blob:limit={WINDOW_BLOB_SIZE}" if window.trees else None,
-            )
-        )
+        flight = Flight(Reason.READAHEAD, wants)
+        if window.trees and not self._control.trees_refused:
+            flight.trees = tuple(window.trees)
+            flight.single = frozenset(window.single)
+            flight.filter = f"blob:limit={WINDOW_BLOB_SIZE}"
+        self._windows.append(flight)
         if len(self._windows) > _MAX_WINDOWS:
             self._forget(self._windows.popleft())
         self._queue.wake()
@@ -121,6 +118,7 @@ class Lanes:
             if self._health.up:
                 flight = self._next_prefetch()
                 if flight is None:
+                    self._sweep.with_subtrees &= not self._control.trees_refused
                     batch = self._sweep.next()
             if flight is not None:
                 await self._fly(flight)

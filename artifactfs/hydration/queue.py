@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from artifactfs.hydration.errors import HydrationError
 from artifactfs.hydration.nearby import NearbyBlob
 from artifactfs.hydration.priority import Priority
 
@@ -45,7 +46,7 @@ class Want:
     trouble: str = ""
     """Why it is not here yet, where an attempt failed."""
     data: bytes | None = None
-    error: Exception | None = None
+    error: HydrationError | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -156,7 +157,9 @@ class WantQueue:
                 taken.append(want)
         return taken
 
-    def settle(self, want: Want, *, data: bytes | None = None, error: Exception | None) -> None:
+    def settle(
+        self, want: Want, *, data: bytes | None = None, error: HydrationError | None
+    ) -> None:
         """End the life of `want`: wake its readers with the content or the error."""
         if want.settled:
             return

@@ -86,8 +86,9 @@ class Sweep:
         """`next` stopped looking to let others run: call it again after a checkpoint."""
 
     @property
-    def quiet_s(self) -> float:
-        return QUIET_S
+    def needs_remote(self) -> bool:
+        """Whether `with_subtrees` matters."""
+        return self._reach == "all"
 
     def begin(self, inventory: TreeInventory) -> None:
         """Work on this tree from now on."""
@@ -106,7 +107,7 @@ class Sweep:
         """Seconds until `next` may have something that it did not have for want of quiet."""
         if not self._stages or self._spent:
             return float("inf")
-        left = self._last_read + self.quiet_s - trio.current_time()
+        left = self._last_read + QUIET_S - trio.current_time()
         return left if left > 0 else float("inf")
 
     def next(self) -> SweepBatch | None:
@@ -123,7 +124,7 @@ class Sweep:
                 return None
             if stage is Priority.SOURCE and self._trees is None and self._active == 0:
                 self._trees = self._choose_trees(inventory)
-            if self._trees and stage is Priority.SOURCE:
+            if self._trees and stage is Priority.SOURCE and self.with_subtrees:
                 self._active += 1
                 self._in_trees += 1
                 return SweepBatch(stage, tree=self._trees.pop())
@@ -161,7 +162,7 @@ class Sweep:
         return SweepProgress("waiting" if waiting else "running", stage.name.lower())
 
     def _disturbed(self) -> bool:
-        return trio.current_time() < self._last_read + self.quiet_s
+        return trio.current_time() < self._last_read + QUIET_S
 
     def _choose_trees(self, inventory: TreeInventory) -> list[bytes]:
         absent = inventory.total - inventory.here

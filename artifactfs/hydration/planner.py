@@ -1,0 +1,82 @@
+"""Prepares the background's work on one tree: what it holds, how large that is, then the sweep."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from artifactfs.errors import RemoteError
+from artifactfs.git.objects import ObjectDatabase
+from artifactfs.hydration.inventory import Classifier, TreeInventory, take_inventory
+from artifactfs.hydration.link import RemoteLink
+from artifactfs.hydration.sizing import Sizing
+from artifactfs.hydration.sweep import Sweep
+from artifactfs.redact import redact
+
+log = logging.getLogger(__name__)
+
+
+class Planner:
+    """Walks the tree that is set, learns its sizes and hands it to the sweep.
+
+    `inventory` is that of the last tree that was walked; `begun` is called when the sweep has
+    something to do.
+    """
+
+    def __init__(
+        self,
+        *,
+        odb: ObjectDatabase,
+        link: RemoteLink,
+        sizing: Sizing,
+        sweep: Sweep,
+        classify: Classifier,
+        begun: Callable[[], None],
+    ) -> None:
+        self.inventory: TreeInventory | None = None
+        self._odb = odb
+        self._link = link
+        self._sizing = sizing
+        self._sweep = sweep
+        self._classify = classify
+        self._begun = begun
+        self._tree: bytes | None = None
+        self._tree_set = trio.Event()
+        self._scope = trio.CancelScope()
+
+    def start(self, tree: bytes) -> None:
+        """Work on `tree` from now on, and no longer on the one before."""
+        self._tree = tree
+        self._tree_set.set()
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Prepare one tree after another, as they are set. Never returns; cancel it."""
+        while True:
+            await self._tree_set.wait()
+            self._tree_set = trio.Event()
+            if self._tree is not None:
+                with trio.CancelScope() as self._scope:
+                    await self._prepare(self._tree)
+
+    async def recount(self) -> None:
+        """Look again what is here, after an eviction."""
+        if self.inventory is not None:
+            await self.inventory.count(self._odb.missing)
+
+    async def _prepare(self, tree: bytes) -> None:
+        inventory = await take_inventory(self._odb.tree, tree, self._classify)
+        await inventory.count(self._odb.missing)
+        self.inventory = inventory
+        await self._sizing.whole(inventory)
+        if self._sweep.needs_remote:
+            try:
+                remote = await self._link.get()
+                self._sweep.with_subtrees = remote.capabilities.filter
+            except RemoteError as error:
+                log.info("the remote's capabilities are unknown: %s", redact(error.message))
+                self._sweep.with_subtrees = False
+        self._sweep.begin(inventory)
+        self._begun()
