@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import trio
 
-from artifactfs.daemon.background import Refresh, keep_trying
+from artifactfs.daemon.background import Refresh, keep_trying, run_quietly
 from artifactfs.daemon.fetching import Record, fetch_recorded, last_fetch
 from artifactfs.daemon.heads import Head, ahead_behind, head_of
 from artifactfs.git.fetch import fetch_history
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+INDEX_DEADLINE_S = 300.0
+SIZES_WAIT_S = 10.0
+SIZES_POLL_S = 0.02
 WATCH_S = 2.0
 """How often HEAD and the index are looked at: two `stat`, 4 µs."""
 
@@ -44,6 +48,7 @@ class Jobs:
         worker = self._worker
         worker.hydrator.start_sweep(worker.filesystem.base.tree)
         async with trio.open_nursery() as nursery:
+            self.start = nursery.start_soon
             nursery.start_soon(self._keep, "index", self._prime_index)
             nursery.start_soon(self._keep, "history", self._fetch_history)
             nursery.start_soon(self.refresh.run)
@@ -98,7 +103,49 @@ class Jobs:
     # -- the index ---------------------------------------------------------------------------
 
     async def _prime_index(self) -> None:
-        raise AssertionError("replaced below")
+        """Write the index in a process of its own; git in the mount waits for it.
+
+        Where git has one already (every mount but the first), it is left alone.
+        """
+        worker = self._worker
+        try:
+            if not (worker.layout.gitdir / "index").exists():
+                await self._sizes_settled()
+                await self._write_index()
+            self.index_primed = True
+        finally:
+            worker.filesystem.index_ready.set()
+
+    async def _sizes_settled(self) -> None:
+        """Until all sizes are known, or will not be soon: git copes, so it is not worth waiting."""
+        hydrator = self._worker.hydrator
+        end = trio.current_time() + SIZES_WAIT_S
+        while trio.current_time() < end:
+            stats = hydrator.stats()
+            if stats.remote == "down" or any("object-info" in limit for limit in stats.limits):
+                return
+            if stats.blobs_total and stats.sizes_known >= stats.blobs_total:
+                return
+            await trio.sleep(SIZES_POLL_S)
+
+    async def _write_index(self) -> None:
+        worker, filesystem = self._worker, self._worker.filesystem
+        settings, base = worker.settings, filesystem.base
+        options = {
+            "gitdir": worker.layout.gitdir,
+            "tree": base.tree.hex(),
+            "worktree": settings.mount_point,
+            "sizes": worker.state.sizes_db,
+            "uid": os.getuid() if settings.uid is None else settings.uid,
+            "gid": os.getgid() if settings.gid is None else settings.gid,
+            "time-ns": base.time_ns,
+            "token": filesystem.journal.initial_token,
+        }
+        command = [sys.executable, "-I", "-m", "artifactfs.git.index"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        started = trio.current_time()
+        await run_quietly(command, deadline_s=INDEX_DEADLINE_S)
+        log.info("the index is written", extra={"seconds": trio.current_time() - started})
 
     # -- compaction --------------------------------------------------------------------------
 

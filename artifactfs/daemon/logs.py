@@ -89,5 +89,5 @@ def configure(level: str, **fixed: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "hpack", "asyncio"):
+    for chatty in ("httpx", "httpcore", "hpack", "pyfuse3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

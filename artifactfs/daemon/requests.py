@@ -121,7 +121,7 @@ class Requests:
                 await worker.remotes.change(old_url)
             raise
         worker.settings = replace(worker.settings, remote=url)
-        worker.hydrator.reconnect()
+        worker.hydrator.reset_remote()
         return {}
 
     async def settings(self, request: Request) -> Message:

@@ -228,19 +228,18 @@ class Worker:
     async def _mount(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.hydrator.run)
-            nursery.start_soon(self._report_mounted)
-            await serve(self.filesystem, Path(self.settings.mount_point))
+            async with trio.open_nursery() as mounting:
+                await mounting.start(serve, self.filesystem, self.settings.mount_point)
+                nursery.start_soon(self._behind_the_mount)
             nursery.cancel_scope.cancel()
 
-    async def _report_mounted(self) -> None:
-        await self.filesystem.mounted.wait()
+    async def _behind_the_mount(self) -> None:
         await trio.to_thread.run_sync(redirects.apply, self._redirected_tree())
-        base = self.filesystem.base
         await self.event(
             "mounted",
             state="mounted",
             mount_point=self.settings.mount_point,
-            commit=base.commit.hex() if base.commit else None,
+            commit=self.filesystem.base.commit.hex(),
         )
         await self.jobs.run()
 
