@@ -45,12 +45,14 @@ class Backend:
 
     root: Path
     version_2: bool = True
+    object_info: bool = True  # False hides it
     accept: set[str] | None = None  # "user:password"; None: everybody
     refuse_with: int = 401
     redirects: dict[str, str] = field(default_factory=dict)  # path prefix → new base
     status: int | None = None  # answer everything with it
     cut_after: int | None = None  # bytes of a fetch's answer
     stall: threading.Event | None = None  # answer no POST before it is set
+    stalled: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     close_each: bool = False
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
@@ -103,6 +105,7 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
                     backend.refuse_with, b"denied", **{"WWW-Authenticate": 'Basic realm="x"'}
                 )
             if backend.stall is not None and self.command == "POST":
+                backend.stalled.release()
                 backend.stall.wait(30)
             return self.run_backend(body)
 
@@ -139,6 +142,8 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
+            if not backend.object_info:  # git before 2.42 cannot turn it off
+                content = content.replace(b"0010object-info\n", b"")
             if backend.cut_after is not None and self.command == "POST":
                 content = content[: backend.cut_after]
             for start in range(0, len(content), 10_000):
@@ -159,12 +164,18 @@ def _pair(authorization: str | None) -> str | None:
     return base64.b64decode(value).decode() if kind == "Basic" else None
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Clients of these tests hang up in the middle."""
+
+
 @contextmanager
 def http_backend(root: Path) -> Iterator[Backend]:
     """Serve the repositories below `root` on a free port of the loopback."""
     backend = Backend(root)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(backend))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _handler(backend))
     backend.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -1,0 +1,409 @@
+"""Cloning in two phases: what git itself sees in the gitdir, and what it costs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.errors import InvalidInput, RemoteError, RemoteNotFound, RemoteUnreachable
+from artifactfs.git.clone import Tip, clone_tip, fetch_history, fetch_refs
+from artifactfs.git.credentials import CredentialFile
+from artifactfs.git.gitdir import history_complete, read_head, read_refs, set_remote
+from artifactfs.git.remote import Remote, open_remote
+from artifactfs.paths import RepoLayout, StateLayout
+from tests.git.http_backend import Backend
+from tests.git.sample_repository import Sample, git
+from tests.git.static_server import static_server
+
+T = TypeVar("T")
+
+
+@dataclass
+class Clone:
+    """A state root with one repository in it."""
+
+    state: StateLayout
+    layout: RepoLayout
+    settings: RepoSettings
+
+    @property
+    def gitdir(self) -> Path:
+        return self.layout.gitdir
+
+    def set(self, **changes: Any) -> None:
+        self.settings = replace(self.settings, **changes)
+
+    def run(self, body: Callable[[Remote], Awaitable[T]]) -> T:
+        @asynccontextmanager
+        async def opened() -> Any:
+            remote = await open_remote(
+                self.settings.remote,
+                CredentialFile(self.layout.credentials),
+                deadline_s=20,
+                expect_refs=True,
+                mirror=self.layout.directory / "mirror.git",
+            )
+            try:
+                yield remote
+            finally:
+                await remote.aclose()
+
+        async def main() -> T:
+            async with opened() as remote:
+                return await body(remote)
+
+        return trio.run(main)
+
+    async def tip(self, remote: Remote) -> Tip:
+        return await clone_tip(
+            self.layout, self.settings, remote, shared_objects=self.state.shared_objects
+        )
+
+    async def history(self, remote: Remote) -> None:
+        await fetch_history(self.layout, self.settings, remote)
+
+    async def both(self, remote: Remote) -> Tip:
+        tip = await self.tip(remote)
+        await self.history(remote)
+        return tip
+
+    def git(self, *arguments: str, **env: str) -> str:
+        """Git in the clone, with an empty index."""
+        worktree = self.settings.mount_point
+        command = [f"--git-dir={self.gitdir}", f"--work-tree={worktree}", *arguments]
+        return git(*command, cwd=Path(worktree), **env)
+
+    def git_offline(self, *arguments: str) -> str:
+        """The same, failing where it would fetch something."""
+        return self.git(*arguments, GIT_ALLOW_PROTOCOL="none")
+
+
+@pytest.fixture
+def clone(tmp_path: Path, backend: Backend) -> Clone:
+    state = StateLayout(tmp_path / "state root")
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    layout = state.repo("r")
+    layout.directory.mkdir(parents=True)
+    settings = RepoSettings(name="r", remote=f"{backend.url}/sample.git", mount_point=str(mount))
+    return Clone(state, layout, settings)
+
+
+def leftovers(clone: Clone) -> list[str]:
+    return [name for name in os.listdir(clone.layout.directory) if name != "git"]
+
+
+def test_the_tip_is_here_after_one_fetch(clone: Clone, hosted: Sample, backend: Backend) -> None:
+    tip = clone.run(clone.tip)
+    assert tip.commit == hosted.oid("main")
+    assert tip.tree == hosted.oid("main^{tree}")
+    assert tip.ref == "refs/heads/main"
+    assert tip.commit_time == int(git("log", "-1", "--format=%ct", "main", cwd=hosted.bare))
+    assert sorted(backend.commands()) == ["fetch", "info/refs", "ls-refs"]
+    assert "src/part0" in clone.git_offline("ls-tree", "-r", "-d", "--name-only", "HEAD")
+    assert leftovers(clone) == []
+
+
+def test_git_fetches_nothing_for_what_users_do_first(clone: Clone, hosted: Sample) -> None:
+    clone.run(clone.tip)
+    assert "* main" in clone.git_offline("branch", "-vv", "--no-abbrev")
+    assert "origin/topic/one" in clone.git_offline("branch", "-a")
+    assert clone.git_offline("tag") == "light\nv1"
+    assert clone.git_offline("rev-parse", "HEAD") == hosted.oid("main").hex()
+    assert clone.git_offline("rev-parse", "--abbrev-ref", "origin/HEAD") == "origin/main"
+    assert clone.git_offline("rev-parse", "--abbrev-ref", "@{u}") == "origin/main"
+    assert clone.git_offline("diff-index", "--cached", "--name-only", "HEAD", "--", "docs")
+    assert clone.git_offline("stash", "list") == ""
+    assert clone.git_offline("rev-parse", "--is-shallow-repository") == "false"
+
+
+def test_an_early_log_shows_all_of_history(clone: Clone) -> None:
+    clone.run(clone.tip)
+    assert not history_complete(clone.gitdir)
+    assert len(clone.git("log", "--oneline").splitlines()) == 12
+    assert clone.git("describe", "--tags", "main~3").startswith("v1-4-")
+
+
+def test_after_the_history_git_needs_the_remote_for_blobs_only(
+    clone: Clone, hosted: Sample
+) -> None:
+    clone.run(clone.both)
+    assert history_complete(clone.gitdir)
+    assert sorted(clone.git_offline("log", "--format=%H", "--all").split()) == sorted(
+        git("log", "--format=%H", "--all", cwd=hosted.bare).split()
+    )
+    assert clone.git_offline("cat-file", "-t", "v1") == "tag"
+    assert clone.git_offline("rev-list", "--objects", "--all", "--missing=print").count("?") > 10
+    assert clone.git("fsck") == ""
+    assert clone.git("show", "HEAD:README.md") == git("show", "main:README.md", cwd=hosted.bare)
+    clone.git("gc", "--quiet")
+    assert clone.git("fsck") == ""
+
+
+def test_history_is_fetched_once_and_again_after_an_interruption(
+    clone: Clone, backend: Backend
+) -> None:
+    async def body(remote: Remote) -> None:
+        await clone.tip(remote)
+        backend.cut_after = 600
+        with pytest.raises(RemoteUnreachable):
+            await clone.history(remote)
+        assert not history_complete(clone.gitdir)
+        assert len(list((clone.gitdir / "objects/pack").glob("pack-*.idx"))) == 1
+        assert os.listdir(clone.gitdir / "artifactfs") == ["config"]
+        backend.cut_after = None
+        await clone.history(remote)
+        before = len(backend.seen)
+        await clone.history(remote)
+        assert len(backend.seen) == before
+
+    clone.run(body)
+    assert len(clone.git_offline("log", "--oneline").splitlines()) == 12
+
+
+def test_history_goes_on_without_a_branch_that_the_remote_lost(
+    clone: Clone, hosted: Sample, backend: Backend
+) -> None:
+    hosted.commit("only-here.txt", "x", branch="topic/one")
+    clone.run(clone.tip)
+    git("checkout", "-q", "main", cwd=hosted.work)
+    git("branch", "-D", "topic/one", cwd=hosted.work)
+    hosted.push()
+    git("reflog", "expire", "--expire=now", "--all", cwd=hosted.bare)
+    git("gc", "-q", "--prune=now", cwd=hosted.bare)
+    clone.run(clone.history)
+    assert history_complete(clone.gitdir)
+    assert len(clone.git_offline("log", "--oneline", "main").splitlines()) == 12
+
+
+@pytest.mark.parametrize(
+    ("ref", "found", "head"),
+    [
+        ("topic/one", "refs/heads/topic/one", "refs/heads/topic/one"),
+        ("refs/heads/topic/one", "refs/heads/topic/one", "refs/heads/topic/one"),
+        ("v1", "refs/tags/v1", None),
+        ("light", "refs/tags/light", None),
+        ("refs/tags/v1", "refs/tags/v1", None),
+        ("COMMIT", None, None),
+        ("HEAD", "refs/heads/main", "refs/heads/main"),
+        ("refs/changes/1", "refs/changes/1", None),
+    ],
+)
+def test_refs_of_every_kind(
+    clone: Clone, hosted: Sample, ref: str, found: str | None, head: str | None
+) -> None:
+    git("update-ref", "refs/changes/1", "main~2", cwd=hosted.bare)
+    rev = "main~5" if ref == "COMMIT" else ref
+    expected = git("rev-parse", f"{rev}^{{commit}}", cwd=hosted.bare)
+    clone.set(ref=expected if ref == "COMMIT" else ref)
+    tip = clone.run(clone.both)
+    assert tip.commit.hex() == expected
+    assert tip.ref == found
+    assert read_head(clone.gitdir).ref == head
+    assert clone.git_offline("rev-parse", "HEAD") == expected
+    assert clone.git_offline("log", "-1", "--format=%H") == expected
+    if head is None:
+        assert clone.git_offline("branch", "--show-current") == ""
+
+
+@pytest.mark.parametrize(
+    ("ref", "said"),
+    [
+        ("no-such-branch", "main, topic/one"),
+        ("refs/heads/none", "main"),
+        ("12" * 20, ""),
+        ("TREE", "is not a commit"),
+    ],
+)
+def test_a_ref_that_is_not_there_leaves_nothing(
+    clone: Clone, hosted: Sample, ref: str, said: str
+) -> None:
+    clone.set(ref=hosted.oid("main^{tree}").hex() if ref == "TREE" else ref)
+    with pytest.raises(RemoteNotFound) as caught:
+        clone.run(clone.tip)
+    assert said in f"{caught.value} {caught.value.hint}"
+    assert not clone.gitdir.exists()
+    assert leftovers(clone) == []
+
+
+def test_an_empty_remote(clone: Clone, hosted: Sample) -> None:
+    empty = hosted.bare.with_name("empty.git")
+    git("init", "-q", "--bare", str(empty), cwd=hosted.work)
+    clone.set(remote=str(empty))
+    with pytest.raises(RemoteNotFound, match="no commits"):
+        clone.run(clone.tip)
+
+
+def test_a_required_commit(clone: Clone, hosted: Sample) -> None:
+    clone.set(require_commit=hosted.oid("main~1").hex())
+    with pytest.raises(InvalidInput, match=hosted.oid("main").hex()):
+        clone.run(clone.tip)
+    assert not clone.gitdir.exists()
+    clone.set(require_commit=hosted.oid("main").hex())
+    assert clone.run(clone.tip).commit == hosted.oid("main")
+
+
+@pytest.mark.parametrize(("depth", "at_once"), [(1, 100), (3, 100), (3, 2), (50, 100)])
+def test_a_depth_makes_a_shallow_clone_of_one_branch(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch, depth: int, at_once: int
+) -> None:
+    monkeypatch.setattr("artifactfs.git.fetch.MAX_DEPTH_AT_ONCE", at_once)
+    monkeypatch.setattr("artifactfs.git.clone.MAX_DEPTH_AT_ONCE", at_once)
+    clone.set(depth=depth)
+    clone.run(clone.both)
+    assert len(clone.git_offline("log", "--oneline").splitlines()) == min(depth, 12)
+    assert clone.git_offline("branch", "-r").split() == [
+        "origin/HEAD",
+        "->",
+        "origin/main",
+        "origin/main",
+    ]
+    clone.git("fetch")
+    assert len(clone.git_offline("log", "--oneline").splitlines()) == min(depth, 12)
+
+
+def test_a_cut_answer_leaves_nothing(clone: Clone, backend: Backend) -> None:
+    async def body(remote: Remote) -> None:
+        backend.cut_after = 300
+        with pytest.raises(RemoteError):
+            await clone.tip(remote)
+        assert not clone.gitdir.exists()
+        assert leftovers(clone) == []
+        backend.cut_after = None
+        await clone.tip(remote)
+
+    clone.run(body)
+
+
+def test_fetch_follows_branches_and_adds_tags(
+    clone: Clone, hosted: Sample, backend: Backend
+) -> None:
+    clone.run(clone.both)
+    old = hosted.oid("main")
+    new = hosted.commit("new.txt", "x")
+    git("tag", "-a", "-m", "two", "v2", cwd=hosted.work)
+    git("tag", "-f", "light", "main", cwd=hosted.work)
+    git("branch", "topic/two", cwd=hosted.work)
+    git("branch", "-D", "topic/one", cwd=hosted.work)
+    git("branch", "topic/one/below", cwd=hosted.work)
+    git("push", "-q", "--force", "--prune", "origin", "+refs/*:refs/*", cwd=hosted.work)
+
+    async def fetch(remote: Remote) -> dict[str, tuple[bytes | None, bytes | None]]:
+        result = await fetch_refs(clone.layout, clone.settings, remote)
+        return {change.name: (change.old, change.new) for change in result.changes}
+
+    topic = read_refs(clone.gitdir)["refs/remotes/origin/topic/one"]
+    assert clone.run(fetch) == {
+        "refs/remotes/origin/main": (old, new),
+        "refs/remotes/origin/topic/one": (topic, None),
+        "refs/remotes/origin/topic/one/below": (None, new),
+        "refs/remotes/origin/topic/two": (None, new),
+        "refs/tags/v2": (None, hosted.oid("v2")),
+    }
+    assert clone.git_offline("rev-parse", "main", "light") == "\n".join(
+        [old.hex(), git("rev-parse", "main~8", cwd=hosted.bare)]
+    )
+    assert clone.git_offline("log", "--oneline", "main..origin/main").count("\n") == 0
+    assert clone.git_offline("cat-file", "-t", "v2") == "tag"
+    assert clone.git("fsck") == ""
+    seen = len(backend.seen)
+    assert clone.run(fetch) == {}
+    assert backend.commands()[seen:].count("fetch") == 0
+
+
+def test_fetch_before_the_history_is_here(clone: Clone, hosted: Sample) -> None:
+    async def body(remote: Remote) -> None:
+        await clone.tip(remote)
+        new = hosted.commit("new.txt", "x")
+        hosted.commit("other.txt", "y", branch="topic/one")
+        await fetch_refs(clone.layout, clone.settings, remote)
+        assert read_refs(clone.gitdir)["refs/remotes/origin/main"] == new
+        await clone.history(remote)
+
+    clone.run(body)
+    assert sorted(clone.git_offline("log", "--format=%H", "--all").split()) == sorted(
+        git("log", "--format=%H", "--all", cwd=hosted.bare).split()
+    )
+    assert clone.git("fsck") == ""
+
+
+def test_fetch_with_a_depth_stays_shallow(clone: Clone, hosted: Sample) -> None:
+    clone.set(depth=2)
+    clone.run(clone.both)
+    new = hosted.commit("new.txt", "x")
+
+    async def fetch(remote: Remote) -> int:
+        return len((await fetch_refs(clone.layout, clone.settings, remote)).changes)
+
+    assert clone.run(fetch) == 1
+    assert clone.git_offline("rev-parse", "origin/main") == new.hex()
+    assert len(clone.git_offline("log", "--oneline", "origin/main").splitlines()) == 3
+
+
+def test_git_itself_fetches_and_pushes_with_the_stored_token(
+    clone: Clone, hosted: Sample, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper of the user that holds another token for the host does not come first."""
+    wrong = tmp_path / "gitconfig"
+    wrong.write_text('[credential]\n\thelper = "!f() { echo username=x; echo password=no; }; f"\n')
+    token = "art_v1_0123456789abcdef0123456789abcdef01234567?expires=1"
+    file = CredentialFile(clone.layout.credentials)
+    file.set(clone.settings.remote, "x", token)
+    backend.accept = {f"x:{token}"}
+    clone.run(clone.both)
+    stored = clone.layout.credentials.read_bytes()
+    hosted.commit("new.txt", "x")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(wrong))
+    clone.git("fetch")
+    assert clone.layout.credentials.read_bytes() == stored
+    assert token.partition("?")[0] not in "".join(
+        path.read_text(errors="replace") for path in clone.gitdir.rglob("*") if path.is_file()
+    )
+
+
+def test_set_remote_tells_git_where_the_new_token_is(
+    clone: Clone, backend: Backend, hosted: Sample
+) -> None:
+    clone.run(clone.both)
+    backend.accept = {"x:new"}
+    CredentialFile(clone.layout.credentials).set(backend.url, "x", "new")
+    hosted.bare.rename(hosted.bare.with_name("moved.git"))
+    url = f"{backend.url}/moved.git"
+    trio.run(set_remote, clone.gitdir, url, clone.layout.credentials)
+    clone.git("fetch")
+    assert clone.git("remote", "get-url", "origin") == url
+
+
+def test_a_server_without_filters_works(clone: Clone, hosted: Sample) -> None:
+    git("config", "--unset", "uploadpack.allowFilter", cwd=hosted.bare)
+    clone.run(clone.both)
+    assert len(clone.git_offline("log", "--oneline", "-p").splitlines()) > 100
+    assert clone.git("fsck") == ""
+
+
+def test_a_dumb_server_works(clone: Clone, hosted: Sample) -> None:
+    git("update-server-info", cwd=hosted.bare)
+    with static_server(hosted.bare.parent) as url:
+        clone.set(remote=f"{url}/sample.git")
+        tip = clone.run(clone.both)
+    assert tip.commit == hosted.oid("main")
+    assert len(clone.git_offline("log", "--oneline", "-p").splitlines()) > 100
+    assert clone.git_offline("fsck") == ""
+
+
+def test_names_that_a_server_must_not_send_are_left_out(clone: Clone, hosted: Sample) -> None:
+    packed = hosted.bare / "packed-refs"
+    git("pack-refs", "--all", cwd=hosted.bare)
+    lines = packed.read_text().splitlines()
+    oid = hosted.oid("main").hex()
+    packed.write_text("\n".join([lines[0], f"{oid} refs/heads/a..b", *lines[1:]]) + "\n")
+    clone.run(clone.tip)
+    assert all(".." not in name for name in read_refs(clone.gitdir))

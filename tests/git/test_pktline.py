@@ -1,0 +1,78 @@
+"""pkt-line framing."""
+
+from __future__ import annotations
+
+import pytest
+
+from artifactfs.errors import ObjectsMissing, ProtocolError
+from artifactfs.git.pktline import (
+    DELIM,
+    FLUSH,
+    MAX_PAYLOAD,
+    Packet,
+    PacketDecoder,
+    Special,
+    check_error,
+    encode,
+    remote_error,
+    side_band_data,
+)
+
+PACKETS: list[Packet] = [b"command=fetch\n", DELIM, b"x" * MAX_PAYLOAD, b"a", FLUSH]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 1000, 10**6])
+def test_packets_survive_any_split(step: int) -> None:
+    wire = encode([*PACKETS, Special.RESPONSE_END])
+    decoder = PacketDecoder()
+    found: list[Packet] = []
+    for start in range(0, len(wire), step):
+        found += decoder.feed(wire[start : start + step])
+    assert found == [*PACKETS, Special.RESPONSE_END]
+    assert decoder.pending == 0
+
+
+def test_the_wire_format_is_that_of_the_specification() -> None:
+    assert encode(["a\n", FLUSH, b"foobar\n", DELIM]) == b"0006a\n0000000bfoobar\n0001"
+
+
+def test_an_incomplete_packet_is_pending() -> None:
+    decoder = PacketDecoder()
+    assert decoder.feed(b"0009ab") == []
+    assert decoder.pending == 6
+
+
+@pytest.mark.parametrize("wire", [b"<!DOCTYPE html>", b"0003", b"-001abcd", b"+005a", b" 005a"])
+def test_what_is_no_packet_is_an_error(wire: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        PacketDecoder().feed(wire)
+
+
+def test_too_long_a_packet_cannot_be_sent() -> None:
+    with pytest.raises(ValueError):
+        encode([b"x" * (MAX_PAYLOAD + 1)])
+
+
+def test_side_bands() -> None:
+    assert side_band_data(b"\x01PACK") == b"PACK"
+    assert side_band_data(b"\x02Counting objects") == b""
+    assert side_band_data(b"\x01") == b""
+    assert side_band_data(b"") == b""
+    with pytest.raises(ProtocolError, match="out of memory"):
+        side_band_data(b"\x03fatal: out of memory\n")
+    with pytest.raises(ProtocolError):
+        side_band_data(b"\x07what")
+
+
+def test_a_missing_object_is_named() -> None:
+    oid = "1234567890" * 4
+    with pytest.raises(ObjectsMissing) as caught:
+        check_error(f"ERR upload-pack: not our ref {oid}\n".encode())
+    assert caught.value.oids == {bytes.fromhex(oid)}
+
+
+def test_other_errors_are_repeated_without_secrets() -> None:
+    error = remote_error(b"no access to https://u:S3CRET@host/x")
+    assert isinstance(error, ProtocolError)
+    assert "no access" in error.message
+    assert "S3CRET" not in error.message
