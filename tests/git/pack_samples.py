@@ -58,6 +58,7 @@ def make_sample_repository(path: Path) -> SampleRepository:
     path.mkdir()
     git(path, "init", "-q", "-b", "main")
     git(path, "config", "core.bigFileThreshold", "100m")
+    git(path, "config", "uploadpack.allowFilter", "true")
     big = bytearray(rng.randbytes(BIG))
     lines = [f"line {number} {rng.random()}" for number in range(400)]
     for version in range(3):
