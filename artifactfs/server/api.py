@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from artifactfs.server.context import Context
+from artifactfs.server.jobs import Jobs
 from artifactfs.server.problems import Code, Problem
 from artifactfs.server.records import ApiToken
 from artifactfs.server.repositories import Repositories
@@ -52,6 +53,10 @@ def context_of(request: Request) -> Context:
 
 def repositories_of(request: Request) -> Repositories:
     return cast(Repositories, request.app.state.repositories)
+
+
+def jobs_of(request: Request) -> Jobs:
+    return cast(Jobs, request.app.state.jobs)
 
 
 def _authenticate(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
@@ -96,6 +101,7 @@ def _caller(request: Request) -> Caller:
 
 CallerOf = Annotated[Caller, Depends(_caller, use_cache=False)]
 ContextOf = Annotated[Context, Depends(context_of)]
+JobsOf = Annotated[Jobs, Depends(jobs_of)]
 RepositoriesOf = Annotated[Repositories, Depends(repositories_of)]
 NamespaceName = Annotated[str, Path(max_length=200)]
 RepoName = Annotated[str, Path(max_length=200)]
@@ -146,6 +152,8 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_answer(problem)
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
+        if getattr(request.state, "too_large", False):
+            return error_answer(Problem(Code.MEMORY_LIMIT, "The request body is too large"))
         status = cast(StarletteHTTPException, error).status_code
         code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(status, Code.INVALID_INPUT)
         problem = Problem(code, str(cast(StarletteHTTPException, error).detail))

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from artifactfs.server.api import (
     CallerOf,
     ContextOf,
+    JobsOf,
     NamespaceName,
     RepoName,
     RepositoriesOf,
@@ -31,6 +32,9 @@ from artifactfs.server.schemas import (
     CreateToken,
     Deleted,
     Envelope,
+    ForkedRepo,
+    ForkRepo,
+    ImportRepo,
     RepoInfo,
     TokenInfo,
 )
@@ -141,6 +145,69 @@ async def delete_repo(
 ) -> Envelope[Deleted]:
     return Envelope(
         result=Deleted(id=await repositories.delete(caller.account_id, namespace, name))
+    )
+
+
+@router.post("/repos/{name}/fork", status_code=201, summary="Fork a repository")
+async def fork_repo(
+    request: Request,
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    jobs: JobsOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    body: ForkRepo,
+) -> Envelope[ForkedRepo]:
+    parent = repositories.get_ready(caller.account_id, namespace, name)
+    repo, token, objects = await jobs.fork(
+        parent,
+        body.name,
+        description=body.description,
+        read_only=body.read_only,
+        default_branch_only=body.default_branch_only,
+    )
+    return Envelope(
+        result=ForkedRepo(
+            id=repo.id,
+            name=repo.name,
+            description=repo.description,
+            default_branch=repo.default_branch,
+            remote=remote_url(request, context, namespace, repo.name),
+            token=token,
+            objects=objects,
+        )
+    )
+
+
+@router.post("/repos/{name}/import", status_code=201, summary="Import a repository over https")
+async def import_repo(
+    request: Request,
+    caller: CallerOf,
+    context: ContextOf,
+    jobs: JobsOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    body: ImportRepo,
+) -> Envelope[CreatedRepo]:
+    repo, token = await jobs.import_repo(
+        caller.account_id,
+        namespace,
+        name,
+        body.url,
+        branch=body.branch,
+        depth=body.depth,
+        read_only=body.read_only,
+    )
+    return Envelope(
+        result=CreatedRepo(
+            id=repo.id,
+            name=repo.name,
+            description=repo.description,
+            default_branch=repo.default_branch,
+            remote=remote_url(request, context, namespace, repo.name),
+            token=token,
+        )
     )
 
 

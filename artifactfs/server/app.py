@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import artifactfs
-from artifactfs.server import api_repos
+from artifactfs.server import api_content, api_namespaces, api_repos
 from artifactfs.server.access_log import RequestRecord
 from artifactfs.server.api import (
     ERROR_ANSWERS,
@@ -19,15 +19,22 @@ from artifactfs.server.api import (
 )
 from artifactfs.server.context import Context
 from artifactfs.server.events import Event
-from artifactfs.server.exchange import Message, Receive, Send
+from artifactfs.server.exchange import Message, Receive, Send, close_if_unread
 from artifactfs.server.git_http import GitHTTP, route_of
+from artifactfs.server.jobs import Jobs
 from artifactfs.server.problems import Code, Problem
 from artifactfs.server.repositories import Repositories
 
-_IN_NAMESPACE = (api_repos.router,)
+_IN_NAMESPACE = (api_repos.router, api_content.router)
+
+_NAMESPACE = "/{namespace}"
+_BASES = (
+    ("/client/v4/accounts/{account_id}/artifacts", caller_by_path),
+    ("/v1/api", caller_by_token),
+)
 
 
-def build_api(context: Context, repositories: Repositories) -> FastAPI:
+def build_api(context: Context, repositories: Repositories, jobs: Jobs) -> FastAPI:
     """The control plane: both base paths, OpenAPI at /openapi.json, docs at /docs."""
     app = FastAPI(
         title="ArtifactFS server",
@@ -37,20 +44,16 @@ def build_api(context: Context, repositories: Repositories) -> FastAPI:
     )
     app.state.context = context
     app.state.repositories = repositories
+    app.state.jobs = jobs
     install_error_handlers(app)
-    for router in _IN_NAMESPACE:
-        app.include_router(
-            router,
-            prefix="/client/v4/accounts/{account_id}/artifacts/namespaces/{namespace}",
-            dependencies=[Depends(caller_by_path)],
-            responses=ERROR_ANSWERS,
-        )
-        app.include_router(
-            router,
-            prefix="/v1/api/namespaces/{namespace}",
-            dependencies=[Depends(caller_by_token)],
-            responses=ERROR_ANSWERS,
-        )
+    for router, below in ((api_namespaces.router, ""), *((r, _NAMESPACE) for r in _IN_NAMESPACE)):
+        for base, caller in _BASES:
+            app.include_router(
+                router,
+                prefix=base + "/namespaces" + below,
+                dependencies=[Depends(caller)],
+                responses=ERROR_ANSWERS,
+            )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -81,7 +84,8 @@ class Application:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.repositories = Repositories(context)
-        self.api = build_api(context, self.repositories)
+        self.jobs = Jobs(context, self.repositories)
+        self.api = build_api(context, self.repositories, self.jobs)
         self._git = GitHTTP(context)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -101,14 +105,18 @@ class Application:
 
         async def bounded_receive() -> Message:
             message = await receive()
+            state["body_read"] = not message.get("more_body", False)
             record.bytes_in += len(message.get("body", b""))
             if record.bytes_in > limit:
+                # FastAPI turns this into a 400; the handler of errors looks at the state.
+                state["too_large"] = True
                 raise Problem(Code.MEMORY_LIMIT, "The request body is too large")
             return message
 
         async def logged_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
+                close_if_unread(message, scope, body_read=state.get("body_read", False))
             elif message["type"] == "http.response.body":
                 record.bytes_out += len(message.get("body", b""))
                 if not message.get("more_body", False):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+
+import trio
 
 
 def now_ms() -> int:
@@ -18,3 +21,10 @@ def iso(ms: int) -> str:
 
 def iso_or_none(ms: int | None) -> str | None:
     return None if ms is None else iso(ms)
+
+
+async def ticks(seconds: float) -> AsyncIterator[None]:
+    """Every so many seconds, without end."""
+    while True:
+        await trio.sleep(seconds)
+        yield

@@ -52,6 +52,8 @@ class Exchange:
         }
         self.record = record
         self.started = False
+        self._scope = scope
+        self._body_read = False
         self._receive = receive
         self._send = send
         self._log = log
@@ -85,6 +87,7 @@ class Exchange:
             if data:
                 yield data
             if not message.get("more_body", False):
+                self._body_read = True
                 return
 
     async def start(self, content_type: bytes, headers: Headers = ()) -> None:
@@ -94,7 +97,9 @@ class Exchange:
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
         self.record.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        message = {"type": "http.response.start", "status": status, "headers": headers}
+        close_if_unread(message, self._scope, body_read=self._body_read)
+        await self._send(message)
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the answer; waits while the client does not read."""
@@ -119,6 +124,19 @@ class Exchange:
         self.record.bytes_out += len(body)
         self._log.write(self.record)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def close_if_unread(message: Message, scope: Message, *, body_read: bool) -> None:
+    """Tell a client that the connection ends here, if its request was not read to the end.
+
+    HTTP/1.1 cannot go on behind an unread body: without this, a client would use the connection
+    again and fail.
+    """
+    if body_read or not scope["http_version"].startswith("1"):
+        return
+    names = {bytes(name).lower() for name, _ in scope["headers"]}
+    if b"transfer-encoding" in names or dict(scope["headers"]).get(b"content-length", b"0") != b"0":
+        message["headers"] = [*message["headers"], (b"connection", b"close")]
 
 
 def _inflated(inflate: Any, raw: bytes) -> Iterator[bytes]:

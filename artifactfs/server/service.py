@@ -103,6 +103,7 @@ async def run_server(
                 )
                 await trio.to_thread.run_sync(sweep, layout, _known_ids(store))
                 application = Application(context)
+                application.jobs.resume()
                 gc.freeze()
                 ready(context)
                 await serve_connections(

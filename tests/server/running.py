@@ -109,12 +109,12 @@ class Server:
             timeout=30,
         )
 
-    def api(self, method: str, path: str, body: Any = None, **params: Any) -> httpx.Response:
+    def api(self, method: str, path: str, body: Any = None, /, **params: Any) -> httpx.Response:
         """A call below ``…/artifacts``, by the edit token."""
         with self.client() as client:
             return client.request(method, self.base + path, json=body, params=params)
 
-    def result(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
+    def result(self, method: str, path: str, body: Any = None, /, **params: Any) -> Any:
         answer = self.api(method, path, body, **params)
         assert answer.is_success, answer.text
         return answer.json()["result"]

@@ -1,0 +1,227 @@
+"""REST: what is in a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import pygit2
+import trio
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
+
+from artifactfs.server.api import (
+    CallerOf,
+    ContextOf,
+    NamespaceName,
+    RepoName,
+    RepositoriesOf,
+)
+from artifactfs.server.clock import iso
+from artifactfs.server.content import Content, EntryType, NoSuchContent, TooLarge, sniff
+from artifactfs.server.context import Context
+from artifactfs.server.problems import Code, Problem
+from artifactfs.server.records import Repo
+from artifactfs.server.schemas import Envelope
+
+router = APIRouter(tags=["content"])
+T = TypeVar("T")
+
+_MAX_LOG = 1_000
+_BYTES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The bytes",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+_ANY_BYTES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The bytes, with a type guessed from them",
+        "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+_SAFE = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+}
+
+
+class Person(BaseModel):
+    name: str
+    email: str
+
+
+class CommitInfo(BaseModel):
+    hash: str
+    treeHash: str
+    message: str
+    author: Person
+    committer: Person
+    parents: list[str]
+    authoredAt: str
+    committedAt: str
+
+
+class TreeItem(BaseModel):
+    name: str
+    mode: str
+    hash: str
+    type: EntryType
+
+
+def commit_info(commit: pygit2.Commit) -> CommitInfo:
+    """A commit as the API shows it; one trailing newline of the message is removed."""
+    message = commit.raw_message.decode("utf-8", "replace")
+    return CommitInfo(
+        hash=str(commit.id),
+        treeHash=str(commit.tree_id),
+        message=message.removesuffix("\n"),
+        author=_person(commit.author),
+        committer=_person(commit.committer),
+        parents=[str(parent) for parent in commit.parent_ids],
+        authoredAt=_time(commit.author.time),
+        committedAt=_time(commit.committer.time),
+    )
+
+
+def _person(signature: pygit2.Signature) -> Person:
+    return Person(
+        name=signature.raw_name.decode("utf-8", "replace"),
+        email=signature.raw_email.decode("utf-8", "replace"),
+    )
+
+
+def _time(seconds: int) -> str:
+    try:
+        return iso(seconds * 1000)
+    except (ValueError, OverflowError, OSError):
+        return iso(0)
+
+
+async def read_content(context: Context, repo: Repo, read: Callable[[Content], T]) -> T:
+    """Run `read` on an open repository in a thread. Raises: Problem."""
+    gitdir = context.layout.gitdir(repo.id)
+    try:
+        return await trio.to_thread.run_sync(lambda: read(Content(gitdir)))
+    except NoSuchContent:
+        raise Problem(Code.NOT_FOUND, "Not found in this repository") from None
+    except TooLarge:
+        raise Problem(Code.MEMORY_LIMIT, "The file is too large; fetch it with git") from None
+    except pygit2.GitError as error:
+        raise Problem(Code.INTERNAL_ERROR, "The repository cannot be read") from error
+
+
+@router.get("/repos/{name}/log", summary="Commits of a ref, first parents, newest first")
+async def get_log(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    ref: Annotated[str, Query(max_length=500)] = "HEAD",
+    limit: Annotated[int, Query(ge=1, le=_MAX_LOG)] = 50,
+    offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+) -> Envelope[list[CommitInfo]]:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+
+    def read(content: Content) -> list[CommitInfo]:
+        try:
+            return [commit_info(commit) for commit in content.log(ref, limit, offset)]
+        except NoSuchContent:
+            return []
+
+    return Envelope(result=await read_content(context, repo, read))
+
+
+@router.get("/repos/{name}/commit/{hash}", summary="One commit")
+async def get_commit(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    hash: str,
+) -> Envelope[CommitInfo]:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    found = await read_content(context, repo, lambda content: commit_info(content.commit(hash)))
+    return Envelope(result=found)
+
+
+@router.get("/repos/{name}/tree/{hash}", summary="The entries of a tree")
+async def get_tree(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    hash: str,
+) -> Envelope[list[TreeItem]]:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    entries = await read_content(context, repo, lambda content: content.tree(hash))
+    return Envelope(
+        result=[TreeItem(name=e.name, mode=e.mode, hash=e.hash, type=e.type) for e in entries]
+    )
+
+
+@router.get(
+    "/repos/{name}/blob/{hash}",
+    response_class=Response,
+    responses=_BYTES,
+    summary="The bytes of a blob",
+)
+async def get_blob(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    hash: str,
+) -> Response:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    limit = context.limits.content_bytes
+    data = await read_content(context, repo, lambda content: content.blob(hash, limit))
+    return Response(data, media_type="application/octet-stream", headers=_SAFE)
+
+
+@router.get(
+    "/repos/{name}/file",
+    response_class=Response,
+    responses=_BYTES,
+    summary="The bytes of a file of a ref",
+)
+async def get_file(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    path: Annotated[str, Query(max_length=4_096)],
+    ref: Annotated[str, Query(max_length=500)] = "HEAD",
+) -> Response:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    limit = context.limits.content_bytes
+    data = await read_content(context, repo, lambda content: content.file(ref, path, limit))
+    return Response(data, media_type="application/octet-stream", headers=_SAFE)
+
+
+@router.get(
+    "/repos/{name}/raw/{ref}/{path:path}",
+    response_class=Response,
+    responses=_ANY_BYTES,
+    summary="A file of a ref with a guessed content type",
+)
+async def get_raw(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    ref: str,
+    path: str,
+) -> Response:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    limit = context.limits.content_bytes
+    data = await read_content(
+        context, repo, lambda content: content.file_below(f"{ref}/{path}", limit)
+    )
+    return Response(data, headers={**_SAFE, "Content-Type": sniff(data)})

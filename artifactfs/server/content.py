@@ -1,0 +1,208 @@
+"""Reading commits, trees and files of a repository in the server's own process, by libgit2.
+
+Everything here is synchronous and runs in a worker thread. Names from a client are looked up in
+ref tables and trees; none becomes a path on disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pygit2
+from pygit2.enums import FileMode, ObjectType
+
+OID = re.compile(r"[0-9a-f]{40}")
+EntryType = Literal["blob", "tree", "exec", "symlink", "gitlink"]
+
+_KINDS: dict[int, EntryType] = {
+    FileMode.BLOB: "blob",
+    FileMode.BLOB_EXECUTABLE: "exec",
+    FileMode.TREE: "tree",
+    FileMode.LINK: "symlink",
+    FileMode.COMMIT: "gitlink",
+}
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"%PDF-", "application/pdf"),
+    (b"PK\x03\x04", "application/zip"),
+    (b"\x1f\x8b", "application/gzip"),
+    (b"wOF2", "font/woff2"),
+)
+
+pygit2.option(pygit2.enums.Option.SET_OWNER_VALIDATION, 0)
+
+
+class NoSuchContent(Exception):
+    """The ref, object or path is not in the repository."""
+
+
+class TooLarge(Exception):
+    """The blob is larger than the content API sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a tree. `mode` as in the tree object, octal."""
+
+    name: str
+    mode: str
+    hash: str
+    type: EntryType
+
+
+class Content:
+    """One open repository. Use it in one thread at a time."""
+
+    def __init__(self, gitdir: Path) -> None:
+        self._repo = pygit2.Repository(str(gitdir))
+
+    def commit_id(self, ref: str) -> pygit2.Oid:
+        """The commit that a branch, tag, full ref name, HEAD or oid stands for.
+
+        Raises: NoSuchContent.
+        """
+        if OID.fullmatch(ref):
+            return self._peel(pygit2.Oid(hex=ref))
+        names = [ref] if ref == "HEAD" or ref.startswith("refs/") else []
+        for name in (*names, f"refs/heads/{ref}", f"refs/tags/{ref}"):
+            try:
+                target = self._repo.lookup_reference(name).resolve().target
+            except (KeyError, ValueError, pygit2.GitError):
+                continue
+            return self._peel(pygit2.Oid(hex=str(target)))
+        raise NoSuchContent(ref)
+
+    def _peel(self, oid: pygit2.Oid) -> pygit2.Oid:
+        try:
+            return self._repo[oid].peel(pygit2.Commit).id
+        except (KeyError, ValueError, pygit2.GitError):
+            raise NoSuchContent(str(oid)) from None
+
+    def commit(self, hexadecimal: str) -> pygit2.Commit:
+        """Raises: NoSuchContent."""
+        found = self._object(hexadecimal, ObjectType.COMMIT)
+        assert isinstance(found, pygit2.Commit)
+        return found
+
+    def log(self, ref: str, limit: int, offset: int) -> list[pygit2.Commit]:
+        """First parents, newest first. Raises: NoSuchContent."""
+        commits: list[pygit2.Commit] = []
+        for number, commit in enumerate(self._first_parents(self.commit_id(ref))):
+            if number >= offset + limit:
+                break
+            if number >= offset:
+                commits.append(commit)
+        return commits
+
+    def _first_parents(self, oid: pygit2.Oid) -> Iterator[pygit2.Commit]:
+        while True:
+            try:
+                commit = self._repo[oid]
+            except KeyError:
+                return  # the edge of a shallow history
+            assert isinstance(commit, pygit2.Commit)
+            yield commit
+            if not commit.parent_ids:
+                return
+            oid = commit.parent_ids[0]
+
+    def tree(self, hexadecimal: str) -> list[Entry]:
+        """The entries of a tree (a commit stands for its tree). Raises: NoSuchContent."""
+        found = self._object(hexadecimal, ObjectType.TREE, ObjectType.COMMIT)
+        if isinstance(found, pygit2.Commit):
+            found = self._object(str(found.tree_id), ObjectType.TREE)
+        assert isinstance(found, pygit2.Tree)
+        return [
+            Entry(
+                _decode(entry.raw_name),
+                f"{int(entry.filemode):06o}",
+                str(entry.id),
+                _KINDS.get(int(entry.filemode), "blob"),
+            )
+            for entry in found
+        ]
+
+    def blob(self, hexadecimal: str, limit: int) -> bytes:
+        """Raises: NoSuchContent, TooLarge."""
+        if not OID.fullmatch(hexadecimal):
+            raise NoSuchContent(hexadecimal)
+        try:
+            kind, size = self._repo.odb.read_header(pygit2.Oid(hex=hexadecimal))
+        except (KeyError, pygit2.GitError):
+            raise NoSuchContent(hexadecimal) from None
+        if kind != ObjectType.BLOB:
+            raise NoSuchContent(hexadecimal)
+        if size > limit:
+            raise TooLarge(hexadecimal)
+        found = self._repo[pygit2.Oid(hex=hexadecimal)]
+        assert isinstance(found, pygit2.Blob)
+        return bytes(found.data)
+
+    def entry_at(self, ref: str, path: str) -> Entry:
+        """What is at a path of a ref. Raises: NoSuchContent."""
+        entry = Entry("", "040000", str(self.commit_id(ref)), "tree")
+        for name in path.split("/"):
+            if entry.type != "tree":
+                raise NoSuchContent(path)
+            entry = next((e for e in self.tree(entry.hash) if e.name == name), _NONE)
+            if entry is _NONE:
+                raise NoSuchContent(path)
+        return entry
+
+    def file(self, ref: str, path: str, limit: int) -> bytes:
+        """The content of a file (of a symlink: its target). Raises: NoSuchContent, TooLarge."""
+        return self.blob(self.entry_at(ref, path).hash, limit)
+
+    def file_below(self, ref_and_path: str, limit: int) -> bytes:
+        """A file named ``REF/PATH``, where the ref may have slashes itself.
+
+        Raises: NoSuchContent, TooLarge.
+        """
+        parts = ref_and_path.split("/")
+        for cut in range(1, len(parts)):
+            try:
+                return self.file("/".join(parts[:cut]), "/".join(parts[cut:]), limit)
+            except NoSuchContent:
+                continue
+        raise NoSuchContent(ref_and_path)
+
+    def _object(self, hexadecimal: str, *kinds: ObjectType) -> pygit2.Object:
+        if not OID.fullmatch(hexadecimal):
+            raise NoSuchContent(hexadecimal)
+        try:
+            found = self._repo[pygit2.Oid(hex=hexadecimal)]
+        except (KeyError, ValueError, pygit2.GitError):
+            raise NoSuchContent(hexadecimal) from None
+        if found.type not in kinds:
+            raise NoSuchContent(hexadecimal)
+        return found
+
+
+_NONE = Entry("", "", "", "blob")
+
+
+def _decode(name: bytes | None) -> str:
+    return (name or b"").decode("utf-8", "replace")
+
+
+def sniff(data: bytes) -> str:
+    """A content type from the bytes; text is always plain, so a browser never runs it."""
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if b"\0" in data[:8_000]:
+        return "application/octet-stream"
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "application/octet-stream"
+    return "text/plain; charset=utf-8"

@@ -1,0 +1,86 @@
+"""Reading a repository by REST."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.server.running import Git, Server, with_token
+
+
+@pytest.fixture
+def repo(server: Server, git: Git, work: Path, name: str) -> str:
+    """Path of a repository's routes, with `work` in it."""
+    made = server.create(name)
+    remote = with_token(made["remote"], made["token"])
+    git("push", "-q", remote, "main", "main~1:refs/heads/feature/one", cwd=work)
+    return f"/namespaces/team/repos/{name}"
+
+
+def test_log_and_commit(server: Server, git: Git, work: Path, repo: str) -> None:
+    commits = server.result("GET", f"{repo}/log")
+    assert [c["message"] for c in commits] == ["Second\n\nWith a body.", "First"]
+    head = commits[0]
+    assert head["hash"] == git("rev-parse", "main", cwd=work).strip()
+    assert head["treeHash"] == git("rev-parse", "main^{tree}", cwd=work).strip()
+    assert head["parents"] == [commits[1]["hash"]]
+    assert head["author"] == {"name": "Ann", "email": "ann@example.org"}
+    assert head["authoredAt"] == head["committedAt"] == "2026-01-02T03:04:05.000Z"
+    assert server.result("GET", f"{repo}/commit/{head['hash']}") == head
+    assert [c["hash"] for c in server.result("GET", f"{repo}/log", limit=1, offset=1)] == [
+        commits[1]["hash"]
+    ]
+    for ref in ("feature/one", "refs/heads/feature/one", commits[1]["hash"]):
+        assert len(server.result("GET", f"{repo}/log", ref=ref)) == 1
+    assert server.result("GET", f"{repo}/log", ref="nope") == []
+    assert server.api("GET", f"{repo}/log", limit=1001).status_code == 400
+
+
+def test_tree_blob_file_and_raw(server: Server, git: Git, work: Path, repo: str) -> None:
+    tree = git("rev-parse", "main^{tree}", cwd=work).strip()
+    entries = {e["name"]: e for e in server.result("GET", f"{repo}/tree/{tree}")}
+    assert {n: (e["mode"], e["type"]) for n, e in entries.items()} == {
+        "README.md": ("100644", "blob"),
+        "link": ("120000", "symlink"),
+        "run.sh": ("100755", "exec"),
+        "src": ("040000", "tree"),
+    }
+    blob = server.api("GET", f"{repo}/blob/{entries['README.md']['hash']}")
+    assert blob.content == b"# Demo\n"
+    assert blob.headers["content-type"] == "application/octet-stream"
+    file = server.api("GET", f"{repo}/file", path="src/app.py", ref="feature/one")
+    assert file.content == b"print('one')\n"
+    raw = server.api("GET", f"{repo}/raw/main/src/app.py")
+    assert raw.content == b"print('two')\n"
+    assert raw.headers["content-type"] == "text/plain; charset=utf-8"
+    assert raw.headers["x-content-type-options"] == "nosniff"
+    assert server.api("GET", f"{repo}/raw/feature/one/src/app.py").content == b"print('one')\n"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tree/0000000000000000000000000000000000000000",
+        "/tree/HEAD",
+        "/blob/../../../../etc/passwd",
+        "/blob/%2e%2e%2f%2e%2e%2fmetadata.db",
+        "/raw/main/../../../../../../etc/passwd",
+        "/raw/main/%2e%2e/%2e%2e/etc/passwd",
+        "/raw/main//etc/passwd",
+        "/raw/..%2f..%2fmetadata.db/x",
+        "/raw/refs/heads/main/config",
+        "/raw/main/src",
+        "/file?path=../../config",
+        "/file?path=/etc/passwd",
+        "/file?path=README.md&ref=../../HEAD",
+        "/file?path=README.md&ref=main@%7B0%7D",
+        "/file?path=README.md/x",
+        "/file?path=",
+    ],
+)
+def test_what_is_not_there_is_404(server: Server, repo: str, path: str) -> None:
+    with server.client() as client:
+        answer = client.get(f"{server.base}{repo}{path}")
+    assert answer.status_code == 404, answer.text
+    assert answer.json()["errors"][0]["code"] == 10200
