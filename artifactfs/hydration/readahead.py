@@ -47,9 +47,11 @@ MAX_STEPS = 4_096
 _UNKNOWN_SIZE = 8 << 10
 _SCANS = 8
 _PREDICTIONS = 8_192
+_RECENT = 256
+"""Directories remembered as missed in: a second miss in one is no random read."""
 _IDLE_S = 30.0
-_RANDOM = 4
-"""A scan that used less than one in so many predictions was none."""
+_UNUSED = 4
+"""Where less than one in so many predictions was used, the reads are random."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +66,7 @@ class _Scan:
     window: int = 0
     predicted: int = 0
     used: int = 0
-    fetching: bool = False
+    missed: bytes = b""
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ class Readahead:
         self._on_window = on_window
         self.tree_wants = tree_wants
         self._scans: list[_Scan] = []
+        self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._predicted: OrderedDict[bytes, _Scan] = OrderedDict()
 
     def missed(
@@ -114,8 +117,13 @@ class Readahead:
         scan = self._find(trees, pid)
         if scan is None:
             scan = self._begin(oid, path, trees, pid)
-        else:
+        elif scan.missed != oid:  # else a read that failed is tried again
             self._follow(scan, oid, path, trees)
+        scan.missed = oid
+        self._recent[trees[0]] = None
+        self._recent.move_to_end(trees[0])
+        if len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
         return self._siblings(scan, path, trees[0])
 
     def used(self, oid: bytes) -> None:
@@ -155,12 +163,13 @@ class Readahead:
         scan.last = trio.current_time()
         moved = trees[0] != scan.trees[0]
         scan.trees = trees
-        if scan.predicted >= _RANDOM and scan.used * _RANDOM < scan.predicted:
-            scan.siblings //= 2
+        unused = scan.used * _UNUSED < scan.predicted
+        random = scan.siblings < SIBLINGS
+        if unused or random:
+            scan.siblings = SIBLINGS if trees[0] in self._recent else scan.siblings // 2
             scan.window = scan.predicted = scan.used = 0
             scan.walk = NearbyWalk(self._tree, path, trees, oid)
             return
-        scan.siblings = SIBLINGS
         if moved:
             scan.walk = NearbyWalk(self._tree, path, trees, oid)
         self._advance(scan)

@@ -26,6 +26,8 @@ BATCH_WANTS = 500
 BATCH_BYTES = 4 << 20
 SUBTREE_BLOBS = 3_000
 """Blobs in one want of a subtree, at most: what a cut connection can cost."""
+SUBTREE_MIN = 100
+"""Smaller directories come with the blobs that are named one by one."""
 SUBTREE_LIMIT = "blob:limit=64k"
 MIN_FOR_SUBTREES = 2_000
 """Fewer missing blobs are fetched one by one, in the exact order of their priority."""
@@ -173,7 +175,7 @@ class Sweep:
             or absent * 2 < inventory.total
         ):
             return []
-        trees = partition(inventory, max_blobs=SUBTREE_BLOBS, min_blobs=BATCH_WANTS // 4)
+        trees = partition(inventory, max_blobs=SUBTREE_BLOBS, min_blobs=SUBTREE_MIN)
         return trees[::-1]
 
     def _gather(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from artifactfs.git.credentials import CredentialFile
 from artifactfs.git.objects import ObjectDatabase
 from artifactfs.git.remote import Remote, open_remote
 from artifactfs.hydration.hydrator import Hydrator, ReadContext
+from artifactfs.hydration.stats import HydrationStats
 from artifactfs.paths import RepoLayout, StateLayout
 
 
@@ -54,6 +55,17 @@ class ColdMount:
         finally:
             blob.close()
 
+    async def landed(self) -> None:
+        """Wait until no request of this mount is on the wire, and every pack is in place."""
+        while flights := list(self.hydrator._control.active):
+            await flights[0].landed.wait()
+
+    async def until(self, condition: Callable[[HydrationStats], bool]) -> None:
+        """Wait until the statistics say so; there is nothing else to wait for in them."""
+        with trio.fail_after(60):
+            while not condition(self.hydrator.stats()):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
     def files(self, tree: bytes | None = None, prefix: bytes = b"") -> list[bytes]:
         """Every file, in the order of a recursive scan."""
         found = []
@@ -78,7 +90,7 @@ async def cold_mount(
     """Clone `url` into the state root `root` and run a hydrator until the block ends."""
     values: dict[str, Any] = {"hydrate": "none", "deadline_s": 20.0} | changes
     settings = RepoSettings(name=name, remote=url, mount_point=str(root / "mnt" / name), **values)
-    Path(settings.mount_point).mkdir(parents=True)
+    Path(settings.mount_point).mkdir(parents=True)  # noqa: ASYNC240
     state = StateLayout(root)
     layout = state.repo(name)
 

@@ -16,7 +16,7 @@ FILES = 20
 
 @dataclass(frozen=True)
 class TreeRepository:
-    """`contents` by path; `oids` by path. 8 × 6 directories of 20 modules, and some more."""
+    """`contents` by path; `oids` by path. 8 times 6 directories of 20 modules, and some more."""
 
     path: Path
     contents: dict[bytes, bytes]

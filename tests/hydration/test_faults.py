@@ -1,0 +1,276 @@
+"""A remote that is slow, cut, corrupt, gone, or refuses: readers get the truth or an error."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from artifactfs.git.credentials import CredentialFile
+from artifactfs.hydration.errors import HydrationError, HydrationFailed
+from tests.e2e.delay_proxy import DelayProxy
+from tests.git.http_backend import Backend, http_backend
+from tests.hydration.cold_mount import cold_mount
+from tests.hydration.tree_repository import TreeRepository, make_tree_repository
+
+PATH = b"data/table.csv"
+OTHER = b"src/p0/m0/f00.py"
+
+
+def test_reads_fail_while_the_remote_is_down_and_work_when_it_is_back(
+    url: str,
+    line: DelayProxy,
+    tree_repository: TreeRepository,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=3.0) as mount:
+            assert await mount.read(OTHER) == tree_repository.contents[OTHER]
+            await trio.to_thread.run_sync(line.refuse)
+            with caplog.at_level(logging.WARNING), pytest.raises(HydrationError) as failed:
+                await mount.read(PATH)
+            assert failed.value.errno in (errno.EIO, errno.ETIMEDOUT)
+            lines = [r.getMessage() for r in caplog.records if "table.csv" in r.getMessage()]
+            assert len(lines) == 1
+            assert lines[0].startswith("r: reading data/table.csv failed: ")
+            stats = mount.hydrator.stats()
+            assert stats.remote == "down"
+            assert stats.outage_cause
+            assert await mount.read(OTHER) == tree_repository.contents[OTHER]
+            started = trio.current_time()
+            with pytest.raises(HydrationFailed):
+                await mount.read(b"deep/a/b/c/d/leaf.txt")
+            assert trio.current_time() - started < 2.5  # fails fast: no deadline is waited for
+            await trio.to_thread.run_sync(line.accept)
+            with trio.fail_after(10):
+                while True:
+                    try:
+                        assert await mount.read(PATH) == tree_repository.contents[PATH]
+                        break
+                    except HydrationFailed:
+                        await trio.sleep(0.1)
+            assert mount.hydrator.stats().remote == "up"
+
+    trio.run(main)
+
+
+def test_the_first_read_after_a_short_pause_works_when_the_remote_is_back(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=2.0) as mount:
+            await trio.to_thread.run_sync(line.refuse)
+            with pytest.raises(HydrationError):
+                await mount.read(PATH)
+            await trio.to_thread.run_sync(line.accept)
+            await trio.sleep(1.0)
+            assert await mount.read(PATH) == tree_repository.contents[PATH]
+
+    trio.run(main)
+
+
+def test_a_short_outage_is_not_felt(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=20.0) as mount:
+            await trio.to_thread.run_sync(line.refuse)
+            got: list[bytes] = []
+
+            async def read() -> None:
+                got.append(await mount.read(PATH))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await mount.until(lambda stats: stats.failures > 0)
+                assert mount.hydrator.stats().readers[0].path == "data/table.csv"
+                await trio.to_thread.run_sync(line.accept)
+            assert got == [tree_repository.contents[PATH]]
+
+    trio.run(main)
+
+
+def test_a_stalled_request_is_given_up_and_tried_again(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=6.0) as mount:
+            await mount.read(OTHER)
+            line.stall()
+            got: list[bytes] = []
+
+            async def read() -> None:
+                got.append(await mount.read(PATH))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await mount.until(lambda stats: stats.failures > 0)
+                await trio.to_thread.run_sync(line.resume)
+            assert got == [tree_repository.contents[PATH]]
+
+    trio.run(main)
+
+
+def test_a_remote_that_answers_nothing_is_a_timeout(
+    url: str, line: DelayProxy, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=1.0) as mount:
+            line.stall()
+            with pytest.raises(HydrationError) as failed:
+                await mount.read(PATH)
+            assert failed.value.errno in (errno.ETIMEDOUT, errno.EIO)
+            await trio.to_thread.run_sync(line.resume)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("at", [300, 5_000])
+def test_damaged_answers_are_never_shown(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path, at: int
+) -> None:
+    path = b"data/small.png"
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=6.0) as mount:
+            line.corrupt_at = at
+            try:
+                got = await mount.read(path)
+            except HydrationError:
+                line.corrupt_at = None
+                with trio.fail_after(10):
+                    while True:
+                        try:
+                            got = await mount.read(path)
+                            break
+                        except HydrationError:
+                            await trio.sleep(0.1)
+            assert got == tree_repository.contents[path]
+
+    trio.run(main)
+
+
+def test_a_cut_answer_is_fetched_again(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=10.0) as mount:
+            line.truncate_after = 15_000
+            got: list[bytes] = []
+
+            async def read() -> None:
+                got.append(await mount.read(b"data/large.bin"))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await mount.until(lambda stats: stats.failures > 0)
+                line.truncate_after = None
+            assert got == [tree_repository.contents[b"data/large.bin"]]
+            await mount.landed()
+            assert not list((tmp_path / "cache" / "objects" / "tmp").iterdir())
+
+    trio.run(main)
+
+
+def test_an_expired_token_fails_readers_until_the_credentials_change(
+    url: str, backend: Backend, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=5.0) as mount:
+            backend.accept = {"x:fresh"}
+            credentials = CredentialFile(mount.layout.credentials)
+            credentials.set(url, "x", "stale")
+            mount.hydrator.reset_remote()
+            started = trio.current_time()
+            with pytest.raises(HydrationFailed) as failed:
+                await mount.read(PATH)
+            assert trio.current_time() - started < 4
+            assert failed.value.hint is not None
+            assert "set-remote" in failed.value.hint
+            assert "stale" not in str(failed.value)
+            assert mount.hydrator.stats().outage_kind == "AuthenticationFailed"
+            credentials.set(url, "x", "fresh")
+            assert await mount.read(PATH) == tree_repository.contents[PATH]
+            backend.accept = {"x:fresher"}
+            with pytest.raises(HydrationFailed):
+                await mount.read(OTHER)
+            backend.accept = {"x:fresh"}
+            mount.hydrator.reset_remote()
+            assert await mount.read(OTHER) == tree_repository.contents[OTHER]
+
+    trio.run(main)
+
+
+@pytest.fixture
+def holed(tmp_path: Path) -> Iterator[tuple[TreeRepository, Backend]]:
+    """A server whose repository lost one blob, as loose objects."""
+    repository = make_tree_repository(tmp_path / "served" / "tree.git")
+    packs = list((repository.path / "objects" / "pack").glob("*.pack"))
+    moved = [pack.rename(tmp_path / pack.name) for pack in packs]
+    for index in (repository.path / "objects" / "pack").iterdir():
+        index.unlink()
+    for pack in moved:
+        with pack.open("rb") as stream:
+            subprocess.run(
+                ["git", "-C", repository.path, "unpack-objects", "-q"], stdin=stream, check=True
+            )
+    name = repository.oids[OTHER].hex()
+    (repository.path / "objects" / name[:2] / name[2:]).unlink()
+    with http_backend(repository.path.parent) as running:
+        yield repository, running
+
+
+def test_an_object_that_the_remote_lacks_fails_only_its_own_reader(
+    holed: tuple[TreeRepository, Backend], tmp_path: Path
+) -> None:
+    repository, backend = holed
+    sibling = b"src/p0/m0/f01.py"
+
+    async def main() -> None:
+        async with cold_mount(backend.url + "/tree.git", tmp_path / "state") as mount:
+            failures: list[HydrationError] = []
+            got: list[bytes] = []
+
+            async def read_lost() -> None:
+                try:
+                    await mount.read(OTHER, 1)
+                except HydrationError as error:
+                    failures.append(error)
+
+            async def read_sibling() -> None:
+                got.append(await mount.read(sibling, 2))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_lost)
+                nursery.start_soon(read_sibling)
+            assert got == [repository.contents[sibling]]
+            assert len(failures) == 1
+            assert failures[0].errno == errno.EIO
+            assert "does not have" in failures[0].message
+            assert mount.hydrator.stats().remote == "up"
+
+    trio.run(main)
+
+
+def test_a_full_disk_is_reported_as_such(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path) as mount:
+            monkeypatch.setattr("artifactfs.git.pack.write_bytes", no_space)
+            with pytest.raises(HydrationFailed) as failed:
+                await mount.read(PATH)
+            assert failed.value.errno == errno.ENOSPC
+            monkeypatch.undo()
+            assert await mount.read(PATH)
+
+    trio.run(main)
