@@ -65,7 +65,17 @@ def check_daemon(patient: Patient) -> Iterator[Finding]:
         return
     yield ok("daemon.running", f"the daemon answers on {state.control_socket}")
     if "error" in answer:
-        yield warning("daemon.error", f"status failed: {answer['error']}", START_DAEMON)
+        yield warning("daemon.error", f"status failed: {answer['error']['message']}", START_DAEMON)
+        return
+    for repo in answer.get("result") or ():
+        if repo.get("state") in ("failed", "restarting", "not answering"):
+            why = (repo.get("error") or {}).get("message", "see its log")
+            yield problem(
+                "daemon.mount-failed",
+                f"the daemon cannot serve {repo['name']}: {why}",
+                f"artifact-fs remount --name {repo['name']} --restart",
+                str(repo["name"]),
+            )
 
 
 def daemon_holds_lock(state: StateLayout) -> bool:
