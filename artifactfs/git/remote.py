@@ -33,6 +33,7 @@ Oid = bytes
 
 CLONE_PREFIXES = ("HEAD", "refs/heads/", "refs/tags/")
 SIZES_PER_REQUEST = 10_000
+_CLOSE_S = 3.0
 
 LIMIT_FILTER = (
     "the remote offers no partial clone (uploadpack.allowFilter): the first mount downloads every "
@@ -274,9 +275,31 @@ async def open_remote(
             remote.expect_refs(CLONE_PREFIXES, await remote.ls_refs(CLONE_PREFIXES))
         return remote
     except BaseException:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 3):
+        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
             await transport.aclose()
         raise
+
+
+async def probe_remote(
+    url: str, credentials: CredentialFile | None, *, deadline_s: float
+) -> Capabilities:
+    """What the remote can do, without making the mirror that an old one needs.
+
+    Raises: RemoteError, InvalidInput.
+    """
+    remote_url = parse_remote(url)
+    transport = await _transport(remote_url, credentials, deadline_s, RequestCounters())
+    try:
+        advertisement, _ = await _greet(transport, remote_url, deadline_s, expect_refs=False)
+    finally:
+        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+            await transport.aclose()
+    version = _version(advertisement)
+    if version == 2:
+        return version_2_capabilities(protocol.parse_capabilities(advertisement.packets[1:]))
+    from artifactfs.git.remote_fallback import mirrored_capabilities  # it imports this module
+
+    return mirrored_capabilities(advertisement, version)
 
 
 async def _transport(

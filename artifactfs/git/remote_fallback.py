@@ -29,7 +29,7 @@ from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.credentials import CredentialFile
 from artifactfs.git.gitdir import credential_helper
 from artifactfs.git.objects import ObjectDatabase
-from artifactfs.git.remote import Capabilities, Remote, version_2_capabilities
+from artifactfs.git.remote import Capabilities, Remote
 from artifactfs.git.transport import Advertisement, RequestCounters
 from artifactfs.git.transport_process import local_connector, process_failure, user_ssh_command
 from artifactfs.git.transport_stream import StreamTransport
@@ -215,8 +215,7 @@ async def open_mirrored(
     Waits as long as the download of everything takes, as long as bytes arrive within `deadline_s`.
     Raises: RemoteError.
     """
-    offered = _offered(advertisement)
-    partial = "filter" in offered and bool(offered & _ANY_OID)
+    capabilities = mirrored_capabilities(advertisement, version)
     temporary = mirror is None
     if mirror is None:
         mirror = Path(tempfile.mkdtemp(prefix="artifact-fs-mirror-")) / "mirror.git"
@@ -224,7 +223,7 @@ async def open_mirrored(
         url,
         credentials,
         mirror,
-        partial=partial,
+        partial=not capabilities.object_info,
         temporary=temporary,
         deadline_s=deadline_s,
         counters=counters,
@@ -237,10 +236,6 @@ async def open_mirrored(
         with trio.CancelScope(shield=True):
             await transport.aclose()
         raise
-    own = version_2_capabilities(server)
-    capabilities = Capabilities(
-        version, own.filter, own.object_info and not partial, True, (_limit(version, partial),)
-    )
     return Remote(
         transport,
         server,
@@ -249,6 +244,17 @@ async def open_mirrored(
         deadline_s=deadline_s,
         counters=counters,
     )
+
+
+def mirrored_capabilities(advertisement: Advertisement, version: Version) -> Capabilities:
+    """What a `Remote` with a mirror of this server can do: all, but late.
+
+    Only a server that offers filters and objects by oid is mirrored without blobs. Sizes of blobs
+    that the mirror lacks would be fetched one by one, so it does not tell sizes.
+    """
+    offered = _offered(advertisement)
+    partial = "filter" in offered and bool(offered & _ANY_OID)
+    return Capabilities(version, True, not partial, True, (_limit(version, partial),))
 
 
 def _offered(advertisement: Advertisement) -> frozenset[str]:

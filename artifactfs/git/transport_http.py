@@ -1,9 +1,12 @@
 """Smart HTTP (gitprotocol-http(5)) over httpx.
 
 One client does the background work over a few HTTP/1.1 connections; a second one serves `urgent`
-requests, so that these never queue behind a pack. trio sets TCP_NODELAY on every connection.
-HTTP/2 is used for urgent requests only: httpcore's flow-control window of 64 KB a stream caps a
-pack at 64 KB for each round trip, which small answers do not feel.
+requests, so that these never queue behind a pack. The advertisement goes over the second, and so
+warms it for the first read. trio sets TCP_NODELAY on every connection.
+
+Over https the second one speaks HTTP/2 where it is offered: eight small requests at once take one
+round trip instead of three, since they need no handshakes of their own. Packs come over HTTP/1.1,
+which costs half the time in this process (5 MB: 34 ms, HTTP/2: 67 ms).
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ _GZIP_ABOVE = 1024
 _COMPRESS_IN_THREAD_ABOVE = 64 << 10
 _ERROR_BODY_LIMIT = 2048
 _MAX_REDIRECTS = 5
+_MAX_CAUSES = 12
 # A burst of refused requests asks the user's credential helpers once, not once for each.
 _ASK_HELPERS_EVERY_S = 10.0
 _SERVICE = "git-upload-pack"
@@ -105,7 +109,9 @@ class HttpTransport:
         headers = {"Accept": "*/*", "Git-Protocol": "version=2", "Pragma": "no-cache"}
         for _ in range(_MAX_REDIRECTS):
             url = f"{self.url.url}/info/refs?service={_SERVICE}"
-            async with self._send("GET", url, headers, b"", "capabilities") as response:
+            async with self._send(
+                "GET", url, headers, b"", "capabilities", urgent=True
+            ) as response:
                 with self.errors():
                     body = await response.aread()
                 self.counters.bytes_in += len(body)
@@ -290,10 +296,29 @@ class _HttpErrors:
         elif isinstance(error, httpx.TimeoutException):
             message = f"{where} sent nothing for {self._deadline_s:g} s"
         elif isinstance(error, httpx.ConnectError):
-            message = f"no connection to {where}: {redact(str(error)) or 'refused'}"
+            message = f"no connection to {where}: {_reason(error)}"
         else:
-            message = f"the connection to {where} broke: {redact(str(error)) or 'closed'}"
+            message = f"the connection to {where} broke: {_reason(error)}"
         raise RemoteUnreachable(message) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the innermost of the exceptions that led to `error` says; httpx often says nothing."""
+    reason = "closed"
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if cause is None:
+            break
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({cause.verify_message})"
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]  # one for each address of the host
+            continue
+        strerror = cause.strerror if isinstance(cause, OSError) else None
+        reason = (strerror or str(cause)).rpartition("): ")[2] or reason
+        # httpcore cuts the chain of causes (`raise … from None`), not that of contexts.
+        cause = cause.__cause__ or cause.__context__
+    return redact(reason)
 
 
 def _authorization(credential: Credential | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ import base64
 import gzip
 import os
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -56,10 +57,11 @@ class Backend:
     close_each: bool = False
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def commands(self) -> list[str]:
         return [request.command for request in self.seen]
@@ -172,11 +174,17 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def http_backend(root: Path) -> Iterator[Backend]:
-    """Serve the repositories below `root` on a free port of the loopback."""
+def http_backend(root: Path, certificate: Path | None = None) -> Iterator[Backend]:
+    """Serve the repositories below `root` on a free port of the loopback, over TLS with a
+    `certificate` (and its key, in the same file)."""
     backend = Backend(root)
     server = _Server(("127.0.0.1", 0), _handler(backend))
     backend.port = server.server_address[1]
+    if certificate is not None:
+        backend.scheme = "https"
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
