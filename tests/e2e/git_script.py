@@ -80,8 +80,9 @@ STEPS: tuple[str, ...] = (
     "rm -rf src/package2; git status --short | head -3; git checkout-index -f -a; git status --short",
     "git read-tree -m -u HEAD~2; git status --short | head; git reset -q --hard; git status --short",
     "git checkout -q HEAD~5 -- src README.md; git status --short | head; git reset -q --hard",
+    "echo '*.bat text eol=crlf' >> .gitattributes; git commit -qam 'CRLF'; git status --short",
     "echo 'text\r' > crlf.bat; git add crlf.bat; git ls-files --eol crlf.bat script.bat",
-    "rm -f script.bat crlf.bat; git checkout -q HEAD -- script.bat; od -c script.bat; git reset -q --hard",
+    "rm -f script.bat crlf.bat; git reset -q; git checkout -q HEAD -- script.bat; od -c script.bat; git reset -q --hard",
     "git config core.autocrlf true; rm LICENSE; git checkout -q LICENSE; od -c LICENSE | head -2;"
     " git status --short; git config --unset core.autocrlf; rm LICENSE; git checkout -q LICENSE;"
     " git status --short",

@@ -45,7 +45,7 @@ def odd_files(rng: random.Random) -> dict[bytes, tuple[bytes, bytes]]:
         b"package-lock.json": (FILE, b'{"lockfileVersion": 3}\n' * 50),
         b"pyproject.toml": (FILE, b'[project]\nname = "odd"\n'),
         b".gitignore": (FILE, b"*.o\n/build/\n"),
-        b".gitattributes": (FILE, b"*.bat text eol=crlf\n"),
+        b".gitattributes": (FILE, b"*.bat text\n"),
         b".gitmodules": (
             FILE,
             b'[submodule "vendor/sub"]\n\tpath = vendor/sub\n\turl = ../sub.git\n',

@@ -271,6 +271,7 @@ class DaemonProcess:
 
         def reached() -> bool:
             found = self.status(name)
+            assert not found.get("error"), f"{found['error']}\n{self.log_tail()}"
             if state == "hydrated":
                 sweep = found.get("hydration", {}).get("sweep_state")
                 return bool(sweep) and sweep not in ("waiting", "running")
