@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import base64
+import os
+import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import httpx
 import pytest
 import trio
 
@@ -326,3 +332,52 @@ def test_https_checks_the_certificate_as_git_is_told_to(
             backend.redirects["/down/"] = f"{plain.url}/"
             with pytest.raises(RemoteUnreachable, match="unencrypted"):
                 with_remote(f"{backend.url}/down/sample.git", list_refs)
+
+
+@contextmanager
+def http2_server(root: Path, certificate: Path) -> Iterator[str]:
+    """hypercorn with `git http-backend` behind it; yields the URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "hypercorn", "-k", "trio", "--workers", "0"),
+                *("--certfile", str(certificate), "--keyfile", str(certificate)),
+                *("--bind", f"fd://{listener.fileno()}", "tests.git.asgi_backend:app"),
+            ],
+            env=os.environ | {"GIT_PROJECT_ROOT": str(root)},
+            pass_fds=[listener.fileno()],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            # The socket listens already: the first connection waits for the server.
+            yield f"https://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_urgent_requests_share_a_connection_over_http_2(
+    hosted: Sample, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_SSL_CAINFO", str(certificate))
+    versions: list[tuple[str, str]] = []
+    send = httpx.AsyncClient.send
+
+    async def recording(client: Any, request: httpx.Request, **options: Any) -> httpx.Response:
+        response = await send(client, request, **options)
+        versions.append((request.method, response.headers["x-http-version"]))
+        return response
+
+    monkeypatch.setattr(httpx.AsyncClient, "send", recording)
+    blobs = list(hosted.blobs().values())
+
+    async def body(remote: Remote) -> None:
+        async with trio.open_nursery() as nursery:
+            for blob in blobs:
+                nursery.start_soon(partial(read_pack, remote, blob, urgent=True))
+        assert await read_pack(remote, hosted.oid("main"))
+
+    with http2_server(hosted.bare.parent, certificate) as url:
+        with_remote(f"{url}/sample.git", body)
+    assert versions == [("GET", "2"), *[("POST", "2")] * len(blobs), ("POST", "1.1")]
