@@ -23,6 +23,10 @@ from artifactfs.git.packformat import KINDS, OFS_DELTA, REF_DELTA, Content, Kind
 FIRST_READ = 8192
 """Bytes of the first `pread`: most blobs of a source tree are whole in it, and it costs 1 µs."""
 
+_DELTA_OPENING = 512
+"""Bytes that surely inflate to the sizes at the head of a delta: the code tables of a deflate
+block alone can take 300, and nothing comes out before they are whole."""
+
 PIECE = 1 << 20
 """Large contents are inflated in pieces of this many bytes."""
 
@@ -157,7 +161,7 @@ class PackBytes:
         code, size, _, start = self._header(offset)
         if code in KINDS:
             return size
-        head = os.pread(self._fd, 64, start)
+        head = os.pread(self._fd, _DELTA_OPENING, start)
         try:
             opening = zlib.decompressobj().decompress(head, 32)
         except zlib.error as error:

@@ -120,7 +120,7 @@ class Upkeep:
         """Note which packs were read from, and drop those that are damaged."""
         ours = self._store.objects_dir / "pack"
         self._store.touch(path.stem for path in self._odb.drain_used() if path.parent == ours)
-        for path in self._odb.drain_corrupt():
-            if path.parent == ours:
-                log.warning("a damaged pack is dropped: %s", path.name)
-                self._store.drop(path.stem)
+        if any(path.parent == ours for path in self._odb.drain_corrupt()):
+            # An error while reading may be the disk's or ours: only bad checksums cost a pack.
+            for name in self._store.repair(deep=True):
+                log.warning("a damaged pack was dropped: %s", name)
