@@ -33,8 +33,8 @@ from artifactfs.git.packread import BaseCache, PackBytes, Scratch, write_bytes
 SPOOL_BYTES = 1 << 20
 """Objects above this many bytes go to a file by default."""
 
-FEED_OUTPUT = 1 << 20
-"""`feed` returns after some this many bytes of content, however much input is left (3 to 5 ms)."""
+FEED_OUTPUT = 1 << 19
+"""`feed` returns after some this many bytes of content, however much input is left (2 to 4 ms)."""
 
 ENTRY_COST = 6 << 10
 """An entry takes as long as this many bytes of content, besides its own."""
@@ -154,8 +154,10 @@ class PackParser:
         self._oids: list[bytes] = []  # b"" for a delta that waits
         self._by_oid: dict[bytes, int] | None = None  # made when the first REF_DELTA comes
         self._waiting: dict[int | bytes, list[int]] = {}  # base's number or oid: deltas
+        self._ready: list[int] = []  # bases that came, whose waiting deltas are next
         self._deferred: list[int] = []
         self._unresolved = 0
+        self._failed = False  # also while a call is under way: it may fail anywhere
         self.count = -1
         """How many objects the pack's header announces; -1 until it is here."""
         self.checksum = b""
@@ -182,6 +184,7 @@ class PackParser:
         Stops after inflating `FEED_OUTPUT` bytes: while `pending`, call again with ``b""``.
         Synchronous; keep chunks at 64 KB or so. Raises: CorruptData, OSError.
         """
+        self._failed = True
         if chunk:
             write_bytes(self._fd, chunk)
             self._buffer_at += self._position
@@ -199,6 +202,7 @@ class PackParser:
         self._hashed = self._position
         if self._body is not None:
             self._crc = zlib.crc32(view[self._crc_from : self._position], self._crc)
+        self._failed = False
         return done
 
     def resolve_deferred(self) -> list[PackedObject]:
@@ -206,28 +210,43 @@ class PackParser:
 
         May take seconds: call it in a thread while `deferred`. Raises: CorruptData, OSError.
         """
-        index = self._deferred.pop()
-        kind, content = self._pack.read(self._offsets[index])
+        self._failed = True
         done: list[PackedObject] = []
-        self._unresolved -= 1
-        if len(content) <= self._spool_bytes:
-            self._record(index, kind, bytes(content), done)
-            return done
-        spool = self._new_spool(kind, len(content))
-        try:
-            for start in range(0, len(content), SPOOL_PIECE):
-                spool.write(content[start : start + SPOOL_PIECE])
-        finally:
-            oid = spool.close()
-        self._record_spooled(index, kind, len(content), oid, spool.path, done)
+        self._resolve(self._deferred.pop(), done)
+        self._resolve_waiting(done)
+        self._failed = False
         return done
 
     def finish(self) -> None:
         """Check that one whole pack was fed and everything is resolved. Raises: CorruptData."""
+        self._failed = not self._ended or bool(self._unresolved)
         if not self._ended:
             raise CorruptData("the pack is cut")
         if self._unresolved:
             raise CorruptData(f"{self._unresolved} deltas have no base in their pack")
+
+    def cut_to_whole(self) -> bool:
+        """Make a valid pack of the entries that are here, after the source failed half-way.
+
+        False where that is not possible: nothing is whole, a delta waits for its base, or it was
+        the pack that was bad. Reads the file again for its checksum: call it in a thread.
+        Raises: CorruptData, OSError.
+        """
+        count = len(self._oids)
+        if self._failed or self._unresolved or not count:
+            return False
+        if self._ended:
+            return True
+        end = self.size if self._body is None else self._offsets[count]
+        del self._offsets[count:]
+        os.ftruncate(self._fd, end)
+        header = struct.pack(">4sLL", packformat.SIGNATURE, 2, count)
+        os.pwrite(self._fd, header, 0)
+        self.checksum = packformat.file_checksum(self._fd, end)
+        os.pwrite(self._fd, self.checksum, end)
+        self.count = count
+        self._ended = True
+        return True
 
     def close(self) -> None:
         """Close the file of an object that did not end. Files stay for their owner to remove."""
@@ -329,6 +348,7 @@ class PackParser:
             body.parts.append(piece)
         if inflater.eof:
             self._end_entry(body, done)
+            self._resolve_waiting(done)
         return True
 
     def _end_entry(self, body: _Body, done: list[PackedObject]) -> None:
@@ -365,17 +385,31 @@ class PackParser:
         kind, content = self._pack.read(self._offsets[base])
         self._record(index, kind, packformat.apply_delta(content, delta), done)
 
-    def _resolve_waiting(self, index: int, done: list[PackedObject]) -> None:
-        """Resolve the deltas that waited for entry `index`, or leave large ones for later."""
-        ready = self._waiting.pop(index, []) + self._waiting.pop(self._oids[index], [])
-        for delta in ready:
-            offset = self._offsets[delta]
-            if self._pack.size(offset) > self._spool_bytes:
-                self._deferred.append(delta)
-                continue
-            kind, content = self._pack.read(offset)
-            self._unresolved -= 1
-            self._record(delta, kind, bytes(content), done)
+    def _resolve_waiting(self, done: list[PackedObject]) -> None:
+        """Resolve the deltas that waited for what came, or leave large ones for later."""
+        while self._ready:
+            index = self._ready.pop()
+            waiting = self._waiting.pop(index, []) + self._waiting.pop(self._oids[index], [])
+            for delta in waiting:
+                if self._pack.size(self._offsets[delta]) > self._spool_bytes:
+                    self._deferred.append(delta)
+                else:
+                    self._resolve(delta, done)
+
+    def _resolve(self, index: int, done: list[PackedObject]) -> None:
+        """Resolve one delta whose base is known, whatever its size."""
+        kind, content = self._pack.read(self._offsets[index])
+        self._unresolved -= 1
+        if len(content) <= self._spool_bytes:
+            self._record(index, kind, bytes(content), done)
+            return
+        spool = self._new_spool(kind, len(content))
+        try:
+            for start in range(0, len(content), SPOOL_PIECE):
+                spool.write(content[start : start + SPOOL_PIECE])
+        finally:
+            oid = spool.close()
+        self._record_spooled(index, kind, len(content), oid, spool.path, done)
 
     # What is known of entries that are whole
 
@@ -384,20 +418,20 @@ class PackParser:
         self._cache.put((0, self._offsets[index]), kind, data)
         self._budget -= len(data)
         done.append(PackedObject(kind, oid, len(data), data, None))
-        self._name(index, oid, done)
+        self._name(index, oid)
 
     def _record_spooled(
         self, index: int, kind: Kind, size: int, oid: bytes, path: Path, done: list[PackedObject]
     ) -> None:
         done.append(PackedObject(kind, oid, size, None, path))
-        self._name(index, oid, done)
+        self._name(index, oid)
 
-    def _name(self, index: int, oid: bytes, done: list[PackedObject]) -> None:
+    def _name(self, index: int, oid: bytes) -> None:
         self._oids[index] = oid
         if self._by_oid is not None:
             self._by_oid[oid] = index
         if self._waiting:
-            self._resolve_waiting(index, done)
+            self._ready.append(index)
 
     def _new_spool(self, kind: Kind, size: int) -> _Spool:
         self._spools += 1

@@ -31,8 +31,8 @@ from artifactfs.git.packindex import PackIndex, encode_index
 from artifactfs.git.packmerge import merge_packs
 from artifactfs.git.packread import write_bytes
 
-FEED_BYTES = 1 << 16
-"""Packs are parsed this many bytes at a time, with a checkpoint after each (some 2 ms)."""
+FEED_BYTES = 1 << 15
+"""Packs are parsed this many bytes at a time, with a checkpoint after each (1 to 2 ms)."""
 
 CONSOLIDATED_BYTES = 64 << 20
 """Small packs are put together up to this size; eviction deletes whole packs."""
@@ -92,9 +92,10 @@ class PackStore:
 
         An object is right when it is handed out, whatever becomes of the pack. A receiver of a
         `spooled` file may rename it away during the call; it is deleted otherwise. Nothing is
-        published unless the whole pack is valid. Waits for `chunks` as long as they take;
-        cancellation leaves nothing behind. Raises: CorruptData, OSError (no space), and whatever
-        `chunks` or `on_object` raise.
+        published unless the whole pack is valid. Where `chunks` fails or this is cancelled, the
+        objects that are whole by then are published as a pack of their own, so that a bad line
+        makes progress; nothing else is left behind. Waits for `chunks` as long as they take.
+        Raises: CorruptData, OSError (no space), and whatever `chunks` or `on_object` raise.
         """
         missing = set(expected)
 
@@ -118,6 +119,10 @@ class PackStore:
                                 hand_out(parser.feed(b""))
                                 await trio.lowlevel.checkpoint()
                 parser.finish()
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self._rescue, directory, fd, parser)
+                raise
             finally:
                 parser.close()
             if not parser.count:
@@ -128,6 +133,12 @@ class PackStore:
     def _publish(self, directory: Path, fd: int, parser: PackParser) -> str:
         index = encode_index(parser.entries(), parser.checksum)
         return self.publish(directory / "pack", fd, index, parser.checksum)
+
+    def _rescue(self, directory: Path, fd: int, parser: PackParser) -> None:
+        """Publish what came before the source failed, if that can be done."""
+        with suppress(CorruptData, OSError):  # the failure itself is what the caller hears of
+            if parser.cut_to_whole():
+                self._publish(directory, fd, parser)
 
     def publish(self, pack: Path, fd: int, index: bytes, checksum: bytes) -> str:
         """Put a verified pack (open as `fd`) and its index in place; returns the pack's name.
@@ -370,4 +381,5 @@ def _check(path: Path, *, deep: bool) -> None:
             raise CorruptData(f"{path} is cut")
         if deep:
             index.check()
-            packformat.check_trailer(file, end, trailer)
+            if packformat.file_checksum(file.fileno(), end) != trailer:
+                raise CorruptData(f"{path} does not match its checksum")

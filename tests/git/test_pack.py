@@ -114,6 +114,16 @@ def test_deltas_before_their_base(tmp_path: Path) -> None:
     assert [item.data for item in done] == [base, middle, last, b"C" + last]
 
 
+def test_a_long_chain_of_deltas_before_their_bases(tmp_path: Path) -> None:
+    contents = [b"x" * 50 + b"%d" % number for number in range(1500)]
+    handmade = HandmadePack()
+    for content, base in zip(contents[:0:-1], contents[-2::-1], strict=True):
+        handmade.ref_delta(base, make_delta(base, [(0, 50), content[50:]]))
+    handmade.blob(contents[0])
+    done = parse(handmade.finish(), tmp_path, step=1 << 16)
+    assert [item.data for item in done] == contents
+
+
 def test_deltas_of_large_objects_before_their_base(tmp_path: Path) -> None:
     base = bytes(range(256)) * 100
     result = b"A" + base

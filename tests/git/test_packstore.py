@@ -161,29 +161,57 @@ def test_nothing_is_published_of_a_broken_pack(
     assert pack_files(store) == set() and leftovers(store) == []
 
 
-def test_a_connection_that_breaks_and_a_cancelled_task(store: PackStore) -> None:
-    pack = blob_pack(b"one", b"two")
-
-    async def breaks() -> AsyncIterator[bytes]:
-        yield pack[:30]
+def half_of(pack: bytes, failure: Exception | None) -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield pack[: len(pack) // 2]
         await trio.lowlevel.checkpoint()
-        raise ConnectionError
+        if failure is None:
+            await trio.sleep_forever()
+        else:
+            raise failure
 
+    return chunks()
+
+
+async def ingest_cancelled(store: PackStore, chunks: AsyncIterator[bytes]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: store.ingest(chunks))
+        await trio.testing.wait_all_tasks_blocked()
+        assert leftovers(store) != []
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("how", ["breaks", "is cancelled"])
+@pytest.mark.parametrize("options", [("--window=0",), ("--delta-base-offset", "--window=50")])
+def test_whole_objects_survive_a_connection_that(
+    sample: SampleRepository, store: PackStore, gitdir: Path, how: str, options: tuple[str, ...]
+) -> None:
+    small = [oid for oid in sample.oids() if len(sample.contents[oid][1]) < 20_000]
+    pack = sample.pack(*options, oids=small)
+    if how == "breaks":
+        with pytest.raises(ConnectionError):
+            trio.run(lambda: store.ingest(half_of(pack, ConnectionError())))
+    else:
+        trio.run(ingest_cancelled, store, half_of(pack, None))
+    assert leftovers(store) == []
+    (rescued,) = store.packs()
+    git(gitdir, "verify-pack", str(_index(rescued.path)))
+    odb = ObjectDatabase(gitdir)
+    oids = list(PackIndex(_index(rescued.path)).oids())
+    assert 0 < len(oids) < len(small)
+    assert all(odb.read(oid) == sample.contents[oid] for oid in oids)
+
+
+def test_nothing_survives_where_nothing_is_whole(store: PackStore) -> None:
+    large = blob_pack(os.urandom(4 << 20))
+    trio.run(ingest_cancelled, store, half_of(large, None))
+    waiting = HandmadePack()
+    waiting.ref_delta(b"base", make_delta(b"base", [(0, 4), b"!"]))
+    waiting.blob(b"base" * 1000)
+    waiting.blob(os.urandom(3000))
+    trio.run(ingest_cancelled, store, half_of(waiting.finish(), None))
     with pytest.raises(ConnectionError):
-        trio.run(lambda: store.ingest(breaks()))
-
-    async def hangs() -> AsyncIterator[bytes]:
-        yield pack[:30]
-        await trio.sleep_forever()
-
-    async def cancelled() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: store.ingest(hangs()))
-            await trio.testing.wait_all_tasks_blocked()
-            assert leftovers(store) != []
-            nursery.cancel_scope.cancel()
-
-    trio.run(cancelled)
+        trio.run(lambda: store.ingest(half_of(b"", ConnectionError())))
     assert pack_files(store) == set() and leftovers(store) == []
 
 
