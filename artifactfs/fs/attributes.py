@@ -6,7 +6,7 @@ import stat
 
 import pyfuse3
 
-from artifactfs.fs.inodes import UNKNOWN_SIZE, Defaults, Directory, Inode
+from artifactfs.fs.inodes import UNKNOWN_SIZE, Directory, Inode, Owner, clean_time_ns
 
 FOREVER = 1 << 30
 """Seconds. Only the mount itself changes anything, so the kernel's caches stay valid; whatever
@@ -17,7 +17,7 @@ BLOCK_SIZE = 64 << 10
 send a sixteenth of the requests."""
 
 
-def entry_attributes(inode: Inode, defaults: Defaults) -> pyfuse3.EntryAttributes:
+def entry_attributes(inode: Inode, owner: Owner) -> pyfuse3.EntryAttributes:
     """Attributes of `inode`. Where its size is not known yet the kernel may not keep them."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode.ino
@@ -39,9 +39,9 @@ def entry_attributes(inode: Inode, defaults: Defaults) -> pyfuse3.EntryAttribute
         entry.st_blocks = 8
     row = inode.row
     if row is None:
-        entry.st_uid = defaults.uid
-        entry.st_gid = defaults.gid
-        time_ns = defaults.time_ns
+        entry.st_uid = owner.uid
+        entry.st_gid = owner.gid
+        time_ns = clean_time_ns(inode)
         entry.st_atime_ns = time_ns
         entry.st_mtime_ns = time_ns
         entry.st_ctime_ns = time_ns

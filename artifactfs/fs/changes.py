@@ -43,7 +43,7 @@ class Change:
             if inode.row is not None:
                 row = inode.row.copy()
             else:
-                row = self._tree.defaults.row(inode)
+                row = self._tree.owner.row(inode)
                 parent = inode.parent
                 if parent is not None:
                     if parent.row is None and parent.ino not in self._rows:

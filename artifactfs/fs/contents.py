@@ -193,6 +193,10 @@ class Contents:
                 del self._copying[inode.ino]
                 done.set()
 
+    def is_copying(self, ino: int) -> bool:
+        """Whether a copy-up of `ino` is under way."""
+        return ino in self._copying
+
     async def _copy_up(self, inode: Inode, pid: int, limit: int | None) -> None:
         oid = inode.oid
         draft = self._upper.create_draft(inode.ino)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.errors import StateError
+from artifactfs.fs.compaction import Compaction
 from artifactfs.fs.contents import BlobSource, Contents
-from artifactfs.fs.inodes import Base, Defaults, Directory, Row
+from artifactfs.fs.inodes import Base, Directory, Inode, Owner
 from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.listings import Listings
 from artifactfs.fs.mutations import Mutations
 from artifactfs.fs.operations import Operations
-from artifactfs.fs.overlay import Overlay, create_overlay, put_inode, put_meta
+from artifactfs.fs.overlay import Overlay, create_overlay, delete_meta, put_inode, put_meta
+from artifactfs.fs.sweep import sweep_orphans
+from artifactfs.fs.switch import Switch, SwitchResult
 from artifactfs.fs.tree import Tree
 from artifactfs.fs.upper import Upper
 from artifactfs.fs.virtual import VirtualFiles
+from artifactfs.fs.walk import LocalChange, Walker
 from artifactfs.fs.xattrs import Xattrs
 from artifactfs.git.objects import ObjectDatabase, Oid
 from artifactfs.inode_numbers import FIRST_ALLOCATED_INO, ROOT_INO
@@ -32,6 +38,33 @@ log = logging.getLogger(__name__)
 _SETTLED_NS = 2_000_000_000
 """Clean files are at least this much older than the mount: git reads anew what is as young as
 its index (racy entries)."""
+
+
+_COUNTED_AT_ONCE = 2_000
+"""Written files whose sizes are summed up on demand (3 µs each); beyond, in the background."""
+
+_MAINTENANCE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayStats:
+    """Files with data of their own, and its size."""
+
+    dirty_files: int
+    dirty_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """The fields of ``struct stat`` that Git's index keeps."""
+
+    ino: int
+    mode: int
+    size: int | None
+    mtime_ns: int
+    ctime_ns: int
+    uid: int
+    gid: int
 
 
 class TipLike(Protocol):
@@ -73,57 +106,176 @@ class FileSystem:
 
     def _open_or_create(self, tip: TipLike | None) -> None:
         layout, settings = self.layout, self.settings
-        uid = os.getuid() if settings.uid is None else settings.uid
-        gid = os.getgid() if settings.gid is None else settings.gid
+        self._owner = owner = Owner(
+            os.getuid() if settings.uid is None else settings.uid,
+            os.getgid() if settings.gid is None else settings.gid,
+        )
+        self._served = False
+        self._dirty_bytes = (-1, 0)
+        self.journal = ChangeJournal()
         if not layout.overlay_db.exists():
-            _create(layout, self._upper, tip, Defaults(uid, gid, _base_time_ns(tip)))
-        self._overlay = overlay = Overlay(layout.overlay_db)
+            _create(layout, self._upper, tip, owner, self.journal)
+        self._overlay = Overlay(layout.overlay_db)
+        try:
+            self._compose()
+        except BaseException:
+            self._overlay.close()
+            raise
+
+    def _compose(self) -> None:
+        overlay, owner = self._overlay, self._owner
         meta = overlay.meta
         self.base = Base(meta["base_commit"], meta["base_tree"], int(meta["base_time_ns"]))
-        defaults = Defaults(uid, gid, self.base.time_ns)
+        self._listings = Listings(self.odb)
         self.tree = Tree(
             overlay=overlay,
             upper=self._upper,
-            listings=Listings(self.odb),
-            defaults=defaults,
+            listings=self._listings,
+            owner=owner,
             known_size=self.hydrator.known_size,
         )
-        self.journal = ChangeJournal()
+        self.was_clean = "closed" in meta
+        self._load_journal(meta.pop("closed", None))
+        self.walker = Walker(overlay, self._listings)
         self.mutations = Mutations(self.tree, self.journal)
         self.contents = Contents(self.tree, self.mutations, self.hydrator)
+        self._compaction = Compaction(self.tree, self.walker, self.layout.gitdir)
         self._virtual = VirtualFiles(
-            os.fsencode(layout.gitdir),
+            os.fsencode(self.layout.gitdir),
             self._answer_fsmonitor,
-            uid=uid,
-            gid=gid,
+            uid=owner.uid,
+            gid=owner.gid,
             time_ns=self.base.time_ns,
         )
         self._virtual.avoid(self.tree.entries(self.tree.root))
         self.operations = Operations(
-            name=settings.name,
+            name=self.settings.name,
             tree=self.tree,
             mutations=self.mutations,
             contents=self.contents,
             virtual=self._virtual,
-            xattrs=Xattrs(self.tree) if settings.xattrs else None,
+            xattrs=Xattrs(self.tree) if self.settings.xattrs else None,
             index_ready=self.index_ready,
         )
 
-    def _answer_fsmonitor(self, token: str) -> bytes:
-        return self.journal.answer(token, self._directories_below)
+    # Git's fsmonitor
 
-    def _directories_below(self, path: bytes, limit: int) -> Iterable[bytes] | None:
-        return []
+    def _load_journal(self, dumped: bytes | None) -> None:
+        """Go on with the journal of a clean end; after any other one nothing is known."""
+        if dumped is None:
+            self.journal.everything_changed()
+            return
+        self.journal.load(dumped)
+        self._overlay.apply([delete_meta("closed")])
+
+    def _answer_fsmonitor(self, token: str) -> bytes:
+        return self.journal.answer(token, self.walker.directories_below)
+
+    def fsmonitor_command(self) -> str:
+        """The value of ``core.fsmonitor``: one line for ``sh``, run in the top of the tree.
+
+        Git calls it with the version of the protocol and a token. Where the mount is not there,
+        it answers that everything may have changed. The trailing ``#`` swallows what git appends.
+        """
+        file = f"{os.fsdecode(self._virtual.control_name)}/fsmonitor"
+        return f"cat \"{file}/$2\" 2>/dev/null || printf 'unknown\\0/\\0' #"
+
+    # Looking
+
+    def overlay_stats(self) -> OverlayStats:
+        """What is local. `dirty_bytes` may be some seconds old where there are many files."""
+        files = self._overlay.count_with_data()
+        if files <= _COUNTED_AT_ONCE:
+            self._dirty_bytes = self._overlay.changes, self._count_bytes()
+        return OverlayStats(files, self._dirty_bytes[1])
+
+    def _count_bytes(self) -> int:
+        total = 0
+        for ino in self._overlay.inodes_with_data():
+            with contextlib.suppress(FileNotFoundError):
+                total += self._upper.stat(ino).st_size
+        return total
+
+    def local_changes(self) -> Iterator[LocalChange]:
+        """Differences of the working tree from the base commit. Use it without an await."""
+        return self.walker.local_changes(self.base.tree)
+
+    def stat(self, path: bytes) -> FileStat | None:
+        """What ``lstat`` of `path` in the mount says; `size` None where it is not known yet."""
+        place = self.walker.find(path)
+        if place is None:
+            return None
+        inode: Inode | None = self.tree.root
+        for name in path.split(b"/") if path else ():
+            assert isinstance(inode, Directory)
+            inode = self.tree.lookup(inode, name)
+        assert inode is not None
+        known = self.tree.settle(inode)
+        row = inode.row if inode.row is not None else self._owner.row(inode)
+        size = inode.size if known else None
+        found = FileStat(inode.ino, inode.mode, size, row.mtime_ns, row.ctime_ns, row.uid, row.gid)
+        self.tree.drop_if_unused(inode)
+        return found
+
+    # Changing the base
+
+    def compare_switch(self, tree: Oid) -> SwitchResult:
+        """What `switch_tree` would change, and which local changes are in its way."""
+        switch = Switch(self.tree, self.mutations, self.journal, time.time_ns())
+        return switch.compare(self.base.tree, tree)
+
+    def switch_tree(self, tree: Oid, commit: Oid, time_ns: int | None = None) -> SwitchResult:
+        """Make `tree` the base; local changes stay. Downloads nothing, and never waits.
+
+        `time_ns` is the mtime of what changes. Raises: MissingObject, OSError; then nothing has
+        changed.
+        """
+        now = time.time_ns() if time_ns is None else time_ns
+        switch = Switch(self.tree, self.mutations, self.journal, now)
+        result = switch.run(self.base.tree, tree, commit, in_kernel=self._served)
+        self.base = Base(commit, tree, self.base.time_ns)
+        self._virtual.avoid(self.tree.entries(self.tree.root))
+        return result
+
+    async def compact(self, trees: Iterable[Oid] = ()) -> int:
+        """Make files clean again that equal a blob of the base or of `trees`, if the remote has
+        it. Returns how many. Can be cancelled at any time."""
+        return await self._compaction.run([*trees, self.base.tree])
+
+    # Life
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[None]:
+        """While this lasts, the kernel has the mount."""
+        self._served = True
+        try:
+            yield
+        finally:
+            self._served = False
 
     async def maintain(self) -> None:
         """Background work of a served mount; runs until cancelled."""
+        if not self.was_clean:
+            await sweep_orphans(self.tree, self.contents)
         while True:
-            await trio.sleep(1)
+            await trio.sleep(_MAINTENANCE_S)
             if self._overlay.needs_checkpoint:
                 await trio.to_thread.run_sync(self._overlay.checkpoint)
+            changes = self._overlay.changes
+            many = self._overlay.count_with_data() > _COUNTED_AT_ONCE
+            if many and changes != self._dirty_bytes[0]:
+                total = await trio.to_thread.run_sync(self._upper.total_bytes)
+                self._dirty_bytes = changes, total
 
     def close(self) -> None:
         """To be called when the mount is no longer served."""
+        for inode in self.tree.inodes():
+            if inode.data is not None:
+                if inode.linked:
+                    self.tree.flush_times(inode)
+                else:
+                    self._upper.remove(inode.ino)
+        self._overlay.apply([put_meta("closed", self.journal.dump())])
         self._overlay.close()
         self._upper.close()
 
@@ -133,21 +285,29 @@ def _base_time_ns(tip: TipLike | None) -> int:
     return latest if tip is None else min(tip.commit_time * 1_000_000_000, latest)
 
 
-def _create(layout: RepoLayout, upper: Upper, tip: TipLike | None, defaults: Defaults) -> None:
+def _create(
+    layout: RepoLayout,
+    upper: Upper,
+    tip: TipLike | None,
+    owner: Owner,
+    journal: ChangeJournal,
+) -> None:
     if tip is None or next(iter(upper.names()), None) is not None:
         raise StateError(
             f"overlay database {layout.overlay_db} is missing",
             hint="restore it from a backup; the written files are in the folder 'upper' beside it",
         )
     root = Directory(ROOT_INO, None, b"", 0o040755, tip.tree)
-    row: Row = defaults.row(root)
+    time_ns = _base_time_ns(tip)
+    root.time_ns = time_ns
     create_overlay(
         layout.overlay_db,
         [
-            put_inode(ROOT_INO, row),
+            put_inode(ROOT_INO, owner.row(root)),
             put_meta("base_commit", tip.commit),
             put_meta("base_tree", tip.tree),
-            put_meta("base_time_ns", defaults.time_ns),
+            put_meta("base_time_ns", time_ns),
             put_meta("next_ino", FIRST_ALLOCATED_INO),
+            put_meta("closed", journal.dump()),
         ],
     )

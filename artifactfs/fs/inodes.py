@@ -13,7 +13,7 @@ with the listing of its directory.
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from artifactfs.git.objects import Oid
 
@@ -53,6 +53,8 @@ class Row:
     oid: Oid | None = None
     has_data: bool = False
     target: bytes | None = None
+    base_time_ns: int = 0
+    """Of a directory: mtime and ctime of everything clean in it."""
 
     def copy(self) -> Row:
         return Row(
@@ -67,6 +69,7 @@ class Row:
             self.oid,
             self.has_data,
             self.target,
+            self.base_time_ns,
         )
 
 
@@ -134,7 +137,7 @@ class Inode:
 class Directory(Inode):
     """A directory: its base tree `oid` (None: no base), minus and under the dirents in `names`."""
 
-    __slots__ = ("children", "names", "subdirectories")
+    __slots__ = ("children", "names", "subdirectories", "time_ns")
 
     def __init__(
         self, ino: int, parent: Directory | None, name: bytes, mode: int, oid: Oid | None
@@ -147,36 +150,48 @@ class Directory(Inode):
         """Inodes in memory whose `parent` this is; keeps the directory in memory."""
         self.subdirectories = -1
         """Number of subdirectories, -1 where it was not counted yet."""
+        self.time_ns: int = 0 if parent is None else parent.time_ns
+        """mtime and ctime of everything clean in it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Defaults:
-    """Attributes of every clean inode."""
+class Owner:
+    """Who owns everything clean."""
 
     uid: int
     gid: int
-    time_ns: int
 
     def row(self, inode: Inode) -> Row:
         """The row that a clean inode gets when it is changed for the first time."""
+        time_ns = clean_time_ns(inode)
+        base_time_ns = inode.time_ns if type(inode) is Directory else 0
         return Row(
             mode=inode.mode,
             uid=self.uid,
             gid=self.gid,
             nlink=1,
             rdev=0,
-            atime_ns=self.time_ns,
-            mtime_ns=self.time_ns,
-            ctime_ns=self.time_ns,
+            atime_ns=time_ns,
+            mtime_ns=time_ns,
+            ctime_ns=time_ns,
             oid=inode.oid,
+            base_time_ns=base_time_ns,
         )
+
+
+def clean_time_ns(inode: Inode) -> int:
+    """mtime and ctime of a clean inode."""
+    parent = inode.parent
+    if parent is not None:
+        return parent.time_ns
+    return inode.time_ns if type(inode) is Directory else 0
 
 
 @dataclass(slots=True)
 class Base:
-    """What the mount was made from. `time_ns` is mtime and ctime of everything clean."""
+    """What the working tree is based on. `time_ns`: mtime and ctime of what never changed since
+    the first mount."""
 
     commit: Oid
     tree: Oid
     time_ns: int
-    session: str = field(default="")

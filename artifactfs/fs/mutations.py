@@ -68,7 +68,7 @@ class Mutations:
         """A new empty file; its upper file is open."""
         self._require_absent(parent, name)
         change, now = self._change()
-        ino = self._allocate(change)
+        ino = self.allocate(change)
         row = self._new_row(parent, stat.S_IFREG | stat.S_IMODE(mode), caller, now)
         row.has_data = True
         inode = Inode(ino, parent, name, row.mode, None)
@@ -92,7 +92,7 @@ class Mutations:
         change, now = self._change()
         row = self._new_row(parent, stat.S_IFDIR | stat.S_IMODE(mode), caller, now)
         row.mode |= parent.mode & stat.S_ISGID
-        directory = Directory(self._allocate(change), parent, name, row.mode, None)
+        directory = Directory(self.allocate(change), parent, name, row.mode, None)
         directory.subdirectories = 0
         self._publish(change, directory, row, now)
         parent.subdirectories += 1
@@ -315,7 +315,7 @@ class Mutations:
     def _change(self) -> tuple[Change, int]:
         return Change(self._tree), time.time_ns()
 
-    def _allocate(self, change: Change) -> int:
+    def allocate(self, change: Change) -> int:
         ino = self._next_ino
         if ino >= self._reserved:
             self._reserved = ino + _RESERVED_AT_ONCE
@@ -337,11 +337,10 @@ class Mutations:
             fail(errno.EEXIST)
 
     def _new_row(self, parent: Directory, mode: int, caller: Caller, now: int) -> Row:
-        inherits = parent.mode & stat.S_ISGID
         gid = caller.gid
-        if inherits:
-            gid = parent.row.gid if parent.row is not None else self._tree.defaults.gid
-        return Row(mode, caller.uid, gid, 1, 0, now, now, now)
+        if parent.mode & stat.S_ISGID:
+            gid = parent.row.gid if parent.row is not None else self._tree.owner.gid
+        return Row(mode, caller.uid, gid, 1, 0, now, now, now, base_time_ns=parent.time_ns)
 
     def _special(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> Row:
         self._require_absent(parent, name)
@@ -349,7 +348,7 @@ class Mutations:
 
     def _make(self, parent: Directory, name: bytes, row: Row) -> Inode:
         change, now = self._change()
-        inode = Inode(self._allocate(change), parent, name, row.mode, None)
+        inode = Inode(self.allocate(change), parent, name, row.mode, None)
         inode.size = len(row.target) if row.target is not None else 0
         self._publish(change, inode, row, now)
         return inode

@@ -126,7 +126,7 @@ class Operations(pyfuse3.Operations):
     def _reply_entry(self, inode: Inode) -> EntryAttributes:
         """Attributes of an inode to which the kernel gets one more reference."""
         self._tree.settle(inode)
-        entry = entry_attributes(inode, self._tree.defaults)
+        entry = entry_attributes(inode, self._tree.owner)
         inode.nlookup += 1
         return entry
 
@@ -149,7 +149,7 @@ class Operations(pyfuse3.Operations):
         inode = self._tree.get(ino)
         if not self._tree.settle(inode):
             await self._contents.ensure_size(inode, ctx.pid)
-        return entry_attributes(inode, self._tree.defaults)
+        return entry_attributes(inode, self._tree.owner)
 
     @_answering
     async def setattr(
@@ -179,7 +179,7 @@ class Operations(pyfuse3.Operations):
             )
         if not self._tree.settle(inode):
             await self._contents.ensure_size(inode, ctx.pid)
-        return entry_attributes(inode, self._tree.defaults)
+        return entry_attributes(inode, self._tree.owner)
 
     @_answering
     async def readlink(self, ino: int, ctx: RequestContext) -> bytes:
@@ -376,7 +376,7 @@ class Operations(pyfuse3.Operations):
 
     def _attributes(self, inode: Inode) -> EntryAttributes:
         self._tree.settle(inode)
-        return entry_attributes(inode, self._tree.defaults)
+        return entry_attributes(inode, self._tree.owner)
 
     @_answering
     async def releasedir(self, fh: int) -> None:

@@ -29,8 +29,10 @@ log = logging.getLogger(__name__)
 CHECKPOINT_BYTES = 4 << 20
 """The WAL is written back once it is this long."""
 
-_ROW = "mode, uid, gid, nlink, rdev, atime_ns, mtime_ns, ctime_ns, oid, has_data, target"
-_PUT_INODE = f"INSERT OR REPLACE INTO inodes (ino, {_ROW}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+_ROW = (
+    "mode, uid, gid, nlink, rdev, atime_ns, mtime_ns, ctime_ns, oid, has_data, target, base_time_ns"
+)
+_PUT_INODE = f"INSERT OR REPLACE INTO inodes (ino, {_ROW}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _GET_INODE = f"SELECT {_ROW} FROM inodes WHERE ino = ?"
 
 Statement = tuple[str, tuple[Any, ...]]
@@ -50,6 +52,7 @@ def put_inode(ino: int, row: Row) -> Statement:
         row.oid,
         row.has_data,
         row.target,
+        row.base_time_ns,
     )
 
 
@@ -98,7 +101,8 @@ class Overlay:
         self._execute = self._connection.execute
         self._wal = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         self._checkpointing = threading.Lock()
-        self._changes = 0
+        self.changes = 0
+        """Transactions so far."""
         self._synced = 0
 
     # Changes
@@ -119,11 +123,11 @@ class Overlay:
                 raise
         except sqlite3.Error as error:
             raise _os_error(error) from error
-        self._changes += 1
+        self.changes += 1
 
     def sync(self) -> None:
         """Make every committed transaction survive power loss. Blocks; any thread may call it."""
-        changes = self._changes
+        changes = self.changes
         if changes != self._synced:
             os.fsync(self._wal)
             self._synced = max(self._synced, changes)
@@ -162,6 +166,17 @@ class Overlay:
             " WHERE d.parent = ? AND (i.mode & 61440) = 16384"
         )
         return int(self._one(sql, (parent,))[0])
+
+    def subdirectories(self, parent: int) -> list[tuple[bytes, int]]:
+        """Names and numbers of the dirents of `parent` that are directories."""
+        sql = (
+            "SELECT d.name, d.ino FROM dirents d JOIN inodes i ON i.ino = d.ino"
+            " WHERE d.parent = ? AND (i.mode & 61440) = 16384"
+        )
+        return self._all(sql, (parent,))
+
+    def count_with_data(self) -> int:
+        return int(self._one("SELECT count(*) FROM inodes WHERE has_data", ())[0])
 
     def inodes_with_data(self) -> list[int]:
         return [ino for (ino,) in self._all("SELECT ino FROM inodes WHERE has_data", ())]

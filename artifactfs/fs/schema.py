@@ -25,7 +25,8 @@ MIGRATIONS: tuple[str, ...] = (
         ctime_ns INTEGER NOT NULL,
         oid BLOB,                    -- content is that blob; of a directory: its base tree
         has_data INTEGER NOT NULL,   -- content is upper/INO
-        target BLOB                  -- of a symlink that is not a blob
+        target BLOB,                 -- of a symlink that is not a blob
+        base_time_ns INTEGER NOT NULL -- of a directory: time of everything clean in it
     );
 
     -- Every row above is reached from the root by these. 0: a name of the base that was removed.
@@ -36,6 +37,7 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (parent, name)
     ) WITHOUT ROWID;
     CREATE INDEX dirents_by_ino ON dirents (ino) WHERE ino != 0;
+    CREATE INDEX inodes_with_data ON inodes (ino) WHERE has_data;
 
     CREATE TABLE xattrs (
         ino INTEGER NOT NULL,

@@ -48,12 +48,13 @@ async def serve(
     if not fast:
         log.warning("pyfuse3 is not the one the fast loop was made for; requests are slower")
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_run_main, nursery.cancel_scope)
-            await filesystem.operations.started.wait()
-            _tune(path)
-            nursery.start_soon(filesystem.maintain)
-            task_status.started()
+        with filesystem.served():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_run_main, nursery.cancel_scope)
+                await filesystem.operations.started.wait()
+                _tune(path)
+                nursery.start_soon(filesystem.maintain)
+                task_status.started()
     finally:
         fastloop.remove(pyfuse3)
         pyfuse3.close(unmount=True)

@@ -14,9 +14,9 @@ from types import MappingProxyType
 from artifactfs.fs.inodes import (
     UNKNOWN_SIZE,
     Data,
-    Defaults,
     Directory,
     Inode,
+    Owner,
     Row,
     mode_of_entry,
 )
@@ -38,13 +38,13 @@ class Tree:
         overlay: Overlay,
         upper: Upper,
         listings: Listings,
-        defaults: Defaults,
+        owner: Owner,
         known_size: Callable[[Oid], int | None],
     ) -> None:
         self.overlay = overlay
         self.upper = upper
         self.listings = listings
-        self.defaults = defaults
+        self.owner = owner
         self._known_size = known_size
         self._table: dict[int, Inode] = {}
         root = self._from_row(None, b"", ROOT_INO)
@@ -292,6 +292,8 @@ class Tree:
         kind = Directory if stat.S_ISDIR(row.mode) else Inode
         inode = kind(ino, parent, name, row.mode, row.oid)
         inode.row = row
+        if type(inode) is Directory:
+            inode.time_ns = row.base_time_ns
         if row.has_data:
             self._read_upper(inode, row)
         elif row.target is not None:

@@ -76,6 +76,14 @@ class Upper:
             for entry in entries:
                 yield entry.name
 
+    def total_bytes(self) -> int:
+        """Size of all files. Blocks on large directories: call it in a thread."""
+        total = 0
+        for name in self.names():
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(name, dir_fd=self._fd).st_size
+        return total
+
     def remove_name(self, name: str) -> None:
         self._remove(name)
 
