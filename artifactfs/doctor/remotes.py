@@ -20,7 +20,7 @@ from artifactfs.errors import (
     RemoteUnreachable,
 )
 from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.remote import Capabilities, open_remote
+from artifactfs.git.remote import Capabilities, probe_remote
 from artifactfs.redact import redact
 
 CLOCK_NOTICEABLE_S = 30.0
@@ -29,18 +29,14 @@ CLOCK_WRONG_S = 300.0
 
 
 async def check_remote(patient: Patient, repo: RepoSettings) -> AsyncIterator[Finding]:
-    """Open the remote as a mount would, list its HEAD, and compare the clocks."""
+    """Ask the remote what it offers, as a mount does first, and compare the clocks."""
     url = redact(repo.remote)
     credentials = CredentialFile(patient.state.repo(repo.name).credentials)
     try:
         with trio.fail_after(patient.deadline_s):
-            remote = await open_remote(repo.remote, credentials, deadline_s=patient.deadline_s)
-            try:
-                await remote.ls_refs(("HEAD",))
-                capabilities = remote.capabilities
-            finally:
-                with trio.CancelScope(shield=True), trio.move_on_after(1):
-                    await remote.aclose()
+            capabilities = await probe_remote(
+                repo.remote, credentials, deadline_s=patient.deadline_s
+            )
     except trio.TooSlowError:
         yield _unreachable(repo, f"{url} did not answer within {patient.deadline_s:.0f} s")
     except ArtifactFSError as error:
