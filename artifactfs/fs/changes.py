@@ -48,7 +48,8 @@ class Change:
                 if parent is not None:
                     if parent.row is None and parent.ino not in self._rows:
                         self.edit(parent)
-                    self._dirents[parent, inode.name] = inode.ino
+                    # A name that this change has removed or replaced stays so.
+                    self._dirents.setdefault((parent, inode.name), inode.ino)
             self._rows[inode.ino] = row
             self._inodes[inode.ino] = inode
         return row
