@@ -127,8 +127,6 @@ def describe(repo: Fields) -> Iterator[str]:
         history = "complete" if repo["history_complete"] else "loading in the background"
         index = "primed" if repo.get("index_primed") else "being prepared"
         yield _line("git", f"history {history}; index {index}")
-    if repo.get("remote_state"):
-        yield from _remote_state(repo["remote_state"])
 
 
 def _line(label: str, text: str) -> str:
@@ -159,18 +157,29 @@ def _last_fetch(repo: Fields) -> str:
 
 
 def _hydration(hydration: Fields) -> Iterator[str]:
-    blobs = f"{hydration['blobs_here']} of {hydration['blobs_total']} blobs"
-    if hydration.get("bytes_here") is not None:
-        total = human_bytes(hydration.get("bytes_total"))
-        blobs = f"{blobs}, {human_bytes(hydration['bytes_here'])} of {total}"
-    yield _line("hydrated", blobs)
-    yield _line(
-        "queue", f"{hydration['queued']} blobs waiting, {hydration['readers_waiting']} readers"
-    )
-
-
-def _remote_state(remote: Fields) -> Iterator[str]:
-    if remote.get("state"):
-        yield _line("link", str(remote["state"]))
-    for limit in remote.get("limits") or ():
+    here, total = hydration["blobs_here"], hydration["blobs_total"]
+    size = human_bytes(hydration["bytes_here"])
+    if hydration["sizes_known"] >= total:
+        size = f"{size} of {human_bytes(hydration['bytes_total'])}"
+    yield _line("hydrated", f"{here} of {total} blobs, {size} {_bar(here, total)}".rstrip())
+    stage = f" ({hydration['sweep_stage']})" if hydration["sweep_stage"] else ""
+    yield _line("sweep", f"{hydration['sweep_state']}{stage}")
+    waiting = sum(hydration["queue"].values())
+    readers = len(hydration["readers"])
+    yield _line("queue", f"{waiting} blobs waiting, {readers} readers")
+    remote = hydration["remote"]
+    if hydration["outage_since"]:
+        ago = human_seconds(round(max(0.0, time.time() - hydration["outage_since"])))
+        remote = f"{remote} since {ago} ({hydration['outage_cause']})"
+    received = human_bytes(hydration["received_bytes"])
+    yield _line("link", f"{remote}; {hydration['requests']} requests, {received} received")
+    for limit in hydration["limits"]:
         yield _line("limit", limit)
+
+
+def _bar(done: int, total: int, width: int = 20) -> str:
+    """``[#####---------------]``; nothing where there is nothing to show."""
+    if not total:
+        return ""
+    filled = done * width // total
+    return f"[{'#' * filled}{'-' * (width - filled)}]"

@@ -30,9 +30,14 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "daemon": ("daemon",),
     "doctor": ("doctor",),
     "looking": ("list-repos", "status"),
+    "content": ("evict-cache", "gc", "prefetch"),
+    "changes": ("diff-overlay", "switch"),
     "mounting": ("unmount", "remount", "remove-repo"),
     "redirect": ("redirect",),
+    "one_line": ("mount", "umount"),
     "remotes": ("fetch", "set-refresh", "set-remote"),
+    "waiting": ("wait",),
+    "watching": ("top", "trace"),
 }
 """Module of `artifactfs.cli` → its commands; the function of ``add-repo`` is ``add_repo``."""
 

@@ -103,3 +103,17 @@ def _bar(title: str) -> Iterator[Reporter]:
             bar.update(task, description=description, total=total, completed=done, detail=detail)
 
         yield report
+
+
+def on_terminal() -> bool:
+    """Whether what is printed is looked at as it comes."""
+    return sys.stdout.isatty()
+
+
+def printable(path: str) -> str:
+    """A path of the tree for a line of output: bytes that are no UTF-8, and controls, escaped."""
+    if path.isprintable():
+        return path
+    raw = path.encode("utf-8", "surrogateescape")
+    text = raw.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

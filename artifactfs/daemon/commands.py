@@ -14,7 +14,7 @@ import trio
 
 from artifactfs import __version__
 from artifactfs.config import RepoSettings
-from artifactfs.daemon import registration
+from artifactfs.daemon import housekeeping, registration
 from artifactfs.daemon.control import Command, Request
 from artifactfs.daemon.messages import Message
 from artifactfs.daemon.registration import Reservation, Secret
@@ -34,6 +34,19 @@ QUICK_S = 30.0
 LONG_S = 24 * 3600.0  # has progress or deadlines of its own; a client that leaves cancels it
 STATUS_S = 3.0  # a worker that answers later is shown as not answering
 ROLL_BACK_S = 30.0
+
+
+READY_WORDS = {
+    "mounted": "mounted",
+    "hydrated": "hydrated",
+    "history": "there with its whole history",
+}
+
+
+class NotYet(DaemonError):
+    """A wait is over before what it waited for."""
+
+    exit_code = 124  # as timeout(1)
 
 
 class Commands:
@@ -56,7 +69,9 @@ class Commands:
             "remove": self.remove,
             "set-remote": self.set_remote,
             "worker": self.worker,
-            "wait-mounted": self.wait_mounted,
+            "wait": self.wait,
+            "evict": self.evict,
+            "gc": self.gc,
         }
         return {
             **{name: Command(handler, QUICK_S) for name, handler in quick.items()},
@@ -222,10 +237,31 @@ class Commands:
         await supervision.settled(request.progress)
         return {"name": name, "state": supervision.state, **supervision.mounted}
 
-    async def wait_mounted(self, request: Request) -> Message:
-        """Until it is mounted, however many attempts that takes."""
-        name = request.text("name")
+    async def wait(self, request: Request) -> Message:
+        """Until it is ``mounted``, ``hydrated`` or has its ``history``, whatever happens meanwhile.
+
+        Raises: DaemonError when ``timeout_s`` is over, or it is not to be mounted at all.
+        """
+        name, goal = request.text("name"), request.text("for")
+        timeout_s = request.args.get("timeout_s")
         await self._supervisor.registration(name)
+        with trio.move_on_after(float("inf") if timeout_s is None else float(timeout_s)):
+            while True:
+                supervision = await self._mounted(name)
+                if goal == "mounted":
+                    return {"name": name, "for": goal, **supervision.mounted}
+                try:
+                    answer = await supervision.request(
+                        "wait", {"for": goal}, deadline_s=LONG_S, progress=request.progress
+                    )
+                except DaemonError:
+                    await supervision.changed.wait()  # it crashed: it will be mounted again
+                else:
+                    return {"name": name, "for": goal, **answer}
+        raise NotYet(f"{name} is not {READY_WORDS[goal]} after {timeout_s:g} s")
+
+    async def _mounted(self, name: str) -> Supervision:
+        """The mount, once it is there, however many attempts that takes. Raises: DaemonError."""
         while True:
             supervision = self._supervisor.mounts.get(name)
             if supervision is None or not supervision.running:
@@ -233,7 +269,7 @@ class Commands:
                     f"{name} is not mounted", hint=f"artifact-fs remount --name {name}"
                 )
             if supervision.state == "mounted":
-                return {"name": name, "state": "mounted", **supervision.mounted}
+                return supervision
             await supervision.changed.wait()
 
     # -- settings ----------------------------------------------------------------------------
@@ -278,6 +314,25 @@ class Commands:
         if supervision.state == "mounted":
             args = {"settings": asdict(supervision.settings)}
             await supervision.request("settings", args, deadline_s=STATUS_S)
+
+    # -- the cache that all share -------------------------------------------------------------
+
+    async def evict(self, request: Request) -> Message:
+        """Shrink the cache: by a worker, whose open blobs stay, or here where none runs."""
+        max_bytes = int(request.args.get("max_bytes") or 0)
+        for supervision in self._supervisor.mounts.values():
+            if supervision.state == "mounted":
+                args = {"max_bytes": max_bytes}
+                answer: Message = await supervision.request("evict", args, deadline_s=LONG_S)
+                return answer
+        evict = partial(housekeeping.evict_here, self._supervisor.state, max_bytes)
+        return await trio.to_thread.run_sync(evict)
+
+    async def gc(self, request: Request) -> Message:
+        await request.progress(stage="collecting garbage")
+        adding = tuple(self._supervisor.adding)
+        collect = partial(housekeeping.collect_garbage, self._supervisor.state, adding=adding)
+        return await trio.to_thread.run_sync(collect)
 
     # -- everything a worker does by itself --------------------------------------------------
 

@@ -119,6 +119,13 @@ class ContentRequests:
         freed = await self._worker.hydrator.evict(int(request.args.get("max_bytes") or 0))
         return {"freed_bytes": freed}
 
+    async def changes(self, _request: Request) -> list[Message]:
+        """How the working tree differs from the mounted commit."""
+        return [
+            {"path": change.path.decode("utf-8", "surrogateescape"), "kind": change.kind}
+            for change in self._worker.filesystem.local_changes()
+        ]
+
     async def trace(self, request: Request) -> list[Message]:
         """The last fetches after ``since`` (a count of all so far), oldest first."""
         trace = self._worker.hydrator.trace

@@ -17,8 +17,11 @@ import trio
 from artifactfs.daemon.background import Refresh, keep_trying, run_quietly
 from artifactfs.daemon.fetching import Record, fetch_recorded, last_fetch
 from artifactfs.daemon.heads import Head, ahead_behind, head_of
+from artifactfs.errors import ArtifactFSError
+from artifactfs.git.command import run_git
 from artifactfs.git.fetch import fetch_history
-from artifactfs.git.gitdir import history_complete
+from artifactfs.git.gitdir import history_complete, read_head
+from artifactfs.git.objects import MissingObject
 
 if TYPE_CHECKING:
     from artifactfs.daemon.worker import Worker
@@ -112,6 +115,7 @@ class Jobs:
             if not (worker.layout.gitdir / "index").exists():
                 await self._sizes_settled()
                 await self._write_index()
+                await self._use_fsmonitor()
             self.index_primed = True
         finally:
             worker.filesystem.index_ready.set()
@@ -147,16 +151,45 @@ class Jobs:
         await run_quietly(command, deadline_s=INDEX_DEADLINE_S)
         log.info("the index is written", extra={"seconds": trio.current_time() - started})
 
+    async def _use_fsmonitor(self) -> None:
+        """Let git ask the mount what changed; only at first, so that a user can turn it off."""
+        gitdir = self._worker.layout.gitdir
+        command = self._worker.filesystem.fsmonitor_command()
+        for name, value in (("core.fsmonitor", command), ("core.untrackedCache", "true")):
+            await run_git("config", name, value, gitdir=gitdir)
+
     # -- compaction --------------------------------------------------------------------------
 
     async def _watch_gitdir(self) -> None:
-        """Git has moved HEAD or written the index: dirty files may equal known blobs by now."""
+        """When git has moved HEAD or written the index, dirty files may equal known blobs.
+
+        Waits until git has been quiet for one interval: a rebase writes the index many times.
+        """
         gitdir = self._worker.layout.gitdir
-        seen = _stamps(gitdir)
+        seen = done = _stamps(gitdir)
         while True:
             await trio.sleep(WATCH_S)
-            if (now := _stamps(gitdir)) != seen:
-                seen = now
+            now = _stamps(gitdir)
+            if now == seen and now != done:
+                done = now
+                await self._compact()
+            seen = now
+
+    async def _compact(self) -> None:
+        worker = self._worker
+        try:
+            trees = await trio.to_thread.run_sync(self._trees_of_head)
+            count = await worker.filesystem.compact(trees)
+        except (ArtifactFSError, OSError, MissingObject) as error:
+            log.warning("compaction failed: %s", error)
+        else:
+            if count:
+                log.info("compacted", extra={"files": count})
+
+    def _trees_of_head(self) -> list[bytes]:
+        worker = self._worker
+        commit = read_head(worker.layout.gitdir).commit
+        return [] if commit is None else [worker.odb.commit(commit).tree]
 
 
 def _stamps(gitdir: os.PathLike[str]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.content import ContentRequests
 from artifactfs.daemon.control import Command, Request
 from artifactfs.daemon.heads import head_fields
 from artifactfs.daemon.losses import losses
@@ -30,7 +31,12 @@ class Requests:
         self._worker = worker
 
     def table(self) -> Mapping[str, Command]:
+        content = ContentRequests(self._worker)
         handlers = {
+            "changes": content.changes,
+            "evict": content.evict,
+            "prefetch": content.prefetch,
+            "trace": content.trace,
             "fetch": self.fetch,
             "losses": self.losses,
             "set-remote": self.set_remote,

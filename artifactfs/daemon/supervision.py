@@ -32,6 +32,8 @@ STOP_S = 8.0  # for a clean stop: the worker flushes its overlay and unmounts
 KILL_S = 2.0
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 60.0
+LONGEST_CRASH_S = 1.0
+"""A mount that worked and died is wanted back within 3 s, however often that happens."""
 STABLE_S = 30.0  # a mount that lived this long starts over with the shortest delay
 
 
@@ -136,19 +138,21 @@ class Supervision:
 
     async def run(self) -> None:
         """Keep it mounted until `stop`. Cancelling is for a first attempt nobody waits for."""
-        delay = FIRST_RETRY_S
+        delay = 0.0
         try:
             while not self._finished():
                 await self._attempt_safely()
                 if self._finished():
                     break
+                longest = LONGEST_RETRY_S
                 if self.mounted_at is not None:
                     lived = trio.current_time() - self.mounted_at
-                    delay = FIRST_RETRY_S if lived > STABLE_S else delay
+                    delay = 0.0 if lived > STABLE_S else delay
+                    longest = LONGEST_CRASH_S
                     self.mounted_at = None
                 self.restarts += 1
-                await self._pause(delay)
-                delay = min(delay * 2, LONGEST_RETRY_S)
+                await self._pause(min(delay, longest))
+                delay = min(max(delay, FIRST_RETRY_S) * 2, longest)
         finally:
             self._set_state("unmounted")
             self._settled.set()
@@ -213,10 +217,10 @@ class Supervision:
             log.info("unmounted", extra={"repo": self.name})
             return
         fields = {"repo": self.name, "worker": worker.pid, "status": status, "was": self.state}
-        log.warning("the mount's process ended", extra=fields)
+        log.warning("the mount's process ended; starting another", extra=fields)
         if self.state != "failed":
             what = f"the mount's process ended unexpectedly (status {status})"
-            self._failed(error_fields(DaemonError(what, hint="see the daemon's log")))
+            self._set_failed(error_fields(DaemonError(what, hint="see the daemon's log")))
 
     async def _on_event(self, message: Message) -> None:
         self._silence.deadline = trio.current_time() + SILENCE_S
@@ -252,11 +256,14 @@ class Supervision:
             self.changed = trio.Event()
 
     def _failed(self, error: Message) -> None:
+        fields = {"repo": self.name, "error": error["type"], "hint": error.get("hint")}
+        log.error("cannot mount: %s", error["message"], extra=fields)
+        self._set_failed(error)
+
+    def _set_failed(self, error: Message) -> None:
         self.error = error
         self._set_state("failed")
         self._settled.set()
-        fields = {"repo": self.name, "error": error["type"], "hint": error.get("hint")}
-        log.error("cannot mount: %s", error["message"], extra=fields)
 
     # -- watching and stopping a worker ------------------------------------------------------
 

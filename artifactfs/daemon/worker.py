@@ -37,7 +37,7 @@ from artifactfs.fs.filesystem import FileSystem
 from artifactfs.fs.session import serve
 from artifactfs.git.clone import Tip, clone_tip
 from artifactfs.git.command import run_git
-from artifactfs.git.gitdir import read_head
+from artifactfs.git.gitdir import config_text, read_head
 from artifactfs.git.objects import MissingObject, ObjectDatabase
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.paths import RepoLayout, StateLayout
@@ -173,9 +173,9 @@ class Worker:
 
     async def _serve(self) -> None:
         async with locked(self.layout):
+            await trio.to_thread.run_sync(mounts.clear_dead, self.settings.mount_point)
             tip = await self._clone_if_needed()
             await self.event("state", state="mounting")
-            await trio.to_thread.run_sync(mounts.clear_dead, self.settings.mount_point)
             self.odb = ObjectDatabase(self.layout.gitdir)
             self.hydrator = Hydrator(
                 state=self.state,
@@ -208,11 +208,11 @@ class Worker:
 
     async def _follow_mount_point(self) -> None:
         """The daemon's mount root may be another than at the last start."""
-        gitdir = self.layout.gitdir
-        arguments = ("config", "--local", "core.worktree")
-        where = os.fsdecode(await run_git(*arguments, gitdir=gitdir)).rstrip("\n")
-        if where != self.settings.mount_point:
-            await run_git(*arguments, self.settings.mount_point, gitdir=gitdir)
+        config = self.layout.gitdir / "config"
+        section = config_text([("core", [("worktree", self.settings.mount_point)])])
+        if section.splitlines()[1] not in config.read_text(errors="surrogateescape"):
+            arguments = ("config", "--file", str(config), "core.worktree")
+            await run_git(*arguments, self.settings.mount_point)
 
     def _tip_of_head(self) -> Tip | None:
         """What to mount if there is no overlay yet though the clone is there (a crash between)."""

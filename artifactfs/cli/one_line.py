@@ -1,0 +1,179 @@
+"""``artifact-fs mount REMOTE [DIR]`` and ``umount DIR``."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from artifactfs.cli import output
+from artifactfs.cli.adding import DEFAULT_REFRESH_S, register, wanted_ref
+from artifactfs.cli.context import connect, json_option, state
+from artifactfs.cli.remote_argument import read_remote
+from artifactfs.config import RepoSettings
+from artifactfs.errors import DaemonError, InvalidInput, NotRegistered
+
+START_WAIT_S = 15.0
+
+
+@click.command()
+@click.argument("remote")
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.option("--branch", "-b", help="Branch to mount. [default: the remote's HEAD]")
+@click.option("--ref", help="Tag, full ref or commit to mount instead of a branch.")
+@click.option("--depth", type=click.IntRange(min=1), help="Only so many commits of history.")
+@json_option
+def mount(
+    remote: str,
+    directory: Path | None,
+    branch: str | None,
+    ref: str | None,
+    depth: int | None,
+    as_json: bool,
+) -> None:
+    """Mount REMOTE at DIRECTORY, as `git clone` would fetch it; starts a daemon if none runs.
+
+    Returns when the tree can be read. What was unmounted with `artifact-fs umount` is mounted
+    again with its local changes.
+
+    \b
+    Examples:
+      artifact-fs mount https://host/org/hello.git
+      artifact-fs mount git@host:org/hello.git ~/src/hello --branch next
+    """
+    parsed = read_remote(remote)
+    where = (directory or Path(_last_part(parsed.url))).absolute()
+    ensure_daemon()
+    known = _registered_at(where)
+    if known is not None and known["remote"] == parsed.url:
+        answer = _remount(known["name"], quiet=as_json)
+    else:
+        settings = RepoSettings(
+            name=_free_name(where.name),
+            remote=parsed.url,
+            mount_point=os.path.normpath(where),
+            ref=wanted_ref(branch, ref),
+            depth=depth,
+            refresh_s=DEFAULT_REFRESH_S,
+        )
+        answer = register(settings, parsed, in_background=False, quiet=as_json)
+    if as_json:
+        output.print_json(answer)
+    else:
+        click.echo(f"{answer['name']}: mounted at {answer['mount_point']}")
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Also while programs use it: they get errors.")
+@json_option
+def umount(directory: Path, force: bool, as_json: bool) -> None:
+    """Unmount what is mounted at DIRECTORY; its local changes stay.
+
+    `artifact-fs mount` with the same remote brings it back, `artifact-fs remove-repo` deletes it.
+
+    \b
+    Examples:
+      artifact-fs umount ~/src/hello
+    """
+    known = _registered_at(directory.absolute())
+    if known is None:
+        raise NotRegistered(
+            f"nothing of ours is mounted at {directory}",
+            hint="artifact-fs list-repos shows the mount points",
+        )
+    client = connect()
+    if client is not None:
+        with client:
+            client.request("unmount", name=known["name"], force=force)
+    answer = {"name": known["name"], "state": "unmounted"}
+    if as_json:
+        output.print_json(answer)
+    else:
+        click.echo(f"{known['name']}: unmounted")
+
+
+def ensure_daemon() -> None:
+    """Start a daemon of the user's own where none runs. Raises: DaemonError."""
+    client = connect()
+    if client is not None:
+        client.close()
+        return
+    root = state().root
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log_path = root / "daemon.log"
+    command = [sys.executable, "-P", "-m", "artifactfs.cli.main", "--state-root", str(root)]
+    with open(log_path, "ab", opener=_private) as log:
+        process = subprocess.Popen(
+            [*command, "daemon"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            env={k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"},
+        )
+    end = time.monotonic() + START_WAIT_S
+    while time.monotonic() < end:
+        client = connect()
+        if client is not None:
+            client.close()
+            return
+        if process.poll() is not None:
+            raise DaemonError("the daemon did not start", hint=f"see {log_path}")
+        time.sleep(0.02)
+    raise DaemonError("the daemon does not answer", hint=f"see {log_path}")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _remount(name: str, *, quiet: bool) -> dict[str, Any]:
+    client = connect()
+    if client is None:
+        raise DaemonError("the daemon ended", hint="start it again: artifact-fs daemon")
+    with client, output.progress(name, quiet=quiet) as report:
+        answer: dict[str, Any] = client.request("remount", on_progress=report, name=name)
+        return answer
+
+
+def _repos() -> list[dict[str, Any]]:
+    client = connect()
+    if client is not None:
+        with client:
+            repos: list[dict[str, Any]] = client.request("list")
+            return repos
+    from artifactfs.cli.looking import registered
+
+    return registered()
+
+
+def _registered_at(where: Path) -> dict[str, Any] | None:
+    normal = os.path.normpath(where)
+    return next((repo for repo in _repos() if repo["mount_point"] == normal), None)
+
+
+def _last_part(url: str) -> str:
+    """The directory that `git clone` would make. Raises: InvalidInput."""
+    name = re.split(r"[/:]", url.rstrip("/"))[-1].removesuffix(".git")
+    if not name or name in (".", ".."):
+        raise InvalidInput("the remote has no name to call the directory by", hint="give DIRECTORY")
+    return name
+
+
+def _free_name(wanted: str) -> str:
+    """`wanted` made a repository's name, with a number where it is taken."""
+    name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", wanted).strip("-._")[:90] or "repo"
+    taken = {repo["name"] for repo in _repos()}
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name}-{number}"
+    return found
