@@ -44,6 +44,7 @@ from artifactfs.git.gitdir import (
 from artifactfs.git.objects import MissingObject, ObjectDatabase
 from artifactfs.git.protocol import RefAdvertisement
 from artifactfs.git.remote import CLONE_PREFIXES, Remote
+from artifactfs.git.url import parse_remote
 from artifactfs.paths import RepoLayout
 
 Oid = bytes
@@ -61,6 +62,7 @@ __all__ = [
 
 _OID = re.compile(r"[0-9a-f]{40}")
 _BRANCHES_NAMED = 10
+_TEMPORARY = ".git."
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,9 @@ async def clone_tip(
     (shared_objects / "pack").mkdir(parents=True, exist_ok=True)
     plan = _plan(layout, settings, advertised, found, (shared_objects, remote.alternate))
     layout.directory.mkdir(parents=True, exist_ok=True)
-    temporary = layout.directory / f".git.{secrets.token_hex(4)}"
+    for left_by_a_crash in layout.directory.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(left_by_a_crash, ignore_errors=True)
+    temporary = layout.directory / f"{_TEMPORARY}{secrets.token_hex(4)}"
     try:
         write_gitdir(temporary, plan)
         if remote.alternate is None:
@@ -170,15 +174,16 @@ def _plan(
     """The refs of a clone: every branch and tag; with a depth only the one that is mounted."""
     branch = found.ref if found.ref and found.ref.startswith("refs/heads/") else None
     single = settings.depth is not None
-    refs, peeled = tracked_refs(advertised, found.ref if single else None)
+    refs, peeled = tracked_refs(advertised, (found.ref or "") if single else None)
     if branch:
         refs[branch] = found.commit
-    fetch = "+refs/heads/*:refs/remotes/origin/*"
-    if single and branch:
-        fetch = f"+{branch}:{tracking(branch)}"
+    fetch: str | None = "+refs/heads/*:refs/remotes/origin/*"
+    if single:
+        local = tracking(branch) if branch else found.ref
+        fetch = f"+{found.ref}:{local}" if local else None
     origin_head = tracking(advertised.head) if advertised.head else None
     return GitdirPlan(
-        url=settings.remote,
+        url=parse_remote(settings.remote).url,
         worktree=settings.mount_point,
         head=branch or found.commit,
         origin_head=origin_head if origin_head in refs else None,

@@ -72,8 +72,8 @@ def tracked_refs(
 ) -> tuple[dict[str, Oid], dict[str, Oid]]:
     """Remote-tracking branches and tags, and what annotated tags peel to.
 
-    `only` restricts them to one ref of the remote, as a clone with a depth does. Names that are
-    not well-formed are left out: they become lines of a file.
+    `only` restricts them to one ref of the remote (empty: none), as a clone with a depth does.
+    Names that are not well-formed are left out: they become lines of a file.
     """
     refs: dict[str, Oid] = {}
     for name, oid in advertised.refs.items():
@@ -193,7 +193,10 @@ async def fetch_refs(layout: RepoLayout, settings: RepoSettings, remote: Remote)
 
 async def _only_ref(gitdir: Path) -> str:
     """The ref of the remote that the refspec of origin names."""
-    refspec = await run_git("config", "remote.origin.fetch", gitdir=gitdir, deadline_s=10)
+    try:
+        refspec = await run_git("config", "remote.origin.fetch", gitdir=gitdir, deadline_s=10)
+    except GitFailed:
+        return ""  # none: the clone is of a bare commit
     return refspec.decode("utf-8", "surrogateescape").strip().lstrip("+").partition(":")[0]
 
 

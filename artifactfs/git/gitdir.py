@@ -39,7 +39,8 @@ class GitdirPlan:
     """What a new gitdir says before it has objects.
 
     `head` is a full branch name, or an oid for a detached HEAD. `refs` and `peeled` are written
-    packed. `fetch` is the refspec of origin. `credentials` is None where git shall find its own.
+    packed. `fetch` is the refspec of origin, if any. `credentials` is None where git shall find
+    its own.
     """
 
     url: str
@@ -48,7 +49,7 @@ class GitdirPlan:
     origin_head: str | None
     refs: Mapping[str, Oid]
     peeled: Mapping[str, Oid]
-    fetch: str
+    fetch: str | None
     alternates: tuple[Path, ...]
     credentials: Path | None
     shallow: frozenset[Oid] = frozenset()
@@ -124,7 +125,7 @@ def _config(plan: GitdirPlan) -> str:
             'remote "origin"',
             [
                 ("url", plan.url),
-                ("fetch", plan.fetch),
+                *([("fetch", plan.fetch)] if plan.fetch else []),
                 ("promisor", "true"),
                 ("partialclonefilter", "blob:none"),
             ],

@@ -172,7 +172,8 @@ class Remote:
     ) -> AsyncIterator[PackStream]:
         """Ask for a pack of `wants` (commits, trees or blobs, in that order) and what they need.
 
-        `filter` is a filter spec (git-rev-list(1)), ignored where the remote has none. `haves`
+        `filter` is a filter spec (git-rev-list(1)); it and `depth` are ignored where the remote has
+        none. `haves`
         and `shallow` are commits that are here, and those of them without parents. The pack is
         not thin. Raises ObjectsMissing with the oids that the server named.
         """
@@ -180,6 +181,8 @@ class Remote:
         await self._transport.prepare_objects(frozenset(wants))
         if not self.capabilities.filter:
             filter = None
+        if not self._server.supports("fetch", "shallow"):
+            depth, shallow = None, ()
         arguments = protocol.fetch_arguments(
             wants, haves=haves, filter_spec=filter, depth=depth, shallow=shallow
         )

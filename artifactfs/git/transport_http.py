@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import base64
 import gzip
+import logging
 import os
 import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -41,6 +43,10 @@ from artifactfs.redact import redact
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
 import httpx  # noqa: E402
 
+# They log a line for every request, and at debug level the headers, credentials included.
+for _name in ("httpx", "httpcore", "hpack", "h2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
 BACKGROUND_CONNECTIONS = 8
 URGENT_CONNECTIONS = 8
 _CONNECT_DEADLINE_S = 15.0
@@ -54,6 +60,15 @@ _MAX_CAUSES = 12
 # A burst of refused requests asks the user's credential helpers once, not once for each.
 _ASK_HELPERS_EVERY_S = 10.0
 _SERVICE = "git-upload-pack"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the helpers said, at a time, when `rejected` was no good."""
+
+    rejected: Credential | None
+    answer: Credential | None
+    at: float
 
 
 class HttpExchange:
@@ -99,7 +114,7 @@ class HttpTransport:
         if self._credential is None and url.password is not None:
             self._credential = Credential(url.username or "", url.password)
         self._credential_lock = trio.Lock()
-        self._helpers_refused: tuple[Credential | None, float] | None = None
+        self._asked: _Asked | None = None
         self._deadline_s = deadline_s
         self._config = config
         self._background, self._urgent = _clients(url, config, deadline_s)
@@ -186,7 +201,8 @@ class HttpTransport:
                     response = await self._attempt(method, url, headers, body, kind, fresh, urgent)
                     if response.status_code == 200:
                         self._credential = fresh
-            if response.status_code != 200 and response.next_request is None:
+            redirect = method == "GET" and response.next_request is not None
+            if response.status_code != 200 and not redirect:
                 raise await self._refusal(response)
             yield response
         finally:
@@ -225,14 +241,13 @@ class HttpTransport:
             stored = self._credentials.get(self.url.url) if self._credentials else None
             if stored is not None and stored != used:
                 return stored
-            if self._helpers_refused is not None:
-                asked_for, at = self._helpers_refused
-                if asked_for == used and trio.current_time() - at < _ASK_HELPERS_EVERY_S:
-                    return None
-            self._helpers_refused = (used, trio.current_time())
-            return await credential_for(
-                self.url.url, self._credentials, rejected=used, username=self.url.username
-            )
+            asked, now = self._asked, trio.current_time()
+            if asked is None or asked.rejected != used or now - asked.at > _ASK_HELPERS_EVERY_S:
+                answer = await credential_for(
+                    self.url.url, self._credentials, rejected=used, username=self.url.username
+                )
+                asked = self._asked = _Asked(used, answer, now)
+            return asked.answer
 
     async def _move(self, location: str) -> None:
         """Take over the place that info/refs was redirected to (http.followRedirects=initial).

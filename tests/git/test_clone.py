@@ -270,6 +270,35 @@ def test_a_depth_makes_a_shallow_clone_of_one_branch(
     assert len(clone.git_offline("log", "--oneline").splitlines()) == min(depth, 12)
 
 
+@pytest.mark.parametrize("ref", ["v1", "COMMIT"])
+def test_a_depth_at_a_tag_or_commit(clone: Clone, hosted: Sample, ref: str) -> None:
+    clone.set(depth=1, ref=hosted.oid("main~3").hex() if ref == "COMMIT" else ref)
+    clone.run(clone.both)
+    hosted.commit("new.txt", "x")
+
+    async def fetch(remote: Remote) -> int:
+        return len((await fetch_refs(clone.layout, clone.settings, remote)).changes)
+
+    assert clone.run(fetch) == 0
+    clone.git("fetch")
+    assert clone.git_offline("rev-list", "--count", "--all", "HEAD") == "1"
+    assert clone.git("fsck", "--no-dangling") == ""
+
+
+def test_what_a_crash_left_is_removed(clone: Clone) -> None:
+    (clone.layout.directory / ".git.0123abcd/objects").mkdir(parents=True)
+    clone.run(clone.tip)
+    assert leftovers(clone) == []
+
+
+def test_credentials_in_the_settings_do_not_reach_the_config(
+    clone: Clone, backend: Backend
+) -> None:
+    clone.set(remote=f"http://x:S3CRET@127.0.0.1:{backend.port}/sample.git")
+    clone.run(clone.tip)
+    assert clone.git("remote", "get-url", "origin") == f"{backend.url}/sample.git"
+
+
 def test_a_cut_answer_leaves_nothing(clone: Clone, backend: Backend) -> None:
     async def body(remote: Remote) -> None:
         backend.cut_after = 300

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import trio
 
-from artifactfs.errors import AuthenticationFailed, ObjectsMissing, RemoteNotFound
+from artifactfs.errors import (
+    AuthenticationFailed,
+    ObjectsMissing,
+    RemoteNotFound,
+    RemoteUnreachable,
+)
 from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.remote import CLONE_PREFIXES, Remote, open_remote
+from artifactfs.git.remote import CLONE_PREFIXES, Remote, open_remote, probe_remote
 from tests.git.http_backend import Backend
 from tests.git.sample_repository import Sample, git
 from tests.git.static_server import static_server
@@ -264,6 +271,38 @@ def test_an_old_server_that_goes_away(hosted: Sample, tmp_path: Path, backend: B
             await remote.ls_refs()
 
     with_remote(url_of(backend), body, mirror=tmp_path / "mirror.git")
+
+
+def test_an_old_server_that_stalls_meets_the_deadline(backend: Backend, tmp_path: Path) -> None:
+    backend.version_2 = False
+    gate = backend.stall = threading.Event()
+    mirror = tmp_path / "mirror.git"
+
+    async def open_it() -> None:
+        with pytest.raises(RemoteUnreachable):
+            await open_remote(url_of(backend), None, deadline_s=1, mirror=mirror)
+        backend.stall = None
+        gate.set()
+        remote = await open_remote(url_of(backend), None, deadline_s=20, mirror=mirror)
+        assert (await remote.ls_refs()).head == "refs/heads/main"
+        await remote.aclose()
+
+    trio.run(open_it)
+
+
+def test_probing_an_old_server_makes_no_mirror(
+    backend: Backend, hosted: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    url = url_of(backend)
+    assert trio.run(partial(probe_remote, url, None, deadline_s=20)).limits == ()
+    backend.version_2 = False
+    old = trio.run(partial(probe_remote, url, None, deadline_s=20))
+    assert (old.protocol, old.filter, len(old.limits)) == (0, True, 1)
+    git("update-server-info", cwd=hosted.bare)
+    with static_server(hosted.bare.parent) as static:
+        dumb = trio.run(partial(probe_remote, f"{static}/sample.git", None, deadline_s=20))
+    assert dumb.protocol == "dumb"
 
 
 def test_importing_the_remote_does_not_import_httpx() -> None:

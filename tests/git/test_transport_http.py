@@ -141,6 +141,37 @@ def test_a_helper_answers_a_401(
     assert with_remote(f"{backend.url}/sample.git", list_refs, expect_refs=True)
 
 
+def test_a_burst_of_refusals_asks_the_helpers_once(
+    backend: Backend, hosted: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, log = tmp_path / "gitconfig", tmp_path / "log"
+    script = f"echo asked >> {log}; echo username=h; echo password=p"
+    config.write_text(f'[credential]\n\thelper = "!f() {{ {script}; }}; f"\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    blob = hosted.blobs()["README.md"]
+
+    async def body(remote: Remote) -> None:
+        backend.accept = {"h:p"}
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(read_pack, remote, blob)
+
+    with_remote(f"{backend.url}/sample.git", body)
+    assert log.read_text() == "asked\n"
+
+
+def test_debug_logs_have_no_credentials(
+    backend: Backend, file: CredentialFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    file.set(backend.url, "x", "S3CRET")
+    backend.accept = {"x:S3CRET"}
+    assert with_remote(f"{backend.url}/sample.git", list_refs, file=file)
+    encoded = base64.b64encode(b"x:S3CRET").decode()
+    assert "S3CRET" not in caplog.text
+    assert encoded not in caplog.text
+
+
 def test_a_redirect_is_followed_once(backend: Backend) -> None:
     backend.redirects["/old/"] = f"{backend.url}/"
     assert with_remote(f"{backend.url}/old/sample.git", list_refs)
