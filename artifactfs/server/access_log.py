@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,19 @@ class AccessLog:
     def __init__(self, path: Path | None, *, oids: bool = False) -> None:
         self._file = path.open("a", buffering=1) if path is not None else None
         self.wants_oids = oids and path is not None
+        self._listener: Callable[[RequestRecord], None] | None = None
+
+    def also(self, listener: Callable[[RequestRecord], None]) -> None:
+        """Tell `listener` of each request, too."""
+        self._listener = listener
 
     def write(self, record: RequestRecord) -> None:
         """Log a request, once."""
         if record.logged:
             return
         record.logged = True
+        if self._listener is not None:
+            self._listener(record)
         if self._file is not None:
             self._file.write(json.dumps(record.as_dict(), separators=(",", ":")) + "\n")
 

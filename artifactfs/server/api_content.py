@@ -17,7 +17,7 @@ from artifactfs.server.api import (
     RepoName,
     RepositoriesOf,
 )
-from artifactfs.server.clock import iso
+from artifactfs.server.commits import CommitInfo, commit_info
 from artifactfs.server.content import Content, EntryType, NoSuchContent, TooLarge, sniff
 from artifactfs.server.context import Context
 from artifactfs.server.problems import Code, Problem
@@ -46,56 +46,11 @@ _SAFE = {
 }
 
 
-class Person(BaseModel):
-    name: str
-    email: str
-
-
-class CommitInfo(BaseModel):
-    hash: str
-    treeHash: str
-    message: str
-    author: Person
-    committer: Person
-    parents: list[str]
-    authoredAt: str
-    committedAt: str
-
-
 class TreeItem(BaseModel):
     name: str
     mode: str
     hash: str
     type: EntryType
-
-
-def commit_info(commit: pygit2.Commit) -> CommitInfo:
-    """A commit as the API shows it; one trailing newline of the message is removed."""
-    message = commit.raw_message.decode("utf-8", "replace")
-    return CommitInfo(
-        hash=str(commit.id),
-        treeHash=str(commit.tree_id),
-        message=message.removesuffix("\n"),
-        author=_person(commit.author),
-        committer=_person(commit.committer),
-        parents=[str(parent) for parent in commit.parent_ids],
-        authoredAt=_time(commit.author.time),
-        committedAt=_time(commit.committer.time),
-    )
-
-
-def _person(signature: pygit2.Signature) -> Person:
-    return Person(
-        name=signature.raw_name.decode("utf-8", "replace"),
-        email=signature.raw_email.decode("utf-8", "replace"),
-    )
-
-
-def _time(seconds: int) -> str:
-    try:
-        return iso(seconds * 1000)
-    except (ValueError, OverflowError, OSError):
-        return iso(0)
 
 
 async def read_content(context: Context, repo: Repo, read: Callable[[Content], T]) -> T:

@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import artifactfs
-from artifactfs.server import api_content, api_namespaces, api_repos
+from artifactfs.server import api_account, api_content, api_namespaces, api_public, api_repos
 from artifactfs.server.access_log import RequestRecord
 from artifactfs.server.api import (
     ERROR_ANSWERS,
@@ -27,7 +27,6 @@ from artifactfs.server.repositories import Repositories
 
 _IN_NAMESPACE = (api_repos.router, api_content.router)
 
-_NAMESPACE = "/{namespace}"
 _BASES = (
     ("/client/v4/accounts/{account_id}/artifacts", caller_by_path),
     ("/v1/api", caller_by_token),
@@ -46,11 +45,22 @@ def build_api(context: Context, repositories: Repositories, jobs: Jobs) -> FastA
     app.state.repositories = repositories
     app.state.jobs = jobs
     install_error_handlers(app)
-    for router, below in ((api_namespaces.router, ""), *((r, _NAMESPACE) for r in _IN_NAMESPACE)):
+    app.include_router(api_public.router)
+    app.include_router(
+        api_account.graphql_router,
+        prefix="/client/v4",
+        dependencies=[Depends(caller_by_token)],
+        responses=ERROR_ANSWERS,
+    )
+    for router, below in (
+        (api_account.router, ""),
+        (api_namespaces.router, "/namespaces"),
+        *((router, "/namespaces/{namespace}") for router in _IN_NAMESPACE),
+    ):
         for base, caller in _BASES:
             app.include_router(
                 router,
-                prefix=base + "/namespaces" + below,
+                prefix=base + below,
                 dependencies=[Depends(caller)],
                 responses=ERROR_ANSWERS,
             )

@@ -13,12 +13,14 @@ import trio
 
 from artifactfs.errors import ArtifactFSError, InvalidInput, StateError
 from artifactfs.redact import redact
+from artifactfs.server.admin_commands import COMMANDS
 from artifactfs.server.catalog import add_api_token, set_setting, setting
+from artifactfs.server.cli_options import data_option, layout_of
 from artifactfs.server.clock import iso
 from artifactfs.server.context import Context
 from artifactfs.server.database import metadata_migrations, open_database, write_now
 from artifactfs.server.records import Permission
-from artifactfs.server.settings import DataLayout, Limits, NameRule, ServerSettings
+from artifactfs.server.settings import Limits, NameRule, ServerSettings
 
 
 class _Redacting(logging.Formatter):
@@ -39,29 +41,10 @@ class _Group(click.Group):
             sys.exit(error.exit_code)
 
 
-data_option = click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    envvar="ARTIFACTS_DATA",
-    help="Data folder; made if it is not there.",
-)
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="artifactfs")
 def main() -> None:
     """A Git server for agents: thousands of small repositories, forks, short-lived tokens."""
-
-
-def layout_of(data: Path) -> DataLayout:
-    """The data folder, prepared. Raises: StateError."""
-    layout = DataLayout(data.absolute())
-    try:
-        layout.prepare()
-    except OSError as error:
-        raise StateError(f"{data} cannot be used: {error.strerror}") from error
-    return layout
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -256,6 +239,10 @@ def token_revoke(data: Path, token_id: str) -> None:
     if not changed:
         raise InvalidInput(f"no active token has the id {token_id}")
     click.echo(f"revoked {token_id}")
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -28,3 +28,16 @@ async def ticks(seconds: float) -> AsyncIterator[None]:
     while True:
         await trio.sleep(seconds)
         yield
+
+
+def day_of(ms: int) -> str:
+    """``2026-01-02``, in UTC."""
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%d")
+
+
+def parse_iso(text: str) -> int:
+    """Milliseconds of an ISO 8601 time (UTC where it names no zone). Raises: ValueError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1000)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import trio
 
 from artifactfs.server.access_log import AccessLog
 from artifactfs.server.catalog import Catalog
 from artifactfs.server.database import Store
-from artifactfs.server.events import Event, Notice
+from artifactfs.server.eventlog import EventLog
 from artifactfs.server.limits import RateLimiter
+from artifactfs.server.metrics import Metrics
 from artifactfs.server.settings import DataLayout, Limits, ServerSettings
-
-
-class EventSink(Protocol):
-    """Where operations are reported. Neither call blocks."""
-
-    def record(self, event: Event) -> None: ...
-
-    def notify(self, notice: Notice) -> None: ...
+from artifactfs.server.webhooks import Webhooks
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,7 +26,9 @@ class Context:
     """What upload-pack answers to a protocol v2 handshake: the same for every repository."""
     store: Store
     catalog: Catalog
-    events: EventSink
+    events: EventLog
+    webhooks: Webhooks
+    metrics: Metrics
     access_log: AccessLog
     control_limiter: RateLimiter
     git_limiter: RateLimiter

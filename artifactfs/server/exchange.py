@@ -52,6 +52,8 @@ class Exchange:
         }
         self.record = record
         self.started = False
+        self.actor: str | None = None
+        """Id of the token that the request came with."""
         self._scope = scope
         self._body_read = False
         self._receive = receive

@@ -131,6 +131,7 @@ class GitHTTP:
         token = catalog.repo_token(presented)
         if token is None or token.state(now_ms()) != "active":
             raise Refused(403, "Invalid or expired token")
+        exchange.actor = token.id
         repo = catalog.repo(route.namespace, route.repo)
         if repo is None or repo.id != token.repo_id:
             raise Refused(403, "Invalid or expired token")

@@ -21,6 +21,7 @@ from artifactfs.server.git_process import GitProcess, git_process
 from artifactfs.server.gitdir import git_environment, own_bytes
 from artifactfs.server.objects import only_blobs
 from artifactfs.server.pktline import PktError
+from artifactfs.server.push_notice import pushed_payloads
 from artifactfs.server.push_report import PushCommands, PushReport
 from artifactfs.server.records import Repo
 
@@ -365,9 +366,11 @@ class ReceivePack:
         )
         events = self._context.events
         events.record(Event(repo.account_id, repo.namespace, repo.name, "push", exchange.record.ms))
-        for update in updates:
-            payload = {"ref": update.ref, "before": update.before, "after": update.after}
-            events.notify(Notice(repo.account_id, repo.namespace, repo.name, "pushed", payload))
+        if self._context.webhooks.wanted(repo.account_id, "pushed"):
+            actor = exchange.actor
+            payloads = await trio.to_thread.run_sync(pushed_payloads, gitdir, updates, actor)
+            for payload in payloads:
+                events.notify(Notice(repo.account_id, repo.namespace, repo.name, "pushed", payload))
 
     async def _failed(self, repo: Repo, exchange: Exchange, stream: _Stream, stderr: str) -> None:
         if stream.end is _End.CLIENT_GONE:

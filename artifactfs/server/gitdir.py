@@ -113,13 +113,19 @@ def create_gitdir(gitdir: Path, default_branch: str, *, pools: tuple[Path, ...] 
 
 
 def write_alternates(gitdir: Path, pools: tuple[Path, ...]) -> None:
-    """Name the pools in ``objects/info/alternates``, atomically."""
+    """Name the pools in ``objects/info/alternates``, atomically.
+
+    The paths are relative, so that a data folder can be moved.
+    """
+    objects = gitdir / "objects"
     target = gitdir / "objects" / "info" / "alternates"
     if not pools:
         target.unlink(missing_ok=True)
         return
     temporary = target.with_name("alternates.new")
-    temporary.write_text("".join(f"{pool / 'objects'}\n" for pool in pools))
+    temporary.write_text(
+        "".join(f"{os.path.relpath(pool / 'objects', objects)}\n" for pool in pools)
+    )
     temporary.replace(target)
 
 

@@ -27,7 +27,9 @@ from artifactfs.server.eventlog import EventLog
 from artifactfs.server.git_process import run_git
 from artifactfs.server.gitdir import create_gitdir, find_git, git_environment, write_git_config
 from artifactfs.server.limits import RateLimiter
+from artifactfs.server.metrics import Metrics
 from artifactfs.server.settings import DataLayout, ServerSettings
+from artifactfs.server.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +82,15 @@ async def run_server(
     store = Store(layout.metadata_db, metadata_migrations)
     access_log = AccessLog(settings.access_log, oids=settings.log_oids)
     catalog = Catalog(store)
-    events = EventLog(layout.events_db)
+    metrics = Metrics()
+    webhooks = Webhooks(store, metrics, allow_private=settings.allow_private_networks)
+    events = EventLog(layout.events_db, store, metrics, webhooks)
+    access_log.also(metrics.request)
     try:
         async with trio.open_nursery() as services:
             services.start_soon(_until_signal, shutdown)
             await services.start(events.run)
+            services.start_soon(webhooks.run)
             async with trio.open_nursery() as background:
                 context = Context(
                     settings=settings,
@@ -93,6 +99,8 @@ async def run_server(
                     store=store,
                     catalog=catalog,
                     events=events,
+                    webhooks=webhooks,
+                    metrics=metrics,
                     access_log=access_log,
                     control_limiter=RateLimiter(
                         settings.limits.control_requests, settings.limits.window_s
@@ -101,6 +109,7 @@ async def run_server(
                     git_turns=trio.Semaphore(settings.limits.git_processes),
                     background=background,
                 )
+                _add_gauges(context)
                 await trio.to_thread.run_sync(sweep, layout, _known_ids(store))
                 application = Application(context)
                 application.jobs.resume()
@@ -114,6 +123,38 @@ async def run_server(
     finally:
         access_log.close()
         store.close()
+
+
+def _add_gauges(context: Context) -> None:
+    def one(sql: str) -> float:
+        row = context.store.row(sql)
+        return 0.0 if row is None else float(row["n"] or 0)
+
+    gauge = context.metrics.gauge
+    gauge("artifacts_repos", "Repositories", lambda: one("SELECT count(*) AS n FROM repos"))
+    gauge(
+        "artifacts_repos_not_ready",
+        "Repositories whose fork or import goes on",
+        lambda: one("SELECT count(*) AS n FROM repos WHERE status <> 'ready'"),
+    )
+    gauge(
+        "artifacts_stored_bytes",
+        "Bytes of objects, each pool once",
+        lambda: one(
+            "SELECT (SELECT coalesce(sum(own_bytes), 0) FROM repos)"
+            " + (SELECT coalesce(sum(bytes), 0) FROM pools) AS n"
+        ),
+    )
+    gauge(
+        "artifacts_git_processes",
+        "Git processes that serve a request",
+        lambda: context.limits.git_processes - context.git_turns.value,
+    )
+    gauge(
+        "artifacts_webhook_queue",
+        "Webhook deliveries that wait",
+        lambda: one("SELECT count(*) AS n FROM deliveries"),
+    )
 
 
 async def _until_signal(shutdown: trio.Event) -> None:

@@ -1,0 +1,185 @@
+"""Commands: serve on an empty folder, stop, fsck, gc, backup and restore while serving, TLS."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+import subprocess
+from pathlib import Path
+
+import httpx
+
+from tests.server.running import SERVER, Git, Server, ServerFactory, with_token
+
+
+def test_an_empty_folder_is_served_and_the_first_token_explained(tmp_path: Path) -> None:
+    data = tmp_path / "new" / "data"
+    process = subprocess.Popen(
+        [*SERVER, "serve", "--data", str(data), "--listen", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert lines[0].startswith("listening on http://127.0.0.1:")
+    assert lines[2].strip() == f"artifacts-server token create --data {data}"
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert stat.S_IMODE((data / "metadata.db").stat().st_mode) == 0o600
+    second = subprocess.run(
+        [*SERVER, "serve", "--data", str(data), "--listen", "127.0.0.1:0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 1 and "another server" in second.stderr
+    process.terminate()
+    assert process.wait(timeout=10) == 0
+    process.stdout.close()
+
+
+def test_bad_arguments_are_one_line(tmp_path: Path) -> None:
+    for words in (["--listen", "nonsense"], ["--tls-cert", __file__], ["--listen", "1.2.3.4:1"]):
+        done = subprocess.run(
+            [*SERVER, "serve", "--data", str(tmp_path), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode != 0 and done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def filled(server: Server, git: Git, work: Path, name: str) -> str:
+    made = server.create(name)
+    remote = with_token(made["remote"], made["token"])
+    git("push", "-q", remote, "main", cwd=work)
+    return remote
+
+
+def test_gc_keeps_what_forks_need(start_server: ServerFactory, git: Git, work: Path) -> None:
+    server = start_server()
+    remote = filled(server, git, work, "parent")
+    children = []
+    for number in range(3):
+        (work / "more.txt").write_text(f"{number}\n")
+        git("add", "-A", cwd=work)
+        git("commit", "-q", "-m", f"More {number}", cwd=work)
+        git("push", "-q", remote, "main", cwd=work)
+        made = server.result("POST", "/namespaces/team/repos/parent/fork", {"name": f"c-{number}"})
+        children.append(with_token(made["remote"], made["token"]))
+    # The ancestor forgets its history; what the forks have of it must stay.
+    git("checkout", "-q", "--orphan", "fresh", cwd=work)
+    git("commit", "-q", "-m", "Fresh", cwd=work)
+    git("push", "-q", "--force", remote, "fresh:main", cwd=work)
+    assert "team/parent: " in server.command("gc", "--grace", "0")
+    for number, child in enumerate(children):
+        git("clone", "-q", child, work.parent / f"copy{number}")
+        count = git("rev-list", "--count", "HEAD", cwd=work.parent / f"copy{number}")
+        assert int(count) == 3 + number
+    assert "0 problems" in server.command("fsck", "--full")
+    for number in range(3):
+        server.result("DELETE", f"/namespaces/team/repos/c-{number}")
+    server.result("DELETE", "/namespaces/team/repos/parent")
+    assert server.command("gc", "--grace", "0").count("removed") == 3
+    assert list((server.data / "pools").iterdir()) == []
+
+
+def test_a_long_line_of_forks_is_cut(start_server: ServerFactory, git: Git, work: Path) -> None:
+    """git follows only a few nested alternates: ours are flat, and gc makes them few again."""
+    server = start_server()
+    filled(server, git, work, "gen-0")
+    for number in range(12):
+        made = server.result(
+            "POST", f"/namespaces/team/repos/gen-{number}/fork", {"name": f"gen-{number + 1}"}
+        )
+        remote = with_token(made["remote"], made["token"])
+        git("commit", "-q", "--allow-empty", "-m", f"Generation {number}", cwd=work)
+        git("push", "-q", remote, "main", cwd=work)
+    server.command("gc", "--grace", "0")
+    git("clone", "-q", remote, "last")
+    assert git("rev-list", "--count", "HEAD", cwd=work.parent / "last") == "14\n"
+    alternates = list(server.data.glob("repos/*/*/objects/info/alternates"))
+    assert alternates and all(len(a.read_text().splitlines()) <= 8 for a in alternates)
+    assert "0 problems" in server.command("fsck")
+
+
+def test_fsck_finds_damage(start_server: ServerFactory, git: Git, work: Path) -> None:
+    server = start_server()
+    filled(server, git, work, "whole")
+    filled(server, git, work, "broken")
+    repo_id = server.result("GET", "/namespaces/team/repos/broken")["id"]
+    pack = next((server.data / "repos" / repo_id[:2] / f"{repo_id}.git").rglob("*.pack"))
+    pack.chmod(0o600)
+    pack.write_bytes(pack.read_bytes()[:-40])
+    done = subprocess.run(
+        [*SERVER, "fsck", "--data", str(server.data)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "team/broken: " in done.stderr and "team/whole" not in done.stderr
+
+
+def test_backup_while_serving_and_restore(
+    start_server: ServerFactory, git: Git, work: Path, tmp_path: Path
+) -> None:
+    server = start_server()
+    remote = filled(server, git, work, "kept")
+    server.result("POST", "/namespaces/team/repos/kept/fork", {"name": "child"})
+    copy = tmp_path / "backup"
+    assert "2 repositories" in server.command("backup", str(copy))
+    git("commit", "-q", "--allow-empty", "-m", "Later", cwd=work)
+    git("push", "-q", remote, "main", cwd=work)
+    server.result("DELETE", "/namespaces/team/repos/child")
+    assert "1 repositories" in server.command("backup", str(copy))
+    server.stop()
+
+    data = tmp_path / "restored" / "data"
+    words = [*SERVER, "restore", "--data", str(data), str(copy)]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 0
+    again = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and "in use" in again.stderr
+    (tmp_path / "restored").joinpath("access.log").touch()
+    restored = Server(tmp_path / "restored", url=server.url, api_token=server.api_token).start()
+    try:
+        git("clone", "-q", remote, tmp_path / "copy")
+        assert git("log", "-1", "--format=%s", cwd=tmp_path / "copy") == "Later\n"
+        assert [r["name"] for r in restored.result("GET", "/namespaces/team/repos")] == ["kept"]
+        assert "0 problems" in restored.command("fsck")
+    finally:
+        restored.kill()
+
+
+def test_tls(start_server: ServerFactory, git: Git, work: Path, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"],
+            *["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+            *["-keyout", str(key), "-out", str(certificate)],
+        ],
+        check=True,
+        capture_output=True,
+    )
+    server = start_server("--tls-cert", str(certificate), "--tls-key", str(key))
+    assert server.url.startswith("https://")
+    context = ssl.create_default_context(cafile=str(certificate))
+    headers = {"Authorization": f"Bearer {server.api_token}"}
+    with httpx.Client(verify=context, http2=True, headers=headers) as client:
+        url = f"{server.url}{server.base}/namespaces/team/repos"
+        answer = client.post(url, json={"name": "secure"})
+        assert answer.status_code == 201 and answer.http_version == "HTTP/2"
+        made = answer.json()["result"]
+    assert made["remote"].startswith("https://")
+    remote = with_token(made["remote"], made["token"])
+    trust = f"http.sslCAInfo={certificate}"
+    git("-c", trust, "push", "-q", remote, "main", cwd=work)
+    git("-c", trust, "clone", "-q", remote, tmp_path / "copy")
+    assert (tmp_path / "copy" / "README.md").exists()
+
+
+def test_no_secret_in_the_process_list(server: Server) -> None:
+    """Repository tokens never get to a command line, and the API token is only ever printed."""
+    assert server.process is not None
+    for pid in (server.process.pid, os.getpid()):
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert server.api_token.encode() not in line
