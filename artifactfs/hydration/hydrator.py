@@ -465,8 +465,7 @@ class Hydrator:
             self._queue.settle(want, error=self._health.failure())
 
     def _remote_up(self) -> None:
-        if self._planner.inventory is not None and self._sweep.progress().state != "waiting":
-            self._sweep.begin(self._planner.inventory)
+        self._sweep.begin_again()
         self._queue.wake()
 
     def _complain(self, path: bytes, error: HydrationError) -> None:

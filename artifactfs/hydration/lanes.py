@@ -133,12 +133,11 @@ class Lanes:
     async def _fly_batch(self, batch: SweepBatch) -> None:
         wants = {oid: self._queue.enter(oid, batch.priority) for oid in batch.oids}
         trees = (batch.tree,) if batch.tree is not None else ()
+        flight = Flight(Reason.SWEEP, wants, trees=trees, filter=SUBTREE_LIMIT if trees else None)
         try:
-            await self._fly(
-                Flight(Reason.SWEEP, wants, trees=trees, filter=SUBTREE_LIMIT if trees else None)
-            )
+            await self._fly(flight)
         finally:
-            self._sweep.ended(batch)
+            self._sweep.ended(batch, well=flight.error is None)
             self._queue.wake()
 
     async def _fly(self, flight: Flight) -> None:

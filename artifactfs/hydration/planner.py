@@ -70,6 +70,8 @@ class Planner:
         inventory = await take_inventory(self._odb.tree, tree, self._classify)
         await inventory.count(self._odb.missing)
         self.inventory = inventory
+        self._sweep.begin(inventory)
+        self._begun()
         await self._sizing.whole(inventory)
         if self._sweep.needs_remote:
             try:
@@ -78,5 +80,5 @@ class Planner:
             except RemoteError as error:
                 log.info("the remote's capabilities are unknown: %s", redact(error.message))
                 self._sweep.with_subtrees = False
-        self._sweep.begin(inventory)
+        self._sweep.sized = True
         self._begun()

@@ -1,7 +1,7 @@
 """The background sweep: what to fetch while nobody waits for anything.
 
-Goes class by class in the order of `priority`; a class begins when the one before it has landed,
-so that with a slow remote manifests are here before source, and source before binaries. Where all
+Goes class by class in the order of `priority`; manifests have landed before source begins, and
+source before binaries. Where all
 of a large tree is wanted, whole subtrees without their large blobs come between (one want brings
 thousands, and the server knows their names). What is here already is never asked for, so a
 restart goes on where the last run ended.
@@ -19,8 +19,10 @@ import trio
 from artifactfs.hydration.inventory import TreeInventory, partition
 from artifactfs.hydration.priority import SWEEP_ORDER, Priority
 
-QUIET_S = 1.0
+QUIET_S = 0.3
 """Seconds without a miss before the sweep goes on. What git reads at every command is exempt."""
+_BARRIERS = (Priority.FIRST, Priority.GIT, Priority.MANIFEST, Priority.OTHER)
+"""Classes that have landed before the next one begins."""
 BATCH_WANTS = 500
 """With 4 connections of 500 wants a tree comes fastest, and shows its first blob in 0.1 s."""
 BATCH_BYTES = 4 << 20
@@ -31,6 +33,8 @@ SUBTREE_MIN = 100
 SUBTREE_LIMIT = "blob:limit=64k"
 MIN_FOR_SUBTREES = 2_000
 """Fewer missing blobs are fetched one by one, in the exact order of their priority."""
+MAX_ROUNDS = 3
+"""How often failed requests make the sweep go through the tree again."""
 _UNKNOWN_SIZE = 8 << 10
 _SCAN = 2_000
 """Look-ups in one call of `next`: about 7 ms."""
@@ -82,8 +86,12 @@ class Sweep:
         self._in_trees = 0
         self._last_read = -1e9
         self._spent = False
+        self._failed = False
+        self._rounds = 0
         self.with_subtrees = True
         """Whether the remote can be asked for subtrees without their large blobs."""
+        self.sized = False
+        """Whether the sizes of the tree are known, as far as they can be."""
         self.scanning = False
         """`next` stopped looking to let others run: call it again after a checkpoint."""
 
@@ -94,12 +102,22 @@ class Sweep:
 
     def begin(self, inventory: TreeInventory) -> None:
         """Work on this tree from now on."""
+        if inventory is not self._inventory:
+            self._rounds = 0
         self._inventory = inventory
         self._stages = list(CLASSES.get(self._reach, _SOURCE))
         self._position = 0
         self._trees = None
         self._spent = False
-        self._last_read = max(self._last_read, trio.current_time())
+        self._failed = False
+        self.sized = False
+
+    def begin_again(self) -> None:
+        """Look at every blob of the tree once more: requests failed meanwhile."""
+        if self._inventory is not None:
+            sized = self.sized
+            self.begin(self._inventory)
+            self.sized = sized
 
     def note_read(self) -> None:
         """A program had to wait for content."""
@@ -121,6 +139,8 @@ class Sweep:
             stage = self._stages[0]
             if stage is not Priority.GIT and self._disturbed():
                 return None
+            if stage >= Priority.SOURCE and not self.sized:
+                return None  # which blobs are too large is not known yet
             if inventory.here_bytes >= self._budget:
                 self._spent = True
                 return None
@@ -139,16 +159,20 @@ class Sweep:
             if budget <= 0:
                 self.scanning = True
                 return None
-            if self._active:
-                return None  # the next class begins when this one has landed
+            if self._active and (stage in _BARRIERS or len(self._stages) == 1):
+                return None
             self._stages.pop(0)
             self._position = 0
+            if not self._stages and self._failed and self._rounds < MAX_ROUNDS:
+                self._rounds += 1
+                self.begin_again()
         return None
 
-    def ended(self, batch: SweepBatch) -> None:
-        """The request for `batch` is over, well or not."""
+    def ended(self, batch: SweepBatch, *, well: bool) -> None:
+        """The request for `batch` is over; what did not come is asked for again at the end."""
         self._active -= 1
         self._in_trees -= batch.tree is not None
+        self._failed |= not well
 
     def progress(self) -> SweepProgress:
         if self._reach == "none":
