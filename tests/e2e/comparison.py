@@ -22,14 +22,14 @@ class Node:
 
 
 def walk(root: bytes, *, content: bool = True) -> Iterator[tuple[bytes, Node]]:
-    """Yield (path below `root`, node) of everything but the top `.git`."""
+    """Yield (path below `root`, node) of everything but `.git`, also that of submodules."""
     pending = [b""]
     while pending:
         directory = pending.pop()
         with os.scandir(os.path.join(root, directory)) as entries:
             for entry in entries:
                 path = os.path.join(directory, entry.name)
-                if path == b".git":
+                if entry.name == b".git":
                     continue
                 yield path, look(os.path.join(root, path), content=content)
                 if entry.is_dir(follow_symlinks=False):

@@ -66,7 +66,7 @@ def test_daemon_killed_and_started_again(
     mounted: Path, daemon: DaemonProcess, odd_repository: OddRepository
 ) -> None:
     (mounted / "README.md").read_bytes()
-    before = {path.name: path.stat() for path in mounted.iterdir()}
+    before = {path.name: path.lstat() for path in mounted.iterdir()}
     worker = daemon.worker(mounted)
     daemon.kill()
     wait_until(partial(has_ended, worker), "the worker's end")
@@ -75,7 +75,7 @@ def test_daemon_killed_and_started_again(
     wait_until(lambda: readable(mounted), "the mount after a new start")
     assert len(mounts_below(mounted)) == 1
     assert (mounted / "LICENSE").read_bytes() == odd_repository.files[b"LICENSE"]
-    after = {path.name: path.stat() for path in mounted.iterdir()}
+    after = {path.name: path.lstat() for path in mounted.iterdir()}
     for name, found in before.items():
         assert after[name].st_ino == found.st_ino
         assert after[name].st_mtime_ns == found.st_mtime_ns
