@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -161,34 +162,37 @@ def write_primed_index(
     """Write ``index`` for a mount of `tree`, of which nothing has changed since `token`.
 
     `worktree` is the mount point, `sizes` the path of ``sizes.db``; `uid`, `gid` and `time_ns`
-    are what the mount reports of every clean file. Holds ``index.lock`` all the while, as git
-    does. Raises: IndexExists (unless `force`), IndexLocked, MissingObject, CorruptData,
-    StateError, OSError.
+    are what the mount reports of every clean file. ``index.lock`` is taken for the few ms of
+    writing only: a git command in between is not refused, and wins if it writes an index. Raises:
+    IndexExists (unless `force`), IndexLocked, MissingObject, CorruptData, StateError, OSError.
     """
+    if not force and (gitdir / "index").exists():
+        raise IndexExists(f"{gitdir / 'index'} exists already")
+    odb = ObjectDatabase(gitdir)
+    listing = list_tree(odb, tree)
+    oids = [oid for _, mode, oid, _ in listing.files if mode != _GITLINK]
+    known = read_sizes(sizes, oids)
+    for oid in oids:
+        if oid not in known and (size := odb.header_size(oid)) is not None:
+            known[oid] = size
+    entries = build_entries(listing, known, uid=uid, gid=gid, time_ns=time_ns)
+    settings = read_settings(gitdir)
+    fill_ignore_hashes(listing, odb, autocrlf=settings.autocrlf)
+    untrusted = [n for n, entry in enumerate(entries) if entry.mode == _GITLINK]
+    extensions = (
+        encode_cache_tree(listing.root),
+        encode_untracked_cache(
+            listing.root,
+            worktree=os.fsencode(os.path.realpath(worktree)),
+            stat=DirectoryStat(time_ns, uid, gid),
+            exclude=exclude_hash(_read(gitdir / "info" / "exclude")),
+            excludes_file=exclude_hash(_read(settings.excludes_file)),
+        ),
+        encode_fsmonitor(token, untrusted, len(entries)),
+    )
+    content = encode_index(entries, extensions)
     with locked_index(gitdir, force=force) as lock:
-        odb = ObjectDatabase(gitdir)
-        listing = list_tree(odb, tree)
-        oids = [oid for _, mode, oid, _ in listing.files if mode != _GITLINK]
-        known = read_sizes(sizes, oids)
-        for oid in oids:
-            if oid not in known and (size := odb.header_size(oid)) is not None:
-                known[oid] = size
-        entries = build_entries(listing, known, uid=uid, gid=gid, time_ns=time_ns)
-        settings = read_settings(gitdir)
-        fill_ignore_hashes(listing, odb, autocrlf=settings.autocrlf)
-        untrusted = [n for n, entry in enumerate(entries) if entry.mode == _GITLINK]
-        extensions = (
-            encode_cache_tree(listing.root),
-            encode_untracked_cache(
-                listing.root,
-                worktree=os.fsencode(os.path.realpath(worktree)),
-                stat=DirectoryStat(time_ns, uid, gid),
-                exclude=exclude_hash(_read(gitdir / "info" / "exclude")),
-                excludes_file=exclude_hash(_read(settings.excludes_file)),
-            ),
-            encode_fsmonitor(token, untrusted, len(entries)),
-        )
-        lock.commit(encode_index(entries, extensions))
+        lock.commit(content)
     return PrimedIndex(len(entries), sum(1 for oid in oids if oid not in known))
 
 
@@ -313,6 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--token", required=True)
     parser.add_argument("--force", action="store_true")
     options = vars(parser.parse_args(argv))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that index.lock goes with us
     gitdir, tree = options.pop("gitdir"), options.pop("tree")
     try:
         written = write_primed_index(gitdir, tree, **options)

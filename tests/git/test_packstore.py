@@ -216,7 +216,8 @@ def test_nothing_survives_where_nothing_is_whole(store: PackStore) -> None:
 
 
 def test_many_at_once(sample: SampleRepository, store: PackStore, gitdir: Path) -> None:
-    packs = [sample.pack(oids=[oid]) for oid in sample.oids()]
+    oids = sample.oids()[::3]
+    packs = [sample.pack(oids=[oid]) for oid in oids]
 
     async def all_of_them() -> None:
         async with trio.open_nursery() as nursery:
@@ -225,7 +226,7 @@ def test_many_at_once(sample: SampleRepository, store: PackStore, gitdir: Path) 
 
     trio.run(all_of_them)
     odb = ObjectDatabase(gitdir)
-    assert all(odb.read(oid) == expected for oid, expected in sample.contents.items())
+    assert all(odb.read(oid) == sample.contents[oid] for oid in oids)
 
 
 CRASHES = """
@@ -448,7 +449,7 @@ def test_several_processes_at_work(store: PackStore, gitdir: Path) -> None:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(groups=st.lists(st.lists(st.integers(0, 100), min_size=1), min_size=2, max_size=5))
 def test_any_division_into_packs_consolidates(
