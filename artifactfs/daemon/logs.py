@@ -3,7 +3,7 @@
 ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, ``pid``, then ``repo`` in a worker,
 and whatever ``extra=`` gave; ``exception`` holds a traceback. One message template of one logger
 is written at most `BURST` times in `WINDOW_S`; the next line that passes says in ``suppressed``
-how many were not.
+how many were not. The same words with the same arguments are written once in `SAME_S`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from artifactfs.redact import redact
 LEVELS = ("debug", "info", "warning", "error")
 BURST = 20
 WINDOW_S = 10.0
+SAME_S = 2.0
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -59,22 +60,35 @@ def _plain(value: object) -> object:
 
 
 class RateLimit(logging.Filter):
-    """Drops repetitions, so that a remote that is down does not fill the disk."""
+    """Drops repetitions, so that a remote that is down does not fill the disk.
+
+    The very same words are written once in `SAME_S`: one failed read of a program is several of
+    the kernel's.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._windows: dict[tuple[str, str], tuple[float, int]] = {}
+        self._said: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        key = (record.name, str(record.msg))
         now = time.monotonic()
+        if len(self._windows) + len(self._said) > 2000:
+            self._windows.clear()
+            self._said.clear()
+        said = (record.name, record.getMessage())
+        if record.args and now - self._said.get(said, -SAME_S) < SAME_S:
+            return False
+        self._said[said] = now
+        return self._within_burst(record, now)
+
+    def _within_burst(self, record: logging.LogRecord, now: float) -> bool:
+        key = (record.name, str(record.msg))
         start, count = self._windows.get(key, (now, 0))
         if now - start > WINDOW_S:
             if count > BURST:
                 record.suppressed = count - BURST
             start, count = now, 0
-        if len(self._windows) > 1000:
-            self._windows.clear()
         self._windows[key] = (start, count + 1)
         return count < BURST
 

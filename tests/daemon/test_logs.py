@@ -63,6 +63,16 @@ logging.getLogger("x").info("something else")
     assert lines[-1]["message"] == "something else"
 
 
+def test_the_same_words_are_said_once() -> None:
+    lines = log_of("""
+logs.configure("info")
+for _ in range(3):
+    logging.getLogger("x").warning("reading %s failed", "a")
+    logging.getLogger("x").warning("reading %s failed", "b")
+""")
+    assert [line["message"] for line in lines] == ["reading a failed", "reading b failed"]
+
+
 def test_unknown_level() -> None:
     with pytest.raises(InvalidInput, match="loud"):
         logs.configure("loud")
