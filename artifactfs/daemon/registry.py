@@ -168,7 +168,10 @@ class Registry:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.OperationalError as error:
-            raise StateError(f"cannot use {self._path}: {error}") from error
+            raise StateError(
+                f"cannot use {self._path}: {error}",
+                hint="artifact-fs doctor says whether the disk is full or the file not yours",
+            ) from error
         except sqlite3.DatabaseError as error:
             raise CorruptData(
                 f"{self._path} is damaged: {error}",

@@ -91,7 +91,8 @@ class Change:
             else:
                 statements.append(put_dirent(parent.ino, name, ino))
         if statements:
-            self._tree.overlay.apply(statements)
+            frees = any(ino in (0, _ABSENT) for ino in self._dirents.values())
+            self._tree.overlay.apply(statements, frees=frees)
         for ino, row in self._rows.items():
             inode = self._inodes[ino]
             if inode.row is None and type(inode) is Directory:

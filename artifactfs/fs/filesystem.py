@@ -275,7 +275,11 @@ class FileSystem:
                     self.tree.flush_times(inode)
                 else:
                     self._upper.remove(inode.ino)
-        self._overlay.apply([put_meta("closed", self.journal.dump())])
+        try:
+            self._overlay.apply([put_meta("closed", self.journal.dump())], frees=True)
+        except OSError as error:
+            # Then the next start looks for orphans and git stats everything once: slow, not wrong.
+            log.warning("the overlay could not be marked as closed: %s", error)
         self._overlay.close()
         self._upper.close()
 

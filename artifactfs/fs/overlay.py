@@ -16,7 +16,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_BYTES = 4 << 20
 """The WAL is written back once it is this long."""
+
+RESERVE_BYTES = 256 << 10
+"""Kept back on the disk: without it, a full disk would refuse even the removal of a file, since
+that is a transaction as well. One takes some 20 KiB of WAL."""
 
 _ROW = (
     "mode, uid, gid, nlink, rdev, atime_ns, mtime_ns, ctime_ns, oid, has_data, target, base_time_ns"
@@ -100,6 +104,9 @@ class Overlay:
             raise _damaged(path, str(error)) from error
         self._execute = self._connection.execute
         self._wal = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        self._reserve = path.with_name("reserve")
+        self._reserved = False
+        self._keep_reserve()
         self._checkpointing = threading.Lock()
         self.changes = 0
         """Transactions so far."""
@@ -107,23 +114,57 @@ class Overlay:
 
     # Changes
 
-    def apply(self, statements: Iterable[Statement]) -> None:
-        """Run `statements` as one transaction: all or none. Raises: OSError (ENOSPC, EIO)."""
-        execute = self._execute
+    def apply(self, statements: Sequence[Statement], *, frees: bool = False) -> None:
+        """Run `statements` as one transaction: all or none. Raises: OSError (ENOSPC, EIO).
+
+        With `frees` (a name goes), a full disk gives up its reserve for it.
+        """
         try:
-            execute("BEGIN IMMEDIATE")
             try:
-                for sql, parameters in statements:
-                    execute(sql, parameters)
-                execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    with contextlib.suppress(sqlite3.Error):
-                        execute("ROLLBACK")
-                raise
+                self._transact(statements)
+            except sqlite3.Error as error:
+                if not (frees and _is_full(error) and self._spend_reserve()):
+                    raise
+                self._transact(statements)
         except sqlite3.Error as error:
             raise _os_error(error) from error
         self.changes += 1
+
+    def _transact(self, statements: Sequence[Statement]) -> None:
+        execute = self._execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            for sql, parameters in statements:
+                execute(sql, parameters)
+            execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    execute("ROLLBACK")
+            raise
+
+    def _keep_reserve(self) -> None:
+        """Take the reserve where there is room for it. Blocks a moment."""
+        try:
+            descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.debug("no room for the overlay's reserve: %s", error)
+            self._reserve.unlink(missing_ok=True)
+            self._reserved = False
+        else:
+            self._reserved = True
+
+    def _spend_reserve(self) -> bool:
+        if not self._reserved:
+            return False
+        self._reserved = False
+        self._reserve.unlink(missing_ok=True)
+        log.warning("the disk is full: the overlay's reserve is used to remove something")
+        return True
 
     def sync(self) -> None:
         """Make every committed transaction survive power loss. Blocks; any thread may call it."""
@@ -134,12 +175,14 @@ class Overlay:
 
     @property
     def needs_checkpoint(self) -> bool:
-        return os.fstat(self._wal).st_size >= CHECKPOINT_BYTES
+        return not self._reserved or os.fstat(self._wal).st_size >= CHECKPOINT_BYTES
 
     def checkpoint(self) -> None:
         """Write the WAL back into the database. Blocks on the disk: call it in a thread."""
         with self._checkpointing, contextlib.closing(_connect(self.path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        if not self._reserved:
+            self._keep_reserve()
 
     def close(self) -> None:
         os.close(self._wal)
@@ -263,6 +306,10 @@ _ERRNOS = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
 }
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return bool(getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL)
 
 
 def _os_error(error: sqlite3.Error) -> OSError:
