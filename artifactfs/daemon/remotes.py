@@ -30,19 +30,34 @@ class RemoteConnection:
         self._deadline_s = deadline_s
         self._credentials = CredentialFile(layout.credentials)
         self._mirror = mirror_of(layout)
+        self._limits_file = layout.directory / "remote-limits"
         self._shared: Remote | None = None
         self._cloned: Remote | None = None
         self._opening = trio.Lock()
 
     async def open(self, *, expect_refs: bool = False) -> Remote:
         """A new remote, the caller's to close. Raises: RemoteError."""
-        return await open_remote(
+        remote = await open_remote(
             self.url,
             self._credentials,
             deadline_s=self._deadline_s,
             expect_refs=expect_refs,
             mirror=self._mirror,
         )
+        self._note_limits(remote.capabilities.limits)
+        return remote
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What the remote could not do when it was last opened, also before a restart."""
+        with suppress(FileNotFoundError):
+            return tuple(self._limits_file.read_text().splitlines())
+        return ()
+
+    def _note_limits(self, limits: tuple[str, ...]) -> None:
+        if limits != self.limits:
+            self._limits_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._limits_file.write_text("".join(f"{limit}\n" for limit in limits))
 
     async def open_for_clone(self) -> Remote:
         """The same with the refs asked for at once; kept for the hydrator. Raises: RemoteError."""

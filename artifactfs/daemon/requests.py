@@ -64,6 +64,7 @@ class Requests:
         worker = self._worker
         head, counts = await worker.jobs.head()
         hydration = worker.hydrator.stats().as_json()
+        hydration["limits"] = worker.remotes.limits
         return {
             **head_fields(head, counts),
             "commit": worker.filesystem.base.commit.hex(),
