@@ -41,6 +41,10 @@ READER_WAITS_S = 2.0
 """A reader waits that long for a probe: refused connections answer in a millisecond."""
 MIN_SPACING_S = 0.5
 """Readers have a probe done at most that often."""
+QUICK_SPACING_S = 0.05
+"""The same where the last probe failed at once, as a refused connection does: the first read after
+the remote is back must work."""
+QUICK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,9 @@ class RemoteHealth:
 
     def _begin(self, outage: Outage) -> None:
         self.outage = outage
-        self._next_probe_at = trio.current_time() + MIN_SPACING_S
+        final = outage.kind in (AuthenticationFailed.__name__, RemoteNotFound.__name__)
+        spacing = MIN_SPACING_S if final else QUICK_SPACING_S
+        self._next_probe_at = trio.current_time() + spacing
         self._credentials_seen = self._signature()
         log.warning("remote of %s is down: %s", self._repo, outage.cause)
         self._on_down(outage)
@@ -184,7 +190,8 @@ class RemoteHealth:
             self._probing = False
             took = trio.current_time() - started
             # A black hole costs each asking reader up to READER_WAITS_S: ask it seldom.
-            self._next_probe_at = trio.current_time() + max(MIN_SPACING_S, 5 * took)
+            spacing = QUICK_SPACING_S if took < QUICK_S else max(MIN_SPACING_S, 5 * took)
+            self._next_probe_at = trio.current_time() + spacing
             self._probe_ended.set()
             self._probe_ended = trio.Event()
 
