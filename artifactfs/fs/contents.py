@@ -114,7 +114,7 @@ class Contents:
             return
         oid, parent = inode.oid, inode.parent
         assert oid is not None
-        if not inode.handles and parent is not None and parent.oid is not None:
+        if parent is not None and parent.oid is not None:
             missing = self._unknown_sizes(parent, oid)
             ask = functools.partial(self._blobs.sizes, parent.oid, missing)
             sizes = await unless_interrupted(pid, ask)
@@ -147,8 +147,6 @@ class Contents:
             assert data is not None
         if data.fd < 0:
             data.fd = self._upper.open(inode.ino)
-        if handle.appends_blindly:
-            offset = inode.size
         written = os.pwrite(data.fd, buffer, offset)
         if offset + written > inode.size:
             inode.size = offset + written

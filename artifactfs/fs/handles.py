@@ -12,15 +12,13 @@ from artifactfs.hydration.blobs import Blob
 class FileHandle:
     """One open file. `pid` is the process that opened it."""
 
-    __slots__ = ("appends_blindly", "blob", "inode", "oid", "pid")
+    __slots__ = ("blob", "inode", "oid", "pid")
 
     def __init__(self, inode: Inode, pid: int) -> None:
         self.inode = inode
         self.pid = pid
         self.blob: Blob | None = None
         self.oid: Oid | None = None
-        self.appends_blindly = False
-        """O_APPEND, opened before the kernel knew the size: it does not know the offset then."""
 
     def keep(self, oid: Oid, blob: Blob) -> None:
         """Read from `blob`, the content of `oid`, from now on."""

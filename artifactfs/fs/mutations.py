@@ -274,6 +274,7 @@ class Mutations:
     ) -> None:
         """chmod, chown and utimens."""
         change, now = self._change()
+        self._tree.flush_times(inode)  # else `commit` would put the old mtime over the new one
         row = change.edit(inode)
         if mode is not None:
             row.mode = stat.S_IFMT(row.mode) | stat.S_IMODE(mode)

@@ -29,7 +29,7 @@ from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.attributes import entry_attributes, negative_entry
 from artifactfs.fs.contents import Contents
 from artifactfs.fs.handles import DirectoryHandle, FileHandle, Handles, VirtualHandle
-from artifactfs.fs.inodes import UNKNOWN_SIZE, Directory, Inode
+from artifactfs.fs.inodes import Directory, Inode
 from artifactfs.fs.mutations import NAME_MAX, Caller, Mutations, check_name, fail
 from artifactfs.fs.tree import Tree
 from artifactfs.fs.virtual import GITFILE, GITFILE_INO, VirtualFiles
@@ -278,12 +278,7 @@ class Operations(pyfuse3.Operations):
         inode = self._tree.get(ino)
         if flags & os.O_TRUNC and flags & _WRITES:
             await self._contents.truncate(inode, 0, ctx.pid)
-        info = self._open(inode, ctx.pid)
-        if flags & os.O_APPEND and inode.size == UNKNOWN_SIZE:
-            handle = self._files[info.fh]
-            assert isinstance(handle, FileHandle)
-            handle.appends_blindly = True
-        return info
+        return self._open(inode, ctx.pid)
 
     def _open(self, inode: Inode, pid: int) -> FileInfo:
         inode.handles += 1

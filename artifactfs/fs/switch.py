@@ -169,13 +169,21 @@ class Switch:
             if self._has_local(inode):
                 self.result.kept.append(path)
                 return False
-        elif now is not None and stat.S_IFMT(mode_of_entry(now.mode)) == stat.S_IFMT(inode.mode):
+        elif self._can_replace(inode, now):
+            assert now is not None
             self._replace(inode, path, now)
             return True
         self._vanish(directory, inode, path)
         if now is not None:
             self._appear(directory, name, path, now)
         return True
+
+    def _can_replace(self, inode: Inode, now: TreeEntry | None) -> bool:
+        """Whether the same inode gets the new content. Not where it is open: as on a disk, where
+        git makes a new file, whoever has it open goes on with what was there."""
+        if now is None or inode.handles:
+            return False
+        return stat.S_IFMT(mode_of_entry(now.mode)) == stat.S_IFMT(inode.mode)
 
     def _has_local(self, directory: Directory) -> bool:
         """Whether anything was changed below a directory that the new tree does not have."""

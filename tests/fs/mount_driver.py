@@ -41,7 +41,7 @@ class GatedBlobs:
     def __init__(self, odb: ObjectDatabase, config: dict[str, Any]) -> None:
         self._odb = odb
         self._gate = str(config["gate"])
-        self._log = open(config["log"], "a", buffering=1)  # noqa: SIM115
+        self._log = open(config["log"], "a", buffering=1, errors="surrogateescape")  # noqa: SIM115
         self._here: set[Oid] = set()
         self._sizes: set[Oid] = set()
         self._sizes_known: bool = config.get("sizes_known", True)

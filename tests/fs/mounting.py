@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -108,7 +109,11 @@ class Mount:
 
     def log(self) -> list[str]:
         """What was asked of the hydrator, one line each."""
-        return self.log_file.read_text().splitlines() if self.log_file.exists() else []
+        return (
+            self.log_file.read_text(errors="surrogateescape").splitlines()
+            if self.log_file.exists()
+            else []
+        )
 
     def stderr(self) -> str:
         return (self.directory / "stderr").read_text()
@@ -133,3 +138,14 @@ def git(*args: str, cwd: Path, **env: str) -> str:
     }
     done = subprocess.run(["git", *args], cwd=cwd, env=environment, check=True, capture_output=True)
     return done.stdout.decode("utf-8", "surrogateescape")
+
+
+def renameat2(old: Path, new: Path, flags: int) -> None:
+    """``renameat2(2)``, which Python does not have."""
+    result = _libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags)
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
