@@ -12,7 +12,12 @@ import pytest
 
 from tests.e2e.delay_proxy import DelayProxy
 from tests.e2e.odd_repository import OddRepository, make_odd_repository
-from tests.e2e.processes import ArtifactsProcess, DaemonProcess, ServedRepository
+from tests.e2e.processes import (
+    IMPATIENCE_S,
+    ArtifactsProcess,
+    DaemonProcess,
+    ServedRepository,
+)
 
 os.environ.update(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_SYSTEM=os.devnull)
 os.environ.update(
@@ -86,3 +91,14 @@ def mounted(
 ) -> Path:
     """The odd repository mounted as `odd` through the proxy, nothing hydrated."""
     return daemon.add_repo("odd", proxy.url(remote_repo().url))
+
+
+@pytest.fixture
+def impatient(
+    daemon: DaemonProcess, proxy: DelayProxy, remote_repo: Callable[..., ServedRepository]
+) -> Path:
+    """The same with its whole history, and reads that give up after `IMPATIENCE_S`."""
+    url = proxy.url(remote_repo().url)
+    mount = daemon.add_repo("odd", url, "--deadline", str(IMPATIENCE_S))
+    daemon.wait_for("odd", "history")
+    return mount

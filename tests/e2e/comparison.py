@@ -18,7 +18,7 @@ class Node:
     executable: bool
     size: int
     content: bytes
-    """SHA-256 of a file, target of a symlink, else nothing."""
+    """SHA-256 of a file, target of a symlink, else nothing; nothing when only `stat` was called."""
 
 
 def walk(root: bytes, *, content: bool = True) -> Iterator[tuple[bytes, Node]]:
@@ -41,7 +41,7 @@ def look(path: bytes, *, content: bool = True) -> Node:
     found = os.lstat(path)
     kind = stat.S_IFMT(found.st_mode)
     data = b""
-    if kind == stat.S_IFLNK:
+    if kind == stat.S_IFLNK and content:
         data = os.readlink(path)
         assert found.st_size == len(data)
     elif kind == stat.S_IFREG and content:

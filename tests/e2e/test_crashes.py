@@ -108,15 +108,13 @@ def test_registered_without_a_daemon_is_mounted_at_its_start(
 
 @pytest.mark.parametrize("fault", ["truncated", "corrupt"])
 def test_broken_packs_are_never_shown(
-    mounted: Path,
-    daemon: DaemonProcess,
+    impatient: Path,
     proxy: DelayProxy,
     odd_repository: OddRepository,
     fault: str,
 ) -> None:
-    daemon.wait_for("odd", "history")
-    os.listdir(mounted / "assets")
-    path = mounted / "assets/logo.png"
+    os.listdir(impatient / "assets")
+    path = impatient / "assets/logo.png"
     expected = odd_repository.files[b"assets/logo.png"]
     if fault == "truncated":
         proxy.truncate_after = 20_000
@@ -129,7 +127,9 @@ def test_broken_packs_are_never_shown(
     proxy.truncate_after = proxy.corrupt_at = None
     wait_until(lambda: read_or_none(path) == expected, "the next try", deadline=10)
     subprocess.run(
-        ["git", "-C", str(mounted), "fsck", "--connectivity-only"], check=True, capture_output=True
+        ["git", "-C", str(impatient), "fsck", "--connectivity-only"],
+        check=True,
+        capture_output=True,
     )
 
 
@@ -140,7 +140,7 @@ def read_or_none(path: Path) -> bytes | None:
 
 
 def test_a_fault_now_and_then_changes_no_byte(
-    mounted: Path, proxy: DelayProxy, odd_repository: OddRepository, tmp_path: Path
+    impatient: Path, proxy: DelayProxy, odd_repository: OddRepository, tmp_path: Path
 ) -> None:
     subprocess.run(
         ["git", "clone", "--quiet", str(odd_repository.path), str(tmp_path / "clone")], check=True
@@ -148,11 +148,11 @@ def test_a_fault_now_and_then_changes_no_byte(
     for at in (700, 3_000, 9_000, 60_000):
         proxy.corrupt_at = at
         with contextlib.suppress(OSError):
-            tree(mounted / "src")
+            tree(impatient / "src")
         proxy.corrupt_at = None
         proxy.truncate_after = at
         with contextlib.suppress(OSError):
-            tree(mounted / "many")
+            tree(impatient / "many")
         proxy.truncate_after = None
-    wait_until(lambda: read_or_none(mounted / "LICENSE"), "the remote's recovery")
-    assert_same_tree(mounted, tmp_path / "clone")
+    wait_until(lambda: read_or_none(impatient / "LICENSE"), "the remote's recovery")
+    assert_same_tree(impatient, tmp_path / "clone")

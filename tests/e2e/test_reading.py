@@ -59,9 +59,7 @@ def test_sizes_are_true_before_any_content_is_here(
     with proxy.recording() as requests:
         seen = tree(mounted, content=False)
     assert seen == expected
-    blobs = odd_repository.blobs()
-    regular = {oid for path, oid in blobs.items() if not (plain_clone / path).is_symlink()}
-    assert not blobs_wanted(requests, regular)
+    assert not blobs_wanted(requests, set(odd_repository.blobs().values()))
     assert len(requests) <= 4
 
 
@@ -106,13 +104,15 @@ def test_git_works_in_the_mount(mounted: Path, odd_repository: OddRepository) ->
 
 
 def test_git_status_asks_the_remote_for_nothing(
-    mounted: Path, proxy: DelayProxy, daemon: DaemonProcess
+    daemon: DaemonProcess, proxy: DelayProxy, remote_repo: Callable[..., ServedRepository]
 ) -> None:
-    daemon.wait_for("odd", "history")
+    mount = daemon.add_repo("odd", proxy.url(remote_repo().url), "--hydrate", "source")
+    for state in ("history", "index", "hydrated"):
+        daemon.wait_for("odd", state)
     with proxy.recording() as requests:
-        assert git(mounted, "status", "--porcelain") == ""
-        assert git(mounted, "diff", "HEAD") == ""
-    assert not [request for request in requests if request.command == "fetch"]
+        assert git(mount, "status", "--porcelain") == ""
+        assert git(mount, "diff", "HEAD") == ""
+    assert not requests
 
 
 def test_programs_run_and_files_can_be_mapped(mounted: Path, odd_repository: OddRepository) -> None:
