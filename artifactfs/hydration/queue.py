@@ -158,7 +158,7 @@ class WantQueue:
         return taken
 
     def settle(
-        self, want: Want, *, data: bytes | None = None, error: HydrationError | None
+        self, want: Want, *, data: bytes | None = None, error: HydrationError | None = None
     ) -> None:
         """End the life of `want`: wake its readers with the content or the error."""
         if want.settled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ async def cold_mount(
     name: str = "r",
     clone_url: str | None = None,
     cache_limit: int | None = None,
+    object_info: bool = True,
     **changes: Any,
 ) -> AsyncIterator[ColdMount]:
     """Clone `url` into the state root `root` and run a hydrator until the block ends."""
@@ -95,9 +96,13 @@ async def cold_mount(
     layout = state.repo(name)
 
     async def connect() -> Remote:
-        return await open_remote(
+        remote = await open_remote(
             url, CredentialFile(layout.credentials), deadline_s=settings.deadline_s
         )
+        if not object_info:  # git 2.39 has no setting that turns it off
+            capabilities = replace(remote.capabilities, object_info=False, limits=("no sizes",))
+            remote.capabilities = capabilities
+        return remote
 
     if not layout.gitdir.exists():
         layout.directory.mkdir(parents=True, exist_ok=True)
