@@ -1,0 +1,40 @@
+"""Python client of the Artifacts interface: repositories for agents, over REST.
+
+>>> from artifactfs.client import Artifacts
+>>> with Artifacts("http://127.0.0.1:8080", account_id, api_token, "agents") as artifacts:
+...     made = artifacts.create("task-1", description="first try")
+...     made.remote, made.token                # for git, or for `artifact-fs add-repo`
+...     fork = artifacts.get("task-1").fork("task-1-retry")
+...     for repo in artifacts.repos():         # all pages
+...         print(repo.name)
+
+`AsyncArtifacts` is the same with ``await``; it runs under trio and asyncio.
+"""
+
+from artifactfs.client.asynchronous import AsyncArtifacts, AsyncRepo
+from artifactfs.client.models import (
+    ArtifactsError,
+    Commit,
+    CreatedRepo,
+    CreatedToken,
+    Namespace,
+    RepoInfo,
+    RepoPage,
+    TokenInfo,
+)
+from artifactfs.client.synchronous import Artifacts, Repo
+
+__all__ = [
+    "Artifacts",
+    "ArtifactsError",
+    "AsyncArtifacts",
+    "AsyncRepo",
+    "Commit",
+    "CreatedRepo",
+    "CreatedToken",
+    "Namespace",
+    "Repo",
+    "RepoInfo",
+    "RepoPage",
+    "TokenInfo",
+]

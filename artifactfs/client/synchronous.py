@@ -1,0 +1,237 @@
+"""`Artifacts`: the client for programs that block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TypeVar
+
+import httpx
+
+from artifactfs.client import calls
+from artifactfs.client.models import (
+    ArtifactsError,
+    Commit,
+    CreatedRepo,
+    CreatedToken,
+    Namespace,
+    RepoInfo,
+    RepoPage,
+    Scope,
+    TokenInfo,
+)
+from artifactfs.redact import redact
+
+T = TypeVar("T")
+DEFAULT_TIMEOUT_S = 60.0
+
+
+class Artifacts:
+    """The repositories of one namespace.
+
+    Every method makes one request (and repeats it on 429, 503 and, where that is safe, other 5xx
+    answers), waits at most `timeout_s` for each answer, and raises `ArtifactsError`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        account_id: str,
+        api_token: str,
+        namespace: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: int = 4,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self._retries = retries
+        self._http = httpx.Client(
+            base_url=f"{base_url.rstrip('/')}/client/v4/accounts/{account_id}/artifacts",
+            headers={"Authorization": f"Bearer {api_token}"},
+            timeout=timeout_s,
+            transport=transport,
+        )
+
+    def __enter__(self) -> Artifacts:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def create(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        read_only: bool = False,
+        default_branch: str = "main",
+    ) -> CreatedRepo:
+        """Make an empty repository; its write token is in the result."""
+        return self._do(calls.create(self.namespace, name, description, read_only, default_branch))
+
+    def get(self, name: str) -> Repo:
+        """A handle of a repository that is there and ready."""
+        self._do(calls.get(self.namespace, name))
+        return Repo(self, name)
+
+    def repo(self, name: str) -> Repo:
+        """A handle, without asking the server."""
+        return Repo(self, name)
+
+    def list(
+        self, limit: int = 50, cursor: str | None = None, *, search: str | None = None
+    ) -> RepoPage:
+        """One page of repositories, newest first."""
+        return self._do(calls.list_repos(self.namespace, limit, cursor, search))
+
+    def repos(self, *, search: str | None = None) -> Iterator[RepoInfo]:
+        """All repositories, page by page."""
+        cursor: str | None = None
+        while True:
+            page = self._do(calls.list_repos(self.namespace, 200, cursor, search))
+            yield from page.repos
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def import_(
+        self,
+        name: str,
+        url: str,
+        *,
+        branch: str | None = None,
+        depth: int | None = None,
+        read_only: bool = False,
+    ) -> CreatedRepo:
+        """Import a repository over https; it may still be under way when this returns."""
+        return self._do(calls.import_repo(self.namespace, name, url, branch, depth, read_only))
+
+    def delete(self, name: str) -> bool:
+        """Delete a repository; False if there never was one of that name."""
+        return self._found(calls.delete(self.namespace, name))
+
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """The namespaces of the account, at most 200."""
+        return self._do(calls.list_namespaces())
+
+    def _found(self, call: calls.Call[None]) -> bool:
+        try:
+            self._do(call)
+        except ArtifactsError as error:
+            if error.code == "NOT_FOUND":
+                return False
+            raise
+        return True
+
+    def _do(self, call: calls.Call[T]) -> T:
+        attempt = 0
+        while True:
+            response: httpx.Response | None = None
+            failure: httpx.HTTPError | None = None
+            try:
+                response = self._http.request(
+                    call.method, call.path, json=call.json, params=call.params
+                )
+            except httpx.ConnectError as error:
+                failure = error
+            except httpx.HTTPError as error:
+                raise unavailable(error) from None
+            wait = calls.wait_before_retry(call.method, response, attempt, self._retries)
+            if wait is None:
+                if response is None:
+                    assert failure is not None
+                    raise unavailable(failure) from None
+                return call.answer(response)
+            attempt += 1
+            time.sleep(wait)
+
+
+def unavailable(error: httpx.HTTPError) -> ArtifactsError:
+    """A request without an answer, as the error of the client."""
+    text = redact(str(error)) or type(error).__name__
+    return ArtifactsError(
+        f"the server cannot be reached: {text}", code="UNAVAILABLE", numeric_code=0, status=0
+    )
+
+
+class Repo:
+    """A handle of one repository."""
+
+    def __init__(self, artifacts: Artifacts, name: str) -> None:
+        self._artifacts = artifacts
+        self.name = name
+
+    def info(self) -> RepoInfo:
+        """What the server knows of it."""
+        return self._artifacts._do(calls.get(self._artifacts.namespace, self.name))
+
+    def create_token(self, scope: Scope = "write", ttl: int = 86_400) -> CreatedToken:
+        """Make a token that lasts `ttl` seconds (60 to 31,536,000)."""
+        return self._artifacts._do(
+            calls.create_token(self._artifacts.namespace, self.name, scope, ttl)
+        )
+
+    def list_tokens(self, state: str = "active") -> tuple[TokenInfo, ...]:
+        """All tokens in a state: active, expired, revoked or all."""
+        return tuple(self.tokens(state))
+
+    def tokens(self, state: str = "active") -> Iterator[TokenInfo]:
+        """Tokens, page by page."""
+        page = 1
+        while True:
+            found = self._artifacts._do(
+                calls.list_tokens(self._artifacts.namespace, self.name, state, page)
+            )
+            yield from found
+            if len(found) < 100:
+                return
+            page += 1
+
+    def revoke_token(self, token: CreatedToken | TokenInfo | str) -> bool:
+        """Revoke a token, given as what `create_token` or a list returned, or by its id.
+
+        False if the server knows no such token.
+        """
+        token_id = token if isinstance(token, str) else token.id
+        return self._artifacts._found(calls.revoke_token(self._artifacts.namespace, token_id))
+
+    def fork(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        read_only: bool = False,
+        default_branch_only: bool = False,
+    ) -> CreatedRepo:
+        """Fork it; the fork's write token is in the result."""
+        return self._artifacts._do(
+            calls.fork(
+                self._artifacts.namespace,
+                self.name,
+                name,
+                description,
+                read_only,
+                default_branch_only,
+            )
+        )
+
+    def log(self, ref: str = "HEAD", limit: int = 50, offset: int = 0) -> tuple[Commit, ...]:
+        """Commits of a ref, first parents, newest first; none for an unknown ref."""
+        return self._artifacts._do(
+            calls.log(self._artifacts.namespace, self.name, ref, limit, offset)
+        )
+
+    def read_file(self, path: str, ref: str = "HEAD") -> bytes:
+        """The content of a file."""
+        return self._artifacts._do(calls.read_file(self._artifacts.namespace, self.name, path, ref))
