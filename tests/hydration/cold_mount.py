@@ -97,7 +97,10 @@ async def cold_mount(
 
     async def connect() -> Remote:
         remote = await open_remote(
-            url, CredentialFile(layout.credentials), deadline_s=settings.deadline_s
+            url,
+            CredentialFile(layout.credentials),
+            deadline_s=settings.deadline_s,
+            mirror=layout.directory / "mirror",
         )
         if not object_info:  # git 2.39 has no setting that turns it off
             capabilities = replace(remote.capabilities, object_info=False, limits=("no sizes",))
@@ -107,7 +110,8 @@ async def cold_mount(
     if not layout.gitdir.exists():
         layout.directory.mkdir(parents=True, exist_ok=True)
         credentials = CredentialFile(layout.credentials)
-        remote = await open_remote(clone_url or url, credentials, deadline_s=20)
+        mirror = layout.directory / "mirror"
+        remote = await open_remote(clone_url or url, credentials, deadline_s=20, mirror=mirror)
         tip = await clone_tip(layout, settings, remote, shared_objects=state.shared_objects)
         await remote.aclose()
     else:
