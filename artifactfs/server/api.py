@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -132,15 +133,21 @@ def error_answer(problem: Problem) -> JSONResponse:
     )
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Every error of the control plane is an envelope."""
+def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]) -> None:
+    """Every error of the control plane is an envelope; on the web page it is a page."""
 
-    async def on_problem(request: Request, error: Exception) -> JSONResponse:
-        problem = cast(Problem, error)
-        request.state.problem = problem
+    def answer(request: Request, problem: Problem) -> Response:
+        path = request.url.path
+        if path == "/" or path.startswith("/ui/"):
+            return page_for(problem)
         return error_answer(problem)
 
-    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+    async def on_problem(request: Request, error: Exception) -> Response:
+        problem = cast(Problem, error)
+        request.state.problem = problem
+        return answer(request, problem)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
         first = cast(RequestValidationError, error).errors()[0]
         where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
         pointer = "/" + "/".join(where) if where else None
@@ -149,19 +156,19 @@ def install_error_handlers(app: FastAPI) -> None:
             code = Code.INVALID_TTL
         problem = Problem(code, str(first["msg"]), pointer=pointer)
         request.state.problem = problem
-        return error_answer(problem)
+        return answer(request, problem)
 
-    async def on_http(request: Request, error: Exception) -> JSONResponse:
+    async def on_http(request: Request, error: Exception) -> Response:
         if getattr(request.state, "too_large", False):
             return error_answer(Problem(Code.MEMORY_LIMIT, "The request body is too large"))
         status = cast(StarletteHTTPException, error).status_code
         code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(status, Code.INVALID_INPUT)
         problem = Problem(code, str(cast(StarletteHTTPException, error).detail))
         request.state.problem = problem
-        return error_answer(problem)
+        return answer(request, problem)
 
-    async def on_crash(request: Request, error: Exception) -> JSONResponse:
-        return error_answer(Problem(Code.INTERNAL_ERROR, "Internal error"))
+    async def on_crash(request: Request, error: Exception) -> Response:
+        return answer(request, Problem(Code.INTERNAL_ERROR, "Internal error"))
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(RequestValidationError, on_invalid)

@@ -46,6 +46,11 @@ _SAFE = {
 }
 
 
+class RefItem(BaseModel):
+    name: str
+    hash: str
+
+
 class TreeItem(BaseModel):
     name: str
     mode: str
@@ -86,6 +91,19 @@ async def get_log(
             return []
 
     return Envelope(result=await read_content(context, repo, read))
+
+
+@router.get("/repos/{name}/refs", summary="Branches, tags and other refs")
+async def get_refs(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+) -> Envelope[list[RefItem]]:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    refs = await read_content(context, repo, lambda content: content.refs())
+    return Envelope(result=[RefItem(name=ref.name, hash=ref.hash) for ref in refs])
 
 
 @router.get("/repos/{name}/commit/{hash}", summary="One commit")

@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import artifactfs
-from artifactfs.server import api_account, api_content, api_namespaces, api_public, api_repos
+from artifactfs.server import api_account, api_content, api_namespaces, api_public, api_repos, pages
 from artifactfs.server.access_log import RequestRecord
 from artifactfs.server.api import (
     ERROR_ANSWERS,
@@ -24,6 +24,7 @@ from artifactfs.server.git_http import GitHTTP, route_of
 from artifactfs.server.jobs import Jobs
 from artifactfs.server.problems import Code, Problem
 from artifactfs.server.repositories import Repositories
+from artifactfs.server.sessions import Sessions
 
 _IN_NAMESPACE = (api_repos.router, api_content.router)
 
@@ -44,8 +45,11 @@ def build_api(context: Context, repositories: Repositories, jobs: Jobs) -> FastA
     app.state.context = context
     app.state.repositories = repositories
     app.state.jobs = jobs
-    install_error_handlers(app)
+    app.state.sessions = Sessions(context.catalog)
+    install_error_handlers(app, pages.problem_page)
+    app.add_exception_handler(pages.LoginNeeded, lambda request, error: pages.login_page())
     app.include_router(api_public.router)
+    app.include_router(pages.router)
     app.include_router(
         api_account.graphql_router,
         prefix="/client/v4",

@@ -47,6 +47,10 @@ class Catalog:
                 return ApiToken.of(row)
         return None
 
+    def api_token_by_id(self, token_id: str) -> ApiToken | None:
+        row = self.store.row("SELECT * FROM api_tokens WHERE id = ?", (token_id,))
+        return None if row is None else ApiToken.of(row)
+
     def has_api_tokens(self) -> bool:
         return self.store.row("SELECT 1 AS one FROM api_tokens LIMIT 1") is not None
 

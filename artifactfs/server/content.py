@@ -57,6 +57,14 @@ class Entry:
     type: EntryType
 
 
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A ref and the hex oid of the object that it points to."""
+
+    name: str
+    hash: str
+
+
 class Content:
     """One open repository. Use it in one thread at a time."""
 
@@ -144,6 +152,39 @@ class Content:
         found = self._repo[pygit2.Oid(hex=hexadecimal)]
         assert isinstance(found, pygit2.Blob)
         return bytes(found.data)
+
+    def refs(self) -> list[Ref]:
+        """All refs by name, with what they point to."""
+        names = sorted(self._repo.raw_listall_references())
+        found = []
+        for raw in names:
+            name = raw.decode("utf-8", "surrogateescape")
+            try:
+                target = self._repo.lookup_reference(name).resolve().target
+            except (KeyError, ValueError, pygit2.GitError, UnicodeError):
+                continue
+            found.append(Ref(raw.decode("utf-8", "replace"), str(target)))
+        return found
+
+    def patch(self, commit: pygit2.Commit, limit: int) -> str:
+        """The changes against the first parent as a unified diff, cut at `limit` characters."""
+        try:
+            if commit.parents:
+                diff = self._repo.diff(commit.parents[0], commit)
+            else:
+                diff = commit.tree.diff_to_tree(swap=True)
+        except KeyError:
+            return ""  # the edge of a shallow history
+        text = []
+        length = 0
+        for patch in diff:
+            piece = patch.data.decode("utf-8", "replace") if patch is not None else ""
+            length += len(piece)
+            if length > limit:
+                text.append("… the rest is too long to show")
+                break
+            text.append(piece)
+        return "".join(text)
 
     def entry_at(self, ref: str, path: str) -> Entry:
         """What is at a path of a ref. Raises: NoSuchContent."""

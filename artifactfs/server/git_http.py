@@ -74,7 +74,7 @@ class Route:
 def route_of(path: str) -> Route | None:
     """The Git route a decoded URL path names, None if it is not one."""
     match = _PATH.fullmatch(path)
-    if match is None or path.startswith(("/client/", "/v1/api/")):
+    if match is None or path.startswith(("/client/", "/v1/api/", "/ui/")):
         return None
     return Route(match["namespace"], match["repo"], match["what"])
 
