@@ -125,7 +125,7 @@ class ArtifactFS(Contender):
 
     def switch_command(self, ref: str) -> str:
         program = PROGRAMS / "artifact-fs"
-        return f"ARTIFACT_FS_ROOT={self.daemon.state} {program} switch --name bench {ref}"
+        return f"ARTIFACT_FS_ROOT={self.daemon.state} {program} switch --detach --name bench {ref}"
 
     def memory(self) -> dict[str, int]:
         worker = self.daemon.worker(self.daemon.mounts / "bench")

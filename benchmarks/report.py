@@ -102,7 +102,7 @@ def rows(group: list[Result]) -> list[list[str]]:
 
 
 def print_tables(results: list[Result]) -> None:
-    console = Console()
+    console = Console(width=150)
     for workload, rtt, group in groups(results):
         table = Table(title=f"{workload}, {rtt:g} ms of round trip, {len(group[0].runs)} runs")
         table.add_column("")
