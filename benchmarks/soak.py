@@ -154,7 +154,8 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         for _ in range(self.rng.randrange(1, 12)):
             path = folder / f"file{self.rng.randrange(40)}.txt"
-            with path.open("ab") as file:
+            small = not path.exists() or path.stat().st_size < 60_000
+            with path.open("ab" if small else "wb") as file:
                 file.write(self.rng.randbytes(self.rng.randrange(10, 20_000)).hex().encode())
         (self.tree / "README.md").write_text(f"soak {self.name} {self.number}\n")
         git(self.tree, "add", "-A")
@@ -257,6 +258,8 @@ def sample(daemon: DaemonProcess, began: float) -> Sample:
         for name in names:
             with contextlib.suppress(OSError):
                 state_bytes += os.lstat(os.path.join(directory, name)).st_size
+            if name in ("daemon.lock", "worker.lock"):
+                continue
             temporary += name.endswith((".tmp", ".new", ".lock")) or name.startswith(
                 ("tmp", ".tmp")
             )
