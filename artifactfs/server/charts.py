@@ -16,6 +16,7 @@ class Bar:
     y: float
     width: float
     height: float
+    value: float
     title: str
     label: str
 
@@ -33,6 +34,7 @@ def bars(values: Sequence[tuple[str, float]], unit: str) -> list[Bar]:
             y=round(room - value / highest * room, 1),
             width=round(step - 2, 1),
             height=round(value / highest * room, 1),
+            value=value,
             title=f"{label}: {value:g} {unit}",
             label=label if number % 4 == 0 else "",
         )
