@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from artifactfs.daemon.mounts import mounts_at
 from artifactfs.daemon.redirects import Tree
 from artifactfs.errors import AlreadyExists, InvalidInput, NotRegistered
 from artifactfs.paths import RepoLayout
+from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
 
 
 def git(tree: Tree, *arguments: str) -> str:
@@ -150,3 +152,69 @@ def test_paths_outside_the_tree_are_refused(tree: Tree, path: str) -> None:
 def test_what_is_not_redirected_cannot_be_removed(tree: Tree) -> None:
     with pytest.raises(NotRegistered):
         redirects.remove(tree, "target")
+
+
+# -- with the daemon ---------------------------------------------------------------------------
+
+
+def listed(daemon: DaemonProcess) -> list[tuple[str, str, bool]]:
+    entries = daemon.json("redirect", "list", "--name", "odd")
+    return [(entry["path"], entry["method"], entry["active"]) for entry in entries]
+
+
+@pytest.mark.parametrize("method", redirects.METHODS)
+def test_kept_over_restarts_and_crashes(
+    daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository], method: str
+) -> None:
+    mount = daemon.add_repo("odd", remote_repo().url)
+    daemon.run("redirect", "add", "web/node_modules", "--name", "odd", "--method", method)
+    (mount / "web/node_modules/x").write_text("kept")
+    active = [("web/node_modules", method, True)]
+
+    daemon.run("remount", "--name", "odd", "--restart")
+    assert listed(daemon) == active
+
+    daemon.stop()
+    daemon.start()
+    assert listed(daemon) == active
+
+    worker = daemon.worker(mount)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: daemon.status("odd").get("pid") not in (None, worker), "the next worker")
+    wait_until(lambda: daemon.status("odd")["state"] == "mounted", "the mount")
+    assert listed(daemon) == active
+    assert (mount / "web/node_modules/x").read_text() == "kept"
+    assert git_status(mount) == ""
+
+    daemon.run("redirect", "remove", "web/node_modules", "--name", "odd", "--keep")
+    assert (mount / "web/node_modules/x").read_text() == "kept"
+    daemon.run("remove-repo", "--name", "odd", "--force")
+    assert not mounts_at(str(mount))
+
+
+def git_status(mount: Path) -> str:
+    return subprocess.run(
+        ["git", "-C", mount, "status", "--porcelain"], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_a_folder_in_use_keeps_its_redirection(
+    daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+) -> None:
+    """An unmount that is refused leaves everything as it was."""
+    mount = daemon.add_repo("odd", remote_repo().url)
+    daemon.run("redirect", "add", "target", "--name", "odd")
+    with (mount / "opened").open("w"):
+        refused = daemon.run("unmount", "--name", "odd", check=False)
+        assert refused.returncode != 0
+    assert listed(daemon) == [("target", "bind", True)]
+
+
+def test_redirect_needs_a_mount(
+    daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+) -> None:
+    daemon.add_repo("odd", remote_repo().url)
+    daemon.run("unmount", "--name", "odd")
+    refused = daemon.run("redirect", "add", "target", "--name", "odd", check=False)
+    assert refused.returncode == 1
+    assert "hint: artifact-fs remount --name odd" in refused.stderr
