@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 INDEX_DEADLINE_S = 300.0
 SIZES_WAIT_S = 10.0
 SIZES_POLL_S = 0.02
+GIT_FILES_WAIT_S = 5.0
 WATCH_S = 2.0
 """How often HEAD and the index are looked at: two `stat`, 4 µs."""
 
@@ -114,6 +115,7 @@ class Jobs:
         try:
             if not (worker.layout.gitdir / "index").exists():
                 await self._sizes_settled()
+                await self._git_files_here()
                 await self._write_index()
                 await self._use_fsmonitor()
             self.index_primed = True
@@ -131,6 +133,18 @@ class Jobs:
             if stats.blobs_total and stats.sizes_known >= stats.blobs_total:
                 return
             await trio.sleep(SIZES_POLL_S)
+
+    async def _git_files_here(self) -> None:
+        """The untracked cache is primed with hashes of the .gitignore files as git sees them.
+
+        Where attributes convert them that takes the contents; and the first `git status` would
+        wait for them anyway. Without them it is only slower.
+        """
+        with trio.move_on_after(GIT_FILES_WAIT_S):
+            try:
+                await self._worker.hydrator.bring_git_files()
+            except ArtifactFSError as error:
+                log.info("the .gitignore files are not here: %s", error.message)
 
     async def _write_index(self) -> None:
         worker, filesystem = self._worker, self._worker.filesystem

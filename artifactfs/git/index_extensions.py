@@ -115,8 +115,13 @@ def encode_untracked_cache(
 
 
 def exclude_hash(content: bytes | None) -> Oid:
-    """The hash by which git knows an exclude file that is not in the index; None: no such file."""
-    return _NO_OID if content is None else object_id("blob", content + b"\n")
+    """The hash by which git knows an exclude file that is not in the index; None: no such file.
+
+    Git reads the content with a newline added, unless there is none.
+    """
+    if content is None:
+        return _NO_OID
+    return object_id("blob", content + b"\n" if content else b"")
 
 
 def _depth_first(root: Folder, *, in_tree_order: bool) -> Iterator[Folder]:

@@ -71,6 +71,7 @@ from artifactfs.paths import RepoLayout, StateLayout
 
 log = logging.getLogger(__name__)
 
+PACK_POLL_S = 0.01
 PREFETCH_SLICE = 5_000
 """Wants that one `prefetch` has in the queue at a time: some 5 MB."""
 STALLED_S = 0.3
@@ -314,6 +315,17 @@ class Hydrator:
                     want.readers -= 1
         if failed:
             raise HydrationFailed(f"{len(failed)} of {len(wanted)} could not be had: {failed[0]}")
+
+    async def bring_git_files(self) -> None:
+        """Bring what git reads at every command, whatever the reach of the sweep, into packs.
+
+        Does nothing while the tree of `start_sweep` was not walked. Waits and raises as `prefetch`.
+        """
+        inventory = self._planner.inventory
+        oids = inventory.of_priority(Priority.GIT) if inventory is not None else []
+        await self.prefetch(oids)
+        while self._odb.missing(oids):  # noqa: ASYNC110 readers have them before the pack is whole
+            await trio.sleep(PACK_POLL_S)
 
     def _join_all(self, oids: Iterable[bytes], priority: Priority) -> list[Want]:
         """Wants for all of `oids`, each with one reader more."""

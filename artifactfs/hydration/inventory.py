@@ -87,6 +87,15 @@ class TreeInventory:
         """The first position in `order` from `start` with a blob of that priority; -1: none."""
         return self._classes.find(priority, start)
 
+    def of_priority(self, priority: Priority) -> list[bytes]:
+        """Every blob of that priority, shallow directories first."""
+        found = []
+        position = self.find(priority, 0)
+        while position >= 0:
+            found.append(self.order[position])
+            position = self.find(priority, position + 1)
+        return found
+
     def reclass(self, position: int, priority: Priority) -> None:
         """Give the blob at `position` of `order` another priority."""
         self._classes[position] = priority
