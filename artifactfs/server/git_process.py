@@ -55,9 +55,13 @@ class GitProcess:
             if len(self._stderr) < _STDERR_KEPT:
                 self._stderr += bytes(data)[: _STDERR_KEPT - len(self._stderr)]
 
-    async def _end(self) -> None:
+    async def _end(self, *, gently: bool) -> None:
         """Terminate what is still running and reap it. Shielded from cancellation."""
         with trio.CancelScope(shield=True):
+            if self.running and gently:
+                await self.stdin.aclose()
+                with trio.move_on_after(_GRACE_S):
+                    await self._process.wait()
             if self.running:
                 self.signal_group(signal.SIGTERM)
                 with trio.move_on_after(_GRACE_S):
@@ -69,12 +73,17 @@ class GitProcess:
 
 @asynccontextmanager
 async def git_process(
-    argv: Sequence[str], *, environment: Mapping[str, str], cwd: str = "/"
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    cwd: str = "/",
+    gently: bool = False,
 ) -> AsyncIterator[GitProcess]:
     """Run `argv` (never through a shell) for the time of the block.
 
     However the block is left, also by cancellation, the process and its helpers are gone after
-    it: SIGTERM, so that a quarantine is removed, and SIGKILL two seconds later.
+    it: SIGTERM, and SIGKILL two seconds later. `gently`: its input ends first, and it gets two
+    seconds to clean up (git removes a quarantine then, but not on a signal).
     """
     process = await trio.lowlevel.open_process(
         list(argv),
@@ -93,7 +102,7 @@ async def git_process(
             try:
                 yield git
             finally:
-                await git._end()
+                await git._end(gently=gently)
                 nursery.cancel_scope.deadline = trio.current_time() + _GRACE_S
     finally:
         with trio.CancelScope(shield=True):

@@ -316,7 +316,7 @@ class ReceivePack:
                 context, protocol, {"receive.maxInputSize": str(max(1, remaining))}
             )
             status: int | None = None
-            async with git_process(argv, environment=environment) as git:
+            async with git_process(argv, environment=environment, gently=True) as git:
                 status = await stream.run(git, head, body)
             if status is None or (status != 0 and not exchange.started):
                 await self._failed(repo, exchange, stream, git.stderr)
