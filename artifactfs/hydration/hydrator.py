@@ -487,5 +487,6 @@ class Hydrator:
         count = count + 1 if now == second else 1
         self._complaints = (now, count)
         if count <= COMPLAINTS_A_SECOND:
-            name = self._settings.name
-            log.warning("%s: reading %s failed: %s", name, os.fsdecode(path), error.message)
+            repo, name = self._settings.name, os.fsdecode(path)
+            fields = {"repo": repo, "path": name, "cause": error.message}
+            log.warning("%s: reading %s failed: %s", repo, name, error.message, extra=fields)

@@ -21,8 +21,11 @@ from artifactfs.hydration.trace import FetchRecord, FetchTrace
 
 URGENT_LANES = 4
 """Readers that come while all of them are busy share the next request."""
-URGENT_WANTS = 64
+URGENT_WANTS = 512
+"""Many at once are the files of a directory whose sizes only their contents can tell."""
 URGENT_BYTES = 8 << 20
+COMPANIONS = 64
+"""Wants of an urgent request, beyond which no small siblings are added."""
 WINDOW_LANES = 2
 BACKGROUND_LANES = 4
 PREFETCH_WANTS = 500
@@ -156,7 +159,7 @@ class Lanes:
         for want in wants:
             companions, want.companions = want.companions, []
             for blob in companions:
-                if len(flight.wants) < URGENT_WANTS and self._queue.get(blob.oid) is None:
+                if len(flight.wants) < COMPANIONS and self._queue.get(blob.oid) is None:
                     flight.wants[blob.oid] = self._queue.enter(
                         blob.oid, Priority.PREDICTED, path=blob.path
                     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 CAPACITY = 1024
 """Entries kept. About 300 bytes each."""
@@ -29,6 +31,10 @@ class FetchRecord:
     count: int = 1
     error: str = ""
     at: float = field(default_factory=time.time)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the control protocol: the oid in hex, the path as text."""
+        return asdict(self) | {"oid": self.oid.hex(), "path": os.fsdecode(self.path)}
 
 
 class FetchTrace:
