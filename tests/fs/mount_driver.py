@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,36 @@ class Commands:
 
     async def do_fail(self, on: bool) -> None:
         self.blobs.fails = on
+
+    async def do_switch(self, commit: str) -> dict[str, list[str]]:
+        found = self.fs.odb.commit(bytes.fromhex(commit))
+        result = self.fs.switch_tree(found.tree, found.oid)
+        return {
+            "changed": [os.fsdecode(path) for path in result.changed],
+            "kept": [os.fsdecode(path) for path in result.kept],
+        }
+
+    async def do_compact(self, commit: str | None = None) -> int:
+        trees = [self.fs.odb.commit(bytes.fromhex(commit)).tree] if commit else []
+        return await self.fs.compact(trees)
+
+    async def do_stats(self) -> dict[str, int]:
+        return asdict(self.fs.overlay_stats())
+
+    async def do_local_changes(self) -> list[list[str]]:
+        return [[os.fsdecode(c.path), c.kind] for c in self.fs.local_changes()]
+
+    async def do_stat(self, path: str) -> list[int | None]:
+        found = self.fs.stat(os.fsencode(path))
+        assert found is not None
+        return [found.ino, found.mode, found.size, found.mtime_ns, found.ctime_ns]
+
+    async def do_fsmonitor(self) -> dict[str, str]:
+        return {
+            "command": self.fs.fsmonitor_command(),
+            "initial": self.fs.journal.initial_token,
+            "token": self.fs.journal.token(),
+        }
 
     async def do_fast(self) -> bool:
         return hasattr(pyfuse3._wait_fuse_readable, "replaces")  # type: ignore[attr-defined]

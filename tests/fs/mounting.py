@@ -124,6 +124,17 @@ class Mount:
     def open_gate(self) -> None:
         self.gate.unlink(missing_ok=True)
 
+    def make_gitdir(self) -> None:
+        """Give the mount a gitdir with the history of its origin and an index."""
+        gitdir = self.layout / "git"
+        git("clone", "-q", "--bare", str(self.gitdir), str(gitdir), cwd=self.directory)
+        git("config", "core.bare", "false", cwd=gitdir)
+        git("config", "core.worktree", str(self.path), cwd=gitdir)
+        answer = self.ask("fsmonitor")
+        git("config", "core.fsmonitor", answer["command"], cwd=gitdir)
+        git("config", "core.untrackedCache", "true", cwd=gitdir)
+        git("reset", "-q", cwd=self.path)
+
 
 def git(*args: str, cwd: Path, **env: str) -> str:
     environment = {
