@@ -1,0 +1,163 @@
+"""SIGKILL at random moments: every repository is as before or after, and passes fsck."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.running import Git, Server, ServerFactory, git_environment, with_token
+
+
+@dataclass
+class Model:
+    """What the client was told, and what it asked for without hearing the answer."""
+
+    present: set[str] = field(default_factory=set)
+    unsure: set[str] = field(default_factory=set)
+    tips: dict[str, set[str]] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    done: int = 0
+
+
+class Workload:
+    """Pushes, forks, deletes and tokens, one after another, until the server is gone."""
+
+    def __init__(self, server: Server, work: Path, model: Model, seed: int) -> None:
+        self.server, self.work, self.model = server, work, model
+        self.random = random.Random(seed)
+        self.number = 0
+        self.seed = seed
+        self.environment = git_environment(work.parent / "home")
+
+    def run(self) -> None:
+        try:
+            while True:
+                self.step()
+                self.model.done += 1
+        except (httpx.HTTPError, ConnectionError):
+            return
+
+    def step(self) -> None:
+        choices = [self.push, self.push, self.fork, self.fork, self.delete, self.token]
+        self.random.choice(choices)()
+
+    def _some(self) -> str:
+        return self.random.choice(sorted(self.model.present))
+
+    def _git(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", *words],
+            cwd=self.work,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def push(self) -> None:
+        name = self._some()
+        self.number += 1
+        (self.work / f"file{self.seed}").write_text(f"{self.seed} {self.number} " * 500)
+        self._git("add", "-A")
+        self._git("commit", "-q", "-m", f"{self.seed}.{self.number}")
+        tip = self._git("rev-parse", "HEAD").stdout.strip()
+        before = set(self.model.tips[name])
+        self.model.tips[name] = before | {tip}
+        remote = with_token(f"{self.server.url}/git/team/{name}.git", self.model.tokens[name])
+        pushed = self._git("push", "-q", "--force", remote, "HEAD:refs/heads/main")
+        if pushed.returncode == 0:
+            self.model.tips[name] = {tip}
+        elif self.server.process is None or self.server.process.poll() is not None:
+            raise ConnectionError
+
+    def fork(self) -> None:
+        parent = self._some()
+        self.number += 1
+        name = f"f{self.seed}-{self.number:04}"
+        self.model.unsure.add(name)
+        made = self.server.result("POST", f"/namespaces/team/repos/{parent}/fork", {"name": name})
+        self.model.unsure.discard(name)
+        self.model.present.add(name)
+        self.model.tips[name] = set(self.model.tips[parent])
+        self.model.tokens[name] = made["token"]
+
+    def delete(self) -> None:
+        if len(self.model.present) < 4:
+            return
+        name = self._some()
+        self.model.present.discard(name)
+        self.model.unsure.add(name)
+        self.server.result("DELETE", f"/namespaces/team/repos/{name}")
+        self.model.unsure.discard(name)
+
+    def token(self) -> None:
+        name = self._some()
+        made = self.server.result("POST", "/namespaces/team/tokens", {"repo": name})
+        self.model.tokens[name] = made["plaintext"]
+
+
+def check(server: Server, model: Model, git: Git) -> None:
+    listed = server.result("GET", "/namespaces/team/repos", limit=200)
+    names = {repo["name"] for repo in listed}
+    assert model.present <= names, model.present - names
+    assert names <= model.present | model.unsure, names - model.present - model.unsure
+    for repo in listed:
+        server.wait_ready(repo["name"])
+    assert "0 problems" in server.command("fsck")
+    for name in model.present & names:
+        remote = with_token(f"{server.url}/git/team/{name}.git", model.tokens[name])
+        tip = git("ls-remote", remote, "refs/heads/main").split("\t")[0]
+        assert tip in model.tips[name], name
+        model.tips[name] = {tip}
+    for name in model.unsure & names:
+        if name in model.tokens:  # a delete that did not happen: the token must still work
+            git("ls-remote", with_token(f"{server.url}/git/team/{name}.git", model.tokens[name]))
+            model.present.add(name)
+        else:
+            server.result("DELETE", f"/namespaces/team/repos/{name}")
+    model.unsure.clear()
+    stored = [p.name for p in server.data.glob("repos/*/*.git")]
+    assert len(stored) == len(server.result("GET", "/namespaces/team/repos", limit=200))
+
+
+def run_rounds(server: Server, git: Git, work: Path, *, kills: int, operations: int) -> int:
+    model = Model()
+    made = server.create("origin-repo")
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+    tip = git("rev-parse", "main", cwd=work).strip()
+    model.present.add("origin-repo")
+    model.tips["origin-repo"] = {tip}
+    model.tokens["origin-repo"] = made["token"]
+    generator = random.Random(1)
+    rounds = 0
+    while rounds < kills or model.done < operations:
+        workload = Workload(server, work, model, rounds)
+        thread = threading.Thread(target=workload.run)
+        thread.start()
+        time.sleep(generator.uniform(0.05, 0.7))
+        server.kill()
+        thread.join()
+        rounds += 1
+        server.start()
+        check(server, model, git)
+    print(f"{model.done} operations, {rounds} kills, {len(model.present)} repositories left")
+    return model.done
+
+
+def test_a_few_kills(start_server: ServerFactory, git: Git, work: Path) -> None:
+    server = start_server()
+    assert run_rounds(server, git, work, kills=3, operations=1) > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_hundred_operations(start_server: ServerFactory, git: Git, work: Path) -> None:
+    server = start_server()
+    assert run_rounds(server, git, work, kills=40, operations=100) >= 100
