@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +13,7 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.errors import StateError
+from artifactfs.fs.clock import now_ns
 from artifactfs.fs.compaction import Compaction
 from artifactfs.fs.contents import BlobSource, Contents
 from artifactfs.fs.inodes import Base, Directory, Inode, Owner
@@ -112,6 +112,7 @@ class FileSystem:
         )
         self._served = False
         self._dirty_bytes = (-1, 0)
+        self._last_switch_ns = 0
         self.journal = ChangeJournal()
         if not layout.overlay_db.exists():
             _create(layout, self._upper, tip, owner, self.journal)
@@ -169,7 +170,15 @@ class FileSystem:
         self._overlay.apply([delete_meta("closed")])
 
     def _answer_fsmonitor(self, token: str) -> bytes:
-        return self.journal.answer(token, self.walker.directories_below)
+        """With `.gitmodules` always among what changed, where there is one.
+
+        `git rm` and `git mv` of a submodule write it and then stage it by an index that still
+        trusts the entry: without this git (2.39) leaves the change unstaged, with any fsmonitor.
+        """
+        answer = self.journal.answer(token, self.walker.directories_below)
+        if self.tree.lookup(self.tree.root, b".gitmodules") is None:
+            return answer
+        return answer + (b"" if answer.endswith(b"\0") else b"\0") + b".gitmodules"
 
     def fsmonitor_command(self) -> str:
         """The value of ``core.fsmonitor``: one line for ``sh``, run in the top of the tree.
@@ -221,7 +230,7 @@ class FileSystem:
 
     def compare_switch(self, tree: Oid) -> SwitchResult:
         """What `switch_tree` would change, and which local changes are in its way."""
-        switch = Switch(self.tree, self.mutations, self.journal, time.time_ns())
+        switch = Switch(self.tree, self.mutations, self.journal, now_ns())
         return switch.compare(self.base.tree, tree)
 
     def switch_tree(self, tree: Oid, commit: Oid, time_ns: int | None = None) -> SwitchResult:
@@ -230,7 +239,8 @@ class FileSystem:
         `time_ns` is the mtime of what changes. Raises: MissingObject, OSError; then nothing has
         changed.
         """
-        now = time.time_ns() if time_ns is None else time_ns
+        now = now_ns() if time_ns is None else time_ns
+        now = self._last_switch_ns = max(now, self._last_switch_ns + 1)  # always a new mtime
         switch = Switch(self.tree, self.mutations, self.journal, now)
         result = switch.run(self.base.tree, tree, commit, in_kernel=self._served)
         self.base = Base(commit, tree, self.base.time_ns)
@@ -285,7 +295,7 @@ class FileSystem:
 
 
 def _base_time_ns(tip: TipLike | None) -> int:
-    latest = time.time_ns() - _SETTLED_NS
+    latest = now_ns() - _SETTLED_NS
     return latest if tip is None else min(tip.commit_time * 1_000_000_000, latest)
 
 
