@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from artifactfs.cli.context import state
+from artifactfs.cli.context import Size, state
 from artifactfs.paths import default_mount_root
 
 
@@ -26,7 +26,21 @@ from artifactfs.paths import default_mount_root
     show_default=True,
     show_envvar=True,
 )
-def daemon(mount_root: Path | None, log_level: str) -> None:
+@click.option(
+    "--cache-limit",
+    type=Size(),
+    metavar="SIZE",
+    help="Contents kept for all repositories; the least recently used are evicted. [default: 20G]",
+)
+@click.option(
+    "--metrics",
+    metavar="ADDRESS",
+    help="Serve Prometheus metrics at http://ADDRESS/metrics: HOST:PORT, or the path of a Unix "
+    "socket. [default: not]",
+)
+def daemon(
+    mount_root: Path | None, log_level: str, cache_limit: int | None, metrics: str | None
+) -> None:
     """Mount all registered repositories and keep them mounted.
 
     Serves until SIGTERM or SIGINT, then unmounts cleanly. Logs JSON lines on stderr. Under
@@ -37,6 +51,7 @@ def daemon(mount_root: Path | None, log_level: str) -> None:
     Examples:
       artifact-fs daemon
       artifact-fs daemon --root /srv/trees --log-level debug
+      artifact-fs daemon --cache-limit 5G --metrics 127.0.0.1:9469
       artifact-fs --state-root /srv/state daemon 2>daemon.log &
     """
     import trio
@@ -46,4 +61,10 @@ def daemon(mount_root: Path | None, log_level: str) -> None:
 
     logs.configure(log_level)
     root = (mount_root or default_mount_root()).absolute()
-    trio.run(Supervisor(state(), root, log_level).run)
+    address = None
+    if metrics:
+        from artifactfs.daemon.metrics import parse_address
+
+        address = parse_address(metrics)
+    supervisor = Supervisor(state(), root, log_level, metrics=address, cache_limit=cache_limit)
+    trio.run(supervisor.run)

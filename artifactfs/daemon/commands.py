@@ -98,6 +98,10 @@ class Commands:
         known = await self._supervisor.registrations()
         if name is not None:
             known = [await self._supervisor.registration(str(name))]
+        return await self.statuses(known)
+
+    async def statuses(self, known: list[Registration]) -> list[Message]:
+        """The summary of each, and what its worker says."""
         answers: list[Message] = [self._summary(one) for one in known]
         async with trio.open_nursery() as nursery:
             for answer in answers:

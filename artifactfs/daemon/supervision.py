@@ -45,7 +45,13 @@ class Supervision:
     """
 
     def __init__(
-        self, settings: RepoSettings, *, state: StateLayout, pool: WorkerPool, log_level: str
+        self,
+        settings: RepoSettings,
+        *,
+        state: StateLayout,
+        pool: WorkerPool,
+        log_level: str,
+        cache_limit: int | None = None,
     ) -> None:
         self.settings = settings
         self.state = "starting"
@@ -57,12 +63,13 @@ class Supervision:
         self._state_layout = state
         self._pool = pool
         self._log_level = log_level
+        self._cache_limit = cache_limit
         self._channel: WorkerChannel | None = None
         self._stop = trio.Event()
         self._unmounting = False  # its end is expected though nobody set `_stop`
         self._retry = trio.Event()
         self._settled = trio.Event()
-        self._ended = trio.Event()
+        self.ended = trio.Event()
         self._silence = trio.CancelScope()  # its deadline moves with every event
         self._listeners: set[Progress] = set()
         self.changed = trio.Event()  # set and replaced at each change of `state`
@@ -73,7 +80,7 @@ class Supervision:
 
     @property
     def running(self) -> bool:
-        return not self._ended.is_set()
+        return not self.ended.is_set()
 
     # -- what the supervisor asks ------------------------------------------------------------
 
@@ -123,7 +130,7 @@ class Supervision:
             except DaemonError as error:  # it may end before its answer is out
                 log.debug("unmount: %s", error, extra={"repo": self.name})
         self.stop()
-        await self._ended.wait()
+        await self.ended.wait()
 
     def stop(self) -> None:
         """Ask for a clean stop; `run` returns when the worker is gone."""
@@ -156,7 +163,7 @@ class Supervision:
         finally:
             self._set_state("unmounted")
             self._settled.set()
-            self._ended.set()
+            self.ended.set()
 
     def _finished(self) -> bool:
         return self._stop.is_set() or self._unmounting or self.state == "unmounted"
@@ -182,6 +189,7 @@ class Supervision:
             "state_root": str(self._state_layout.root),
             "settings": asdict(self.settings),
             "log_level": self._log_level,
+            "cache_limit": self._cache_limit,
         }
         try:
             worker = await self._pool.fork(spec)
@@ -214,6 +222,7 @@ class Supervision:
         worker.close()
         status = await self._pool.exit_status(worker.pid)
         if self._finished():
+            await self._clear_mount_point()
             log.info("unmounted", extra={"repo": self.name})
             return
         fields = {"repo": self.name, "worker": worker.pid, "status": status, "was": self.state}
@@ -221,6 +230,17 @@ class Supervision:
         if self.state != "failed":
             what = f"the mount's process ended unexpectedly (status {status})"
             self._set_failed(error_fields(DaemonError(what, hint="see the daemon's log")))
+
+    async def _clear_mount_point(self) -> None:
+        """A worker that had to be killed leaves a dead mount."""
+        if not mounts.mounts_at(self.settings.mount_point):
+            return
+        clear = partial(mounts.clear_dead, self.settings.mount_point)
+        with trio.move_on_after(KILL_S):
+            try:
+                await trio.to_thread.run_sync(clear, abandon_on_cancel=True)
+            except MountError as error:
+                log.warning("left mounted: %s", error.message, extra={"repo": self.name})
 
     async def _on_event(self, message: Message) -> None:
         self._silence.deadline = trio.current_time() + SILENCE_S

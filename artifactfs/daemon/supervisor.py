@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -29,6 +31,9 @@ from artifactfs.daemon.workers import WorkerPool
 from artifactfs.errors import ArtifactFSError, StateError
 from artifactfs.paths import StateLayout
 
+if TYPE_CHECKING:
+    from artifactfs.daemon.metrics import MetricsAddress
+
 log = logging.getLogger(__name__)
 
 READY_WAIT_S = 30.0
@@ -38,8 +43,19 @@ READY_WAIT_S = 30.0
 class Supervisor:
     """The state of a running daemon; `commands.Commands` is its control interface."""
 
-    def __init__(self, state: StateLayout, mount_root: Path, log_level: str) -> None:
+    def __init__(
+        self,
+        state: StateLayout,
+        mount_root: Path,
+        log_level: str,
+        *,
+        metrics: MetricsAddress | None = None,
+        cache_limit: int | None = None,
+    ) -> None:
+        """`cache_limit` is in bytes, None for the default."""
         self.state = state
+        self._metrics = metrics
+        self._cache_limit = cache_limit
         self.mount_root = mount_root
         self.log_level = log_level
         self.started = time.time()
@@ -89,7 +105,11 @@ class Supervisor:
         """Start keeping a repository mounted."""
         assert self._nursery is not None
         supervision = Supervision(
-            self.resolved(settings), state=self.state, pool=self.pool, log_level=self.log_level
+            self.resolved(settings),
+            state=self.state,
+            pool=self.pool,
+            log_level=self.log_level,
+            cache_limit=self._cache_limit,
         )
         self.mounts[settings.name] = supervision
         self._nursery.start_soon(supervision.run)
@@ -118,12 +138,18 @@ class Supervisor:
 
     async def _serve(self) -> None:
         """Until asked to stop; commands that still run are cancelled, and so taken back."""
-        server = ControlServer(self.state.control_socket, Commands(self).table())
+        commands = Commands(self)
+        server = ControlServer(self.state.control_socket, commands.table())
         for registration in await self.registrations():
             if registration.enabled:
                 self._start_registered(registration)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
+            if self._metrics is not None:
+                from artifactfs.daemon.metrics import serve_metrics
+
+                collect = partial(self._figures, commands)
+                await nursery.start(serve_metrics, self._metrics, collect)
             nursery.start_soon(self._announce)
             nursery.start_soon(self._feed_watchdog)
             await self._stopping.wait()
@@ -147,6 +173,17 @@ class Supervisor:
             async for number in signals:
                 log.info("stopping", extra={"signal": signal.Signals(number).name})
                 self._stopping.set()
+
+    async def _figures(self, commands: Commands) -> str:
+        """For Prometheus."""
+        from artifactfs.daemon.metrics import render
+
+        disk = os.statvfs(self.state.root)
+        daemon = {
+            "uptime_s": time.time() - self.started,
+            "free_bytes": disk.f_bavail * disk.f_frsize,
+        }
+        return render(await commands.statuses(await self.registrations()), daemon)
 
     async def _announce(self) -> None:
         """READY=1 once every mount has been made, or has failed once."""

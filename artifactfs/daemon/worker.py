@@ -40,6 +40,7 @@ from artifactfs.git.command import run_git
 from artifactfs.git.gitdir import config_text, read_head
 from artifactfs.git.objects import MissingObject, ObjectDatabase
 from artifactfs.hydration.hydrator import Hydrator
+from artifactfs.hydration.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.paths import RepoLayout, StateLayout
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ def run_worker(spec: dict[str, Any], channel: int) -> int:
     _set_process_name(f"afs:{settings.name}")
     stream = socket.socket(fileno=channel)
     stream.setblocking(False)
-    worker = Worker(StateLayout(Path(spec["state_root"])), settings, stream)
+    limit = spec.get("cache_limit")
+    state = StateLayout(Path(spec["state_root"]))
+    worker = Worker(state, settings, stream, DEFAULT_CACHE_LIMIT if limit is None else int(limit))
     return trio.run(worker.run)
 
 
@@ -73,8 +76,15 @@ class Worker:
     hydrator: Hydrator
     odb: ObjectDatabase
 
-    def __init__(self, state: StateLayout, settings: RepoSettings, stream: socket.socket) -> None:
+    def __init__(
+        self,
+        state: StateLayout,
+        settings: RepoSettings,
+        stream: socket.socket,
+        cache_limit: int = DEFAULT_CACHE_LIMIT,
+    ) -> None:
         self.state = state
+        self._cache_limit = cache_limit
         self.settings = settings
         self.layout: RepoLayout = state.repo(settings.name)
         self.remotes = RemoteConnection(self.layout, settings.remote, settings.deadline_s)
@@ -183,6 +193,7 @@ class Worker:
                 settings=self.settings,
                 odb=self.odb,
                 connect=self.remotes.open_for_hydration,
+                cache_limit=self._cache_limit,
             )
             self.filesystem = FileSystem(
                 layout=self.layout,

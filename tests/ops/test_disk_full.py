@@ -14,30 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fast_import import FILE, FastImport
 from tests.e2e.mount_table import mounts_below
 from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
 
+pytestmark = pytest.mark.long
+
 MIB = 1 << 20
-FILES = 40
 RIGHT_ERRORS = {errno.ENOSPC, errno.EIO}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """40 files of 1 MiB that do not compress, and their SHA-256."""
-    bare = tmp_path_factory.mktemp("bulky") / "bulky.git"
-    rng = random.Random(7)
-    digests = {}
-    with FastImport(bare) as stream:
-        files = {}
-        for number in range(FILES):
-            content = rng.randbytes(MIB)
-            name = f"folder{number % 4}/file{number}.bin"
-            digests[name] = hashlib.sha256(content).hexdigest()
-            files[name.encode()] = (FILE, stream.blob(content))
-        stream.commit("Add bulky files\n", files)
-    return bare, digests
 
 
 @pytest.fixture
@@ -93,9 +76,9 @@ def sound(daemon: DaemonProcess, name: str) -> None:
 def test_full_in_the_middle_of_hydration(
     small: DaemonProcess,
     remote_repo: Callable[..., ServedRepository],
-    source: tuple[Path, dict[str, str]],
+    bulky: tuple[Path, dict[str, str]],
 ) -> None:
-    bare, digests = source
+    bare, digests = bulky
     small.start()
     mount = small.add_repo("bulky", remote_repo(bare).url, "--deadline", "10s")
     failed = []
