@@ -42,6 +42,8 @@ TREE_WANT = 64
 """A subtree of which at least so many blobs are missing, and none is here, is wanted by its tree
 oid: the server then has path names for its delta search."""
 
+_SCANNING = 4
+"""So many uses between two misses are no accident: directories are read whole."""
 MAX_STEPS = 4_096
 """Steps of a walk for one window: 10 ms at most, in which the event loop does nothing else."""
 _UNKNOWN_SIZE = 8 << 10
@@ -66,6 +68,7 @@ class _Scan:
     window: int = 0
     predicted: int = 0
     used: int = 0
+    hits: int = 0
     missed: bytes = b""
 
 
@@ -132,6 +135,7 @@ class Readahead:
         if scan is None:
             return
         scan.used += 1
+        scan.hits += 1
         scan.last = trio.current_time()
         if scan.used * 2 >= scan.predicted:
             self._advance(scan)
@@ -164,15 +168,18 @@ class Readahead:
         moved = trees[0] != scan.trees[0]
         scan.trees = trees
         unused = scan.used * _UNUSED < scan.predicted
+        scanning = scan.hits >= _SCANNING
+        scan.hits = 0
         random = scan.siblings < SIBLINGS
-        if unused or random:
+        if (unused and not scanning) or random:
             scan.siblings = SIBLINGS if trees[0] in self._recent else scan.siblings // 2
             scan.window = scan.predicted = scan.used = 0
             scan.walk = NearbyWalk(self._tree, path, trees, oid)
             return
         if moved:
             scan.walk = NearbyWalk(self._tree, path, trees, oid)
-        self._advance(scan)
+        # Whole directories in an order that cannot be foreseen: grow with care.
+        self._advance(scan, growth=2 if unused else GROWTH)
 
     def _siblings(self, scan: _Scan, path: bytes, directory: bytes) -> list[NearbyBlob]:
         found: list[NearbyBlob] = []
@@ -191,9 +198,9 @@ class Readahead:
         self._predict(scan, found)
         return found
 
-    def _advance(self, scan: _Scan) -> None:
-        """Emit the next window of `scan`, four times the last one."""
-        scan.window = min(max(scan.window * GROWTH, FIRST_WINDOW), MAX_WINDOW)
+    def _advance(self, scan: _Scan, growth: int = GROWTH) -> None:
+        """Emit the next window of `scan`, that many times the last one."""
+        scan.window = min(max(scan.window * growth, FIRST_WINDOW), MAX_WINDOW)
         window = self._collect(scan.walk, scan.window)
         scan.predicted = scan.used = 0
         if window.blobs:

@@ -186,3 +186,30 @@ def test_another_tree_replaces_the_first(
             assert stats.blobs_here == stats.blobs_total == 20
 
     trio.run(main)
+
+
+def test_a_reader_does_not_wait_for_the_batch_that_its_file_is_in(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    """The file is the last of a large request that crawls: an urgent one brings it at once."""
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path) as mount:
+            hydrator = mount.hydrator
+            source = [oid for path, oid in tree_repository.oids.items() if path.startswith(b"src/")]
+            path = b"src/p0/m0/f00.py"
+            source.remove(tree_repository.oids[path])
+            wanted = [*source[:499], tree_repository.oids[path]]
+            await hydrator.sizes(mount.tip.tree, wanted[:1])  # the connection is there
+            line.bandwidth = 200_000
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hydrator.prefetch, wanted)
+                await mount.until(lambda stats: stats.requests_by_reason.get("prefetch", 0) > 0)
+                with line.recording() as requests:
+                    assert await mount.read(path) == tree_repository.contents[path]
+                assert not next(iter(hydrator._control.active)).landed.is_set()
+                urgent = [r for r in requests if r.command == "fetch"][-1]
+                assert urgent.wants[0] == tree_repository.oids[path].hex()
+                line.bandwidth = None
+
+    trio.run(main)

@@ -1,0 +1,170 @@
+"""Readahead as plain data: a tree in memory, misses and uses in, windows out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+import trio.testing
+
+from artifactfs.git.objects import MissingObject, TreeEntry
+from artifactfs.hydration.nearby import NearbyBlob, NearbyWalk
+from artifactfs.hydration.readahead import SIBLINGS, Readahead, Window
+
+FILE, FOLDER, GITLINK = 0o100644, 0o040000, 0o160000
+
+
+class Trees:
+    """`sizes` of directories: each path has that many files; oids are made of the names."""
+
+    def __init__(self, files: dict[bytes, int]) -> None:
+        self._trees: dict[bytes, dict[bytes, TreeEntry]] = {}
+        self.here: set[bytes] = set()
+        self.windows: list[Window] = []
+        for directory, count in files.items():
+            for number in range(count):
+                self._add(directory, b"f%04d" % number, FILE)
+        self.readahead = Readahead(
+            tree=self.read,
+            absent=lambda oid: oid not in self.here,
+            size_of=lambda _: 1_000,
+            on_window=self._take,
+        )
+
+    def _take(self, window: Window) -> None:
+        self.windows.append(window)
+        self.here.update(blob.oid for blob in window.blobs)
+
+    @staticmethod
+    def oid(path: bytes) -> bytes:
+        return path[-20:].rjust(20, b"\0")
+
+    def _add(self, directory: bytes, name: bytes, mode: int) -> None:
+        entries = self._trees.setdefault(self.oid(b"/" + directory), {})
+        if name in entries:
+            return
+        path = directory + b"/" + name if directory else name
+        oid = self.oid(b"/" + path) if mode == FOLDER else self.oid(path)
+        entries[name] = TreeEntry(name, mode, oid)
+        if directory:
+            above, _, own = directory.rpartition(b"/")
+            self._add(above, own, FOLDER)
+
+    def read(self, oid: bytes) -> list[TreeEntry]:
+        if oid not in self._trees:
+            raise MissingObject(oid)
+        return sorted(self._trees[oid].values())
+
+    def chain(self, path: bytes) -> tuple[bytes, ...]:
+        trees = []
+        while path:
+            path = path.rpartition(b"/")[0]
+            trees.append(self.oid(b"/" + path))
+        return tuple(trees)
+
+    def open(self, path: bytes, pid: int = 1) -> bool:
+        """A program opens `path`; whether that was a miss."""
+        oid = self.oid(path)
+        if oid in self.here:
+            self.readahead.used(oid)
+            return False
+        found = self.readahead.missed(oid, path, self.chain(path), pid)
+        self.here.add(oid)
+        self.here.update(blob.oid for blob in found)
+        return True
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_walk_goes_on_behind_the_file_and_then_outwards() -> None:
+    trees = Trees({b"a": 3, b"a/k": 2, b"b": 1})
+    walk = NearbyWalk(trees.read, b"a/f0001", trees.chain(b"a/f0001"), trees.oid(b"a/f0001"))
+    paths = [step.path for step in walk if isinstance(step, NearbyBlob)]
+    assert paths == [b"a/f0002", b"a/k/f0000", b"a/k/f0001", b"a/f0000", b"b/f0000"]
+
+
+def test_a_tree_that_is_not_here_ends_nothing() -> None:
+    trees = Trees({b"a": 3})
+    missing = (b"x" * 20, *trees.chain(b"a/f0001"))
+    walk = NearbyWalk(trees.read, b"a/x/f", missing, b"?" * 20)
+    assert len([step for step in walk if isinstance(step, NearbyBlob)]) == 3
+
+
+def scan(trees: Trees, folders: list[bytes], files: int) -> int:
+    """Open every file of `folders`; how many requests that took."""
+    misses = sum(
+        trees.open(b"%s/f%04d" % (folder, number)) for folder in folders for number in range(files)
+    )
+    return misses + len(trees.windows)
+
+
+def test_the_first_miss_brings_siblings_and_the_window_grows_fourfold() -> None:
+    async def body() -> None:
+        folders = [b"p/d%02d" % number for number in range(100)]
+        trees = Trees(dict.fromkeys(folders, 50))
+        assert scan(trees, folders, 50) <= 10  # 5,000 files
+        sizes = [len(window.blobs) for window in trees.windows]
+        assert sizes[0] <= 128 < sizes[1] <= 512 < sizes[2] <= 2_048
+
+    run(body)
+
+
+def test_a_scan_in_another_order_than_the_tree_is_a_scan_too() -> None:
+    async def body() -> None:
+        folders = [b"p/d%d" % (number * 37 % 100) for number in range(100)]
+        trees = Trees(dict.fromkeys(folders, 50))
+        assert scan(trees, folders, 50) <= 16
+
+    run(body)
+
+
+def test_random_reads_fall_back_to_the_file_alone() -> None:
+    async def body() -> None:
+        trees = Trees({b"p/d%d" % number: 50 for number in range(100)})
+        for folder in range(60):
+            assert trees.open(b"p/d%d/f0025" % (folder * 37 % 100))
+        assert trees.windows == []
+        assert len(trees.here) <= 60 + 2 * SIBLINGS
+
+    run(body)
+
+
+def test_two_scans_by_two_processes_do_not_disturb_each_other() -> None:
+    async def body() -> None:
+        trees = Trees({b"p/d%d" % n: 40 for n in range(20)} | {b"q/d%d" % n: 40 for n in range(20)})
+        misses = 0
+        for folder in range(20):
+            for number in range(40):
+                misses += trees.open(b"p/d%d/f%04d" % (folder, number), pid=1)
+                misses += trees.open(b"q/d%d/f%04d" % (folder, number), pid=2)
+        assert misses + len(trees.windows) <= 20
+
+    run(body)
+
+
+def test_a_whole_subtree_is_wanted_by_its_tree() -> None:
+    async def body() -> None:
+        trees = Trees({b"p/d%d" % number: 90 for number in range(20)})
+        for folder in range(20):
+            for number in range(90):
+                trees.open(b"p/d%d/f%04d" % (folder, number))
+        wanted = [tree for window in trees.windows for tree in window.trees]
+        assert wanted
+        assert len(wanted) == len(set(wanted))
+        for window in trees.windows:
+            assert {blob.oid for blob in window.blobs} >= set(window.single)
+
+    run(body)
+
+
+def test_a_read_that_failed_and_is_tried_again_is_no_scan() -> None:
+    async def body() -> None:
+        trees = Trees({b"a": 1, b"b": 400})
+        oid = trees.oid(b"a/f0000")
+        for _ in range(5):
+            trees.readahead.missed(oid, b"a/f0000", trees.chain(b"a/f0000"), 1)
+        assert trees.windows == []
+
+    run(body)
