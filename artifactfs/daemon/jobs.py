@@ -116,7 +116,7 @@ class Jobs:
             if not (worker.layout.gitdir / "index").exists():
                 await self._sizes_settled()
                 await self._git_files_here()
-                await self._write_index()
+                await self._write_any_index()
                 await self._use_fsmonitor()
             self.index_primed = True
         finally:
@@ -145,6 +145,14 @@ class Jobs:
                 await self._worker.hydrator.bring_git_files()
             except ArtifactFSError as error:
                 log.info("the .gitignore files are not here: %s", error.message)
+
+    async def _write_any_index(self) -> None:
+        """Without an index git would take every file for deleted: let git write it at worst."""
+        try:
+            await self._write_index()
+        except ArtifactFSError as error:
+            log.warning("the index could not be primed, git reads the tree: %s", error.message)
+            await run_git("read-tree", "HEAD", gitdir=self._worker.layout.gitdir)
 
     async def _write_index(self) -> None:
         worker, filesystem = self._worker, self._worker.filesystem
