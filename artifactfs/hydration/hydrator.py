@@ -57,6 +57,7 @@ from artifactfs.hydration.lanes import Lanes
 from artifactfs.hydration.large_blobs import LargeBlobStore
 from artifactfs.hydration.link import RemoteLink
 from artifactfs.hydration.local import LocalBlobs
+from artifactfs.hydration.nearby import blobs_below
 from artifactfs.hydration.planner import Planner
 from artifactfs.hydration.priority import Priority, classify, compile_globs
 from artifactfs.hydration.queue import Want, WantQueue
@@ -64,7 +65,7 @@ from artifactfs.hydration.readahead import Readahead
 from artifactfs.hydration.sizes import SizeStore
 from artifactfs.hydration.sizing import Sizing
 from artifactfs.hydration.stats import HydrationStats, WaitingReader
-from artifactfs.hydration.sweep import Sweep
+from artifactfs.hydration.sweep import SUBTREE_BLOBS, Sweep
 from artifactfs.hydration.trace import FetchTrace
 from artifactfs.hydration.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.paths import RepoLayout, StateLayout
@@ -153,6 +154,7 @@ class Hydrator:
             max_blob=settings.hydrate_max_blob,
             missing=self._neither_here_nor_coming,
             size_of=self._sizes.get,
+            absent_share=self._absent_share,
         )
         self._upkeep = Upkeep(
             store=store, large=self._large, sizes=self._sizes, odb=odb, cache_limit=cache_limit
@@ -466,6 +468,10 @@ class Hydrator:
             for oid in self._odb.missing(oids)
             if oid not in lacking and self._queue.get(oid) is None
         ]
+
+    def _absent_share(self, tree: bytes) -> float:
+        blobs = blobs_below(self._odb.tree, tree, b"", max_entries=4 * SUBTREE_BLOBS) or []
+        return len(self._odb.missing(blob.oid for blob in blobs)) / max(len(blobs), 1)
 
     async def _probe(self) -> None:
         remote = await self._link.get()

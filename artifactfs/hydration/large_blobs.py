@@ -4,15 +4,13 @@ A file there is complete and on the disk, or absent: it is written under another
 then renamed. Until it is synced only the worker that wrote it knows it, by its temporary name, so
 that a power loss cannot leave a file of the right name and the wrong content.
 
-Contents that a damaged pack holds wrongly are kept here as well, whatever their size: this store
-is looked at before the object database.
+The content is also in a pack, so a blob that was removed here is unpacked again when it is read.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import time
@@ -29,7 +27,6 @@ _STALE_S = 3600.0
 """Age after which a temporary file belongs to no living writer, in seconds."""
 _TOUCH_S = 60.0
 """A file's mtime, which is its last use, is refreshed at most this often."""
-_HASH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +98,6 @@ class LargeBlobStore:
             shutil.copyfile(spooled, temporary)
         self._settling[oid] = temporary
 
-    def write(self, oid: bytes, data: bytes) -> None:
-        """Take `data`, which was verified, as the content of `oid`. As `adopt`."""
-        temporary = self.temporary()
-        temporary.write_bytes(data)
-        self._settling[oid] = temporary
-
     def adopt_temporary(self, oid: bytes, temporary: Path) -> None:
         """Take over a complete, verified file that was written at a path from `temporary`."""
         self._settling[oid] = temporary
@@ -122,6 +113,9 @@ class LargeBlobStore:
             return
         try:
             await trio.to_thread.run_sync(_publish, temporary, self.path_of(oid))
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         finally:
             if self._settling.get(oid) is temporary:
                 del self._settling[oid]
@@ -196,19 +190,3 @@ def _remove_unless_open(path: Path) -> bool:
         return False
     finally:
         os.close(fd)
-
-
-def hash_blob_file(path: Path) -> bytes:
-    """The oid of the blob whose content is the file at `path`. Call it in a thread."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return digest.digest()
-
-
-def hash_blob(data: bytes) -> bytes:
-    """The oid of the blob with the content `data`."""
-    digest = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
-    digest.update(data)
-    return digest.digest()

@@ -62,7 +62,8 @@ class SweepProgress:
 
 
 class Sweep:
-    """Chooses the next batch. `missing` filters oids that are not here nor on their way."""
+    """Chooses the next batch. `missing` filters oids that are not here nor on their way;
+    `absent_share` tells how much of the blobs below a tree is not here (0 to 1)."""
 
     def __init__(
         self,
@@ -72,7 +73,9 @@ class Sweep:
         max_blob: int,
         missing: Callable[[list[bytes]], list[bytes]],
         size_of: Callable[[bytes], int | None],
+        absent_share: Callable[[bytes], float],
     ) -> None:
+        self._absent_share = absent_share
         self._reach = reach
         self._budget = budget
         self._max_blob = max_blob
@@ -147,9 +150,12 @@ class Sweep:
             if stage is Priority.SOURCE and self._trees is None and self._active == 0:
                 self._trees = self._choose_trees(inventory)
             if self._trees and stage is Priority.SOURCE and self.with_subtrees:
+                tree = self._trees.pop()
+                if self._absent_share(tree) < 0.5:
+                    continue  # its blobs are named one by one
                 self._active += 1
                 self._in_trees += 1
-                return SweepBatch(stage, tree=self._trees.pop())
+                return SweepBatch(stage, tree=tree)
             if self._in_trees:
                 return None  # what they do not bring is known when they have landed
             oids, budget = self._gather(inventory, stage, budget)

@@ -141,7 +141,9 @@ def test_eviction_passes_by_blobs_that_are_open_and_takes_the_oldest(tmp_path: P
         store = LargeBlobStore(tmp_path / "blobs")
         oids = [bytes([number]) * 20 for number in range(4)]
         for number, oid in enumerate(oids):
-            store.write(oid, b"x" * 1_000)
+            (tmp_path / "spool").write_bytes(b"x" * 1_000)
+            store.adopt(oid, tmp_path / "spool")
+            (tmp_path / "spool").unlink()
             await store.settle(oid)
             os.utime(store.path_of(oid), (1_000 + number, 1_000 + number))
         held = store.open(oids[1])
