@@ -86,7 +86,7 @@ class Compaction:
                 return False
             version = inode.data.version
             path = self._tree.upper.path / str(ino)
-            equal = await trio.to_thread.run_sync(_is_blob, path, oid)
+            equal = await trio.to_thread.run_sync(is_blob, path, oid)
             if not equal:
                 self._differs[ino] = seen
                 return False
@@ -111,7 +111,8 @@ class Compaction:
         self._tree.upper.remove(inode.ino)
 
 
-def _is_blob(path: Path, oid: Oid) -> bool:
+def is_blob(path: Path, oid: Oid) -> bool:
+    """Whether the file at `path` holds the content of the blob `oid`."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -233,16 +233,20 @@ class FileSystem:
         switch = Switch(self.tree, self.mutations, self.journal, now_ns())
         return switch.compare(self.base.tree, tree)
 
-    def switch_tree(self, tree: Oid, commit: Oid, time_ns: int | None = None) -> SwitchResult:
+    def switch_tree(
+        self, tree: Oid, commit: Oid, time_ns: int | None = None, *, whole: bool = False
+    ) -> SwitchResult:
         """Make `tree` the base; local changes stay. Downloads nothing, and never waits.
 
-        `time_ns` is the mtime of what changes. Raises: MissingObject, OSError; then nothing has
-        changed.
+        `time_ns` is the mtime of what changes. `whole`: do nothing, and tell what is `kept`, where
+        local changes are in the way. Raises: MissingObject, OSError; then nothing has changed.
         """
         now = now_ns() if time_ns is None else time_ns
         now = self._last_switch_ns = max(now, self._last_switch_ns + 1)  # always a new mtime
         switch = Switch(self.tree, self.mutations, self.journal, now)
-        result = switch.run(self.base.tree, tree, commit, in_kernel=self._served)
+        result = switch.run(self.base.tree, tree, commit, in_kernel=self._served, whole=whole)
+        if whole and result.kept:
+            return result
         self.base = Base(commit, tree, self.base.time_ns)
         self._virtual.avoid(self.tree.entries(self.tree.root))
         return result

@@ -1,8 +1,9 @@
 """Moves the working tree to another base tree, in O(changed directories), downloading nothing.
 
-What was changed locally stays. A clean file that differs keeps its number and gets the new blob
-and a new mtime, which is what makes the kernel drop its pages. Whatever appears gets a new number:
-the kernel may still hold pages of what had the derived number before.
+What was changed locally stays; a written file whose content is what the old tree says is not a
+change (it was committed), and its data is given up. A clean file that differs keeps its number and
+gets the new blob and a new mtime, which is what makes the kernel drop its pages. Whatever appears
+gets a new number: the kernel may still hold pages of what had the derived number before.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import contextlib
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pyfuse3
 
 from artifactfs.fs.changes import Change
+from artifactfs.fs.compaction import is_blob
 from artifactfs.fs.inodes import (
     UNKNOWN_SIZE,
     Directory,
@@ -29,15 +32,30 @@ from artifactfs.fs.overlay import put_meta
 from artifactfs.fs.tree import Tree
 from artifactfs.git.objects import Oid, TreeEntry
 
+_HASHED_BYTES = 16 << 20
+"""Written files that one switch compares with blobs: some 30 ms. Beyond, they count as changed."""
+
+
+class Placed(NamedTuple):
+    """Number and owner of an inode that a switch made or gave other content."""
+
+    ino: int
+    uid: int
+    gid: int
+
 
 @dataclass(slots=True)
 class SwitchResult:
     """`changed`: paths whose content, mode or existence changed (of a directory that appeared or
     vanished, itself with a slash). `kept`: paths that the trees differ in, but that were changed
-    locally and stayed as they are."""
+    locally and stayed as they are. `placed`: what is at the paths that are new or have other
+    content, by path without a slash; below a directory that appeared, numbers are derived.
+    `time_ns`: the mtime and ctime of all that."""
 
+    time_ns: int
     changed: list[bytes] = field(default_factory=list)
     kept: list[bytes] = field(default_factory=list)
+    placed: dict[bytes, Placed] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -62,19 +80,27 @@ class Switch:
         self._time_ns = time_ns
         self._change = Change(tree)
         self._effects = _Effects()
-        self.result = SwitchResult()
+        self._to_hash = _HASHED_BYTES
+        self.result = SwitchResult(time_ns)
 
-    def run(self, old: Oid, new: Oid, commit: Oid, *, in_kernel: bool) -> SwitchResult:
-        """Raises: MissingObject, OSError; then nothing has changed."""
+    def run(
+        self, old: Oid, new: Oid, commit: Oid, *, in_kernel: bool, whole: bool = False
+    ) -> SwitchResult:
+        """`whole`: change nothing where something would be kept.
+
+        Raises: MissingObject, OSError; then nothing has changed.
+        """
         self._directory(self._tree.root, b"", old, new)
+        if whole and self.result.kept:
+            self._let_go()
+            return self.result
         self._change.also(put_meta("base_commit", commit))
         self._change.also(put_meta("base_tree", new))
         self._change.commit()
         self._settle()
         if in_kernel:
             self._invalidate()
-        for inode in [*self._effects.files, *self._effects.gone, *self._effects.directories]:
-            self._tree.drop_if_unused(inode)
+        self._let_go()
         for path in self.result.changed:
             if path.endswith(b"/"):
                 self._journal.directory_changed(path[:-1])
@@ -85,10 +111,13 @@ class Switch:
     def compare(self, old: Oid, new: Oid) -> SwitchResult:
         """What `run` would do; changes nothing."""
         self._directory(self._tree.root, b"", old, new)
+        self._let_go()
+        return self.result
+
+    def _let_go(self) -> None:
         effects = self._effects
         for inode in [*effects.files, *effects.gone, *effects.directories]:
             self._tree.drop_if_unused(inode)
-        return self.result
 
     # Planning: below, nothing in memory is changed but the table of inodes.
 
@@ -141,13 +170,20 @@ class Switch:
 
     def _is_unchanged(self, inode: Inode, was: TreeEntry) -> bool:
         """Whether `inode` is what the old tree says; of a directory, whether it is based on it."""
-        if stat.S_IFMT(inode.mode) != stat.S_IFMT(mode_of_entry(was.mode)) or inode.has_data:
+        if stat.S_IFMT(inode.mode) != stat.S_IFMT(mode_of_entry(was.mode)):
             return False
         if isinstance(inode, Directory):
             return inode.oid == base_tree_of(was)
-        if (inode.row is not None and inode.row.nlink > 1) or inode.oid != was.oid:
+        if inode.row is not None and inode.row.nlink > 1:
             return False
-        return not (inode.mode ^ mode_of_entry(was.mode)) & 0o100
+        if (inode.mode ^ mode_of_entry(was.mode)) & 0o100:
+            return False
+        return self._holds(inode, was.oid) if inode.has_data else inode.oid == was.oid
+
+    def _holds(self, inode: Inode, oid: Oid) -> bool:
+        """Whether the data of a written file is the blob `oid`."""
+        self._to_hash -= max(inode.size, 1 << 10)
+        return self._to_hash > 0 and is_blob(self._tree.upper.path / str(inode.ino), oid)
 
     def _move_on(
         self,
@@ -201,6 +237,9 @@ class Switch:
     def _replace(self, inode: Inode, path: bytes, now: TreeEntry) -> None:
         row = self._change.edit(inode)
         row.oid = now.oid
+        row.has_data = False
+        row.target = None
+        self.result.placed[path] = Placed(inode.ino, row.uid, row.gid)
         if stat.S_ISREG(row.mode):
             row.mode = row.mode & ~0o111 | (mode_of_entry(now.mode) & 0o111)
         row.mtime_ns = row.ctime_ns = self._time_ns
@@ -243,12 +282,16 @@ class Switch:
         self._change.link(directory, name, ino)
         self._effects.entries.append((directory, name))
         self.result.changed.append(path + b"/" if is_directory_entry(now) else path)
+        self.result.placed[path] = Placed(ino, owner.uid, owner.gid)
 
     # After the commit
 
     def _settle(self) -> None:
         for inode in self._effects.files:
             inode.size = UNKNOWN_SIZE
+            if inode.data is not None:
+                inode.data = None
+                self._tree.upper.remove(inode.ino)
         for directory in self._effects.directories:
             directory.subdirectories = -1
         for inode in self._effects.gone:
