@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import time
 from collections.abc import Callable
 from typing import Protocol
 
 import trio
 
 from artifactfs.fs.changes import Change
+from artifactfs.fs.clock import now_ns
 from artifactfs.fs.handles import FileHandle
 from artifactfs.fs.inodes import UNKNOWN_SIZE, Data, Directory, Inode
 from artifactfs.fs.interrupt import unless_interrupted
@@ -171,7 +171,7 @@ class Contents:
     def _written(self, inode: Inode, data: Data) -> None:
         row = inode.row
         assert row is not None
-        row.mtime_ns = row.ctime_ns = time.time_ns()
+        row.mtime_ns = row.ctime_ns = now_ns()
         data.unsaved = True
         data.blocks = -1
         data.version += 1

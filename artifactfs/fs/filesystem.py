@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,7 +44,10 @@ its index (racy entries)."""
 _COUNTED_AT_ONCE = 2_000
 """Written files whose sizes are summed up on demand (3 µs each); beyond, in the background."""
 
-_MAINTENANCE_S = 2.0
+_MAINTENANCE_S = 0.5
+
+_COUNT_EVERY = 1_000
+"""Changes of the overlay after which many files are counted again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class FileSystem:
         self._served = False
         self._dirty_bytes = (-1, 0)
         self._last_switch_ns = 0
+        self._counted_at = 0
         self.journal = ChangeJournal()
         if not layout.overlay_db.exists():
             _create(layout, self._upper, tip, owner, self.journal)
@@ -274,12 +279,27 @@ class FileSystem:
         while True:
             await trio.sleep(_MAINTENANCE_S)
             if self._overlay.needs_checkpoint:
-                await trio.to_thread.run_sync(self._overlay.checkpoint)
+                await self._checkpoint()
             changes = self._overlay.changes
-            many = self._overlay.count_with_data() > _COUNTED_AT_ONCE
-            if many and changes != self._dirty_bytes[0]:
-                total = await trio.to_thread.run_sync(self._upper.total_bytes)
-                self._dirty_bytes = changes, total
+            if changes != self._dirty_bytes[0]:
+                await self._count_many(changes)
+
+    async def _checkpoint(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self._overlay.checkpoint)
+        except sqlite3.Error as error:
+            log.warning("cannot write the overlay's log back: %s", error)
+        else:
+            self._overlay.finish_checkpoint()
+
+    async def _count_many(self, changes: int) -> None:
+        """The size of written files where there are too many to ask for it in between."""
+        if self._overlay.changes - self._counted_at < _COUNT_EVERY:
+            return
+        self._counted_at = changes
+        if self._overlay.count_with_data() > _COUNTED_AT_ONCE:
+            total = await trio.to_thread.run_sync(self._upper.total_bytes)
+            self._dirty_bytes = changes, total
 
     def close(self) -> None:
         """To be called when the mount is no longer served."""

@@ -13,11 +13,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from dataclasses import dataclass
 from typing import NoReturn
 
 from artifactfs.fs.changes import Change
+from artifactfs.fs.clock import now_ns, see
 from artifactfs.fs.inodes import Data, Directory, Inode, Row
 from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.overlay import put_meta
@@ -285,6 +285,7 @@ class Mutations:
         if atime_ns is not None:
             row.atime_ns = atime_ns
         if mtime_ns is not None:
+            see(mtime_ns)
             row.mtime_ns = mtime_ns
             if row.has_data:
                 self._tree.stamp(inode, mtime_ns)
@@ -314,7 +315,7 @@ class Mutations:
     # Parts
 
     def _change(self) -> tuple[Change, int]:
-        return Change(self._tree), time.time_ns()
+        return Change(self._tree), now_ns()
 
     def allocate(self, change: Change) -> int:
         ino = self._next_ino
@@ -345,7 +346,7 @@ class Mutations:
 
     def _special(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> Row:
         self._require_absent(parent, name)
-        return self._new_row(parent, mode, caller, time.time_ns())
+        return self._new_row(parent, mode, caller, now_ns())
 
     def _make(self, parent: Directory, name: bytes, row: Row) -> Inode:
         change, now = self._change()

@@ -2,8 +2,10 @@
 
 Every change of metadata is one transaction, committed before the kernel gets its reply (20 µs
 with WAL and ``synchronous=NORMAL``: it survives the death of the process; `sync` makes it survive
-power loss). The WAL is checkpointed by a second connection in a thread, so that no request waits
-for the disk: a checkpoint inside a commit would cost that commit an fsync.
+power loss). The WAL is written back by a second connection in a thread, so that no request waits
+for the disk: a checkpoint inside a commit would cost that commit an fsync. What was committed
+meanwhile, a few pages, is written back in the event loop: only then does SQLite begin the WAL
+again from its start, and under a steady load a checkpoint of a thread alone never gets there.
 
 Who may open the database is decided by a lock on the upper directory (`upper.py`).
 """
@@ -22,12 +24,14 @@ from typing import Any
 
 from artifactfs.errors import StateError
 from artifactfs.fs.inodes import Row
-from artifactfs.fs.schema import APPLICATION_ID, MIGRATIONS
+from artifactfs.fs.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_BYTES = 4 << 20
-"""The WAL is written back once it is this long."""
+CHECKPOINT_EVERY = 1_000
+"""The WAL is written back after this many transactions, some 12 MB."""
+
+_WAL_KEPT = 16 << 20
 
 RESERVE_BYTES = 256 << 10
 """Kept back on the disk: without it, a full disk would refuse even the removal of a file, since
@@ -111,6 +115,7 @@ class Overlay:
         self.changes = 0
         """Transactions so far."""
         self._synced = 0
+        self._checkpointed = 0
 
     # Changes
 
@@ -175,7 +180,7 @@ class Overlay:
 
     @property
     def needs_checkpoint(self) -> bool:
-        return not self._reserved or os.fstat(self._wal).st_size >= CHECKPOINT_BYTES
+        return not self._reserved or self.changes - self._checkpointed >= CHECKPOINT_EVERY
 
     def checkpoint(self) -> None:
         """Write the WAL back into the database. Blocks on the disk: call it in a thread."""
@@ -183,6 +188,12 @@ class Overlay:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         if not self._reserved:
             self._keep_reserve()
+
+    def finish_checkpoint(self) -> None:
+        """The rest of it, which lets the WAL begin anew: 0.5 to 5 ms, in the event loop."""
+        self._checkpointed = self.changes
+        with contextlib.suppress(sqlite3.Error):  # a full disk: the WAL stays, the next one does it
+            self._execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
         os.close(self._wal)
@@ -249,6 +260,7 @@ def create_overlay(path: Path, statements: Iterable[Statement]) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         _migrate(connection, temporary)
         connection.execute("BEGIN")
@@ -270,6 +282,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT}")
     return connection
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 APPLICATION_ID = 0x41465331  # "AFS1": tells our databases from others
 
+PAGE_SIZE = 2048
+"""Half of what a transaction writes to the WAL with 4096, at the same speed."""
+
 MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -37,7 +40,6 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (parent, name)
     ) WITHOUT ROWID;
     CREATE INDEX dirents_by_ino ON dirents (ino) WHERE ino != 0;
-    CREATE INDEX inodes_with_data ON inodes (ino) WHERE has_data;
 
     CREATE TABLE xattrs (
         ino INTEGER NOT NULL,

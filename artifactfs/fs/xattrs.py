@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import time
 
 from artifactfs.fs.changes import Change
+from artifactfs.fs.clock import now_ns
 from artifactfs.fs.inodes import Inode
 from artifactfs.fs.mutations import fail
 from artifactfs.fs.tree import Tree
@@ -42,7 +42,7 @@ class Xattrs:
 
     def _change(self, inode: Inode, sql: str, parameters: tuple[object, ...]) -> None:
         change = Change(self._tree)
-        change.edit(inode).ctime_ns = time.time_ns()
+        change.edit(inode).ctime_ns = now_ns()
         change.also((sql, parameters))
         change.commit()
 

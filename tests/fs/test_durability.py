@@ -1,0 +1,163 @@
+"""What happens to the overlay when things go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from artifactfs.errors import StateError
+from artifactfs.fs.overlay import Overlay
+from artifactfs.fs.schema import MIGRATIONS
+from tests.fs.mounting import Mount, MountFailed
+
+
+def test_a_damaged_database_is_named_and_left_alone(mount: Mount) -> None:
+    (mount.path / "README").write_text("precious\n")
+    mount.stop()
+    database = mount.layout / "overlay.db"
+    for damage in (b"", b"garbage" * 1000, database.read_bytes()[:100] + b"\xff" * 8000):
+        database.write_bytes(damage)
+        with pytest.raises(MountFailed, match=r"StateError: overlay database .*overlay\.db"):
+            mount.start()
+        assert database.read_bytes() == damage
+    database.unlink()
+    with pytest.raises(MountFailed, match=r"StateError: overlay database .* is missing"):
+        mount.start()
+    assert not database.exists()
+    assert [file.read_bytes() for file in (mount.layout / "upper").iterdir()] == [b"precious\n"]
+
+
+def test_a_newer_schema_is_refused(mount: Mount) -> None:
+    mount.stop()
+    with sqlite3.connect(mount.layout / "overlay.db") as database:
+        database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(StateError, match="schema version"):
+        Overlay(mount.layout / "overlay.db")
+
+
+def test_an_older_schema_is_migrated(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount.stop()
+    more = "CREATE TABLE later (x); INSERT INTO later VALUES (1)"
+    monkeypatch.setattr("artifactfs.fs.overlay.MIGRATIONS", (*MIGRATIONS, more))
+    Overlay(mount.layout / "overlay.db").close()
+    with sqlite3.connect(mount.layout / "overlay.db") as database:
+        assert database.execute("SELECT x FROM later").fetchall() == [(1,)]
+
+
+def test_two_processes_cannot_serve_one_overlay(mount: Mount) -> None:
+    other = Mount(mount.directory / "other", mount.gitdir, mount.commit or "")
+    other.layout = mount.layout
+    with pytest.raises(MountFailed, match="in use by another process"):
+        other.start()
+
+
+def test_orphans_are_swept_after_an_unclean_end(mount: Mount) -> None:
+    upper = mount.layout / "upper"
+    with open(mount.path / "open", "wb") as file:
+        file.write(b"x" * 10_000)
+        file.flush()
+        os.unlink(mount.path / "open")
+        (mount.path / "kept").write_text("kept")
+        mount.kill()
+    (upper / "99999.new").write_bytes(b"a copy that was not finished")
+    (upper / "12345678").write_bytes(b"a file whose row was not committed")
+    assert len(os.listdir(upper)) == 4
+    mount.start()
+    while len(os.listdir(upper)) > 1:
+        assert (mount.path / "kept").read_text() == "kept"
+    assert (mount.path / "kept").read_text() == "kept"
+
+
+def test_numbers_are_never_used_twice(mount: Mount) -> None:
+    seen = set()
+    for round_number in range(3):
+        for number in range(50):
+            path = mount.path / f"file-{number}"
+            path.touch()
+            assert path.stat().st_ino not in seen
+            seen.add(path.stat().st_ino)
+            path.unlink()
+        mount.restart(kill=round_number % 2 == 0)
+
+
+def test_the_log_of_the_database_stays_short(mount: Mount) -> None:
+    """It is written back in the background, and begins anew while the load goes on."""
+    wal = mount.layout / "overlay.db-wal"
+    script = "import os\nfor n in range(4000): os.mkdir(f'd{n}'); os.rmdir(f'd{n}')"
+    sizes = []
+    for _ in range(4):
+        subprocess.run(["python3", "-c", script], cwd=mount.path, check=True)
+        sizes.append(wal.stat().st_size)
+    assert max(sizes) < 4 * 4000 * 2 * 2048  # all that was written is more than that
+    names = os.listdir(mount.path)
+    mount.restart(kill=True)
+    assert os.listdir(mount.path) == names
+
+
+def test_a_write_that_was_acknowledged_survives_each_kill(mount: Mount) -> None:
+    """Killed at once after each single write; the file stays open in between for its writer."""
+    expected = b""
+    for number in range(8):
+        descriptor = os.open(mount.path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, b"%d" % number)
+        expected += b"%d" % number
+        mount.kill()
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        mount.start()
+        assert (mount.path / "log").read_bytes() == expected
+
+
+def test_a_kill_during_a_copy_up_changes_nothing(new_mount: Callable[..., Mount]) -> None:
+    mount = new_mount().start()
+    mount.close_gate()
+    target = mount.path / "big"
+    script = f"open({str(target)!r}, 'r+b', buffering=0).write(b'x')"
+    writer = subprocess.Popen(["python3", "-c", script], stderr=subprocess.DEVNULL)
+    while not mount.log():
+        pass
+    mount.kill()
+    assert writer.wait(10) != 0
+    mount.open_gate()
+    mount.start()
+    assert target.read_bytes() == bytes(range(256)) * 4096
+    assert mount.ask("local_changes") == []
+
+
+def test_start_does_not_read_the_overlay(mount: Mount) -> None:
+    """What is in memory after a start is the root, whatever is in the overlay."""
+    for number in range(200):
+        (mount.path / f"src/{number}").write_text("x")
+    mount.restart()
+    assert mount.ask("memory")["inodes"] == 1
+    assert len(os.listdir(mount.path / "src")) == 206
+
+
+def test_local_changes_are_listed(mount: Mount) -> None:
+    top = mount.path
+    (top / "README").write_text("x")
+    (top / "run.sh").chmod(0o644)
+    (top / "src/f1.c").unlink()
+    (top / "new").mkdir()
+    (top / "new/file").touch()
+    os.utime(top / "big")
+    os.rename(top / "docs", top / "papers")
+    (top / "link").unlink()
+    (top / "link").write_text("README")
+    assert sorted(mount.ask("local_changes")) == [
+        ["README", "modified"],
+        ["docs/", "deleted"],
+        ["link", "modified"],
+        ["new/", "added"],
+        ["new/file", "added"],
+        ["papers/", "added"],
+        ["papers/a.txt", "added"],
+        ["run.sh", "mode"],
+        ["src/f1.c", "deleted"],
+    ]
+    assert mount.ask("stats") == {"dirty_files": 3, "dirty_bytes": 7}
