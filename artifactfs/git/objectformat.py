@@ -32,7 +32,11 @@ class CommitInfo:
 
 
 def parse_tree(content: bytes) -> list[TreeEntry]:
-    """The entries of a tree object's content, in its order. Raises: CorruptData."""
+    """The entries of a tree object's content, in its order. Raises: CorruptData.
+
+    Names that git refuses to check out are left out (see `is_refused`): everything that shows or
+    writes a tree reads it here.
+    """
     entries: list[TreeEntry] = []
     position = 0
     end = len(content)
@@ -42,12 +46,27 @@ def parse_tree(content: bytes) -> list[TreeEntry]:
             nul = content.index(b"\0", space)
             mode = int(content[position:space], 8)
             position = nul + 21
-            entries.append(TreeEntry(content[space + 1 : nul], mode, content[nul + 1 : position]))
+            name = content[space + 1 : nul]
+            if (name[:1] in _SUSPECT or b"/" in name) and is_refused(name):
+                continue
+            entries.append(TreeEntry(name, mode, content[nul + 1 : position]))
     except ValueError:
         raise CorruptData("a tree object is malformed") from None
     if position != end:
         raise CorruptData("a tree object is cut")
     return entries
+
+
+_SUSPECT = frozenset((b"", b"."))
+
+
+def is_refused(name: bytes) -> bool:
+    """Tell whether `name` must not appear in a working tree, whatever a remote's tree says.
+
+    A folder ``.git`` (in any case) would be taken for a repository by every git below it, which
+    runs what its config names; the others are no names at all. git's own ``verify_path``.
+    """
+    return name in (b"", b".", b"..") or b"/" in name or name.lower() == b".git"
 
 
 def parse_commit(oid: Oid, content: bytes) -> CommitInfo:
