@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from artifactfs.errors import AlreadyExists, ArtifactFSError, CorruptData, StateError
-from artifactfs.git.attributes import converts
+from artifactfs.git.conversion import CONFIG_KEYS, ConversionSettings, TreeConversions
 from artifactfs.git.index_extensions import (
     DirectoryStat,
     Folder,
@@ -35,11 +35,14 @@ from artifactfs.git.index_extensions import (
 )
 from artifactfs.git.index_file import IndexEntry, StatData, encode_index
 from artifactfs.git.objects import MissingObject, ObjectDatabase, Oid, TreeEntry
+from artifactfs.git.smudge import to_worktree
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 
 _TREE = 0o040000
 _GITLINK = 0o160000
 _SYMLINK = 0o120000
+_REGULAR = 0o100000
+_KIND = 0o170000
 _SIZES_A_QUERY = 500
 
 
@@ -82,7 +85,7 @@ def list_tree(odb: ObjectDatabase, tree: Oid) -> Listing:
         folder, prefix, entries = stack[-1]
         for name, mode, oid in entries:
             ino = derive_ino(folder.ino, name)
-            if mode & 0o170000 == _TREE:
+            if mode & _KIND == _TREE:
                 child = Folder(name, oid, ino, entries=-len(files))
                 folder.folders.append(child)
                 stack.append((child, prefix + name + b"/", iter(odb.tree(oid))))
@@ -90,7 +93,7 @@ def list_tree(odb: ObjectDatabase, tree: Oid) -> Listing:
             files.append((prefix + name, index_mode(mode), oid, ino))
             if name == b".gitignore":
                 listing.ignore_files.append((folder, prefix, oid))
-            elif name == b".gitattributes":
+            elif name == b".gitattributes" and mode & _KIND == _REGULAR:
                 listing.attribute_files[prefix[:-1]] = oid
         else:
             folder.entries += len(files)
@@ -100,7 +103,7 @@ def list_tree(odb: ObjectDatabase, tree: Oid) -> Listing:
 
 def index_mode(mode: int) -> int:
     """The mode that the index holds for a tree entry's mode."""
-    kind = mode & 0o170000
+    kind = mode & _KIND
     if kind in (_SYMLINK, _GITLINK):
         return kind
     return 0o100755 if mode & 0o100 else 0o100644
@@ -132,8 +135,12 @@ def build_entries(
     gid: int,
     time_ns: int,
     keep: Mapping[bytes, IndexEntry] | None = None,
+    conversions: TreeConversions | None = None,
 ) -> list[IndexEntry]:
-    """The index entries of a tree. An entry of `keep` with the same content stays as it is."""
+    """The index entries of a tree. An entry of `keep` with the same content stays as it is.
+
+    `sizes` are those of blobs: what `conversions` converts has another one, so it gets none.
+    """
     entries = []
     kept = keep or {}
     for path, mode, oid, ino in listing.files:
@@ -142,6 +149,8 @@ def build_entries(
             entries.append(old)
             continue
         size = 0 if mode == _GITLINK else sizes.get(oid, 0)
+        if conversions is not None and mode & _KIND == _REGULAR:
+            size = size if conversions.shows_blob(path) else 0
         stat = StatData(time_ns, time_ns, ino, uid, gid, size)
         entries.append(IndexEntry(path, mode, oid, stat))
     return entries
@@ -157,14 +166,17 @@ def write_primed_index(
     gid: int,
     time_ns: int,
     token: str,
+    conversion: Path | None = None,
     force: bool = False,
 ) -> PrimedIndex:
     """Write ``index`` for a mount of `tree`, of which nothing has changed since `token`.
 
     `worktree` is the mount point, `sizes` the path of ``sizes.db``; `uid`, `gid` and `time_ns`
-    are what the mount reports of every clean file. ``index.lock`` is taken for the few ms of
-    writing only: a git command in between is not refused, and wins if it writes an index. Raises:
-    IndexExists (unless `force`), IndexLocked, MissingObject, CorruptData, StateError, OSError.
+    are what the mount reports of every clean file; `conversion` is the file with the mount's
+    `ConversionSettings`, without which those of now are taken. ``index.lock`` is taken for the few
+    ms of writing only: a git command in between is not refused, and wins if it writes an index.
+    Raises: IndexExists (unless `force`), IndexLocked, MissingObject, CorruptData, StateError,
+    OSError.
     """
     if not force and (gitdir / "index").exists():
         raise IndexExists(f"{gitdir / 'index'} exists already")
@@ -175,9 +187,12 @@ def write_primed_index(
     for oid in oids:
         if oid not in known and (size := odb.header_size(oid)) is not None:
             known[oid] = size
-    entries = build_entries(listing, known, uid=uid, gid=gid, time_ns=time_ns)
     settings = read_settings(gitdir)
-    fill_ignore_hashes(listing, odb, autocrlf=settings.autocrlf)
+    conversions = read_conversions(listing, odb, _settings_of(conversion) or settings.conversion)
+    entries = build_entries(
+        listing, known, uid=uid, gid=gid, time_ns=time_ns, conversions=conversions
+    )
+    fill_ignore_hashes(listing, odb, conversions)
     untrusted = [n for n, entry in enumerate(entries) if entry.mode == _GITLINK]
     extensions = (
         encode_cache_tree(listing.root),
@@ -242,17 +257,17 @@ def locked_index(gitdir: Path, *, force: bool) -> LockedIndex:
 
 
 @dataclass(frozen=True, slots=True)
-class IgnoreSettings:
-    """The settings that bear on ignore files."""
+class GitSettings:
+    """The settings that bear on ignore files, and those on conversions."""
 
     excludes_file: Path | None
-    autocrlf: bool
+    conversion: ConversionSettings
 
 
-def read_settings(gitdir: Path) -> IgnoreSettings:
+def read_settings(gitdir: Path) -> GitSettings:
     """Ask git, since settings come from many files."""
     command = ["git", "--git-dir", str(gitdir), "config", "-z", "--get-regexp"]
-    command.append(r"^core\.(excludesfile|autocrlf)$")
+    command.append(rf"{CONFIG_KEYS}|^core\.excludesfile$")
     printed = subprocess.run(command, capture_output=True, check=False).stdout
     found = dict(
         item.partition("\n")[::2] for item in os.fsdecode(printed).split("\0") if "\n" in item
@@ -261,36 +276,45 @@ def read_settings(gitdir: Path) -> IgnoreSettings:
     if excludes is None:
         home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
         excludes = os.path.join(home, "git", "ignore")
-    autocrlf = found.get("core.autocrlf", "false").lower() not in ("false", "no", "off", "0", "")
-    return IgnoreSettings(Path(os.path.expanduser(excludes)), autocrlf)
+    conversion = ConversionSettings.read(printed, gitdir)
+    return GitSettings(Path(os.path.expanduser(excludes)), conversion)
 
 
-def fill_ignore_hashes(listing: Listing, odb: ObjectDatabase, *, autocrlf: bool) -> None:
-    """Set `Folder.ignore` of every directory with a .gitignore."""
-    contents: dict[Oid, bytes] = {}
-    for oid in listing.attribute_files.values():
+def _settings_of(path: Path | None) -> ConversionSettings | None:
+    content = _read(path)
+    return None if content is None else ConversionSettings.from_json(content.decode())
+
+
+def read_conversions(
+    listing: Listing, odb: ObjectDatabase, settings: ConversionSettings
+) -> TreeConversions | None:
+    """What git converts when it checks the tree out; None: nothing at all."""
+    contents: dict[bytes, bytes | None] = {}
+    for directory, oid in listing.attribute_files.items():
+        contents[directory] = None
         with suppress(CorruptData):
-            contents[oid] = odb.blob(oid) or b""
+            contents[directory] = odb.blob(oid)
+    if not contents and settings == ConversionSettings(
+        filters=settings.filters, cleans=settings.cleans
+    ):
+        return None
+    return TreeConversions(settings, contents)
+
+
+def fill_ignore_hashes(
+    listing: Listing, odb: ObjectDatabase, conversions: TreeConversions | None
+) -> None:
+    """Set `Folder.ignore` of every directory with a .gitignore."""
     for folder, prefix, oid in listing.ignore_files:
         path = prefix + b".gitignore"
-        files = [
-            (directory, contents.get(listing.attribute_files[directory], b""))
-            for directory in _ancestors(prefix[:-1])
-            if directory in listing.attribute_files
-        ]
-        folder.ignore = oid
-        if (files or autocrlf) and converts(path, files, autocrlf=autocrlf):
-            content = odb.blob(oid)
+        converter = conversions.converter(prefix[:-1]) if conversions is not None else None
+        if conversions is None or (converter and not converter.converts_to_git(path)):
+            folder.ignore = oid
+        elif converter is not None:
+            content, conversion = odb.blob(oid), converter.conversion(path)
+            if content is not None and conversion is not None:
+                content = None if conversion.filter else to_worktree(content, oid, conversion)
             folder.ignore = None if content is None else exclude_hash(content)
-
-
-def _ancestors(directory: bytes) -> Iterator[bytes]:
-    """The root, …, `directory` itself."""
-    yield b""
-    position = 0
-    while directory and position >= 0:
-        position = directory.find(b"/", position + 1)
-        yield directory if position < 0 else directory[:position]
 
 
 def _read(path: Path | None) -> bytes | None:
@@ -315,6 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gid", type=int, required=True)
     parser.add_argument("--time-ns", type=int, required=True)
     parser.add_argument("--token", required=True)
+    parser.add_argument("--conversion", type=Path)
     parser.add_argument("--force", action="store_true")
     options = vars(parser.parse_args(argv))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that index.lock goes with us

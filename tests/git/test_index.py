@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
-from artifactfs.git.attributes import converts
 from artifactfs.git.index import (
     IndexExists,
     IndexLocked,
@@ -335,26 +334,6 @@ def test_as_a_program(worktree: Worktree) -> None:
     missing = run_module(worktree, "00" * 20)
     assert missing.returncode == 1
     assert missing.stderr == f"error: object {'00' * 20} is not here\n"
-
-
-@pytest.mark.parametrize(
-    ("attributes", "autocrlf", "converted"),
-    [
-        ("", False, False),
-        ("", True, True),
-        ("* text=auto\n", False, True),
-        ("*.c text\n", False, False),
-        ("# comment\n\n.git* text eol=lf\n", False, True),
-        ("* -text\n", True, False),
-        ("* text=auto\n.gitignore binary\n", False, False),
-        ("* text=auto\n* !text\n", False, False),
-        ("/sub/.gitignore ident\n", False, True),
-        ("**/.gitignore filter=x\n", False, True),
-    ],
-)
-def test_which_ignore_files_are_converted(attributes: str, autocrlf: bool, converted: bool) -> None:
-    files = [(b"", attributes.encode())]
-    assert converts(b"sub/.gitignore", files, autocrlf=autocrlf) == converted
 
 
 # The index file itself
