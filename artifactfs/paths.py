@@ -58,7 +58,7 @@ class RepoLayout:
 
     @property
     def upper(self) -> Path:
-        """Data of written files: ``upper/INO`` (decimal inode number)."""
+        """Data of written files: ``upper/XX/INO`` (decimal inode number)."""
         return self.directory / "upper"
 
     @property

@@ -85,7 +85,7 @@ class Compaction:
             if self._differs.get(ino) == seen:
                 return False
             version = inode.data.version
-            path = self._tree.upper.path / str(ino)
+            path = self._tree.upper.file(ino)
             equal = await trio.to_thread.run_sync(is_blob, path, oid)
             if not equal:
                 self._differs[ino] = seen

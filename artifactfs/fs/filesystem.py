@@ -330,7 +330,7 @@ def _create(
     owner: Owner,
     journal: ChangeJournal,
 ) -> None:
-    if tip is None or next(iter(upper.names()), None) is not None:
+    if tip is None or not upper.is_empty():
         raise StateError(
             f"overlay database {layout.overlay_db} is missing",
             hint="restore it from a backup; the written files are in the folder 'upper' beside it",

@@ -6,7 +6,7 @@ with the listing of its directory.
 
 - `Inode.row is None`: the inode is **clean**. Everything about it follows from the base tree.
 - `Inode.row`: what the overlay stores of it. Content is `oid` (a blob here or at the remote), or
-  the file ``upper/INO`` where `has_data`.
+  the file ``upper/XX/INO`` where `has_data`.
 - `Inode.data`: an open upper file, while there are handles on it.
 """
 

@@ -27,7 +27,7 @@ MIGRATIONS: tuple[str, ...] = (
         mtime_ns INTEGER NOT NULL,
         ctime_ns INTEGER NOT NULL,
         oid BLOB,                    -- content is that blob; of a directory: its base tree
-        has_data INTEGER NOT NULL,   -- content is upper/INO
+        has_data INTEGER NOT NULL,   -- content is upper/XX/INO
         target BLOB,                 -- of a symlink that is not a blob
         base_time_ns INTEGER NOT NULL -- of a directory: time of everything clean in it
     );

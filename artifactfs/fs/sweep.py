@@ -16,20 +16,17 @@ _AT_ONCE = 200
 
 async def sweep_orphans(tree: Tree, contents: Contents) -> int:
     """Remove them, a few at a time between requests. Returns how many there were."""
-    names = await trio.to_thread.run_sync(lambda: list(tree.upper.names()))
     count = 0
-    for number, name in enumerate(names):
+    for number, (ino, is_draft) in enumerate(await trio.to_thread.run_sync(tree.upper.stored)):
         if number % _AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
-        digits, _, suffix = name.partition(".")
-        if not digits.isdecimal() or _is_in_use(tree, contents, int(digits), suffix):
+        if contents.is_copying(ino):
             continue
-        tree.upper.remove_name(name)
+        if is_draft:
+            tree.upper.discard_draft(ino)
+        elif tree.find(ino) is None and not tree.overlay.has_data(ino):
+            tree.upper.remove(ino)
+        else:
+            continue
         count += 1
     return count
-
-
-def _is_in_use(tree: Tree, contents: Contents, ino: int, suffix: str) -> bool:
-    if contents.is_copying(ino):
-        return True
-    return not suffix and (tree.find(ino) is not None or tree.overlay.has_data(ino))

@@ -107,6 +107,10 @@ class Mount:
             self.stop()
         return self.start()
 
+    def upper_files(self) -> list[Path]:
+        """The data of written files, as it is on disk."""
+        return [path for path in (self.layout / "upper").rglob("*") if path.is_file()]
+
     def log(self) -> list[str]:
         """What was asked of the hydrator, one line each."""
         return (

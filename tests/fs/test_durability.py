@@ -29,7 +29,7 @@ def test_a_damaged_database_is_named_and_left_alone(mount: Mount) -> None:
     with pytest.raises(MountFailed, match=r"StateError: overlay database .* is missing"):
         mount.start()
     assert not database.exists()
-    assert [file.read_bytes() for file in (mount.layout / "upper").iterdir()] == [b"precious\n"]
+    assert [file.read_bytes() for file in mount.upper_files()] == [b"precious\n"]
 
 
 def test_a_newer_schema_is_refused(mount: Mount) -> None:
@@ -64,11 +64,12 @@ def test_orphans_are_swept_after_an_unclean_end(mount: Mount) -> None:
         os.unlink(mount.path / "open")
         (mount.path / "kept").write_text("kept")
         mount.kill()
-    (upper / "99999.new").write_bytes(b"a copy that was not finished")
-    (upper / "12345678").write_bytes(b"a file whose row was not committed")
-    assert len(os.listdir(upper)) == 4
+    (upper / "aa").mkdir()
+    (upper / "aa/87040.new").write_bytes(b"a copy that was not finished")
+    (upper / "aa/87041").write_bytes(b"a file whose row was not committed")
+    assert len(mount.upper_files()) == 4
     mount.start()
-    while len(os.listdir(upper)) > 1:
+    while len(mount.upper_files()) > 1:
         assert (mount.path / "kept").read_text() == "kept"
     assert (mount.path / "kept").read_text() == "kept"
 

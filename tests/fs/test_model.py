@@ -212,8 +212,8 @@ class Overlaid(RuleBasedStateMachine):
                 self.close_files()
                 self.mount.stop()
                 assert "Traceback" not in self.mount.stderr()
-                rows = set(os.listdir(self.mount.layout / "upper"))
-                assert len(rows) == dirty_count(self.mount), "an upper file without a row"
+                files = len(self.mount.upper_files())
+                assert files == dirty_count(self.mount), "an upper file without a row"
         finally:
             self.close_files()
             self.mount.kill()

@@ -219,8 +219,8 @@ def test_unlink_open(mount: Mount) -> None:
         assert os.fstat(old.fileno()).st_mode & 0o777 == 0o600
         new.write(b"x" * 100_000)
         new.flush()
-        assert len(os.listdir(mount.layout / "upper")) == 2
-    _wait_for(lambda: os.listdir(mount.layout / "upper") == [])
+        assert len(mount.upper_files()) == 2
+    _wait_for(lambda: mount.upper_files() == [])
     assert not (top / "README").exists()
 
 
