@@ -416,7 +416,14 @@ def main() -> None:
         outcome = soak(options.minutes, options.mounts, Path(directory))
     print(show(outcome))
     if options.json:
-        options.json.write_text(json.dumps(asdict(outcome), indent=1))
+        outcome_json = {
+            "minutes": outcome.minutes,
+            "mounts": outcome.mounts,
+            "actions": dict(outcome.actions),
+            "faults": outcome.faults,
+            "samples": [asdict(one) for one in outcome.samples],
+        }
+        options.json.write_text(json.dumps(outcome_json, indent=1))
     bad = outcome.faults or outcome.left_mounts or outcome.left_processes
     sys.exit(bool(bad or growth_mib(outcome.samples) > GROWTH_MIB))
 
