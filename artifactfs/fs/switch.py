@@ -183,7 +183,7 @@ class Switch:
     def _holds(self, inode: Inode, oid: Oid) -> bool:
         """Whether the data of a written file is the blob `oid`."""
         self._to_hash -= max(inode.size, 1 << 10)
-        return self._to_hash > 0 and is_blob(self._tree.upper.path / str(inode.ino), oid)
+        return self._to_hash > 0 and is_blob(self._tree.upper.file(inode.ino), oid)
 
     def _move_on(
         self,
