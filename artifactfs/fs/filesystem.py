@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from artifactfs.fs.upper import Upper
 from artifactfs.fs.virtual import VirtualFiles
 from artifactfs.fs.walk import LocalChange, Walker
 from artifactfs.fs.xattrs import Xattrs
-from artifactfs.git.objects import ObjectDatabase, Oid
+from artifactfs.git.objects import ObjectDatabase, Oid, TreeEntry
 from artifactfs.inode_numbers import FIRST_ALLOCATED_INO, ROOT_INO
 from artifactfs.paths import RepoLayout
 
@@ -117,7 +117,7 @@ class FileSystem:
         self._served = False
         self._dirty_bytes = (-1, 0)
         self._last_switch_ns = 0
-        self._counted_at = 0
+        self._counted_at = -_COUNT_EVERY
         self.journal = ChangeJournal()
         if not layout.overlay_db.exists():
             _create(layout, self._upper, tip, owner, self.journal)
@@ -140,7 +140,9 @@ class FileSystem:
             owner=owner,
             known_size=self.hydrator.known_size,
         )
-        self.was_clean = "closed" in meta
+        self._has_orphans = "closed" not in meta or "orphans" in meta
+        if self._has_orphans:
+            overlay.apply([put_meta("orphans", 1)])  # until they are swept, however this ends
         self._load_journal(meta.pop("closed", None))
         self.walker = Walker(overlay, self._listings)
         self.mutations = Mutations(self.tree, self.journal)
@@ -233,6 +235,10 @@ class FileSystem:
 
     # Changing the base
 
+    def adopt_trees(self, trees: Mapping[Oid, list[TreeEntry]]) -> None:
+        """Use trees that were read already; a switch then reads none in the event loop."""
+        self._listings.adopt(trees)
+
     def compare_switch(self, tree: Oid) -> SwitchResult:
         """What `switch_tree` would change, and which local changes are in its way."""
         switch = Switch(self.tree, self.mutations, self.journal, now_ns())
@@ -274,8 +280,8 @@ class FileSystem:
 
     async def maintain(self) -> None:
         """Background work of a served mount; runs until cancelled."""
-        if not self.was_clean:
-            await sweep_orphans(self.tree, self.contents)
+        if self._has_orphans:
+            await self._sweep_orphans()
         while True:
             await trio.sleep(_MAINTENANCE_S)
             if self._overlay.needs_checkpoint:
@@ -283,6 +289,13 @@ class FileSystem:
             changes = self._overlay.changes
             if changes != self._dirty_bytes[0]:
                 await self._count_many(changes)
+
+    async def _sweep_orphans(self) -> None:
+        try:
+            await sweep_orphans(self.tree, self.contents)
+            self._overlay.apply([delete_meta("orphans")])
+        except OSError as error:
+            log.warning("left-over files stay until the next start: %s", error)
 
     async def _checkpoint(self) -> None:
         try:
