@@ -61,4 +61,6 @@ def switch(target: str, name: str, create: bool, detach: bool, as_json: bool) ->
         output.print_json(answer)
         return
     where = f"branch {answer['ref']}" if answer["ref"] else f"commit {answer['commit'][:12]}"
-    click.echo(f"{name}: on {where}, {answer['changed']} paths changed")
+    changed = answer["changed"]
+    paths = "" if changed is None else f", {changed} paths changed"
+    click.echo(f"{name}: on {where}{paths}")

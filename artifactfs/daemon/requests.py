@@ -16,7 +16,8 @@ from artifactfs.daemon.losses import losses
 from artifactfs.daemon.messages import Message
 from artifactfs.daemon.registration import Secret
 from artifactfs.daemon.remotes import restore_secret, store_remote, stored_secret
-from artifactfs.git.gitdir import history_complete
+from artifactfs.daemon.switch_target import resolve
+from artifactfs.git.gitdir import history_complete, read_head
 
 if TYPE_CHECKING:
     from artifactfs.daemon.worker import Worker
@@ -43,6 +44,7 @@ class Requests:
             "settings": self.settings,
             "status": self.status,
             "stop": self.stop,
+            "switch": self.switch,
             "unmount": self.unmount,
             "wait": self.wait,
         }
@@ -107,6 +109,24 @@ class Requests:
     async def fetch(self, request: Request) -> Any:
         await request.progress(stage="fetching")
         return {"name": self._worker.name, **await self._worker.jobs.fetch()}
+
+    async def switch(self, request: Request) -> Message:
+        """Move the working tree, the index and HEAD to ``target``."""
+        worker, target = self._worker, request.text("target")
+        await request.progress(stage="switching")
+        changed: int | None
+        if request.args.get("create"):
+            changed = await worker.switching.create(target)
+        else:
+            goal = await resolve(worker, target, detach=bool(request.args.get("detach")))
+            changed = await worker.switching.switch(goal)
+        head = read_head(worker.layout.gitdir)
+        return {
+            "name": worker.name,
+            "ref": head.ref.removeprefix("refs/heads/") if head.ref is not None else None,
+            "commit": head.commit.hex() if head.commit is not None else None,
+            "changed": changed,
+        }
 
     async def set_remote(self, request: Request) -> Message:
         """Use another URL or other credentials; put back what was if the remote refuses them."""

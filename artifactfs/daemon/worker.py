@@ -32,6 +32,8 @@ from artifactfs.daemon.jobs import Jobs
 from artifactfs.daemon.messages import error_fields
 from artifactfs.daemon.remotes import RemoteConnection
 from artifactfs.daemon.requests import Requests
+from artifactfs.daemon.switch_recovery import recover
+from artifactfs.daemon.switching import Switching
 from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
 from artifactfs.fs.filesystem import FileSystem
 from artifactfs.fs.session import serve
@@ -89,6 +91,7 @@ class Worker:
         self.layout: RepoLayout = state.repo(settings.name)
         self.remotes = RemoteConnection(self.layout, settings.remote, settings.deadline_s)
         self.jobs = Jobs(self)
+        self.switching = Switching(self)
         self.leaving = False  # the end of the mount is expected
         self._lines = LineStream(trio.SocketStream(trio.socket.from_stdlib_socket(stream)))
         self._serving = trio.CancelScope()
@@ -203,6 +206,7 @@ class Worker:
                 tip=tip or self._tip_of_head(),
             )
             try:
+                await recover(self)
                 await self._mount()
             finally:
                 self.filesystem.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from artifactfs.fs.inodes import GIT_DIRECTORY, GIT_LINK
@@ -35,12 +35,21 @@ class Listings:
         """How many entries are directories (submodules are shown as such)."""
         return self._listing(tree)[1] if tree is not None else 0
 
+    def adopt(self, trees: Mapping[Oid, Iterable[TreeEntry]]) -> None:
+        """Trees that were just read by somebody else, off the event loop."""
+        for oid, entries in trees.items():
+            if oid not in self._kept:
+                self._keep(oid, entries)
+
     def _listing(self, tree: Oid) -> tuple[Entries, int]:
         kept = self._kept.get(tree)
         if kept is not None:
             self._kept.move_to_end(tree)
             return kept
-        entries = {entry.name: entry for entry in self._odb.tree(tree)}
+        return self._keep(tree, self._odb.tree(tree))
+
+    def _keep(self, tree: Oid, found: Iterable[TreeEntry]) -> tuple[Entries, int]:
+        entries = {entry.name: entry for entry in found}
         subdirectories = sum(is_directory_entry(entry) for entry in entries.values())
         self._kept[tree] = entries, subdirectories
         self._count += len(entries)

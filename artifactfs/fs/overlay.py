@@ -42,6 +42,9 @@ _ROW = (
 )
 _PUT_INODE = f"INSERT OR REPLACE INTO inodes (ino, {_ROW}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _GET_INODE = f"SELECT {_ROW} FROM inodes WHERE ino = ?"
+_GET_INODES_IN = (
+    f"SELECT ino, {_ROW} FROM inodes WHERE ino IN (SELECT ino FROM dirents WHERE parent = ?)"
+)
 
 Statement = tuple[str, tuple[Any, ...]]
 
@@ -208,6 +211,11 @@ class Overlay:
     def names(self, parent: int) -> dict[bytes, int]:
         """The dirents of `parent`: inode numbers by name, 0 where a name was removed."""
         return dict(self._all("SELECT name, ino FROM dirents WHERE parent = ?", (parent,)))
+
+    def rows_in(self, parent: int) -> dict[int, Row]:
+        """The rows of everything that has a dirent in `parent`, in one query."""
+        found = self._all(_GET_INODES_IN, (parent,))
+        return {ino: _row(row) for ino, *row in found}
 
     def links(self, ino: int) -> list[tuple[int, bytes]]:
         """Every (parent, name) of `ino`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -128,11 +128,12 @@ class Switch:
         row.oid = new
         self._effects.directories.append(directory)
         touched = False
+        rows = self._tree.overlay.rows_in(directory.ino) if len(names) > 1 else {}
         for name in sorted({*before, *after}):
             was, now = before.get(name), after.get(name)
             if was is not None and now is not None and (was.oid, was.mode) == (now.oid, now.mode):
                 continue
-            changed = self._entry(directory, prefix + name, names.get(name), was, now)
+            changed = self._entry(directory, prefix + name, names.get(name), was, now, rows)
             touched = touched or changed
         if touched:
             row.mtime_ns = row.ctime_ns = self._time_ns
@@ -144,6 +145,7 @@ class Switch:
         dirent: int | None,
         was: TreeEntry | None,
         now: TreeEntry | None,
+        rows: Mapping[int, Row],
     ) -> bool:
         """Move one name. True where the directory's own list of names changed."""
         name = path.rpartition(b"/")[2]
@@ -160,7 +162,7 @@ class Switch:
             assert now is not None
             self._appear(directory, name, path, now)
             return True
-        inode = self._tree.lookup(directory, name)
+        inode = self._tree.lookup(directory, name, rows)
         assert inode is not None
         if not self._is_unchanged(inode, was):
             self._tree.drop_if_unused(inode)

@@ -27,6 +27,7 @@ from artifactfs.git.objects import Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 
 _NO_NAMES: Mapping[bytes, int] = MappingProxyType({})
+_NO_ROWS: Mapping[int, Row] = MappingProxyType({})
 
 
 class Tree:
@@ -90,15 +91,25 @@ class Tree:
         """The entries of its base tree, whether or not the overlay hides them."""
         return self.listings.entries(directory.oid)
 
-    def lookup(self, directory: Directory, name: bytes) -> Inode | None:
-        """The inode called `name`, None where there is none. Raises: MissingObject, OSError."""
+    def lookup(
+        self, directory: Directory, name: bytes, rows: Mapping[int, Row] = _NO_ROWS
+    ) -> Inode | None:
+        """The inode called `name`, None where there is none. `rows`: what the overlay says of
+        the directory (`Overlay.rows_in`), where it was asked already.
+
+        Raises: MissingObject, OSError.
+        """
         ino = self.names(directory).get(name)
         if ino is not None:
             if ino == 0:
                 return None
             inode = self._table.get(ino)
             if inode is None:
-                inode = self._from_row(directory, name, ino)
+                row = rows.get(ino)
+                if row is None:
+                    inode = self._from_row(directory, name, ino)
+                else:
+                    inode = self._with_row(directory, name, ino, row)
                 self.insert(inode)
             return inode
         entry = self.listings.entries(directory.oid).get(name)

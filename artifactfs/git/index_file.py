@@ -59,7 +59,19 @@ class IndexFile:
 def encode_index(entries: Sequence[IndexEntry], extensions: Iterable[bytes] = ()) -> bytes:
     """The whole file. `entries` are in the order of their paths; `extensions` are encoded."""
     version = 3 if any(entry.extended for entry in entries) else 2
-    out = [_HEADER.pack(b"DIRC", version, len(entries))]
+    parts = [*encode_entries(entries), *extensions]
+    return finish_index(version, len(entries), parts)
+
+
+def finish_index(version: int, count: int, parts: Sequence[bytes]) -> bytes:
+    """The file around `count` entries and the extensions, which `parts` are in their order."""
+    body = b"".join([_HEADER.pack(b"DIRC", version, count), *parts])
+    return body + hashlib.sha1(body, usedforsecurity=False).digest()
+
+
+def encode_entries(entries: Iterable[IndexEntry]) -> list[bytes]:
+    """Entries as they stand in a file of version 2 or 3, in pieces."""
+    out: list[bytes] = []
     pack = _ENTRY.pack
     for path, mode, oid, stat, flags, extended in entries:
         ctime, ctime_ns = divmod(stat.ctime_ns, _NS)
@@ -86,9 +98,7 @@ def encode_index(entries: Sequence[IndexEntry], extensions: Iterable[bytes] = ()
         out.append(path)
         length = len(path) + (2 if extended else 0)
         out.append(_PADDING[length & 7])
-    out.extend(extensions)
-    body = b"".join(out)
-    return body + hashlib.sha1(body, usedforsecurity=False).digest()
+    return out
 
 
 def parse_index(content: bytes) -> IndexFile:
