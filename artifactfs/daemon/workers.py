@@ -52,6 +52,7 @@ class WorkerPool:
     """Runs the fork server, and starts it again when it dies (its workers live on meanwhile)."""
 
     def __init__(self, log_level: str) -> None:
+        self.pid: int | None = None  # of the fork server
         self._log_level = log_level
         self._connection: trio.socket.SocketType | None = None
         self._ready = trio.Event()
@@ -73,6 +74,7 @@ class WorkerPool:
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone
                 )
+            self.pid = process.pid
             ours.setblocking(False)
             self._connection = trio.socket.from_stdlib_socket(ours)
             self._ready.set()

@@ -1,0 +1,204 @@
+"""Workers are forked, watched, restarted and stopped; with real processes and mounts."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon import mounts, supervision
+from artifactfs.daemon.supervision import Supervision
+from artifactfs.daemon.workers import WorkerPool
+from artifactfs.errors import DaemonError, MountError, RemoteError
+from artifactfs.paths import StateLayout
+
+Body = Callable[[WorkerPool, Supervision], Awaitable[None]]
+
+
+def supervised(state: StateLayout, settings: RepoSettings, body: Body) -> None:
+    """Run `body` with a supervision that was just started."""
+
+    async def main() -> None:
+        pool = WorkerPool("warning")
+        one = Supervision(settings, state=state, pool=pool, log_level="warning")
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(pool.run)
+                nursery.start_soon(one.run)
+                await body(pool, one)
+                one.stop()
+                await one.ended.wait()
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+async def until_state(one: Supervision, state: str) -> None:
+    while one.state != state:
+        await one.changed.wait()
+
+
+async def until_replaced(one: Supervision, pid: int) -> None:
+    """Until another worker than `pid` serves the mount."""
+    while one.state != "mounted" or one.pid == pid:
+        await one.changed.wait()
+
+
+def test_mounted_and_stopped(state: StateLayout, settings: RepoSettings) -> None:
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        assert one.state == "mounted"
+        assert (Path(settings.mount_point) / "README.md").exists()
+        answer = await one.request("status", deadline_s=10)
+        assert answer["ref"] == "main"
+
+    supervised(state, settings, body)
+    assert not mounts.mounts_at(settings.mount_point)
+
+
+def test_a_clone_that_fails_is_reported_and_tried_again(
+    state: StateLayout, settings: RepoSettings, tmp_path: Path, small_repository: Path
+) -> None:
+    later = tmp_path / "later.git"
+
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        with pytest.raises(RemoteError):
+            await one.settled()
+        assert one.error is not None
+        later.symlink_to(small_repository)
+        one.retry_now()
+        await until_state(one, "mounted")
+        assert one.error is None
+
+    supervised(state, replace(settings, remote=str(later)), body)
+
+
+def test_a_killed_worker_is_replaced(state: StateLayout, settings: RepoSettings) -> None:
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        first = one.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until_replaced(one, first)
+        assert one.restarts == 1
+        assert (Path(settings.mount_point) / "README.md").exists()
+
+    supervised(state, settings, body)
+
+
+def test_a_worker_that_hangs_is_replaced(
+    state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "SILENCE_S", 7.0)  # heartbeats come every 5 s
+
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        worker = one.pid
+        assert worker is not None
+        os.kill(worker, signal.SIGSTOP)
+        await until_replaced(one, worker)
+
+    supervised(state, settings, body)
+
+
+def test_a_worker_that_does_not_stop_is_killed_and_its_mount_cleared(
+    state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "STOP_S", 0.2)
+
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        assert one.pid is not None
+        os.kill(one.pid, signal.SIGSTOP)
+
+    supervised(state, settings, body)
+    assert not mounts.mounts_at(settings.mount_point)
+
+
+def test_workers_outlive_the_fork_server(state: StateLayout, settings: RepoSettings) -> None:
+    async def body(pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        worker = one.pid
+        assert pool.pid is not None and worker is not None
+        os.kill(pool.pid, signal.SIGKILL)
+        await trio.to_thread.run_sync(os.listdir, settings.mount_point)
+        assert one.pid == worker
+        os.kill(worker, signal.SIGKILL)
+        await until_replaced(one, worker)
+
+    supervised(state, settings, body)
+
+
+def test_somebody_else_unmounts(state: StateLayout, settings: RepoSettings) -> None:
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        await trio.to_thread.run_sync(mounts.unmount, settings.mount_point)
+        await one.ended.wait()
+        assert one.state == "unmounted"
+        assert one.restarts == 0
+
+    supervised(state, settings, body)
+
+
+def test_unmount_refuses_while_in_use(state: StateLayout, settings: RepoSettings) -> None:
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        path = f"{settings.mount_point}/README.md"
+        descriptor = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY)
+        with pytest.raises(MountError, match="busy"):
+            await one.unmount(force=False)
+        assert await trio.to_thread.run_sync(os.pread, descriptor, 100, 0) == b"# Small\n"
+        await one.unmount(force=True)
+        assert not mounts.mounts_at(settings.mount_point)
+        with pytest.raises(OSError) as caught:
+            os.fstat(descriptor)
+        assert caught.value.errno == errno.ENOTCONN
+        with suppress(OSError):  # its flush finds nobody either
+            os.close(descriptor)
+
+    supervised(state, settings, body)
+
+
+def test_two_processes_never_serve_one_repository(
+    state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        other = Supervision(settings, state=state, pool=pool, log_level="error")
+        with trio.move_on_after(1.0):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(other.run)
+                await other.settled()
+        assert other.state != "mounted"
+        assert one.state == "mounted"
+        assert len(mounts.mounts_at(settings.mount_point)) == 1
+
+    supervised(state, settings, body)
+
+
+def test_requests_need_a_mount(state: StateLayout, settings: RepoSettings) -> None:
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        await one.unmount(force=False)
+        with pytest.raises(DaemonError, match="not mounted"):
+            await one.request("status", deadline_s=1)
+
+    supervised(state, settings, body)
+
+
+def test_an_idle_worker_is_small(state: StateLayout, settings: RepoSettings) -> None:
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        status = await trio.Path(f"/proc/{one.pid}/status").read_text()
+        rss_kib = next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line)
+        assert rss_kib < 60 * 1024
+
+    supervised(state, settings, body)
