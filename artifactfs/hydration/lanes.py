@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
 from artifactfs.hydration.flight import Flight, FlightControl, Reason
 from artifactfs.hydration.health import RemoteHealth
+from artifactfs.hydration.nearby import NearbyBlob
 from artifactfs.hydration.priority import Priority
 from artifactfs.hydration.queue import WantQueue
-from artifactfs.hydration.readahead import WINDOW_BLOB_SIZE, Window
 from artifactfs.hydration.sweep import SUBTREE_LIMIT, Sweep, SweepBatch
 from artifactfs.hydration.trace import FetchRecord, FetchTrace
 
@@ -66,20 +66,15 @@ class Lanes:
             for _ in range(BACKGROUND_LANES):
                 nursery.start_soon(self._background_lane)
 
-    def add_window(self, window: Window) -> None:
+    def add_window(self, window: Sequence[NearbyBlob]) -> None:
         """Fetch a readahead window soon. Readers find its blobs among the wants from now on."""
         wants = {}
-        for blob in window.blobs:
+        for blob in window:
             if self._queue.get(blob.oid) is None:
                 wants[blob.oid] = self._queue.enter(blob.oid, Priority.PREDICTED, path=blob.path)
         if not wants:
             return
-        flight = Flight(Reason.READAHEAD, wants)
-        if window.trees and not self._control.trees_refused:
-            flight.trees = tuple(window.trees)
-            flight.single = frozenset(window.single)
-            flight.filter = f"blob:limit={WINDOW_BLOB_SIZE}"
-        self._windows.append(flight)
+        self._windows.append(Flight(Reason.READAHEAD, wants))
         if len(self._windows) > _MAX_WINDOWS:
             self._forget(self._windows.popleft())
         self._queue.wake()

@@ -26,14 +26,6 @@ class NearbyBlob:
     mode: int
 
 
-@dataclass(frozen=True, slots=True)
-class NearbyTree:
-    """A directory about to be entered. `NearbyWalk.skip` leaves it out."""
-
-    oid: bytes
-    path: bytes
-
-
 def read_tree(tree: TreeReader, oid: bytes) -> list[TreeEntry]:
     """The entries of a tree; none where it is not here (readahead is only a guess)."""
     try:
@@ -69,23 +61,19 @@ def is_gitlink(mode: int) -> bool:
 
 
 class NearbyWalk:
-    """An endless-looking iterator over `NearbyBlob` and `NearbyTree`; keeps its position."""
+    """An endless-looking iterator over `NearbyBlob`; keeps its position.
 
-    def __init__(self, tree: TreeReader, path: bytes, trees: Sequence[bytes], oid: bytes) -> None:
+    `trees` are the directories above `path` up to the one that the walk stays in, nearest first.
+    """
+
+    def __init__(self, tree: TreeReader, path: bytes, trees: Sequence[bytes]) -> None:
         self._tree = tree
-        self._skip = False
-        self._steps = self._walk(path.split(b"/"), trees, oid)
+        self._steps = self._walk(path.split(b"/"), trees)
 
-    def __iter__(self) -> Iterator[NearbyBlob | NearbyTree]:
+    def __iter__(self) -> Iterator[NearbyBlob]:
         return self._steps
 
-    def skip(self) -> None:
-        """Do not enter the `NearbyTree` that was yielded last."""
-        self._skip = True
-
-    def _walk(
-        self, parts: list[bytes], trees: Sequence[bytes], oid: bytes
-    ) -> Iterator[NearbyBlob | NearbyTree]:
+    def _walk(self, parts: list[bytes], trees: Sequence[bytes]) -> Iterator[NearbyBlob]:
         for level, directory in enumerate(trees):
             depth = len(parts) - 1 - level
             prefix = b"".join(part + b"/" for part in parts[:depth])
@@ -95,9 +83,7 @@ class NearbyWalk:
             yield from self._below(entries[at + 1 :], prefix)
             yield from self._below(entries[: max(at, 0)], prefix)
 
-    def _below(
-        self, entries: Sequence[TreeEntry], prefix: bytes
-    ) -> Iterator[NearbyBlob | NearbyTree]:
+    def _below(self, entries: Sequence[TreeEntry], prefix: bytes) -> Iterator[NearbyBlob]:
         stack = [(iter(entries), prefix)]
         while stack:
             iterator, path = stack[-1]
@@ -106,10 +92,7 @@ class NearbyWalk:
                 stack.pop()
             elif stat.S_ISDIR(entry.mode):
                 below = path + entry.name + b"/"
-                self._skip = False
-                yield NearbyTree(entry.oid, below)
-                if not self._skip:
-                    stack.append((iter(read_tree(self._tree, entry.oid)), below))
+                stack.append((iter(read_tree(self._tree, entry.oid)), below))
             elif not is_gitlink(entry.mode):
                 yield NearbyBlob(entry.oid, path + entry.name, entry.mode)
 

@@ -5,6 +5,10 @@ it predicted has been used, or the next miss comes nearby, its window grows four
 walk (`nearby`) goes on where it was, up to thousands of blobs in a request. When most of a window
 was not used before the next miss, the reads are random: the window falls back, down to nothing.
 
+A window never leaves the *scope* of its scan: the deepest directory that holds everything it has
+missed so far. A scan begins at the top of what it reads, so the scope is usually right at once;
+where it is too small, the next miss widens it.
+
 No method waits, so each is atomic on the event loop.
 """
 
@@ -12,16 +16,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 
 import trio
 
 from artifactfs.hydration.nearby import (
     NearbyBlob,
-    NearbyTree,
     NearbyWalk,
     TreeReader,
-    blobs_below,
     siblings,
 )
 from artifactfs.hydration.priority import Priority, classify
@@ -38,12 +41,11 @@ MAX_WINDOW = 2_048
 MAX_WINDOW_BYTES = 32 << 20
 WINDOW_BLOB_SIZE = 1 << 20
 """A blob above this many bytes is only fetched when it is read."""
-TREE_WANT = 64
-"""A subtree of which at least so many blobs are missing, and none is here, is wanted by its tree
-oid: the server then has path names for its delta search."""
-
 _SCANNING = 4
 """So many uses between two misses are no accident: directories are read whole."""
+_SURE = 16
+"""After so many uses a scan gets its first two windows at once: the second is on its way while the
+first, which is small and so comes soon, is read."""
 MAX_STEPS = 4_096
 """Steps of a walk for one window: 10 ms at most, in which the event loop does nothing else."""
 _UNKNOWN_SIZE = 8 << 10
@@ -58,10 +60,15 @@ _UNUSED = 4
 
 @dataclass(slots=True, eq=False)
 class _Scan:
-    """One program (or more) walking through one part of the tree."""
+    """One program (or more) walking through one part of the tree.
+
+    `trees` are the directories above its last miss, nearest first, `scope` is the end of that
+    chain from the scope on.
+    """
 
     pid: int
     trees: tuple[bytes, ...]
+    scope: tuple[bytes, ...]
     walk: NearbyWalk
     last: float
     siblings: int = SIBLINGS
@@ -72,21 +79,11 @@ class _Scan:
     missed: bytes = b""
 
 
-@dataclass(slots=True)
-class Window:
-    """What one readahead request is to bring: `trees` are whole subtrees, whose blobs are among
-    `blobs`; `single` are the blobs to be wanted one by one."""
-
-    blobs: list[NearbyBlob] = field(default_factory=list)
-    single: list[bytes] = field(default_factory=list)
-    trees: list[bytes] = field(default_factory=list)
-
-
 class Readahead:
     """Predicts from misses and uses what to fetch next.
 
     `absent` tells whether a blob is neither here nor on its way, `size_of` its size in bytes
-    where that is known. `on_window` gets each window that is worth a request.
+    where that is known. `on_window` gets the blobs of each window, in the order to ask for them.
     """
 
     def __init__(
@@ -95,14 +92,12 @@ class Readahead:
         tree: TreeReader,
         absent: Callable[[bytes], bool],
         size_of: Callable[[bytes], int | None],
-        on_window: Callable[[Window], None],
-        tree_wants: bool = True,
+        on_window: Callable[[Sequence[NearbyBlob]], None],
     ) -> None:
         self._tree = tree
         self._absent = absent
         self._size_of = size_of
         self._on_window = on_window
-        self.tree_wants = tree_wants
         self._scans: list[_Scan] = []
         self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._predicted: OrderedDict[bytes, _Scan] = OrderedDict()
@@ -119,9 +114,9 @@ class Readahead:
             return []
         scan = self._find(trees, pid)
         if scan is None:
-            scan = self._begin(oid, path, trees, pid)
+            scan = self._begin(path, trees, pid)
         elif scan.missed != oid:  # else a read that failed is tried again
-            self._follow(scan, oid, path, trees)
+            self._follow(scan, path, trees)
         scan.missed = oid
         self._recent[trees[0]] = None
         self._recent.move_to_end(trees[0])
@@ -140,9 +135,9 @@ class Readahead:
         if scan.used * 2 >= scan.predicted:
             self._advance(scan)
 
-    def _begin(self, oid: bytes, path: bytes, trees: tuple[bytes, ...], pid: int) -> _Scan:
-        walk = NearbyWalk(self._tree, path, trees, oid)
-        scan = _Scan(pid, trees, walk, trio.current_time())
+    def _begin(self, path: bytes, trees: tuple[bytes, ...], pid: int) -> _Scan:
+        walk = NearbyWalk(self._tree, path, trees[:1])
+        scan = _Scan(pid, trees, trees, walk, trio.current_time())
         self._scans.append(scan)
         if len(self._scans) > _SCANS:
             self._scans.remove(min(self._scans, key=lambda scan: scan.last))
@@ -162,11 +157,12 @@ class Readahead:
                     return scan
         return None
 
-    def _follow(self, scan: _Scan, oid: bytes, path: bytes, trees: tuple[bytes, ...]) -> None:
+    def _follow(self, scan: _Scan, path: bytes, trees: tuple[bytes, ...]) -> None:
         """A further miss of `scan`: grow it, or see that the reads are random."""
         scan.last = trio.current_time()
-        moved = trees[0] != scan.trees[0]
-        scan.trees = trees
+        scope = _common_end(scan.scope, trees) or trees
+        moved = trees[0] != scan.trees[0] or scope != scan.scope
+        scan.trees, scan.scope = trees, scope
         unused = scan.used * _UNUSED < scan.predicted
         scanning = scan.hits >= _SCANNING
         scan.hits = 0
@@ -174,10 +170,12 @@ class Readahead:
         if (unused and not scanning) or random:
             scan.siblings = SIBLINGS if trees[0] in self._recent else scan.siblings // 2
             scan.window = scan.predicted = scan.used = 0
-            scan.walk = NearbyWalk(self._tree, path, trees, oid)
+            scan.scope = trees
+            scan.walk = NearbyWalk(self._tree, path, trees[:1])
             return
         if moved:
-            scan.walk = NearbyWalk(self._tree, path, trees, oid)
+            levels = len(trees) - len(scope) + 1
+            scan.walk = NearbyWalk(self._tree, path, trees[:levels])
         # Whole directories in an order that cannot be foreseen: grow with care.
         self._advance(scan, growth=2 if unused else GROWTH)
 
@@ -200,55 +198,35 @@ class Readahead:
 
     def _advance(self, scan: _Scan, growth: int = GROWTH) -> None:
         """Emit the next window of `scan`, that many times the last one."""
-        scan.window = min(max(scan.window * growth, FIRST_WINDOW), MAX_WINDOW)
-        window = self._collect(scan.walk, scan.window)
+        twice = not scan.window and scan.hits >= _SURE
         scan.predicted = scan.used = 0
-        if window.blobs:
-            self._predict(scan, window.blobs)
-            self._on_window(window)
+        for _ in range(2 if twice else 1):
+            size = min(max(scan.window * growth, FIRST_WINDOW), MAX_WINDOW)
+            window = self._collect(scan.walk, size)
+            if window:
+                scan.window = size
+                self._predict(scan, window)
+                self._on_window(window)
 
-    def _collect(self, walk: NearbyWalk, limit: int) -> Window:
-        window = Window()
+    def _collect(self, walk: NearbyWalk, limit: int) -> list[NearbyBlob]:
+        window: list[NearbyBlob] = []
         taken: set[bytes] = set()
-        share = limit / MAX_WINDOW
-        budget = max(int(MAX_WINDOW_BYTES * share), 1 << 20)
-        steps = MAX_STEPS
-        for step in walk:
-            steps -= 1
-            if isinstance(step, NearbyTree):
-                below = self._whole_subtree(step, limit - len(window.blobs), budget)
-                if below:
-                    walk.skip()
-                    window.trees.append(step.oid)
-                    window.blobs += below
-                    taken.update(blob.oid for blob in below)
-                    budget -= sum(map(self._cost, below))
-            elif step.oid not in taken and self._absent(step.oid):
-                cost = self._cost(step)
-                if cost <= WINDOW_BLOB_SIZE:
-                    taken.add(step.oid)
-                    window.blobs.append(step)
-                    window.single.append(step.oid)
-                    budget -= cost
-            if len(window.blobs) >= limit or budget <= 0 or steps <= 0:
-                break
+        budget = max(MAX_WINDOW_BYTES * limit // MAX_WINDOW, 1 << 20)
+        for blob in islice(walk, MAX_STEPS):
+            if blob.oid not in taken and self._absent(blob.oid) and self._small(blob):
+                taken.add(blob.oid)
+                window.append(blob)
+                budget -= self._cost(blob)
+                if len(window) >= limit or budget <= 0:
+                    break
         return window
 
-    def _whole_subtree(
-        self, step: NearbyTree, limit: int, budget: int
-    ) -> Sequence[NearbyBlob] | None:
-        """The blobs below `step`, where all of them are absent and fit; else None."""
-        if not self.tree_wants or limit < TREE_WANT:
-            return None
-        below = blobs_below(self._tree, step.oid, step.path, max_entries=limit)
-        if below is None or len(below) < TREE_WANT:
-            return None
-        for blob in below:
-            cost = self._cost(blob)
-            budget -= cost
-            if budget < 0 or cost > WINDOW_BLOB_SIZE or not self._absent(blob.oid):
-                return None
-        return below
+    def _small(self, blob: NearbyBlob) -> bool:
+        """Whether it may be fetched unasked; what is not known to be small goes by its name."""
+        size = self._size_of(blob.oid)
+        if size is None:
+            return classify(blob.path, blob.mode, None) is not Priority.LARGE
+        return size <= WINDOW_BLOB_SIZE
 
     def _cost(self, blob: NearbyBlob) -> int:
         size = self._size_of(blob.oid)
@@ -260,3 +238,13 @@ class Readahead:
             self._predicted[blob.oid] = scan
         while len(self._predicted) > _PREDICTIONS:
             self._predicted.popitem(last=False)
+
+
+def _common_end(first: tuple[bytes, ...], second: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """What two chains of directories, nearest first, have in common at their ends."""
+    count = 0
+    for one, other in zip(reversed(first), reversed(second), strict=False):
+        if one != other:
+            break
+        count += 1
+    return first[len(first) - count :]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 import trio.testing
 
 from artifactfs.git.objects import MissingObject, TreeEntry
 from artifactfs.hydration.nearby import NearbyBlob, NearbyWalk
-from artifactfs.hydration.readahead import SIBLINGS, Readahead, Window
+from artifactfs.hydration.readahead import SIBLINGS, Readahead
 
 FILE, FOLDER, GITLINK = 0o100644, 0o040000, 0o160000
 
@@ -20,20 +20,21 @@ class Trees:
     def __init__(self, files: dict[bytes, int]) -> None:
         self._trees: dict[bytes, dict[bytes, TreeEntry]] = {}
         self.here: set[bytes] = set()
-        self.windows: list[Window] = []
+        self.size_of: Callable[[bytes], int | None] = lambda _: 1_000
+        self.windows: list[Sequence[NearbyBlob]] = []
         for directory, count in files.items():
             for number in range(count):
                 self._add(directory, b"f%04d" % number, FILE)
         self.readahead = Readahead(
             tree=self.read,
             absent=lambda oid: oid not in self.here,
-            size_of=lambda _: 1_000,
+            size_of=lambda oid: self.size_of(oid),
             on_window=self._take,
         )
 
-    def _take(self, window: Window) -> None:
+    def _take(self, window: Sequence[NearbyBlob]) -> None:
         self.windows.append(window)
-        self.here.update(blob.oid for blob in window.blobs)
+        self.here.update(blob.oid for blob in window)
 
     @staticmethod
     def oid(path: bytes) -> bytes:
@@ -49,6 +50,12 @@ class Trees:
         if directory:
             above, _, own = directory.rpartition(b"/")
             self._add(above, own, FOLDER)
+
+    def name_like(self, path: bytes, new: bytes) -> None:
+        """Rename a file."""
+        directory, _, name = path.rpartition(b"/")
+        del self._trees[self.oid(b"/" + directory)][name]
+        self._add(directory, new.rpartition(b"/")[2], FILE)
 
     def read(self, oid: bytes) -> list[TreeEntry]:
         if oid not in self._trees:
@@ -80,16 +87,16 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
 
 def test_a_walk_goes_on_behind_the_file_and_then_outwards() -> None:
     trees = Trees({b"a": 3, b"a/k": 2, b"b": 1})
-    walk = NearbyWalk(trees.read, b"a/f0001", trees.chain(b"a/f0001"), trees.oid(b"a/f0001"))
-    paths = [step.path for step in walk if isinstance(step, NearbyBlob)]
+    walk = NearbyWalk(trees.read, b"a/f0001", trees.chain(b"a/f0001"))
+    paths = [step.path for step in walk]
     assert paths == [b"a/f0002", b"a/k/f0000", b"a/k/f0001", b"a/f0000", b"b/f0000"]
 
 
 def test_a_tree_that_is_not_here_ends_nothing() -> None:
     trees = Trees({b"a": 3})
     missing = (b"x" * 20, *trees.chain(b"a/f0001"))
-    walk = NearbyWalk(trees.read, b"a/x/f", missing, b"?" * 20)
-    assert len([step for step in walk if isinstance(step, NearbyBlob)]) == 3
+    walk = NearbyWalk(trees.read, b"a/x/f", missing)
+    assert len([step for step in walk]) == 3
 
 
 def scan(trees: Trees, folders: list[bytes], files: int) -> int:
@@ -105,7 +112,7 @@ def test_the_first_miss_brings_siblings_and_the_window_grows_fourfold() -> None:
         folders = [b"p/d%02d" % number for number in range(100)]
         trees = Trees(dict.fromkeys(folders, 50))
         assert scan(trees, folders, 50) <= 10  # 5,000 files
-        sizes = [len(window.blobs) for window in trees.windows]
+        sizes = [len(window) for window in trees.windows]
         assert sizes[0] <= 128 < sizes[1] <= 512 < sizes[2] <= 2_048
 
     run(body)
@@ -144,17 +151,39 @@ def test_two_scans_by_two_processes_do_not_disturb_each_other() -> None:
     run(body)
 
 
-def test_a_whole_subtree_is_wanted_by_its_tree() -> None:
+def test_a_window_stays_in_the_directory_that_is_scanned() -> None:
     async def body() -> None:
-        trees = Trees({b"p/d%d" % number: 90 for number in range(20)})
-        for folder in range(20):
-            for number in range(90):
-                trees.open(b"p/d%d/f%04d" % (folder, number))
-        wanted = [tree for window in trees.windows for tree in window.trees]
-        assert wanted
-        assert len(wanted) == len(set(wanted))
-        for window in trees.windows:
-            assert {blob.oid for blob in window.blobs} >= set(window.single)
+        names = [b"top", b"top/a", b"top/a/x", b"top/b", b"top/b/y"]
+        trees = Trees(dict.fromkeys(names, 60) | {b"other%d" % n: 500 for n in range(5)})
+        misses = sum(trees.open(b"%s/f%04d" % (n, i)) for n in names for i in range(60))
+        assert misses == 1
+        assert len(trees.windows) <= 2
+        assert all(blob.path.startswith(b"top/") for window in trees.windows for blob in window)
+
+    run(body)
+
+
+def test_a_scan_that_leaves_its_directory_widens_it_one_miss_at_a_time() -> None:
+    async def body() -> None:
+        names = [b"p/a/b/c", b"p/a/b/d", b"p/a/e", b"p/f", b"p/g"]
+        trees = Trees(dict.fromkeys(names, 40) | {b"q": 40})
+        misses = sum(trees.open(b"%s/f%04d" % (n, i)) for n in names for i in range(40))
+        assert misses <= 4
+        assert all(blob.path.startswith(b"p/") for window in trees.windows for blob in window)
+
+    run(body)
+
+
+def test_binaries_of_unknown_size_are_not_fetched_unasked() -> None:
+    async def body() -> None:
+        trees = Trees({b"a": 300})
+        trees.name_like(b"a/f0100", b"a/f0100.iso")
+        trees.size_of = lambda _: None
+        for number in range(99):
+            trees.open(b"a/f%04d" % number)
+        fetched = [blob.path for window in trees.windows for blob in window]
+        assert b"a/f0101" in fetched
+        assert b"a/f0100.iso" not in fetched
 
     run(body)
 
