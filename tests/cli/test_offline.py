@@ -1,0 +1,191 @@
+"""Commands without a daemon: register, look, change, remove."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.processes import DaemonProcess
+
+
+def add(daemon: DaemonProcess, remote: Any, *options: str) -> None:
+    daemon.run("add-repo", "--name", "hello", "--remote", str(remote.path), *options)
+
+
+def test_register_look_and_remove(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    assert idle_daemon.json("list-repos") == []
+    add(idle_daemon, local_remote)
+    (repo,) = idle_daemon.json("status")
+    assert repo["state"] == "not running"
+    assert repo["ref"] == "main"
+    assert (repo["ahead"], repo["behind"]) == (0, 0)
+    assert repo["mount_point"] == str(idle_daemon.mounts / "hello")
+    assert "hello" in idle_daemon.run("list-repos").stdout
+    assert idle_daemon.json("remove-repo", "--name", "hello") == {"name": "hello", "removed": True}
+    assert idle_daemon.json("list-repos") == []
+    assert not (idle_daemon.state / "repos" / "hello").exists()
+    assert not (idle_daemon.mounts / "hello").exists()
+
+
+def test_settings_are_kept(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    add(idle_daemon, local_remote, "--refresh", "never")
+    assert idle_daemon.json("status", "--name", "hello")[0]["refresh_s"] is None
+    idle_daemon.run("set-refresh", "--name", "hello", "30s")
+    assert idle_daemon.json("status", "--name", "hello")[0]["refresh_s"] == 30.0
+    idle_daemon.run("set-refresh", "--name", "hello", "--refresh", "never")
+    assert idle_daemon.json("status", "--name", "hello")[0]["refresh_s"] is None
+
+
+def test_fetch(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    add(idle_daemon, local_remote)
+    local_remote.commit("new.txt", "new\n")
+    answer = idle_daemon.json("fetch", "--name", "hello")
+    assert answer["ok"]
+    assert list(answer["updated"]) == ["refs/remotes/origin/main"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("set-refresh", "--name", "hello", "soon"),
+        ("set-refresh", "--name", "hello"),
+        ("add-repo", "--name", "x", "--remote", "/r", "--branch", "a", "--ref", "b"),
+        ("add-repo", "--name", "x", "--remote", "/r", "--require-commit", "abc"),
+        ("add-repo", "--name", "x", "--remote", "svn://host/x"),
+        ("add-repo", "--name", "x"),
+        ("nonsense",),
+        ("status", "--nonsense"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    idle_daemon: DaemonProcess, arguments: tuple[str, ...]
+) -> None:
+    done = idle_daemon.run(*arguments, check=False)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("error: ")
+    assert all(line.startswith("hint: ") for line in lines[1:])
+    assert len(lines) <= 2
+
+
+def test_a_close_command_is_suggested(idle_daemon: DaemonProcess) -> None:
+    assert "status" in idle_daemon.run("statsu", check=False).stderr
+
+
+def test_require_commit(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    first = local_remote.commit("a", "a")
+    local_remote.commit("b", "b")
+    remote = str(local_remote.path)
+    refused = idle_daemon.run(
+        *("add-repo", "--name", "hello", "--remote", remote, "--require-commit", first),
+        check=False,
+    )
+    assert refused.returncode != 0 and first in refused.stderr
+    assert idle_daemon.json("list-repos") == []
+    idle_daemon.run(
+        *("add-repo", "--name", "hello", "--remote", remote),
+        *("--ref", first, "--require-commit", first),
+    )
+
+
+def test_leftovers_of_a_crash_are_taken_over(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    """`add-repo` was killed in its middle: the name is free, and gc removes what it left."""
+    for name in ("hello", "other"):
+        directory = idle_daemon.state / "repos" / name
+        directory.mkdir(parents=True)
+        (directory / "adding").write_text("999999999\n")
+    add(idle_daemon, local_remote)
+    assert idle_daemon.json("gc")["removed"] == ["repos/other"]
+    assert (idle_daemon.state / "repos" / "hello" / "git").is_dir()
+
+
+def test_data_that_is_not_registered_is_never_deleted(
+    idle_daemon: DaemonProcess, local_remote: Any
+) -> None:
+    kept = idle_daemon.state / "repos" / "hello" / "precious"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("x")
+    remote = str(local_remote.path)
+    done = idle_daemon.run("add-repo", "--name", "hello", "--remote", remote, check=False)
+    assert done.returncode == 1
+    idle_daemon.run("gc")
+    assert kept.read_text() == "x"
+
+
+SECRET_PLACES = """
+import sys
+from artifactfs.cli.remote_argument import read_remote
+found = read_remote(sys.argv[1])
+print(found.url, found.secret["username"], found.secret["password"])
+assert found.secret["password"] not in repr(found)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "stdin", "token"),
+    [
+        ("https://me:hunter2@host/x.git", "", ""),
+        ("-", "https://me:hunter2@host/x.git\n", ""),
+        ("https://me@host/x.git", "", "hunter2"),
+    ],
+)
+def test_where_credentials_come_from(
+    given: str, stdin: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARTIFACT_FS_TOKEN", token)
+    done = subprocess.run(
+        [sys.executable, "-c", SECRET_PLACES, given],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["https://host/x.git", "me", "hunter2"]
+
+
+FAST_PATH = """
+import sys
+from artifactfs.cli.main import run
+assert run(["status", "--json"]) == 0
+heavy = {"trio", "pyfuse3", "httpx", "pygit2", "sqlite_utils", "rich"}
+print("HEAVY", *sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_status_imports_nothing_heavy(daemon: DaemonProcess, local_remote: Any) -> None:
+    add(daemon, local_remote)
+    done = subprocess.run(
+        [sys.executable, "-c", FAST_PATH],
+        env=daemon.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, _, heavy = done.stdout.rpartition("HEAVY")
+    assert json.loads(status)[0]["state"] == "mounted"
+    assert heavy.split() == []
+
+
+def test_every_command_explains_itself() -> None:
+    from click.testing import CliRunner
+
+    from artifactfs.cli.main import cli
+
+    runner = CliRunner()
+    for name in cli.list_commands(None):  # type: ignore[arg-type]
+        shown = runner.invoke(cli, [name, "--help"])
+        assert shown.exit_code == 0, name
+        assert "Examples:" in shown.output, name
+
+
+def test_the_version_is_that_of_the_package(idle_daemon: DaemonProcess) -> None:
+    import tomllib
+
+    root = Path(__file__).resolve().parents[2]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert version in idle_daemon.run("--version").stdout

@@ -1,0 +1,227 @@
+"""Commands that ask the daemon, over real mounts of a local remote."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.mount_table import mounted_at
+from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
+
+
+@pytest.fixture
+def hello(daemon: DaemonProcess, local_remote: Any) -> Path:
+    return daemon.add_repo("hello", str(local_remote.path), "--refresh", "never")
+
+
+def git(mount: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(mount), *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def test_status_says_how_far_behind(hello: Path, daemon: DaemonProcess, local_remote: Any) -> None:
+    daemon.wait_for("hello", "history")
+    assert (daemon.status("hello")["ahead"], daemon.status("hello")["behind"]) == (0, 0)
+    local_remote.commit("one.txt", "1")
+    local_remote.commit("two.txt", "2")
+    daemon.run("fetch", "--name", "hello")
+    git(hello, "commit", "-q", "--allow-empty", "-m", "Mine")
+    status = daemon.status("hello")
+    assert (status["ahead"], status["behind"]) == (1, 2)
+    assert status["last_fetch"]["ok"]
+    assert not (hello / "one.txt").exists(), "a fetch never touches the working tree"
+    assert "1 ahead, 2 behind origin/main" in daemon.run("status").stdout
+
+
+def test_background_refresh(hello: Path, daemon: DaemonProcess, local_remote: Any) -> None:
+    daemon.wait_for("hello", "history")
+    new = local_remote.commit("one.txt", "1")
+    daemon.run("set-refresh", "--name", "hello", "0.2s")
+    wait_until(lambda: git(hello, "rev-parse", "origin/main") == new, "the refresh")
+
+
+def test_unmount_is_kept_over_a_restart(hello: Path, daemon: DaemonProcess) -> None:
+    daemon.run("unmount", "--name", "hello")
+    assert not mounted_at(hello)
+    daemon.stop()
+    daemon.start()
+    assert not mounted_at(hello)
+    daemon.run("remount", "--name", "hello")
+    assert (hello / "README.md").read_text() == "# Hello\n"
+
+
+def test_unmount_while_in_use(hello: Path, daemon: DaemonProcess) -> None:
+    with open(hello / "README.md"):
+        done = daemon.run("unmount", "--name", "hello", check=False)
+        assert done.returncode == 1
+        assert "busy" in done.stderr and "--force" in done.stderr
+        assert (hello / "README.md").exists()
+    daemon.run("unmount", "--name", "hello")
+
+
+def test_another_mount_root_at_the_next_start(
+    hello: Path, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    daemon.stop()
+    daemon.mounts = daemon.directory / "elsewhere"
+    daemon.start()
+    moved = daemon.mounts / "hello"
+    assert (moved / "README.md").exists()
+    assert git(moved, "status", "--porcelain") == ""
+    assert git(moved, "rev-parse", "--show-toplevel") == str(moved)
+
+
+@pytest.mark.parametrize("loss", ["untracked file", "edit", "commit", "stash", "branch"])
+def test_remove_repo_refuses_to_lose_work(hello: Path, daemon: DaemonProcess, loss: str) -> None:
+    if loss == "untracked file":
+        (hello / "notes.txt").write_text("x")
+    else:
+        (hello / "README.md").write_text("# Changed\n")
+    if loss in ("commit", "branch"):
+        git(hello, "switch", "-q", "-c", "topic")
+        git(hello, "commit", "-q", "-a", "-m", "Mine")
+    if loss == "branch":
+        git(hello, "switch", "-q", "main")
+    if loss == "stash":
+        git(hello, "stash", "-q")
+    done = daemon.run("remove-repo", "--name", "hello", check=False)
+    assert done.returncode == 1
+    assert "--force" in done.stderr
+    assert (hello / "README.md").exists()
+    daemon.run("unmount", "--name", "hello")
+    assert daemon.run("remove-repo", "--name", "hello", check=False).returncode == 1
+    daemon.run("remove-repo", "--name", "hello", "--force")
+    assert daemon.json("list-repos") == []
+
+
+def test_remove_repo_after_a_push(hello: Path, daemon: DaemonProcess) -> None:
+    (hello / "README.md").write_text("# Changed\n")
+    git(hello, "commit", "-q", "-a", "-m", "Mine")
+    git(hello, "push", "-q", "origin", "main")
+    daemon.run("remove-repo", "--name", "hello")
+    assert not hello.exists()
+
+
+def test_a_remote_that_does_not_answer_is_not_set(
+    hello: Path, daemon: DaemonProcess, local_remote: Any
+) -> None:
+    done = daemon.run("set-remote", "--name", "hello", "--remote", "/no/such.git", check=False)
+    assert done.returncode == 1
+    assert daemon.status("hello")["remote"] == str(local_remote.path)
+    assert git(hello, "config", "remote.origin.url") == str(local_remote.path)
+    moved = local_remote.path.with_name("moved.git")
+    moved.symlink_to(local_remote.path)
+    daemon.run("set-remote", "--name", "hello", "--remote", str(moved))
+    assert daemon.status("hello")["remote"] == str(moved)
+    assert git(hello, "config", "remote.origin.url") == str(moved)
+    assert (hello / "src" / "main.c").read_text().startswith("int main")
+
+
+def test_local_changes_are_listed(hello: Path, daemon: DaemonProcess) -> None:
+    (hello / "README.md").write_text("# Changed\n")
+    (hello / "new").mkdir()
+    (hello / "new" / "file").write_text("x")
+    (hello / "src" / "main.c").unlink()
+    paths = {change["path"] for change in daemon.json("diff-overlay", "--name", "hello")}
+    assert {"README.md", "src/main.c"} <= paths
+    assert any(path.startswith("new/") for path in paths)
+
+
+def test_prefetch_evict_and_read_again(hello: Path, daemon: DaemonProcess) -> None:
+    daemon.wait_for("hello", "hydrated")
+    daemon.run("evict-cache")
+    assert daemon.status("hello")["hydrated"]["blobs"] == 0
+    daemon.run("prefetch", "--name", "hello", "src", "--wait")
+    assert daemon.status("hello")["hydrated"]["blobs"] == 1
+    daemon.run("prefetch", "--name", "hello", "--wait")
+    status = daemon.status("hello")["hydrated"]
+    assert status["blobs"] == status["total_blobs"] == 2
+    done = daemon.run("prefetch", "--name", "hello", "no/such", check=False)
+    assert done.returncode == 2
+    daemon.run("evict-cache", "--max-bytes", "1G")
+    assert daemon.status("hello")["hydrated"]["blobs"] == 2
+    daemon.run("gc")
+    assert (hello / "README.md").read_text() == "# Hello\n"
+
+
+def test_trace_and_top(hello: Path, daemon: DaemonProcess) -> None:
+    (hello / "src" / "main.c").read_text()
+    lines = daemon.run("trace", "--name", "hello", "--json").stdout.splitlines()
+    assert any(json.loads(line)["path"] == "src/main.c" for line in lines)
+    shown = daemon.run("top", "--count", "2", "--interval", "0.1s").stdout
+    assert "hello" in shown
+    (look,) = daemon.run("top", "--count", "1", "--json").stdout.splitlines()
+    assert json.loads(look)["repos"][0]["name"] == "hello"
+
+
+def test_wait_gives_up(daemon: DaemonProcess, local_remote: Any) -> None:
+    absent = str(local_remote.path) + ".later"
+    daemon.run("add-repo", "--name", "hello", "--remote", absent, "--async")
+    done = daemon.run("wait", "--name", "hello", "--timeout", "0.3s", check=False)
+    assert done.returncode == 124
+    assert daemon.status("hello")["error"]["message"]
+    os.symlink(local_remote.path, absent)
+    daemon.run("wait", "--name", "hello", "--timeout", "30s")
+    assert (daemon.mounts / "hello" / "README.md").exists()
+
+
+def test_an_interrupted_add_leaves_nothing(
+    daemon: DaemonProcess, proxy: Any, remote_repo: Any
+) -> None:
+    url = proxy.url(remote_repo().url)
+    proxy.stall()
+    adding = subprocess.Popen(
+        [PROGRAMS / "artifact-fs", "add-repo", "--name", "slow", "--remote", url],
+        env=daemon.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: (daemon.state / "repos" / "slow").exists(), "the reservation")
+    adding.send_signal(signal.SIGINT)
+    _, said = adding.communicate(timeout=20)
+    assert adding.returncode == 130
+    assert "Traceback" not in said
+    wait_until(lambda: not (daemon.state / "repos" / "slow").exists(), "the clean-up")
+    assert daemon.json("list-repos") == []
+    wait_until(lambda: not (daemon.mounts / "slow").exists(), "the mount point's end")
+    proxy.resume()
+
+
+def test_mount_and_umount_in_one_line(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    """`mount` starts a daemon of its own."""
+    where = idle_daemon.directory / "src" / "hello"
+    try:
+        answer = idle_daemon.json("mount", str(local_remote.path), where)
+        assert answer["mount_point"] == str(where)
+        (where / "mine").write_text("kept")
+        idle_daemon.run("umount", where)
+        assert not mounted_at(where)
+        idle_daemon.run("mount", str(local_remote.path), where)
+        assert (where / "mine").read_text() == "kept"
+        again = idle_daemon.run("mount", str(local_remote.path), where, check=False)
+        assert again.returncode == 0, "it is there already, which is what was asked for"
+        other = idle_daemon.directory / "other" / "hello"
+        assert idle_daemon.json("mount", str(local_remote.path), other)["name"] == "hello-2"
+        assert idle_daemon.run("umount", "/nowhere", check=False).returncode == 1
+    finally:
+        stop_own_daemon(idle_daemon)
+    assert not mounted_at(where)
+
+
+def stop_own_daemon(daemon: DaemonProcess) -> None:
+    """End the daemon that `mount` started: it is the one that holds the lock."""
+    for entry in Path("/proc").iterdir():
+        command = entry / "cmdline"
+        if entry.name.isdigit() and command.exists():
+            words = command.read_bytes().split(b"\0")
+            if words[-2:-1] == [b"daemon"] and str(daemon.state).encode() in words:
+                os.kill(int(entry.name), signal.SIGTERM)
+                wait_until(lambda entry=entry: not entry.exists(), "the daemon's end")
