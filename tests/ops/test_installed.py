@@ -151,6 +151,57 @@ def test_entrypoint_as_a_sidecar(
     assert not mounted_at(place / "workspace")
 
 
+def test_a_sidecar_mounts_for_a_container_without_rights(
+    programs: Path,
+    place: Path,
+    remote_repo: Callable[..., ServedRepository],
+    open_device: None,
+) -> None:
+    """Mount namespaces as compose.yaml makes them: rshared for the one, rslave for the other."""
+    trees = place / "trees"
+    trees.mkdir()
+    subprocess.run(["mount", "--bind", trees, trees], check=True)
+    subprocess.run(["mount", "--make-shared", trees], check=True)
+    tree = trees / "workspace"
+    remote = remote_repo()
+    look = f"until [ -e {tree}/.git ]; do sleep 0.1; done; id -u; cd {tree}; git log -1 --format=%H"
+    worker = subprocess.Popen(
+        [
+            *("unshare", "--mount", "--propagation", "slave", "--"),
+            *("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"),
+            *("--bounding-set=-all", "--no-new-privs", "--", "sh", "-c", look),
+        ],
+        env=environment(programs, place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+    given = {
+        "ARTIFACTS_GIT_REMOTE": remote.remote,
+        "ARTIFACTS_TOKEN": remote.token,
+        "ARTIFACTS_MOUNT": str(tree),
+        "ARTIFACTS_USER": f"{NOBODY}:{NOBODY}",
+    }
+    sidecar = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "unchanged", "--", ROOT / "containers/entrypoint"],
+        env=environment(programs, place, **given),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+    )
+    try:
+        said, errors = worker.communicate(timeout=60)
+        assert worker.returncode == 0, errors
+        uid, commit = said.split()
+        assert uid == str(NOBODY) and len(commit) == 40
+    finally:
+        worker.kill()
+        sidecar.terminate()
+        sidecar.wait(30)
+    assert not mounted_at(tree)
+
+
 def test_a_signal_reaches_the_command(
     entrypoint: Callable[..., subprocess.Popen[str]], place: Path
 ) -> None:
