@@ -1,0 +1,107 @@
+"""The README's commands are run, in its order, and do what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fast_import import FILE, FastImport, quiet_git_environment
+from tests.e2e.processes import PROGRAMS, DaemonProcess, ServedRepository, free_port
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+
+EXACT = ("git switch", "git diff --stat", "git log --oneline | wc -l")
+"""Commands whose output the README shows as it is for any repository like that one."""
+
+
+def sessions() -> list[tuple[str, str]]:
+    """Return (command, output) of every ``console`` block, in order."""
+    found = []
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output))
+    return found
+
+
+def shell_block(containing: str) -> str:
+    """Return the one ``sh`` block with that text."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    (block,) = (block for block in blocks if containing in block)
+    return str(block)
+
+
+@pytest.fixture
+def example_repository(tmp_path: Path) -> Path:
+    """Small, with the files, the tag and the number of commits that the README shows."""
+    target = tmp_path / "django.git"
+    with FastImport(target) as stream:
+        paginator = b"class Paginator:\n    def __init__(self, orphans=0): ...\n"
+        files = {
+            b"django/core/paginator.py": (FILE, stream.blob(paginator)),
+            b"README.rst": (FILE, stream.blob(b"Example\n")),
+        }
+        stream.commit("First\n", files)
+        stream.tag("5.0")
+        for number in range(3205):
+            note = stream.blob(b"%d\n" % number)
+            stream.commit(f"Note {number}\n", {b"docs/note": (FILE, note)})
+    return target
+
+
+def test_sessions_in_a_mount(
+    daemon: DaemonProcess,
+    remote_repo: Callable[..., ServedRepository],
+    example_repository: Path,
+) -> None:
+    mount = daemon.add_repo("django", remote_repo(example_repository).url)
+    environment = daemon.environment | {"PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
+    assert len(sessions()) > 8
+    for command, expected in sessions():
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=mount,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}"
+        if command.startswith(EXACT):
+            assert done.stdout == expected, command
+    log = subprocess.run(
+        ["git", "-C", str(mount), "log", "-1", "--format=%s"], capture_output=True, text=True
+    )
+    assert log.stdout == "Default to one orphan\n"
+
+
+def test_server_section(tmp_path: Path) -> None:
+    port = str(free_port())
+    block = shell_block("artifacts-server serve").replace("8080", port)
+    block = block.replace("curl -s", "curl -s --retry 30 --retry-connrefused --retry-delay 1")
+    process = subprocess.Popen(
+        ["bash", "-c", f"{block}\nkill %1"],
+        cwd=tmp_path,
+        env=quiet_git_environment() | {"PATH": f"{PROGRAMS}:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    answer = json.loads(printed[printed.index(b"{") :])
+    assert answer["success"]
+    assert answer["result"]["remote"].endswith("/git/team/hello.git")
+    assert answer["result"]["token"]
