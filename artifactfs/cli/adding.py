@@ -43,6 +43,11 @@ DEFAULT_REFRESH_S = 300.0
     help="Fetch the remote's refs in the background (the working tree stays). [default: 5m]",
 )
 @click.option(
+    "--follow",
+    metavar="BRANCH",
+    help="Mount BRANCH, and move forward with it after each fetch while nothing is changed here.",
+)
+@click.option(
     "--hydrate",
     type=click.Choice(["all", "source", "none"]),
     default="source",
@@ -74,6 +79,7 @@ def add_repo(
     mount_root: Path | None,
     in_background: bool,
     refresh: float | None,
+    follow: str | None,
     require_commit: str | None,
     as_json: bool,
     **options: Any,
@@ -88,6 +94,7 @@ def add_repo(
       artifact-fs add-repo --name hello --remote https://host/org/hello.git
       artifact-fs add-repo --name hello --remote git@host:org/hello.git --branch next
       ARTIFACT_FS_TOKEN=… artifact-fs add-repo --name hello --remote https://host/org/hello.git
+      artifact-fs add-repo --name live --remote /srv/hello.git --follow main --refresh 30s
       artifact-fs add-repo --name v1 --remote /srv/hello.git --ref v1.0 --refresh never
     """
     parsed = read_remote(remote)
@@ -95,8 +102,9 @@ def add_repo(
         name=name,
         remote=parsed.url,
         mount_point=mount_point_for(name, mount_root),
-        ref=wanted_ref(branch, ref),
+        ref=wanted_ref(followed(follow, branch), ref),
         refresh_s=refresh,
+        follow=follow,
         require_commit=checked_commit(require_commit),
         hydrate_first=tuple(options.pop("hydrate_first")),
         deadline_s=options.pop("deadline"),
@@ -131,6 +139,13 @@ def wanted_ref(branch: str | None, ref: str | None) -> str | None:
     if ref is not None and (not ref or ref.startswith("-")):
         raise InvalidInput(f"{ref!r} is not a ref")
     return ref
+
+
+def followed(follow: str | None, branch: str | None) -> str | None:
+    """The branch to mount. Raises: InvalidInput where another one is to be followed."""
+    if follow is not None and branch not in (None, follow):
+        raise InvalidInput("--follow and --branch name different branches", hint="give --follow")
+    return branch if follow is None else follow
 
 
 def checked_commit(oid: str | None) -> str | None:

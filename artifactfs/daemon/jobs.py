@@ -16,6 +16,7 @@ import trio
 
 from artifactfs.daemon.background import Refresh, keep_trying, run_quietly
 from artifactfs.daemon.fetching import Record, fetch_recorded, last_fetch
+from artifactfs.daemon.following import follow
 from artifactfs.daemon.heads import Head, ahead_behind, head_of
 from artifactfs.errors import ArtifactFSError
 from artifactfs.git.command import run_git
@@ -81,6 +82,8 @@ class Jobs:
             remote = await worker.remotes.shared()
             record = await fetch_recorded(worker.layout, worker.settings, remote)
         worker.odb.refresh()
+        if await follow(worker):
+            record["followed"] = worker.filesystem.base.commit.hex()
         return record
 
     async def _refresh(self) -> None:

@@ -48,6 +48,26 @@ def test_background_refresh(hello: Path, daemon: DaemonProcess, local_remote: An
     wait_until(lambda: git(hello, "rev-parse", "origin/main") == new, "the refresh")
 
 
+def test_follow_moves_forward_only_without_changes(
+    daemon: DaemonProcess, local_remote: Any
+) -> None:
+    options = ("--follow", "main", "--refresh", "never")
+    mount = daemon.add_repo("live", str(local_remote.path), *options)
+    daemon.wait_for("live", "history")
+    new = local_remote.commit("README.md", "# Second\n")
+    assert daemon.json("fetch", "--name", "live")["followed"] == new
+    assert (mount / "README.md").read_text() == "# Second\n"
+    assert git(mount, "rev-parse", "HEAD") == new
+    assert git(mount, "status", "--porcelain") == ""
+    (mount / "src" / "main.c").write_text("mine\n")
+    local_remote.commit("README.md", "# Third\n")
+    assert "followed" not in daemon.json("fetch", "--name", "live")
+    assert (mount / "README.md").read_text() == "# Second\n"
+    git(mount, "checkout", "-q", "src/main.c")
+    assert "followed" in daemon.json("fetch", "--name", "live")
+    assert (mount / "README.md").read_text() == "# Third\n"
+
+
 def test_unmount_is_kept_over_a_restart(hello: Path, daemon: DaemonProcess) -> None:
     daemon.run("unmount", "--name", "hello")
     assert not mounted_at(hello)
