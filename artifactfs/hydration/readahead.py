@@ -54,6 +54,9 @@ _PREDICTIONS = 8_192
 _RECENT = 256
 """Directories remembered as missed in: a second miss in one is no random read."""
 _IDLE_S = 30.0
+_NEXT = 8
+"""A miss that is among so many blobs that come next in the order of the tree is no random read."""
+_NEXT_STEPS = 256
 _UNUSED = 4
 """Where less than one in so many predictions was used, the reads are random."""
 
@@ -62,11 +65,12 @@ _UNUSED = 4
 class _Scan:
     """One program (or more) walking through one part of the tree.
 
-    `trees` are the directories above its last miss, nearest first, `scope` is the end of that
-    chain from the scope on.
+    `path` is its last miss, `trees` are the directories above that, nearest first, `scope` is the
+    end of that chain from the scope on.
     """
 
     pid: int
+    path: bytes
     trees: tuple[bytes, ...]
     scope: tuple[bytes, ...]
     walk: NearbyWalk
@@ -116,7 +120,7 @@ class Readahead:
         if scan is None:
             scan = self._begin(path, trees, pid)
         elif scan.missed != oid:  # else a read that failed is tried again
-            self._follow(scan, path, trees)
+            self._follow(scan, oid, path, trees)
         scan.missed = oid
         self._recent[trees[0]] = None
         self._recent.move_to_end(trees[0])
@@ -137,7 +141,7 @@ class Readahead:
 
     def _begin(self, path: bytes, trees: tuple[bytes, ...], pid: int) -> _Scan:
         walk = NearbyWalk(self._tree, path, trees[:1])
-        scan = _Scan(pid, trees, trees, walk, trio.current_time())
+        scan = _Scan(pid, path, trees, trees, walk, trio.current_time())
         self._scans.append(scan)
         if len(self._scans) > _SCANS:
             self._scans.remove(min(self._scans, key=lambda scan: scan.last))
@@ -157,17 +161,19 @@ class Readahead:
                     return scan
         return None
 
-    def _follow(self, scan: _Scan, path: bytes, trees: tuple[bytes, ...]) -> None:
+    def _follow(self, scan: _Scan, oid: bytes, path: bytes, trees: tuple[bytes, ...]) -> None:
         """A further miss of `scan`: grow it, or see that the reads are random."""
         scan.last = trio.current_time()
         scope = _common_end(scan.scope, trees) or trees
         moved = trees[0] != scan.trees[0] or scope != scan.scope
-        scan.trees, scan.scope = trees, scope
         unused = scan.used * _UNUSED < scan.predicted
-        scanning = scan.hits >= _SCANNING
-        scan.hits = 0
-        random = scan.siblings < SIBLINGS
-        if (unused and not scanning) or random:
+        doubtful = (unused and scan.hits < _SCANNING) or scan.siblings < SIBLINGS
+        if doubtful and self._comes_next(scan, oid):
+            unused = doubtful = False
+            scan.siblings = SIBLINGS
+        scan.path, scan.trees, scan.scope = path, trees, scope
+        if doubtful:
+            scan.hits = 0
             scan.siblings = SIBLINGS if trees[0] in self._recent else scan.siblings // 2
             scan.window = scan.predicted = scan.used = 0
             scan.scope = trees
@@ -178,6 +184,18 @@ class Readahead:
             scan.walk = NearbyWalk(self._tree, path, trees[:levels])
         # Whole directories in an order that cannot be foreseen: grow with care.
         self._advance(scan, growth=2 if unused else GROWTH)
+        scan.hits = 0
+
+    def _comes_next(self, scan: _Scan, oid: bytes) -> bool:
+        """Whether `oid` is what a walk through the tree reads next after the last miss."""
+        absent = 0
+        for blob in islice(NearbyWalk(self._tree, scan.path, scan.trees), _NEXT_STEPS):
+            if blob.oid == oid:
+                return True
+            absent += self._absent(blob.oid)
+            if absent >= _NEXT:
+                break
+        return False
 
     def _siblings(self, scan: _Scan, path: bytes, directory: bytes) -> list[NearbyBlob]:
         found: list[NearbyBlob] = []

@@ -174,6 +174,19 @@ def test_a_scan_that_leaves_its_directory_widens_it_one_miss_at_a_time() -> None
     run(body)
 
 
+def test_a_scan_of_small_directories_is_seen_at_the_second_miss() -> None:
+    async def body() -> None:
+        names = sorted([b"p", *(b"p/%s%d" % (name, n) for name in (b"a", b"z") for n in range(90))])
+        trees = Trees(dict.fromkeys(names, 2))
+        trees.name_like(b"p/f0001", b"p/k")
+        paths = sorted(
+            [b"p/f0000", b"p/k", *(b"%s/f%04d" % (n, i) for n in names[1:] for i in (0, 1))]
+        )
+        assert sum(trees.open(path) for path in paths) <= 2
+
+    run(body)
+
+
 def test_binaries_of_unknown_size_are_not_fetched_unasked() -> None:
     async def body() -> None:
         trees = Trees({b"a": 300})
