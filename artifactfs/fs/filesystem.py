@@ -22,7 +22,14 @@ from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.listings import Listings
 from artifactfs.fs.mutations import Mutations
 from artifactfs.fs.operations import Operations
-from artifactfs.fs.overlay import Overlay, create_overlay, delete_meta, put_inode, put_meta
+from artifactfs.fs.overlay import (
+    Overlay,
+    Statement,
+    create_overlay,
+    delete_meta,
+    put_inode,
+    put_meta,
+)
 from artifactfs.fs.sweep import sweep_orphans
 from artifactfs.fs.switch import Switch, SwitchResult
 from artifactfs.fs.tree import Tree
@@ -142,7 +149,7 @@ class FileSystem:
         )
         self._has_orphans = "closed" not in meta or "orphans" in meta
         if self._has_orphans:
-            overlay.apply([put_meta("orphans", 1)])  # until they are swept, however this ends
+            self._mark([put_meta("orphans", 1)])  # until they are swept, however this ends
         self._load_journal(meta.pop("closed", None))
         self.walker = Walker(overlay, self._listings)
         self.mutations = Mutations(self.tree, self.journal)
@@ -174,7 +181,17 @@ class FileSystem:
             self.journal.everything_changed()
             return
         self.journal.load(dumped)
-        self._overlay.apply([delete_meta("closed")])
+        if not self._mark([delete_meta("closed")]):
+            self.journal.everything_changed()
+
+    def _mark(self, statements: list[Statement]) -> bool:
+        """Note something about the overlay as a whole. False on a full disk: the mount works."""
+        try:
+            self._overlay.apply(statements, frees=True)
+        except OSError as error:
+            log.warning("the overlay could not be marked: %s", error)
+            return False
+        return True
 
     def _answer_fsmonitor(self, token: str) -> bytes:
         """With `.gitmodules` always among what changed, where there is one.
@@ -322,11 +339,8 @@ class FileSystem:
                     self.tree.flush_times(inode)
                 else:
                     self._upper.remove(inode.ino)
-        try:
-            self._overlay.apply([put_meta("closed", self.journal.dump())], frees=True)
-        except OSError as error:
-            # Then the next start looks for orphans and git stats everything once: slow, not wrong.
-            log.warning("the overlay could not be marked as closed: %s", error)
+        # Where this fails, the next start looks for orphans and git stats everything once.
+        self._mark([put_meta("closed", self.journal.dump())])
         self._overlay.close()
         self._upper.close()
 
