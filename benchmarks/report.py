@@ -119,7 +119,7 @@ def machine() -> str:
     git = subprocess.run(["git", "--version"], capture_output=True, text=True, check=True)
     cores = len(Path("/proc/cpuinfo").read_text().split("processor\t")) - 1
     return (
-        f"{cores} cores, Linux {platform.release()}, Python {platform.python_version()}, "
+        f"{cores} cores, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
         f"{git.stdout.strip()}"
     )
 
