@@ -22,7 +22,6 @@ DEFAULT_REFRESH_S = 300.0
 @click.option("--name", required=True, type=RepoName(), help="How the repository is called here.")
 @click.option(
     "--remote",
-    required=True,
     help="https, http, ssh or file URL, or a path; - reads it from standard input. "
     "Credentials in it are taken out and kept in a 0600 file.",
 )
@@ -70,10 +69,17 @@ DEFAULT_REFRESH_S = 300.0
 @click.option("--gid", type=click.IntRange(min=0), help="Group of the files. [default: yours]")
 @click.option("--xattrs", is_flag=True, help="Offer user.* extended attributes (slower).")
 @click.option("--require-commit", metavar="OID", help="Fail unless the ref is this commit.")
+@click.option(
+    "--git-dir",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Mount HEAD of a gitdir that other tools made, instead of a clone. It stays where it is; "
+    "--remote is by default its origin.",
+)
+@click.option("--prepared-gitdir", is_flag=True, help="Insist on --git-dir: never clone.")
 @json_option
 def add_repo(
     name: str,
-    remote: str,
+    remote: str | None,
     branch: str | None,
     ref: str | None,
     mount_root: Path | None,
@@ -81,6 +87,8 @@ def add_repo(
     refresh: float | None,
     follow: str | None,
     require_commit: str | None,
+    git_dir: Path | None,
+    prepared_gitdir: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -95,9 +103,14 @@ def add_repo(
       artifact-fs add-repo --name hello --remote git@host:org/hello.git --branch next
       ARTIFACT_FS_TOKEN=… artifact-fs add-repo --name hello --remote https://host/org/hello.git
       artifact-fs add-repo --name live --remote /srv/hello.git --follow main --refresh 30s
+      artifact-fs add-repo --name ready --prepared-gitdir --git-dir /srv/ready.git
       artifact-fs add-repo --name v1 --remote /srv/hello.git --ref v1.0 --refresh never
     """
-    parsed = read_remote(remote)
+    if prepared_gitdir and git_dir is None:
+        raise click.UsageError("--prepared-gitdir needs --git-dir DIR")
+    if git_dir is not None and any((branch, ref, follow, options["depth"])):
+        raise click.UsageError("with --git-dir, its HEAD is mounted: no --branch, --ref or --depth")
+    parsed = read_remote(remote if remote is not None else origin_of(git_dir))
     settings = RepoSettings(
         name=name,
         remote=parsed.url,
@@ -105,6 +118,7 @@ def add_repo(
         ref=wanted_ref(followed(follow, branch), ref),
         refresh_s=refresh,
         follow=follow,
+        git_dir=str(git_dir.absolute()) if git_dir is not None else None,
         require_commit=checked_commit(require_commit),
         hydrate_first=tuple(options.pop("hydrate_first")),
         deadline_s=options.pop("deadline"),
@@ -118,6 +132,20 @@ def add_repo(
         click.echo(f"{name}: {answer['state']} at {answer['mount_point']} ({answer['seconds']} s)")
     else:
         click.echo(f"{name}: {answer['state']}, will be at {answer['mount_point']}")
+
+
+def origin_of(git_dir: Path | None) -> str:
+    """The remote where --remote is not given. Raises: InvalidInput, UsageError."""
+    if git_dir is None:
+        raise click.UsageError("Missing option '--remote'.")
+    import trio
+
+    from artifactfs.daemon.prepared import remote_of
+
+    url = trio.run(remote_of, git_dir)
+    if not url:
+        raise InvalidInput(f"{git_dir} has no origin", hint="give its --remote")
+    return url
 
 
 def mount_point_for(name: str, mount_root: Path | None) -> str:

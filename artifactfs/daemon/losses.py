@@ -33,7 +33,12 @@ async def losses(layout: RepoLayout, mount_point: str, mounted: str) -> dict[str
 
 
 async def kept_only_here(layout: RepoLayout, mounted: str | None) -> dict[str, Any]:
-    """Commits that no remote-tracking branch and no tag has, and stashes. Needs no mount."""
+    """Commits that no remote-tracking branch and no tag has, and stashes. Needs no mount.
+
+    None where the gitdir is somebody else's: it stays.
+    """
+    if layout.gitdir.is_symlink():
+        return {"unpushed": 0, "stashes": 0}
     arguments = ["rev-list", "--count", "HEAD", "--branches", "--not", "--remotes", "--tags"]
     if mounted is not None:
         arguments.append(mounted)

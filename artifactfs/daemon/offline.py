@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.prepared import adopt_gitdir
 from artifactfs.daemon.registration import (
     Reservation,
     Secret,
@@ -50,6 +51,9 @@ def clone_and_register(
 
 async def _clone(state: StateLayout, settings: RepoSettings) -> None:
     layout = state.repo(settings.name)
+    if settings.git_dir is not None:
+        await adopt_gitdir(layout, settings, shared_objects=state.shared_objects)
+        return
     connection = RemoteConnection(layout, settings.remote, settings.deadline_s)
     try:
         remote = await connection.open_for_clone()

@@ -30,6 +30,7 @@ from artifactfs.daemon import logs, mounts, redirects
 from artifactfs.daemon.control import LineStream, innermost, serve_requests
 from artifactfs.daemon.jobs import Jobs
 from artifactfs.daemon.messages import error_fields
+from artifactfs.daemon.prepared import adopt_gitdir
 from artifactfs.daemon.remotes import RemoteConnection
 from artifactfs.daemon.requests import Requests
 from artifactfs.daemon.switch_recovery import recover
@@ -216,6 +217,10 @@ class Worker:
             await self._follow_mount_point()
             return None
         await self.event("state", state="cloning")
+        if self.settings.git_dir is not None:
+            return await adopt_gitdir(
+                self.layout, self.settings, shared_objects=self.state.shared_objects
+            )
         remote = await self.remotes.open_for_clone()
         return await clone_tip(
             self.layout, self.settings, remote, shared_objects=self.state.shared_objects

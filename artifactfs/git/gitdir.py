@@ -26,6 +26,8 @@ Oid = bytes
 
 OWN_FOLDER = "artifactfs"
 _OWN_CONFIG = "config"
+OWN_CONFIG_PATH = f"{OWN_FOLDER}/{_OWN_CONFIG}"
+"""What a gitdir's config includes, relative to the gitdir."""
 _HISTORY_COMPLETE = "history-complete"
 _PACKED_HEADER = "# pack-refs with: peeled fully-peeled sorted \n"
 _BAD_REF = re.compile(
@@ -138,7 +140,7 @@ def _config(plan: GitdirPlan) -> str:
         branch = plan.head.removeprefix("refs/heads/")
         escaped = branch.replace("\\", "\\\\").replace('"', '\\"')
         sections.append((f'branch "{escaped}"', [("remote", "origin"), ("merge", plan.head)]))
-    sections.append(("include", [("path", f"{OWN_FOLDER}/{_OWN_CONFIG}")]))
+    sections.append(("include", [("path", OWN_CONFIG_PATH)]))
     return config_text(sections)
 
 

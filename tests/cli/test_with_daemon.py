@@ -68,6 +68,26 @@ def test_follow_moves_forward_only_without_changes(
     assert (mount / "README.md").read_text() == "# Third\n"
 
 
+@pytest.mark.parametrize("kind", ["blobless", "full"])
+def test_a_prepared_gitdir(daemon: DaemonProcess, local_remote: Any, kind: str) -> None:
+    gitdir = daemon.directory / "prepared.git"
+    partial = ["--filter=blob:none"] if kind == "blobless" else []
+    remote = f"file://{local_remote.path}"
+    subprocess.run(["git", "clone", "-q", "--bare", *partial, remote, gitdir], check=True)
+    head = git(gitdir, "rev-parse", "HEAD")
+    options = ("--prepared-gitdir", "--git-dir", gitdir, "--require-commit", head)
+    daemon.run("add-repo", "--name", "ready", *options)
+    mount = daemon.mounts / "ready"
+    assert (mount / "README.md").read_text() == "# Hello\n"
+    assert git(mount, "status", "--porcelain") == ""
+    (mount / "README.md").write_text("# Mine\n")
+    git(mount, "commit", "-q", "-a", "-m", "Mine")
+    refused = daemon.run("add-repo", "--name", "twice", "--git-dir", gitdir, check=False)
+    assert refused.returncode == 1 and str(mount) in refused.stderr
+    daemon.run("remove-repo", "--name", "ready")
+    assert git(gitdir, "log", "-1", "--format=%s") == "Mine", "it is not ours to delete"
+
+
 def test_unmount_is_kept_over_a_restart(hello: Path, daemon: DaemonProcess) -> None:
     daemon.run("unmount", "--name", "hello")
     assert not mounted_at(hello)
