@@ -7,6 +7,7 @@ import secrets
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import trio
@@ -17,10 +18,12 @@ from artifactfs.server.admin_commands import COMMANDS
 from artifactfs.server.catalog import add_api_token, set_setting, setting
 from artifactfs.server.cli_options import data_option, layout_of
 from artifactfs.server.clock import iso
-from artifactfs.server.context import Context
 from artifactfs.server.database import metadata_migrations, open_database, write_now
 from artifactfs.server.records import Permission
 from artifactfs.server.settings import Limits, NameRule, ServerSettings
+
+if TYPE_CHECKING:
+    from artifactfs.server.context import Context
 
 
 class _Redacting(logging.Formatter):
