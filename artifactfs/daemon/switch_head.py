@@ -12,7 +12,8 @@ import trio
 
 from artifactfs.daemon.switch_target import Goal
 from artifactfs.git.command import GitFailed, run_git
-from artifactfs.git.gitdir import Head
+from artifactfs.git.gitdir import OWN_FOLDER, Head
+from artifactfs.git.index import LockedIndex
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,22 @@ class Intent:
     def of(cls, layout: RepoLayout) -> Intent:
         return cls(layout.directory / "switch.json")
 
-    def write(self, gitdir: Path, move: Move) -> None:
-        """To be called with ``index.lock`` held."""
+    def lock_index(self, gitdir: Path, move: Move) -> LockedIndex:
+        """Write this, then take ``index.lock``, whose inode it names. Blocks a moment.
+
+        Raises: IndexLocked, OSError.
+        """
+        file = gitdir / OWN_FOLDER / "switch.lock"
+        file.unlink(missing_ok=True)
+        file.touch()
+        self._write(move, file.stat().st_ino)
+        try:
+            return LockedIndex(gitdir, file)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _write(self, move: Move, lock: int) -> None:
         head, goal = move.head, move.goal
         text = json.dumps(
             {
@@ -53,7 +68,7 @@ class Intent:
                 "track": goal.track,
                 "shown": goal.shown,
                 "advance": move.advance,
-                "lock": (gitdir / "index.lock").stat().st_ino,
+                "lock": lock,
             }
         )
         temporary = self.path.with_suffix(".new")

@@ -2,8 +2,8 @@
 
 The order, and what a crash leaves at each point:
 
-1. Trees and sizes are fetched, the new index is planned under ``index.lock``. Nothing has changed.
-2. The intent is written (``STATE/repos/NAME/switch.json``).
+1. Trees and sizes are fetched, the new index is planned. Nothing has changed.
+2. The intent is written (``STATE/repos/NAME/switch.json``), then ``index.lock`` is taken.
 3. The working tree moves, in one transaction of the overlay. A crash before: nothing has changed.
 4. The index is replaced, then HEAD is moved. A crash before or between: the next worker finds the
    intent, sees that the overlay has moved, and does the rest before it mounts
@@ -126,12 +126,20 @@ class Switching:
         if any((gitdir / name).exists() for name in _FOR_GIT):
             raise Unusual("git has more to do here")
         old = worker.odb.commit(move.head.commit).tree
-        lock = await trio.to_thread.run_sync(LockedIndex, gitdir)
-        with lock:
-            plan = await self._plan(gitdir, old, goal)
-            sizes = await self._sizes(goal.tree, plan.new_blobs())
-            with trio.CancelScope(shield=True):
-                await self._apply(move, old, plan, sizes, lock)
+        plan = await self._plan(gitdir, old, goal)
+        sizes = await self._sizes(goal.tree, plan.new_blobs())
+        intent = Intent.of(worker.layout)
+        with trio.CancelScope(shield=True):
+            lock = await trio.to_thread.run_sync(intent.lock_index, gitdir, move)
+            try:
+                with lock:
+                    if not plan.is_current():
+                        plan = await self._plan(gitdir, old, goal)
+                    if read_head(gitdir) != move.head:
+                        raise Unusual("HEAD is being moved")
+                    await self._apply(move, old, plan, sizes, lock)
+            finally:
+                intent.remove()
         return len(plan.changes)
 
     async def _plan(self, gitdir: Path, old: Oid, goal: Goal) -> IndexMove:
@@ -164,27 +172,22 @@ class Switching:
         sizes: Mapping[Oid, int],
         lock: LockedIndex,
     ) -> None:
-        """Steps 2 to 4. Raises: Unusual, OSError, StateError; then the tree is as it was."""
+        """Steps 3 and 4. Raises: Unusual, OSError, StateError; then the tree is as it was."""
         worker, goal = self._worker, move.goal
-        intent = Intent.of(worker.layout)
-        intent.write(worker.layout.gitdir, move)
         filesystem = worker.filesystem
+        filesystem.adopt_trees(plan.trees)
+        changed = filesystem.journal.since(plan.fsmonitor.token) if plan.fsmonitor else None
+        moved = self._move_tree(move, old)
+        token = filesystem.journal.token()
         try:
-            filesystem.adopt_trees(plan.trees)
-            changed = filesystem.journal.since(plan.fsmonitor.token) if plan.fsmonitor else None
-            moved = self._move_tree(move, old)
-            token = filesystem.journal.token()
-            try:
-                stat_of = partial(_stat, _blobs(plan), moved, sizes)
-                finish = partial(plan.finish, stat_of, changed=changed, token=token)
-                content = await trio.to_thread.run_sync(finish)
-                await trio.to_thread.run_sync(lock.commit, content)
-                await move_head(worker.layout.gitdir, worker.settings.mount_point, move)
-            except BaseException:
-                await self._take_back(move, old, plan)
-                raise
-        finally:
-            intent.remove()
+            stat_of = partial(_stat, _blobs(plan), moved, sizes)
+            finish = partial(plan.finish, stat_of, changed=changed, token=token)
+            content = await trio.to_thread.run_sync(finish)
+            await trio.to_thread.run_sync(lock.commit, content)
+            await move_head(worker.layout.gitdir, worker.settings.mount_point, move)
+        except BaseException:
+            await self._take_back(move, old, plan)
+            raise
         worker.jobs.start(self._settle_index, token)
         worker.jobs.start(self._sweep_later, goal.tree)
 

@@ -214,16 +214,27 @@ def write_primed_index(
 class LockedIndex:
     """``index.lock``, held; `commit` puts a new index in place."""
 
-    def __init__(self, gitdir: Path) -> None:
+    def __init__(self, gitdir: Path, file: Path | None = None) -> None:
+        """`file` becomes the lock, and loses its own name: so its inode is known before.
+
+        Raises: IndexLocked, OSError.
+        """
         self._gitdir = gitdir
         self._path = gitdir / "index.lock"
         try:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            if file is None:
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            else:
+                os.link(file, self._path)
+                self._fd = os.open(file, os.O_WRONLY)
         except FileExistsError:
             raise IndexLocked(
                 f"{self._path} exists",
                 hint="another git process runs there; if none does, delete the file",
             ) from None
+        finally:
+            if file is not None:
+                file.unlink()
         self._held = True
 
     def commit(self, content: bytes) -> None:

@@ -75,6 +75,7 @@ class IndexMove:
         self._gitdir = gitdir
         with (gitdir / "index").open("rb") as file:
             found = os.fstat(file.fileno())
+            self._stamp = _stamp(found)
             self._before = self._content = file.read()
         self._second = found.st_mtime_ns // 1_000_000_000
         if self._content[4:8] not in (b"\0\0\0\2", b"\0\0\0\3"):
@@ -104,6 +105,13 @@ class IndexMove:
         """Blobs whose sizes the new entries hold."""
         oids = (now.oid for _, _, now in self.changes if now and now.mode & _KIND != GITLINK)
         return list(dict.fromkeys(oids))
+
+    def is_current(self) -> bool:
+        """Whether the index is still the one that this was made from."""
+        try:
+            return _stamp(os.stat(self._gitdir / "index")) == self._stamp
+        except FileNotFoundError:
+            return False
 
     def restore(self) -> None:
         """Put the index back as it was. Raises: IndexLocked, OSError."""
@@ -363,6 +371,10 @@ def _extensions(content: bytes, position: int) -> Mapping[bytes, bytes]:
     if position != end:
         raise CorruptData("the index is malformed")
     return found
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _shown(path: bytes) -> str:
