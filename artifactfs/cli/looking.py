@@ -89,6 +89,10 @@ def registered(name: str | None = None) -> list[Fields]:
             "mount_point": resolve_mount_point(one.settings, default_mount_root()),
             "remote": one.settings.remote,
             "refresh_s": one.settings.refresh_s,
+            "follow": one.settings.follow,
+            "depth": one.settings.depth,
+            "require_commit": one.settings.require_commit,
+            "git_dir": one.settings.git_dir,
             "enabled": one.enabled,
             "created": one.created,
         }
@@ -107,6 +111,12 @@ def describe(repo: Fields) -> Iterator[str]:
     """The lines of one repository; a field that is not known has no line."""
     yield f"{repo['name']}: {repo['state']} at {repo['mount_point']}"
     yield _line("remote", repo["remote"])
+    if repo.get("require_commit"):
+        yield _line("verified", f"was mounted at the required commit {repo['require_commit']}")
+    if repo.get("follow"):
+        yield _line("follows", f"origin/{repo['follow']}")
+    if repo.get("git_dir"):
+        yield _line("gitdir", repo["git_dir"])
     if repo.get("error"):
         yield _line("error", repo["error"]["message"])
         if repo["error"].get("hint"):
