@@ -119,8 +119,8 @@ def machine() -> str:
     git = subprocess.run(["git", "--version"], capture_output=True, text=True, check=True)
     cores = len(Path("/proc/cpuinfo").read_text().split("processor\t")) - 1
     return (
-        f"{cores} cores, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
-        f"{git.stdout.strip()}"
+        f"{cores} cores, Linux {platform.release().partition('-')[0]}, "
+        f"Python {platform.python_version()}, {git.stdout.strip()}"
     )
 
 
