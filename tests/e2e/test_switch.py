@@ -314,3 +314,41 @@ def test_killed_in_the_middle(sides: Sides, seed: int) -> None:
         assert sides.git(sides.ours, "rev-parse", "HEAD").strip() == commits[target]
         sides.git(sides.plain, "switch", "-q", "--detach", commits[target])
         assert tree(sides.ours) == tree(sides.plain)
+
+
+def push(sides: Sides, path: str, text: str) -> str:
+    """Commit and push from the plain clone; the commit."""
+    (sides.plain / path).write_text(text)
+    sides.git(sides.plain, "add", path, check=True)
+    sides.git(sides.plain, "commit", "-qm", text, check=True)
+    sides.git(sides.plain, "push", "-q", check=True)
+    return sides.git(sides.plain, "rev-parse", "HEAD").strip()
+
+
+def test_follows_its_remote_branch(
+    tmp_path: Path,
+    daemon: DaemonProcess,
+    remote_repo: Callable[..., ServedRepository],
+    history: Path,
+) -> None:
+    url = remote_repo(history).url
+    run_git("clone", "-q", url, tmp_path / "plain")
+    ours = daemon.add_repo("work", url, "--follow", "main", "--refresh", "never")
+    sides = Sides(daemon, ours, tmp_path / "plain")
+    pushed = push(sides, "README", "one")
+    daemon.run("fetch", "--name", "work")
+    assert sides.git(ours, "rev-parse", "HEAD").strip() == pushed
+    assert (ours / "README").read_text() == "one"
+    assert sides.git(ours, "status", "-sb") == "## main...origin/main\n"
+    (ours / "untracked").write_text("u")
+    pushed = push(sides, "README", "two")
+    daemon.run("fetch", "--name", "work")
+    assert sides.git(ours, "rev-parse", "HEAD").strip() == pushed
+    (ours / "link").unlink()
+    push(sides, "README", "three")
+    daemon.run("fetch", "--name", "work")
+    assert (ours / "README").read_text() == "two"
+    assert sides.git(ours, "status", "-s") == " D link\n?? untracked\n"
+    sides.git(ours, "checkout", "-q", "--", "link", check=True)
+    daemon.run("fetch", "--name", "work")
+    assert (ours / "README").read_text() == "three"
