@@ -27,9 +27,11 @@ from artifactfs.server.exchange import (
     Send,
 )
 from artifactfs.server.git_process import run_git
-from artifactfs.server.git_services import ReceivePack, UploadPack, git_environment_for
+from artifactfs.server.git_stream import environment_for
 from artifactfs.server.pktline import FLUSH, encode
+from artifactfs.server.receive_pack import ReceivePack
 from artifactfs.server.records import Repo
+from artifactfs.server.upload_pack import UploadPack
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +119,8 @@ class GitHTTP:
         elif push:
             await self._receive_pack.serve(repo, exchange, protocol)
         else:
-            await self._upload_pack.serve(repo, exchange, protocol)
+            version = protocol_version(protocol)
+            await self._upload_pack.serve(repo, exchange, protocol, version)
 
     def _authorize(self, route: Route, exchange: Exchange, *, push: bool) -> Repo:
         """The repository, if the request may do that to it. Raises: Refused."""
@@ -161,7 +164,7 @@ class GitHTTP:
                     "--http-backend-info-refs",
                     str(context.layout.gitdir(repo.id)),
                 ],
-                environment=git_environment_for(context, protocol),
+                environment=environment_for(context, protocol),
                 deadline_s=_ADVERTISE_S,
             )
             if status != 0:

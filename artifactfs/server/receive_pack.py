@@ -1,0 +1,141 @@
+"""receive-pack: push."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import trio
+
+from artifactfs.server import catalog
+from artifactfs.server.clock import now_ms
+from artifactfs.server.context import Context
+from artifactfs.server.events import Event, Notice
+from artifactfs.server.exchange import NO_CACHE, Exchange
+from artifactfs.server.git_process import git_process
+from artifactfs.server.git_stream import (
+    Stream,
+    answer_busy,
+    answer_failure,
+    environment_for,
+    record_event,
+    refuse,
+    turn,
+)
+from artifactfs.server.gitdir import own_bytes
+from artifactfs.server.pktline import PktError
+from artifactfs.server.push_notice import pushed_payloads
+from artifactfs.server.push_report import PushCommands, PushReport, RefUpdate
+from artifactfs.server.records import Repo
+
+_RESULT = b"application/x-git-receive-pack-result"
+
+
+class ReceivePack:
+    """Serves receive-pack requests."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def serve(self, repo: Repo, exchange: Exchange, protocol: str | None) -> None:
+        """Answer one request. Raises: ClientGone, BadBody."""
+        exchange.record.command = "push"
+        commands = PushCommands()
+        remaining = self._remaining(repo)
+        # git itself stops at `remaining`; this bound is for what comes before and after the pack.
+        body = exchange.body(remaining + self._context.limits.fetch_body_bytes)
+        try:
+            head = await _read_commands(body, commands)
+        except PktError as error:
+            await refuse(self._context, repo, exchange, 400, str(error))
+            return
+        async with turn(self._context) as mine:
+            if mine:
+                await self._run(repo, exchange, protocol, commands, head, body, remaining)
+            else:
+                await answer_busy(exchange)
+
+    async def _run(
+        self,
+        repo: Repo,
+        exchange: Exchange,
+        protocol: str | None,
+        commands: PushCommands,
+        head: bytes,
+        body: AsyncIterator[bytes],
+        remaining: int,
+    ) -> None:
+        context = self._context
+        report = PushReport(sideband=commands.sideband)
+        stream = Stream(
+            exchange=exchange,
+            content_type=_RESULT,
+            seen_in=lambda data: None,
+            seen_out=report.feed,
+            time_limit_s=context.limits.git_time_s,
+            outlive_client=True,
+        )
+        settings = {"receive.maxInputSize": str(max(1, remaining))}
+        gitdir = str(context.layout.gitdir(repo.id))
+        status: int | None = None
+        async with git_process(
+            [context.git, "receive-pack", "--stateless-rpc", gitdir],
+            environment=environment_for(context, protocol, settings),
+            gently=True,
+        ) as git:
+            status = await stream.run(git, head, body)
+        if status is None or (status != 0 and not exchange.started):
+            await answer_failure(context, repo, exchange, stream, git.stderr)
+            return
+        updates = report.succeeded(commands)
+        if updates:
+            await self._pushed(repo, exchange, updates)
+        elif commands.updates:
+            self._refused(repo, exchange, report, remaining)
+        if not exchange.started:
+            await exchange.start(_RESULT, NO_CACHE)
+        await exchange.finish()
+
+    def _remaining(self, repo: Repo) -> int:
+        """How many bytes a push may still bring."""
+        limits, known = self._context.limits, self._context.catalog
+        of_repo = limits.repo_bytes - repo.own_bytes - known.pool_bytes(repo.id)
+        return max(0, min(of_repo, limits.account_bytes - known.account_bytes(repo.account_id)))
+
+    async def _pushed(self, repo: Repo, exchange: Exchange, updates: list[RefUpdate]) -> None:
+        """Bring the database up to date before the client hears that it is done."""
+        context = self._context
+        gitdir = context.layout.gitdir(repo.id)
+        size = await trio.to_thread.run_sync(own_bytes, gitdir)
+        now = now_ms()
+        await context.store.write(
+            lambda db: catalog.update_repo(
+                db, repo.id, last_push_at=now, updated_at=now, own_bytes=size
+            )
+        )
+        where = (repo.account_id, repo.namespace, repo.name)
+        context.events.record(Event(*where, "push", exchange.record.ms))
+        if context.webhooks.wanted(repo.account_id, "pushed"):
+            actor = exchange.actor
+            payloads = await trio.to_thread.run_sync(pushed_payloads, gitdir, updates, actor)
+            for payload in payloads:
+                context.events.notify(Notice(*where, "pushed", payload))
+
+    def _refused(self, repo: Repo, exchange: Exchange, report: PushReport, remaining: int) -> None:
+        """git took nothing of it, and told the client why."""
+        if report.unpack_error is not None and exchange.record.bytes_in > remaining:
+            text = "storage limit reached"
+            record_event(self._context, repo, exchange, "storageLimitReached", text)
+        else:
+            reasons = report.unpack_error or ", ".join(sorted(set(report.refused.values())))
+            record_event(self._context, repo, exchange, "clientError", reasons)
+
+
+async def _read_commands(body: AsyncIterator[bytes], commands: PushCommands) -> bytes:
+    head = bytearray()
+    async for chunk in body:
+        head += chunk
+        commands.feed(chunk)
+        if commands.complete:
+            return bytes(head)
+    commands.finish()
+    return bytes(head)
