@@ -67,6 +67,21 @@ class RepoLayout:
         return self.directory / "credentials"
 
     @property
+    def conversion(self) -> Path:
+        """The settings by which clean files are converted: those of the first mount."""
+        return self.directory / "conversion.json"
+
+    @property
+    def attributes(self) -> Path:
+        """The .gitattributes files that decided about clean files, by oid."""
+        return self.directory / "attributes"
+
+    @property
+    def converted(self) -> Path:
+        """Contents that a filter made of blobs. Not a cache: it may make others the next time."""
+        return self.directory / "converted"
+
+    @property
     def redirects(self) -> Path:
         """Folders of the working tree that are on this disk: ``list.json`` and their data."""
         return self.directory / "redirects"

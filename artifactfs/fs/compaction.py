@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 import trio
@@ -55,8 +55,15 @@ def _promisor_indexes(objects: Path) -> Iterator[PackIndex]:
 class Compaction:
     """Compacts one mount. Remembers what it has looked at in vain."""
 
-    def __init__(self, tree: Tree, walker: Walker, gitdir: Path) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        walker: Walker,
+        gitdir: Path,
+        equals_blob: Callable[[Inode, Oid], Awaitable[bool]],
+    ) -> None:
         self._tree = tree
+        self._equals_blob = equals_blob
         self._walker = walker
         self._gitdir = gitdir
         self._differs: dict[int, tuple[Oid, int]] = {}
@@ -85,9 +92,7 @@ class Compaction:
             if self._differs.get(ino) == seen:
                 return False
             version = inode.data.version
-            path = self._tree.upper.file(ino)
-            equal = await trio.to_thread.run_sync(is_blob, path, oid)
-            if not equal:
+            if not await self._equals_blob(inode, oid):
                 self._differs[ino] = seen
                 return False
             data = inode.data

@@ -10,13 +10,18 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import trio
 
 from artifactfs.fs.changes import Change
 from artifactfs.fs.clock import now_ns
+from artifactfs.fs.compaction import is_blob
+from artifactfs.fs.conversion import Conversions, Scope
+from artifactfs.fs.converted import ConvertedContents
 from artifactfs.fs.handles import FileHandle
 from artifactfs.fs.inodes import UNKNOWN_SIZE, Data, Directory, Inode
 from artifactfs.fs.interrupt import unless_interrupted
@@ -44,8 +49,17 @@ class BlobSource(Protocol):
 class Contents:
     """Reads and writes the content of regular files."""
 
-    def __init__(self, tree: Tree, mutations: Mutations, blobs: BlobSource) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        mutations: Mutations,
+        blobs: BlobSource,
+        conversions: Conversions,
+        converted: ConvertedContents,
+    ) -> None:
         self._tree = tree
+        self._conversions = conversions
+        self._converted = converted
         self._overlay = tree.overlay
         self._upper = tree.upper
         self._mutations = mutations
@@ -74,9 +88,9 @@ class Contents:
         oid = inode.oid
         if oid is None:
             fail(errno.EIO)
-        blob = self._blobs.open_local(oid)
+        blob = self._open_here(inode, oid)
         if blob is None:
-            blob = await self._blobs.hydrate(oid, self._context(inode, handle.pid))
+            blob = await self._bring(inode, oid, handle.pid)
         if inode.size == UNKNOWN_SIZE and inode.oid == oid:
             inode.size = blob.size
         handle.keep(oid, blob)
@@ -96,11 +110,31 @@ class Contents:
 
     async def _blob(self, inode: Inode, oid: Oid, pid: int) -> Blob:
         """The content of a clean inode, for a caller that the kernel does not let die."""
-        blob = self._blobs.open_local(oid)
+        blob = self._open_here(inode, oid)
         if blob is not None:
             return blob
-        hydrate = functools.partial(self._blobs.hydrate, oid, self._context(inode, pid))
-        return await unless_interrupted(pid, hydrate)
+        return await unless_interrupted(pid, functools.partial(self._bring, inode, oid, pid))
+
+    def _open_here(self, inode: Inode, oid: Oid) -> Blob | None:
+        """The content of a clean inode, if it can be had without waiting."""
+        if stat.S_ISREG(inode.mode) and not self._conversions.shows_blob(inode):
+            return None
+        return self._blobs.open_local(oid)
+
+    async def _bring(self, inode: Inode, oid: Oid, pid: int) -> Blob:
+        """The content of a clean inode; waits for what decides about it and for the network."""
+        path = self._tree.path(inode) or b""
+
+        async def bring_blob() -> Blob:
+            blob = self._blobs.open_local(oid)
+            return blob or await self._blobs.hydrate(oid, self._context(inode, pid))
+
+        if not stat.S_ISREG(inode.mode):
+            return await bring_blob()
+        conversion = await self._conversions.of(inode)
+        if conversion is None:
+            return await bring_blob()
+        return await self._converted.open(oid, conversion, path, bring_blob)
 
     def _context(self, inode: Inode, pid: int) -> ReadContext:
         path = self._tree.path(inode) or b""
@@ -114,6 +148,10 @@ class Contents:
             return
         oid, parent = inode.oid, inode.parent
         assert oid is not None
+        if stat.S_ISREG(inode.mode) and not self._conversions.shows_blob(inode):
+            if await self._ensure_converted_size(inode, oid, pid):
+                return
+            parent = inode.parent
         if parent is not None and parent.oid is not None:
             missing = self._unknown_sizes(parent, oid)
             ask = functools.partial(self._blobs.sizes, parent.oid, missing)
@@ -126,6 +164,48 @@ class Contents:
             if inode.oid == oid and inode.size == UNKNOWN_SIZE:
                 inode.size = blob.size
             blob.close()
+
+    async def _ensure_converted_size(self, inode: Inode, oid: Oid, pid: int) -> bool:
+        """The same for a file of which it is not known that it is its blob. False: it is, but the
+        size of that is not known either."""
+        conversion = await unless_interrupted(pid, functools.partial(self._conversions.of, inode))
+        if inode.oid != oid or inode.size != UNKNOWN_SIZE:
+            return True
+        if conversion is None:
+            return self._tree.settle(inode)
+        path = self._tree.path(inode) or b""
+        size = self._converted.kept_size(oid, conversion, path)
+        if size is None:
+            blob = await self._blob(inode, oid, pid)
+            size = blob.size
+            blob.close()
+        if inode.oid == oid and inode.size == UNKNOWN_SIZE:
+            inode.size = size
+        return True
+
+    async def equals_blob(self, inode: Inode, oid: Oid) -> bool:
+        """Whether the data of `inode` is what it would show if it were clean with the blob `oid`.
+
+        False also where that cannot be told without waiting for the network or for a filter.
+        """
+        upper = self._upper.file(inode.ino)
+        links = self._tree.links(inode)
+        if all(self._conversions.shows_blob_at(place, name) for place, name in links):
+            return await trio.to_thread.run_sync(is_blob, upper, oid)
+        conversion = self._conversions.decided(inode)
+        blob = self._blobs.open_local(oid)
+        if conversion is None or conversion.filter is not None or blob is None:
+            return False
+
+        async def bring() -> Blob:
+            assert blob is not None
+            return blob
+
+        content = await self._converted.open(oid, conversion, b"", bring)
+        try:
+            return await trio.to_thread.run_sync(_has_content, upper, content)
+        finally:
+            content.close()
 
     def _unknown_sizes(self, directory: Directory, first: Oid) -> list[Oid]:
         oids = {first: None}
@@ -232,6 +312,43 @@ class Contents:
         else:
             os.close(draft)
 
+    # Moves: they change no bytes, though attributes may say something else of the new place.
+
+    async def before_move(
+        self, old: Directory, old_name: bytes, new: Directory, new_name: bytes, pid: int
+    ) -> None:
+        """Give data of its own to what would be shown otherwise after a rename or link."""
+        inode = self._tree.lookup(old, old_name)
+        if inode is None or inode.data is not None:
+            return
+        if self._conversions.moves_freely(inode, old, new, new_name):
+            return
+        places = self._conversions.whole(old), self._conversions.whole(new)
+        keep = functools.partial(self._keep_bytes, inode, *places, old_name, new_name, pid)
+        await unless_interrupted(pid, keep)
+
+    async def _keep_bytes(
+        self, inode: Inode, old: Scope, new: Scope, old_name: bytes, new_name: bytes, pid: int
+    ) -> None:
+        if type(inode) is Directory:
+            before = self._conversions.below(old, inode, old_name)
+            after = self._conversions.below(new, inode, new_name)
+            for name in self._tree.listing(inode):
+                child = self._tree.lookup(inode, name)
+                if child is not None:
+                    await self._keep_bytes(child, before, after, name, name, pid)
+                    self._tree.drop_if_unused(child)
+            await trio.lowlevel.checkpoint()
+        elif stat.S_ISREG(inode.mode) and inode.oid is not None and inode.data is None:
+            before_it = await self._conversions.at(old, old_name)
+            if before_it != await self._conversions.at(new, new_name):
+                await self.copy_up(inode, pid)
+
+    def after_move(self, inode: Inode | None) -> None:
+        """`inode` lies elsewhere now."""
+        if type(inode) is Directory:
+            self._conversions.forget_scopes(self._tree.inodes())
+
     # Handles
 
     def release(self, handle: FileHandle) -> None:
@@ -267,6 +384,17 @@ class Contents:
 def _run_all(steps: list[Callable[[], None]]) -> None:
     for step in steps:
         step()
+
+
+def _has_content(path: Path, content: Blob) -> bool:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != content.size:
+                return False
+            pieces = range(0, content.size, _COPY_PIECE)
+            return all(file.read(_COPY_PIECE) == content.read(at, _COPY_PIECE) for at in pieces)
+    except FileNotFoundError:
+        return False
 
 
 async def _copy(blob: Blob, fd: int, size: int) -> None:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import trio
@@ -17,6 +18,8 @@ from artifactfs.errors import StateError
 from artifactfs.fs.clock import now_ns
 from artifactfs.fs.compaction import Compaction
 from artifactfs.fs.contents import BlobSource, Contents
+from artifactfs.fs.conversion import Conversions
+from artifactfs.fs.converted import ConvertedContents
 from artifactfs.fs.inodes import Base, Directory, Inode, Owner
 from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.listings import Listings
@@ -37,6 +40,7 @@ from artifactfs.fs.upper import Upper
 from artifactfs.fs.virtual import VirtualFiles
 from artifactfs.fs.walk import LocalChange, Walker
 from artifactfs.fs.xattrs import Xattrs
+from artifactfs.git.filters import Filters
 from artifactfs.git.objects import ObjectDatabase, Oid, TreeEntry
 from artifactfs.inode_numbers import FIRST_ALLOCATED_INO, ROOT_INO
 from artifactfs.paths import RepoLayout
@@ -140,12 +144,15 @@ class FileSystem:
         meta = overlay.meta
         self.base = Base(meta["base_commit"], meta["base_tree"], int(meta["base_time_ns"]))
         self._listings = Listings(self.odb)
+        self.conversions = Conversions(self.layout, self._listings, self.hydrator)
+        self.filters = Filters(self.layout.gitdir, Path(self.settings.mount_point))
         self.tree = Tree(
             overlay=overlay,
             upper=self._upper,
             listings=self._listings,
             owner=owner,
             known_size=self.hydrator.known_size,
+            conversions=self.conversions,
         )
         self._has_orphans = "closed" not in meta or "orphans" in meta
         if self._has_orphans:
@@ -153,8 +160,16 @@ class FileSystem:
         self._load_journal(meta.pop("closed", None))
         self.walker = Walker(overlay, self._listings)
         self.mutations = Mutations(self.tree, self.journal)
-        self.contents = Contents(self.tree, self.mutations, self.hydrator)
-        self._compaction = Compaction(self.tree, self.walker, self.layout.gitdir)
+        self.contents = Contents(
+            self.tree,
+            self.mutations,
+            self.hydrator,
+            self.conversions,
+            ConvertedContents(self.layout.converted, self.filters),
+        )
+        self._compaction = Compaction(
+            self.tree, self.walker, self.layout.gitdir, self.contents.equals_blob
+        )
         self._virtual = VirtualFiles(
             os.fsencode(self.layout.gitdir),
             self._answer_fsmonitor,
@@ -276,6 +291,7 @@ class FileSystem:
         if whole and result.kept:
             return result
         self.base = Base(commit, tree, self.base.time_ns)
+        self.conversions.forget_scopes(self.tree.inodes())
         self._virtual.avoid(self.tree.entries(self.tree.root))
         return result
 
@@ -294,6 +310,12 @@ class FileSystem:
             yield
         finally:
             self._served = False
+
+    async def convert(self) -> None:
+        """What conversions need in the background of a served mount; runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.filters.run)
+            nursery.start_soon(self.conversions.run, self.tree.root)
 
     async def maintain(self) -> None:
         """Background work of a served mount; runs until cancelled."""

@@ -14,8 +14,12 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from artifactfs.git.objects import Oid
+
+if TYPE_CHECKING:
+    from artifactfs.fs.conversion import Scope
 
 UNKNOWN_SIZE = -1
 
@@ -137,7 +141,7 @@ class Inode:
 class Directory(Inode):
     """A directory: its base tree `oid` (None: no base), minus and under the dirents in `names`."""
 
-    __slots__ = ("children", "names", "subdirectories", "time_ns")
+    __slots__ = ("children", "names", "scope", "subdirectories", "time_ns")
 
     def __init__(
         self, ino: int, parent: Directory | None, name: bytes, mode: int, oid: Oid | None
@@ -152,6 +156,8 @@ class Directory(Inode):
         """Number of subdirectories, -1 where it was not counted yet."""
         self.time_ns: int = 0 if parent is None else parent.time_ns
         """mtime and ctime of everything clean in it."""
+        self.scope: Scope | None = None
+        """Which attributes bear on the files in it; None: to be looked up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,14 @@ from artifactfs.fs.attributes import entry_attributes, negative_entry
 from artifactfs.fs.contents import Contents
 from artifactfs.fs.handles import DirectoryHandle, FileHandle, Handles, VirtualHandle
 from artifactfs.fs.inodes import Directory, Inode
-from artifactfs.fs.mutations import NAME_MAX, Caller, Mutations, check_name, fail
+from artifactfs.fs.mutations import (
+    NAME_MAX,
+    RENAME_EXCHANGE,
+    Caller,
+    Mutations,
+    check_name,
+    fail,
+)
 from artifactfs.fs.tree import Tree
 from artifactfs.fs.virtual import GITFILE, GITFILE_INO, VirtualFiles
 from artifactfs.fs.xattrs import Xattrs
@@ -233,7 +240,10 @@ class Operations(pyfuse3.Operations):
         if self._virtual.owns(ino):
             raise FUSEError(errno.EPERM)
         inode = self._tree.get(ino)
-        self._mutations.link(inode, self._place(parent, name, errno.EEXIST), name)
+        place = self._place(parent, name, errno.EEXIST)
+        if inode.parent is not None:
+            await self._contents.before_move(inode.parent, inode.name, place, name, ctx.pid)
+        self._mutations.link(inode, place, name)
         return self._reply_entry(inode)
 
     @_answering
@@ -256,7 +266,11 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         source = self._place(old, old_name)
         target = self._place(new, new_name)
+        await self._contents.before_move(source, old_name, target, new_name, ctx.pid)
+        if flags & RENAME_EXCHANGE:
+            await self._contents.before_move(target, new_name, source, old_name, ctx.pid)
         self._mutations.rename(source, old_name, target, new_name, flags)
+        self._contents.after_move(self._tree.lookup(target, new_name))
 
     # Files
 

@@ -50,6 +50,7 @@ async def serve(
     try:
         with filesystem.served():
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(filesystem.convert)
                 nursery.start_soon(_run_main, nursery.cancel_scope)
                 await filesystem.operations.started.wait()
                 _tune(path)

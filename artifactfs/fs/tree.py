@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
+from artifactfs.fs.conversion import Conversions
 from artifactfs.fs.inodes import (
     UNKNOWN_SIZE,
     Data,
@@ -41,12 +42,14 @@ class Tree:
         listings: Listings,
         owner: Owner,
         known_size: Callable[[Oid], int | None],
+        conversions: Conversions,
     ) -> None:
         self.overlay = overlay
         self.upper = upper
         self.listings = listings
         self.owner = owner
         self._known_size = known_size
+        self._conversions = conversions
         self._table: dict[int, Inode] = {}
         root = self._from_row(None, b"", ROOT_INO)
         assert type(root) is Directory
@@ -190,6 +193,8 @@ class Tree:
         if inode.size != UNKNOWN_SIZE:
             return True
         oid = inode.oid
+        if oid is not None and stat.S_ISREG(inode.mode) and not self._conversions.shows_blob(inode):
+            return False
         size = self._known_size(oid) if oid is not None else 0
         if size is None:
             return False
@@ -250,6 +255,8 @@ class Tree:
         before = inode.parent
         if parent is not None:
             parent.children += 1
+        elif inode.handles and inode.oid is not None and not inode.has_data:
+            self._conversions.orphaned(inode)
         inode.parent = parent
         inode.name = name
         if before is not None:
@@ -270,8 +277,10 @@ class Tree:
                 return
             if self._table.pop(inode.ino, None) is None:
                 return
-            if not inode.linked and inode.has_data:
-                self.upper.remove(inode.ino)
+            if not inode.linked:
+                self._conversions.dropped(inode)
+                if inode.has_data:
+                    self.upper.remove(inode.ino)
             parent = inode.parent
             if parent is not None:
                 parent.children -= 1

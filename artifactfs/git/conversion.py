@@ -70,8 +70,8 @@ class ConversionSettings:
         return cls(
             _autocrlf(last.get("core.autocrlf")),
             "crlf" if eol == "crlf" else "lf",
-            _drivers(last, ".smudge", ".process"),
-            _drivers(last, ".clean", ".process"),
+            _drivers(last, ".smudge"),
+            _drivers(last, ".clean"),
             {place: text for place, text in texts.items() if text},
         )
 
@@ -204,13 +204,16 @@ def _driver(value: Value, drivers: tuple[str, ...]) -> str | None:
     return name if name in drivers else None
 
 
-def _drivers(config: Mapping[str, str], *variables: str) -> tuple[str, ...]:
-    found = {
-        key.removeprefix("filter.").removesuffix(variable)
-        for key, value in config.items()
-        for variable in variables
-        if key.startswith("filter.") and key.endswith(variable) and value
-    }
+def _drivers(config: Mapping[str, str], variable: str) -> tuple[str, ...]:
+    """The drivers with a command for one direction; `process` serves both, and goes first."""
+    found = set()
+    for key, value in config.items():
+        name = key.removeprefix("filter.").removesuffix(variable)
+        if key == f"filter.{name}{variable}" and value and f"filter.{name}.process" not in config:
+            found.add(name)
+        name = key.removeprefix("filter.").removesuffix(".process")
+        if key == f"filter.{name}.process" and value:
+            found.add(name)
     return tuple(sorted(found))
 
 

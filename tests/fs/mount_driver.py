@@ -120,6 +120,13 @@ class Commands:
         trees = [self.fs.odb.commit(bytes.fromhex(commit)).tree] if commit else []
         return await self.fs.compact(trees)
 
+    async def do_bring(self, path: str) -> None:
+        """Have the blob of a path of the base here."""
+        oid = self.fs.base.tree
+        for name in os.fsencode(path).split(b"/"):
+            oid = {entry.name: entry.oid for entry in self.fs.odb.tree(oid)}[name]
+        await self.blobs.hydrate(oid, ReadContext())
+
     async def do_stats(self) -> dict[str, int]:
         return asdict(self.fs.overlay_stats())
 
