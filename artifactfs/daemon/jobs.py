@@ -74,6 +74,9 @@ class Jobs:
             worker.odb.refresh()
             log.info("history is complete")
         self.history_done.set()
+        head = read_head(worker.layout.gitdir).commit
+        if head is not None:
+            worker.hydrator.start_recent(head)
 
     async def fetch(self) -> Record:
         """Fetch the remote's refs now. Raises: RemoteError."""

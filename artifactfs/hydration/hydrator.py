@@ -17,6 +17,7 @@ background lanes       the same for readahead windows, prefetches and batches of
                        first lanes take windows only, so that a scan never queues behind the sweep.
 planner                walks the tree of `start_sweep`, asks for sizes, then gives the inventory to
                        the sweep. Replaced whole when another tree is set.
+recent history         lists the blobs of the commits of `start_recent`; the sweep ends with them.
 health                 probes a remote that is down. It alone ends an outage, apart from a request
                        that succeeds.
 upkeep                 sizes, large blobs, pack merging, the size limit.
@@ -36,7 +37,6 @@ What an await may change under one's feet:
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -50,6 +50,7 @@ from artifactfs.git.remote import Remote
 from artifactfs.hydration.blobs import Blob, MemoryBlob
 from artifactfs.hydration.cache import DEFAULT_MEMORY, MemoryCache
 from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout, copy_of
+from artifactfs.hydration.failure_log import FailureLog
 from artifactfs.hydration.flight import FlightControl, Reason
 from artifactfs.hydration.health import Outage, RemoteHealth
 from artifactfs.hydration.inventory import TreeInventory
@@ -62,6 +63,7 @@ from artifactfs.hydration.planner import Planner
 from artifactfs.hydration.priority import Priority, classify, compile_globs
 from artifactfs.hydration.queue import Want, WantQueue
 from artifactfs.hydration.readahead import Readahead
+from artifactfs.hydration.recent import RecentHistory
 from artifactfs.hydration.sizes import SizeStore
 from artifactfs.hydration.sizing import Sizing
 from artifactfs.hydration.stats import HydrationStats, WaitingReader
@@ -69,8 +71,6 @@ from artifactfs.hydration.sweep import SUBTREE_BLOBS, Sweep
 from artifactfs.hydration.trace import FetchTrace
 from artifactfs.hydration.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.paths import RepoLayout, StateLayout
-
-log = logging.getLogger(__name__)
 
 PACK_POLL_S = 0.01
 PREFETCH_SLICE = 5_000
@@ -81,7 +81,6 @@ MAX_PATIENCE_S = 2.0
 """A reader waits for a readahead that does bring something at most so long."""
 SWEEP_PATIENCE_S = 0.05
 """The same for what the sweep or a prefetch is bringing: their requests are large."""
-COMPLAINTS_A_SECOND = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class Hydrator:
         self._settings = settings
         self._odb = odb
         self._first = compile_globs(settings.hydrate_first)
-        self._complaints = (0.0, 0)
+        self._complaints = FailureLog(settings.name)
         self.trace = FetchTrace()
         self._queue = WantQueue()
         self._memory = MemoryCache(memory_bytes)
@@ -178,6 +177,9 @@ class Hydrator:
             classify=self._classify,
             begun=self._queue.wake,
         )
+        self._recent = RecentHistory(
+            odb=odb, sizing=self._sizing, sweep=self._sweep, begun=self._queue.wake
+        )
         self._readahead = Readahead(
             tree=odb.tree,
             absent=self._absent,
@@ -193,6 +195,7 @@ class Hydrator:
                 nursery.start_soon(self._lanes.run)
                 nursery.start_soon(self._upkeep.run)
                 nursery.start_soon(self._planner.run)
+                nursery.start_soon(self._recent.run)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 3):
                 await self._link.aclose()
@@ -224,7 +227,7 @@ class Hydrator:
             trouble = f": {want.trouble}" if want is not None and want.trouble else ""
             raise HydrationTimeout(f"not here after {deadline_s:g} s{trouble}")
         except HydrationError as error:
-            self._complain(context.path, error)
+            self._complaints.add(context.path, error)
             raise
 
     async def _bring(self, oid: bytes, context: ReadContext) -> Blob:
@@ -362,7 +365,7 @@ class Hydrator:
                 return await self._sizing.directory(tree, oids)
             raise HydrationTimeout(f"sizes not known after {deadline_s:g} s")
         except HydrationError as error:
-            self._complain(b"(sizes of a directory)", error)
+            self._complaints.add(b"(sizes of a directory)", error)
             raise
 
     async def _bring_directory(self, tree: bytes, oids: list[bytes]) -> None:
@@ -391,6 +394,10 @@ class Hydrator:
     def start_sweep(self, tree: bytes) -> None:
         """The tree that the background works on from now on: its sizes, then its contents."""
         self._planner.start(tree)
+
+    def start_recent(self, commit: bytes) -> None:
+        """Bring, after the sweep, what recent commits up to `commit` changed; history is here."""
+        self._recent.start(commit)
 
     def _classify(self, path: bytes, mode: int) -> Priority:
         return classify(path, mode, None, first=self._first)
@@ -442,6 +449,7 @@ class Hydrator:
             limits=remote.capabilities.limits if remote is not None else (),
             sweep_state=sweep.state,
             sweep_stage=sweep.stage,
+            recent_state=self._sweep.recent_state,
             memory_bytes=self._memory.used_bytes,
         )
 
@@ -485,14 +493,3 @@ class Hydrator:
     def _remote_up(self) -> None:
         self._sweep.begin_again()
         self._queue.wake()
-
-    def _complain(self, path: bytes, error: HydrationError) -> None:
-        """One line for a failed read; a flood of them is cut."""
-        second, count = self._complaints
-        now = float(int(trio.current_time()))
-        count = count + 1 if now == second else 1
-        self._complaints = (now, count)
-        if count <= COMPLAINTS_A_SECOND:
-            repo, name = self._settings.name, os.fsdecode(path)
-            fields = {"repo": repo, "path": name, "cause": error.message}
-            log.warning("%s: reading %s failed: %s", repo, name, error.message, extra=fields)

@@ -31,9 +31,11 @@ class Priority(IntEnum):
     OTHER = 7
     LARGE = 8
     """Binary by suffix, or larger than the limit of the repository."""
+    RECENT = 9
+    """Not in the tree: old versions that recent commits changed."""
 
 
-SWEEP_ORDER = tuple(p for p in Priority if p >= Priority.FIRST)
+SWEEP_ORDER = tuple(p for p in Priority if Priority.FIRST <= p <= Priority.LARGE)
 """The classes of the background sweep, in its order."""
 
 NAMES: dict[Priority, str] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
@@ -123,10 +124,24 @@ class Sizing:
         """
         async with aclosing(self._unknown(inventory)) as chunks:
             async for chunk in chunks:
-                if not await self._learn(inventory, chunk):
+                sizes = await self._learn(chunk)
+                if not sizes:
                     return
+                for count, (oid, size) in enumerate(sizes.items()):
+                    inventory.note_size(oid, size)
+                    if count % _LOOKUPS_A_STEP == 0:
+                        await trio.lowlevel.checkpoint()
 
-    async def _learn(self, inventory: TreeInventory, oids: list[bytes]) -> bool:
+    async def in_background(self, oids: Sequence[bytes]) -> dict[bytes, int]:
+        """The sizes of any blobs, as far as the remote tells them.
+
+        Waits for the network as long as it takes. Raises nothing but cancellation.
+        """
+        sizes = self._store.get_many(oids)
+        unknown = [oid for oid in oids if oid not in sizes]
+        return sizes | await self._learn(unknown) if unknown else sizes
+
+    async def _learn(self, oids: list[bytes]) -> dict[bytes, int]:
         while True:
             try:
                 sizes = await self._ask(oids, urgent=False)
@@ -135,14 +150,12 @@ class Sizing:
                 log.info("sizes are asked for again later: %s", redact(error.message))
                 self._note_failure(error)
                 await trio.sleep(_MAX_BACKOFF_S)
-        if not sizes:
-            return False
-        await self._store.add_many(sizes)
-        for count, (oid, size) in enumerate(sizes.items()):
-            inventory.note_size(oid, size)
-            if count % _LOOKUPS_A_STEP == 0:
-                await trio.lowlevel.checkpoint()
-        return True
+        if sizes:
+            try:
+                await self._store.add_many(sizes)
+            except sqlite3.Error as error:
+                log.warning("sizes could not be written: %s", error)
+        return sizes
 
     async def _unknown(self, inventory: TreeInventory) -> AsyncGenerator[list[bytes], None]:
         """Chunks of oids without a known size; notes the known ones in the inventory."""

@@ -22,7 +22,8 @@ class HydrationStats:
     `blobs_total` counts the distinct blobs of the mounted tree (0 until it was walked),
     `bytes_total` those whose size is known. `queue` has the length for each priority.
     `remote` is ``up``, ``down`` or ``unused``; the `outage_…` fields say since when (seconds since
-    1970) and why.
+    1970) and why. `recent_state` is that of recent history: ``off``, ``waiting``, ``running`` or
+    ``done``; ``done`` also where nobody asked for it.
     """
 
     blobs_here: int
@@ -45,6 +46,7 @@ class HydrationStats:
     limits: tuple[str, ...]
     sweep_state: str
     sweep_stage: str
+    recent_state: str
     memory_bytes: int
 
     def as_json(self) -> dict[str, Any]:

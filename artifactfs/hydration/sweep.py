@@ -4,14 +4,15 @@ Goes class by class in the order of `priority`; manifests have landed before sou
 source before binaries. Where all
 of a large tree is wanted, whole subtrees without their large blobs come between (one want brings
 thousands, and the server knows their names). What is here already is never asked for, so a
-restart goes on where the last run ended.
+restart goes on where the last run ended. The very last are blobs of recent history.
 
 No method waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import trio
@@ -76,7 +77,7 @@ class Sweep:
         absent_share: Callable[[bytes], float],
     ) -> None:
         self._absent_share = absent_share
-        self._reach = reach
+        self.reach = reach
         self._budget = budget
         self._max_blob = max_blob
         self._missing = missing
@@ -95,20 +96,25 @@ class Sweep:
         """Whether the remote can be asked for subtrees without their large blobs."""
         self.sized = False
         """Whether the sizes of the tree are known, as far as they can be."""
+        self.recent_pending = False
+        """Blobs of recent history are being listed."""
+        self._recent: deque[bytes] = deque()
+        self._recent_active = 0
+        self._recent_tries = 0
         self.scanning = False
         """`next` stopped looking to let others run: call it again after a checkpoint."""
 
     @property
     def needs_remote(self) -> bool:
         """Whether `with_subtrees` matters."""
-        return self._reach == "all"
+        return self.reach == "all"
 
     def begin(self, inventory: TreeInventory) -> None:
         """Work on this tree from now on."""
         if inventory is not self._inventory:
             self._rounds = 0
         self._inventory = inventory
-        self._stages = list(CLASSES.get(self._reach, _SOURCE))
+        self._stages = list(CLASSES.get(self.reach, _SOURCE))
         self._position = 0
         self._trees = None
         self._spent = False
@@ -126,9 +132,15 @@ class Sweep:
         """A program had to wait for content."""
         self._last_read = trio.current_time()
 
+    def set_recent(self, oids: Iterable[bytes]) -> None:
+        """Bring these when everything else is here."""
+        self.recent_pending = False
+        self._recent = deque(oids)
+        self._recent_tries = MAX_ROUNDS
+
     def wait_s(self) -> float:
         """Seconds until `next` may have something that it did not have for want of quiet."""
-        if not self._stages or self._spent:
+        if not (self._stages or self._recent) or self._spent:
             return float("inf")
         left = self._last_read + QUIET_S - trio.current_time()
         return left if left > 0 else float("inf")
@@ -172,16 +184,47 @@ class Sweep:
             if not self._stages and self._failed and self._rounds < MAX_ROUNDS:
                 self._rounds += 1
                 self.begin_again()
-        return None
+        return self._next_recent()
+
+    def _next_recent(self) -> SweepBatch | None:
+        if self._inventory is None or self._stages or self._spent or self._active:
+            return None
+        if self._disturbed():
+            return None
+        batch: list[bytes] = []
+        while self._recent and len(batch) < BATCH_WANTS:
+            count = min(BATCH_WANTS // 4, len(self._recent))
+            batch += self._missing([self._recent.popleft() for _ in range(count)])
+        if not batch:
+            return None
+        self._active += 1
+        self._recent_active += 1
+        return SweepBatch(Priority.RECENT, oids=tuple(batch))
 
     def ended(self, batch: SweepBatch, *, well: bool) -> None:
         """The request for `batch` is over; what did not come is asked for again at the end."""
         self._active -= 1
+        if batch.priority is Priority.RECENT:
+            self._recent_active -= 1
+            if not well and self._recent_tries > 0:
+                self._recent_tries -= 1
+                self._recent.extend(batch.oids)
+            return
         self._in_trees -= batch.tree is not None
         self._failed |= not well
 
+    @property
+    def recent_state(self) -> str:
+        """Of recent history: ``off``, ``waiting`` (for its listing, or for the sweep), ``running``
+        or ``done``."""
+        if self.reach == "none":
+            return "off"
+        if self._recent_active:
+            return "running"
+        return "waiting" if self._recent or self.recent_pending else "done"
+
     def progress(self) -> SweepProgress:
-        if self._reach == "none":
+        if self.reach == "none":
             return SweepProgress("off", "")
         if self._inventory is None:
             return SweepProgress("waiting", "")
@@ -199,7 +242,7 @@ class Sweep:
     def _choose_trees(self, inventory: TreeInventory) -> list[bytes]:
         absent = inventory.total - inventory.here
         if (
-            self._reach != "all"
+            self.reach != "all"
             or not self.with_subtrees
             or absent < MIN_FOR_SUBTREES
             or absent * 2 < inventory.total

@@ -275,8 +275,8 @@ class DaemonProcess:
             found = self.status(name)
             assert not found.get("error"), f"{found['error']}\n{self.log_tail()}"
             if state == "hydrated":
-                sweep = found.get("hydration", {}).get("sweep_state")
-                return bool(sweep) and sweep not in ("waiting", "running")
+                states = [found.get("hydration", {}).get(f"{n}_state") for n in ("sweep", "recent")]
+                return all(states) and not {"waiting", "running"} & set(states)
             field = {"history": "history_complete", "index": "index_primed"}[state]
             return bool(found.get(field))
 
