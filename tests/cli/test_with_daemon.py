@@ -207,7 +207,7 @@ def test_wait_gives_up(daemon: DaemonProcess, local_remote: Any) -> None:
     daemon.run("add-repo", "--name", "hello", "--remote", absent, "--async")
     done = daemon.run("wait", "--name", "hello", "--timeout", "0.3s", check=False)
     assert done.returncode == 124
-    assert daemon.status("hello")["error"]["message"]
+    wait_until(lambda: daemon.status("hello")["error"], "the first failure")
     os.symlink(local_remote.path, absent)
     daemon.run("wait", "--name", "hello", "--timeout", "30s")
     assert (daemon.mounts / "hello" / "README.md").exists()
