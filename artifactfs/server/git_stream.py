@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import trio
@@ -22,6 +22,7 @@ from artifactfs.server.records import Repo
 
 log = logging.getLogger(__name__)
 
+_DRAIN_S = 60.0
 _OUR_FAULT = re.compile(
     r"not a git repository|No space left|Input/output error|corrupt|Permission denied|"
     r"Too many open files|Cannot allocate memory|object directory .* does not exist"
@@ -82,38 +83,45 @@ class Stream:
     outlive_client: bool
     end: End = End.DONE
     message: str = ""
+    body_over: trio.Event = field(default_factory=trio.Event)
 
     async def run(self, git: GitProcess, head: bytes, body: AsyncIterator[bytes]) -> int | None:
         """Pump until git ends; its exit status, None if it was stopped."""
         status: int | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_time, nursery.cancel_scope)
+            nursery.start_soon(self._watch_time, nursery.cancel_scope, git)
             nursery.start_soon(self._feed, nursery.cancel_scope, git, head, body)
             if not self.outlive_client:
-                nursery.start_soon(self._watch_client, nursery.cancel_scope)
+                nursery.start_soon(self._watch_client, nursery.cancel_scope, git)
             while data := await git.read():
                 self.seen_out(data)
                 if not self.exchange.started:
                     await self.exchange.start(self.content_type, NO_CACHE)
                 await self.exchange.write(data)
             status = await git.wait()
+            # git may end before the body does, when it refuses a push. Many clients read no
+            # answer before they have sent everything: take the rest and drop it.
+            with trio.move_on_after(_DRAIN_S):
+                await self.body_over.wait()
             nursery.cancel_scope.cancel()
         return None if self.end is not End.DONE else status
 
-    def _stop(self, end: End, scope: trio.CancelScope) -> None:
-        if self.end is End.DONE:
-            self.end = end
-        scope.cancel()
+    def _stop(self, end: End, scope: trio.CancelScope, git: GitProcess) -> None:
+        self.body_over.set()
+        if git.running:
+            if self.end is End.DONE:
+                self.end = end
+            scope.cancel()
 
-    async def _watch_time(self, scope: trio.CancelScope) -> None:
+    async def _watch_time(self, scope: trio.CancelScope, git: GitProcess) -> None:
         await trio.sleep(self.time_limit_s)
         if self.exchange.started:
             cut_connection()
-        self._stop(End.TIME_OVER, scope)
+        self._stop(End.TIME_OVER, scope, git)
 
-    async def _watch_client(self, scope: trio.CancelScope) -> None:
+    async def _watch_client(self, scope: trio.CancelScope, git: GitProcess) -> None:
         await client_gone()
-        self._stop(End.CLIENT_GONE, scope)
+        self._stop(End.CLIENT_GONE, scope, git)
 
     async def _feed(
         self, scope: trio.CancelScope, git: GitProcess, head: bytes, body: AsyncIterator[bytes]
@@ -124,18 +132,18 @@ class Stream:
                 self.seen_in(chunk)
                 if writable:
                     writable = await _send(git, chunk)
-                # Else git ended early. The rest of the body is read and dropped, because many
-                # clients read no answer before they have sent everything.
             self.seen_in(b"")
             await git.stdin.aclose()
+            self.body_over.set()
         except ClientGone:
-            self._stop(End.CLIENT_GONE, scope)
+            self._stop(End.CLIENT_GONE, scope, git)
         except PktError as error:
             self.message = str(error)
-            self._stop(End.MALFORMED, scope)
+            self._stop(End.MALFORMED, scope, git)
         except BadBody as error:
             self.message = str(error)
-            self._stop(End.TOO_LARGE if error.status == 413 else End.MALFORMED, scope)
+            end = End.TOO_LARGE if error.status == 413 else End.MALFORMED
+            self._stop(end, scope, git)
 
 
 async def _send(git: GitProcess, data: bytes) -> bool:

@@ -41,8 +41,8 @@ class ReceivePack:
         exchange.record.command = "push"
         commands = PushCommands()
         remaining = self._remaining(repo)
-        # git itself stops at `remaining`; this bound is for what comes before and after the pack.
-        body = exchange.body(remaining + self._context.limits.fetch_body_bytes)
+        # No bound here: git itself stops at `remaining`, and what comes then is dropped.
+        body = exchange.body(None)
         try:
             head = await _read_commands(body, commands)
         except PktError as error:

@@ -57,6 +57,29 @@ def test_partial_clone_fetches_blobs_when_they_are_needed(
     assert fetches[0]["oids"] == [git("rev-parse", "HEAD~1:src/app.py", cwd=work).strip()]
 
 
+def test_blobs_come_one_by_one_and_together(
+    server: Server, git: Git, work: Path, name: str, tmp_path: Path
+) -> None:
+    """Few small ones are packed by the server itself, many or large ones by git."""
+    contents = {f"small{number}": b"%d\n" % number * number for number in range(50)}
+    contents |= {"empty": b"", "large": bytes(range(256)) * 8_000, "page": b"x" * 65_600}
+    for file, content in contents.items():
+        (work / file).write_bytes(content)
+    git("add", "-A", cwd=work)
+    git("commit", "-q", "-m", "Contents", cwd=work)
+    remote = pushed(server, git, work, name)
+    copy = tmp_path / "copy"
+    git("clone", "-q", "--filter=blob:none", "--no-checkout", remote, copy)
+    for file in ("empty", "small49", "large", "page"):
+        done = subprocess.run(
+            ["git", "cat-file", "blob", f"HEAD:{file}"], cwd=copy, capture_output=True, check=True
+        )
+        assert done.stdout == contents[file]
+    git("checkout", "-q", "main", cwd=copy)
+    assert {f: (copy / f).read_bytes() for f in contents} == contents
+    git("fsck", "--full", cwd=copy)
+
+
 def test_shallow_clone_and_unshallow(
     server: Server, git: Git, work: Path, name: str, tmp_path: Path
 ) -> None:

@@ -258,7 +258,7 @@ def test_a_push_over_the_storage_limit_leaves_nothing(
 ) -> None:
     server = start_server("--max-repo-bytes", "200000")
     found = Endpoint(server, git, work, "small")
-    (work / "big").write_bytes(os.urandom(400_000))
+    (work / "big").write_bytes(os.urandom(20_000_000))
     git("add", "-A", cwd=work)
     git("commit", "-q", "-m", "Big", cwd=work)
     error = git("push", found.url, "main", cwd=work, fails=True)
