@@ -67,6 +67,29 @@ class PackFile:
     used: float
 
 
+async def parse_pack(
+    parser: PackParser,
+    chunks: AsyncIterator[bytes],
+    hand_out: Callable[[list[PackedObject]], None],
+) -> None:
+    """Feed all of `chunks` to `parser`; the event loop is never held for more than some 4 ms.
+
+    Waits for `chunks` as long as they take. Raises: CorruptData, OSError (no space), and whatever
+    `chunks` or `hand_out` raise.
+    """
+    async for chunk in chunks:
+        for start in range(0, len(chunk), FEED_BYTES):
+            hand_out(parser.feed(chunk[start : start + FEED_BYTES]))
+            await trio.lowlevel.checkpoint()
+            while parser.pending or parser.deferred:
+                if parser.deferred:
+                    hand_out(await trio.to_thread.run_sync(parser.resolve_deferred))
+                else:
+                    hand_out(parser.feed(b""))
+                    await trio.lowlevel.checkpoint()
+    parser.finish()
+
+
 class PackStore:
     """The packs of one object directory, which is created where it is not there.
 
@@ -108,17 +131,7 @@ class PackStore:
         with _incoming(self._tmp) as (directory, fd):
             parser = PackParser(fd, spool_dir=directory, spool_bytes=self._spool_bytes)
             try:
-                async for chunk in chunks:
-                    for start in range(0, len(chunk), FEED_BYTES):
-                        hand_out(parser.feed(chunk[start : start + FEED_BYTES]))
-                        await trio.lowlevel.checkpoint()
-                        while parser.pending or parser.deferred:
-                            if parser.deferred:
-                                hand_out(await trio.to_thread.run_sync(parser.resolve_deferred))
-                            else:
-                                hand_out(parser.feed(b""))
-                                await trio.lowlevel.checkpoint()
-                parser.finish()
+                await parse_pack(parser, chunks, hand_out)
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(self._rescue, directory, fd, parser)

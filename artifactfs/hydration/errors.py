@@ -24,11 +24,19 @@ class HydrationFailed(HydrationError):
 
     errno = errno.EIO
 
+    @property
+    def disk_full(self) -> bool:
+        """Whether the reason is that the cache's disk, or its quota, is full."""
+        return self.errno in _FULL
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def disk_failure(error: OSError) -> HydrationFailed:
     """What a reader gets when the cache cannot be written; a full disk stays a full disk."""
     failure = HydrationFailed(f"the cache cannot be written: {error.strerror or error}")
-    failure.errno = error.errno if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
+    failure.errno = error.errno if error.errno in _FULL else errno.EIO
     return failure
 
 

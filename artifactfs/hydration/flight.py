@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 import trio
 
@@ -26,6 +27,7 @@ from artifactfs.errors import (
 )
 from artifactfs.git.pack import PackedObject
 from artifactfs.git.packstore import PackStore
+from artifactfs.hydration import memory_only
 from artifactfs.hydration.cache import MemoryCache
 from artifactfs.hydration.errors import HydrationFailed, disk_failure
 from artifactfs.hydration.health import RemoteHealth
@@ -49,6 +51,12 @@ MAX_STALL_S = 15.0
 GIVE_WAY_S = 1.0
 """The sweep stops reading for at most that long at a time while a reader's request is on."""
 
+MIN_ROOM = 4 << 20
+"""Bytes that are evicted at least where the disk is full: room for some requests."""
+
+STAYS_FULL_S = 5.0
+"""A disk that was full is tried again after that; until then, readers are served from memory."""
+
 
 class Reason(StrEnum):
     """Why a request is made."""
@@ -66,6 +74,7 @@ class Flight:
     `trees` are wanted whole; their blobs may be among `wants` so that readers find them, and then
     are not in `single`, which lists the blobs to name in the request (None: all of `wants`).
     `brought` has the oids that came, unless nobody could look for them (`wants` is empty).
+    On a full disk an urgent flight has room made once, and then goes on `in_memory`.
     """
 
     reason: Reason
@@ -80,6 +89,8 @@ class Flight:
     objects: int = 0
     brought: set[bytes] = field(default_factory=set)
     error: ArtifactFSError | None = None
+    made_room: bool = False
+    in_memory: bool = False
     landed: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -114,6 +125,7 @@ class FlightControl:
         sizes: SizeStore,
         missing: Callable[[list[bytes]], list[bytes]],
         arrived: Callable[[bytes, int], None],
+        make_room: Callable[[int], Awaitable[int]],
         trace: FetchTrace,
         deadline_s: float,
     ) -> None:
@@ -131,11 +143,18 @@ class FlightControl:
         self._sizes = sizes
         self._absent = missing
         self._arrived = arrived
+        self._make_room = make_room
         self._trace = trace
         self._deadline_s = deadline_s
+        self._full_until = float("-inf")
         self._urgent = 0
         self._no_urgent = trio.Event()
         self._no_urgent.set()
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether the disk of the cache was full a moment ago, and nothing could be evicted."""
+        return trio.current_time() < self._full_until
 
     def bringing(self, oid: bytes) -> Flight | None:
         """The flight that brought `oid` already, but whose pack is not in place yet."""
@@ -175,7 +194,10 @@ class FlightControl:
     async def _carry(self, flight: Flight) -> None:
         attempt = 0
         refetches = 0
+        flight.in_memory = flight.urgent and self.disk_full
         while oids := self._missing(flight):
+            if flight.in_memory:
+                oids = self._fitting(oids)
             error = await self._attempt(flight, oids)
             flight.error = error
             if error is None:
@@ -190,6 +212,8 @@ class FlightControl:
                 continue
             attempt += 1
             if isinstance(error, HydrationFailed):
+                if flight.urgent and error.disk_full and await self._without_space(flight):
+                    continue
                 self._fail(flight, error)
                 return
             if isinstance(error, RemoteError):
@@ -203,10 +227,37 @@ class FlightControl:
                 return
             await trio.sleep(_backoff_s(attempt))
 
+    async def _without_space(self, flight: Flight) -> bool:
+        """After a full disk: whether there is another way to serve the readers of `flight`."""
+        if not flight.made_room:
+            flight.made_room = True
+            need = sum(self._sizes.get(want.oid) or 0 for want in flight.wants.values())
+            freed = await self._make_room(max(2 * need, MIN_ROOM))
+            if freed:
+                log.warning("the disk of the cache is full: %d bytes were evicted", freed)
+                return True
+        if not flight.in_memory:
+            flight.in_memory = True
+            self._full_until = trio.current_time() + STAYS_FULL_S
+            log.warning("the disk of the cache is full: what is read is kept in memory only")
+            return True
+        return False
+
+    def _fitting(self, oids: list[bytes]) -> list[bytes]:
+        """As many of `oids` as may be in memory at once; those left out get a flight of theirs."""
+        fitting: list[bytes] = []
+        budget = memory_only.MAX_BYTES
+        for oid in oids:
+            budget -= self._sizes.get(oid) or 0
+            if fitting and budget < 0:
+                break
+            fitting.append(oid)
+        return fitting
+
     def _missing(self, flight: Flight) -> list[bytes]:
         """What to ask for in the next attempt: the urgent first, whole trees last."""
         candidates: list[bytes] = []
-        retried = flight.error is not None
+        retried = flight.error is not None or flight.in_memory
         for want in flight.wants.values():
             if flight.single is not None and want.oid not in flight.single:
                 continue
@@ -239,9 +290,11 @@ class FlightControl:
                     oids, filter=filter_spec, urgent=flight.urgent
                 ) as chunks:
                     metered = self._metered(flight, chunks, scope, stall_s)
-                    await self._store.ingest(
-                        metered, on_object=lambda packed: self._receive(flight, packed)
-                    )
+                    receive = partial(self._receive, flight)
+                    if flight.in_memory:
+                        await memory_only.receive(metered, on_object=receive)
+                    else:
+                        await self._store.ingest(metered, on_object=receive)
             except ArtifactFSError as error:
                 return error
             except OSError as error:
@@ -352,7 +405,7 @@ class FlightControl:
         if not flight.urgent and not isinstance(error, HydrationFailed):
             return
         for want in flight.wants.values():
-            if not want.settled:
+            if not want.settled and (flight.urgent or want.priority is not Priority.EXPLICIT):
                 self._queue.settle(want, error=_failure(error))
 
 

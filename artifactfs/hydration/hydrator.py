@@ -127,6 +127,9 @@ class Hydrator:
             on_up=self._remote_up,
         )
         store = PackStore(state.shared_objects)
+        self._upkeep = Upkeep(
+            store=store, large=self._large, sizes=self._sizes, odb=odb, cache_limit=cache_limit
+        )
         self._control = FlightControl(
             queue=self._queue,
             link=self._link,
@@ -137,6 +140,7 @@ class Hydrator:
             sizes=self._sizes,
             missing=odb.missing,
             arrived=self._arrived,
+            make_room=self._upkeep.make_room,
             trace=self.trace,
             deadline_s=settings.deadline_s,
         )
@@ -154,9 +158,6 @@ class Hydrator:
             missing=self._neither_here_nor_coming,
             size_of=self._sizes.get,
             absent_share=self._absent_share,
-        )
-        self._upkeep = Upkeep(
-            store=store, large=self._large, sizes=self._sizes, odb=odb, cache_limit=cache_limit
         )
         self._lanes = Lanes(
             queue=self._queue,

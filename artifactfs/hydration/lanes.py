@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.hydration.flight import Flight, FlightControl, Reason
 from artifactfs.hydration.health import RemoteHealth
 from artifactfs.hydration.nearby import NearbyBlob
@@ -30,6 +31,8 @@ WINDOW_LANES = 2
 BACKGROUND_LANES = 4
 PREFETCH_WANTS = 500
 PREFETCH_BYTES = 8 << 20
+DISK_FULL_S = 30.0
+"""The sweep waits that long before it tries a full disk again."""
 _MAX_WINDOWS = 8
 _EXPLICIT = (Priority.EXPLICIT,)
 _BACKGROUND = (Priority.PREDICTED, Priority.PREFETCH)
@@ -68,6 +71,8 @@ class Lanes:
 
     def add_window(self, window: Sequence[NearbyBlob]) -> None:
         """Fetch a readahead window soon. Readers find its blobs among the wants from now on."""
+        if self._control.disk_full:
+            return
         wants = {}
         for blob in window:
             if self._queue.get(blob.oid) is None:
@@ -134,6 +139,8 @@ class Lanes:
         flight = Flight(Reason.SWEEP, wants, trees=trees, filter=SUBTREE_LIMIT if trees else None)
         try:
             await self._fly(flight)
+            if isinstance(flight.error, HydrationFailed) and flight.error.disk_full:
+                self._sweep.hold(DISK_FULL_S)
         finally:
             self._sweep.ended(batch, well=flight.error is None)
             self._queue.wake()

@@ -10,6 +10,7 @@ import trio
 
 from artifactfs.errors import CorruptData
 from artifactfs.git.objects import ObjectDatabase
+from artifactfs.hydration import memory_only
 from artifactfs.hydration.blobs import Blob, MemoryBlob
 from artifactfs.hydration.cache import LARGE_BLOB, MemoryCache
 from artifactfs.hydration.errors import HydrationFailed, disk_failure
@@ -60,7 +61,7 @@ class LocalBlobs:
     async def open_or_unpack(self, oid: bytes) -> Blob | None:
         """As `open`, large blobs in packs included: unpacks them in a thread.
 
-        Raises: HydrationFailed (the disk is full).
+        Where the disk is full, into memory. Raises: HydrationFailed (too large for that).
         """
         while True:
             blob = self.open(oid)
@@ -86,11 +87,22 @@ class LocalBlobs:
             self._unpacked()
             return self._large.open(oid)
         except OSError as error:
-            raise disk_failure(error) from error
+            failure = disk_failure(error)
+            in_memory = await self._in_memory(oid) if failure.disk_full else None
+            if in_memory is None:
+                raise failure from error
+            return in_memory
         finally:
             if size is None:
                 temporary.unlink(missing_ok=True)
             self._unpacking.pop(oid).set()
+
+    async def _in_memory(self, oid: bytes) -> Blob | None:
+        size = self._odb.header_size(oid)
+        if size is None or size > memory_only.MAX_BYTES:
+            return None
+        data = await trio.to_thread.run_sync(self._odb.blob, oid)
+        return None if data is None else MemoryBlob(data)
 
 
 def _export(odb: ObjectDatabase, oid: bytes, path: Path) -> int | None:

@@ -161,9 +161,12 @@ class SizeStore:
         return len(self._unsaved)
 
     def close(self) -> None:
-        """Write what is left, then close. Blocks on the disk."""
+        """Write what is left, as far as the disk takes it, then close. Blocks on the disk."""
         if self._unsaved:
-            self._write(list(self._unsaved.items()))
+            try:
+                self._write(list(self._unsaved.items()))
+            except sqlite3.Error as error:
+                log.warning("sizes could not be written: %s", error)
             self._unsaved = {}
         self._reader.close()
         self._writer.close()
@@ -177,10 +180,11 @@ class SizeStore:
                 "ON CONFLICT(oid) DO UPDATE SET size=excluded.size WHERE size<>excluded.size",
                 rows,
             )
+            connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
-        connection.execute("COMMIT")
 
     def _keep(self, oid: bytes, size: int) -> None:
         memory = self._memory

@@ -130,7 +130,11 @@ class Sweep:
 
     def note_read(self) -> None:
         """A program had to wait for content."""
-        self._last_read = trio.current_time()
+        self._last_read = max(self._last_read, trio.current_time())
+
+    def hold(self, seconds: float) -> None:
+        """Choose nothing for so long; what git reads at every command is exempt."""
+        self._last_read = trio.current_time() + seconds - QUIET_S
 
     def set_recent(self, oids: Iterable[bytes]) -> None:
         """Bring these when everything else is here."""

@@ -99,6 +99,15 @@ class Upkeep:
         self._odb.refresh()
         return freed
 
+    async def make_room(self, need: int) -> int:
+        """Evict at least `need` bytes, or all there is; returns the bytes freed. Raises nothing."""
+        try:
+            total, _ = await trio.to_thread.run_sync(self._measure)
+            return await self.evict(max(total - need, 0)) if total else 0
+        except OSError as error:
+            log.warning("nothing could be evicted: %s", error)
+            return 0
+
     async def _evict(self, max_bytes: int) -> int:
         before, _ = await trio.to_thread.run_sync(self._measure)
         excess = before - max_bytes
