@@ -75,6 +75,7 @@ def idle_daemon(request: pytest.FixtureRequest) -> Iterator[DaemonProcess]:
         yield daemon
     finally:
         daemon.clean_up()
+        print(daemon.log_tail(40))  # shown where the test failed
         shutil.rmtree(daemon.directory, ignore_errors=True)
 
 

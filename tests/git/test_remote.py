@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -307,4 +308,4 @@ def test_probing_an_old_server_makes_no_mirror(
 
 def test_importing_the_remote_does_not_import_httpx() -> None:
     script = "import sys, artifactfs.git.remote; sys.exit('httpx' in sys.modules)"
-    assert subprocess.run(["python", "-c", script]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import random
@@ -26,13 +27,12 @@ def pkt(text: str | bytes) -> bytes:
 def children(server: Server) -> list[str]:
     """Command lines of the processes that the server started and that still run."""
     assert server.process is not None
-    done = subprocess.run(
-        ["ps", "-o", "args=", "--ppid", str(server.process.pid)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [line for line in done.stdout.splitlines() if "git" in line]
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[1] == str(server.process.pid):
+                found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+    return [line for line in found if "git" in line]
 
 
 def wait_until_no_children(server: Server) -> None:
