@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 
 import artifactfs
 from artifactfs.server import api_account, api_content, api_namespaces, api_public, api_repos, pages
@@ -36,7 +37,7 @@ _BASES = (
 
 def build_api(context: Context, repositories: Repositories, jobs: Jobs) -> FastAPI:
     """The control plane: both base paths, OpenAPI at /openapi.json, docs at /docs."""
-    app = FastAPI(
+    app = FastAPIOffline(
         title="ArtifactFS server",
         version=artifactfs.__version__,
         description="Git repositories for agents: create, fork, import, read and hand out tokens.",

@@ -8,6 +8,7 @@ connection whose time is over.
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 import ssl
@@ -82,6 +83,7 @@ def http_config() -> Config:
     """Bounds of the HTTP layer."""
     config = Config()
     config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")  # through our redacting handler
     config.include_server_header = False
     config.keep_alive_timeout = 75.0
     config.keep_alive_max_requests = 100_000

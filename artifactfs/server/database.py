@@ -36,12 +36,13 @@ def m001_first_tables(db: Database) -> None:
             created_at INTEGER NOT NULL, revoked_at INTEGER);
         CREATE INDEX api_tokens_prefix ON api_tokens (prefix);
         CREATE TABLE namespaces (
-            name TEXT PRIMARY KEY, account_id TEXT NOT NULL, jurisdiction TEXT NOT NULL,
+            name TEXT PRIMARY KEY COLLATE NOCASE,
+            account_id TEXT NOT NULL, jurisdiction TEXT NOT NULL,
             created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL);
         CREATE INDEX namespaces_account ON namespaces (account_id, name);
         CREATE TABLE repos (
             id TEXT PRIMARY KEY,
-            namespace TEXT NOT NULL REFERENCES namespaces (name),
+            namespace TEXT NOT NULL COLLATE NOCASE REFERENCES namespaces (name),
             name TEXT NOT NULL COLLATE NOCASE, description TEXT,
             default_branch TEXT NOT NULL, read_only INTEGER NOT NULL,
             status TEXT NOT NULL CHECK (status IN ('ready', 'importing', 'forking')),
@@ -51,11 +52,13 @@ def m001_first_tables(db: Database) -> None:
             UNIQUE (namespace, name));
         CREATE INDEX repos_created ON repos (namespace, created_at, id);
         CREATE TABLE deleted_repos (
-            id TEXT PRIMARY KEY, namespace TEXT NOT NULL, name TEXT NOT NULL COLLATE NOCASE,
+            id TEXT PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE,
+            name TEXT NOT NULL COLLATE NOCASE,
             deleted_at INTEGER NOT NULL);
         CREATE INDEX deleted_repos_name ON deleted_repos (namespace, name);
         CREATE TABLE tokens (
-            id TEXT PRIMARY KEY, repo_id TEXT NOT NULL, namespace TEXT NOT NULL,
+            id TEXT PRIMARY KEY, repo_id TEXT NOT NULL,
+            namespace TEXT NOT NULL COLLATE NOCASE,
             scope TEXT NOT NULL CHECK (scope IN ('read', 'write')),
             prefix TEXT NOT NULL, digest TEXT NOT NULL UNIQUE,
             created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, revoked_at INTEGER);

@@ -13,7 +13,7 @@ from artifactfs.server import catalog, tokens
 from artifactfs.server.clock import now_ms
 from artifactfs.server.context import Context
 from artifactfs.server.git_process import run_git
-from artifactfs.server.gitdir import create_gitdir, git_environment, write_alternates
+from artifactfs.server.gitdir import create_gitdir, git_environment, own_bytes, write_alternates
 from artifactfs.server.pools import PoolContents, fill_pool, has_all, own_object_files
 from artifactfs.server.records import Repo
 
@@ -82,11 +82,15 @@ class Forking:
             paths = tuple(layout.pool(pool_id) for pool_id in pools)
             await trio.to_thread.run_sync(_build, target, parent.default_branch, paths, refs)
             await trio.to_thread.run_sync(write_alternates, source, paths)
-            await self._context.store.write(
-                lambda db: catalog.update_repo(
+            left = await trio.to_thread.run_sync(own_bytes, source)
+
+            def finish(db: Database) -> None:
+                catalog.update_repo(
                     db, fork.id, status="ready", job=None, updated_at=fork.updated_at
                 )
-            )
+                catalog.update_repo(db, parent.id, own_bytes=left, updated_at=parent.updated_at)
+
+            await self._context.store.write(finish)
         return objects
 
     def _pool_for(self, source: Path, pools: list[str]) -> _NewPool | None:

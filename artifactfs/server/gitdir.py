@@ -130,12 +130,15 @@ def write_alternates(gitdir: Path, pools: tuple[Path, ...]) -> None:
 
 
 def own_bytes(gitdir: Path) -> int:
-    """Bytes of the objects in this gitdir itself, pools and quarantines excluded."""
-    return tree_bytes(gitdir / "objects")
+    """Bytes of the objects that only this gitdir has; what it shares with a pool is the pool's."""
+    return tree_bytes(gitdir / "objects", shared=False)
 
 
-def tree_bytes(directory: Path) -> int:
-    """Bytes of all files below `directory`; what vanishes meanwhile counts as nothing."""
+def tree_bytes(directory: Path, *, shared: bool = True) -> int:
+    """Bytes of all files below `directory`, quarantines excluded.
+
+    `shared`: count files with several hard links, too. What vanishes meanwhile counts as nothing.
+    """
     total = 0
     try:
         entries = list(os.scandir(directory))
@@ -146,9 +149,11 @@ def tree_bytes(directory: Path) -> int:
             continue
         try:
             if entry.is_dir(follow_symlinks=False):
-                total += tree_bytes(Path(entry.path))
-            else:
-                total += entry.stat(follow_symlinks=False).st_size
+                total += tree_bytes(Path(entry.path), shared=shared)
+                continue
+            status = entry.stat(follow_symlinks=False)
+            if shared or status.st_nlink == 1:
+                total += status.st_size
         except FileNotFoundError:
             continue
     return total

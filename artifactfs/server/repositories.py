@@ -21,7 +21,7 @@ from artifactfs.server.events import Event, Notice
 from artifactfs.server.gitdir import create_gitdir, remove_later
 from artifactfs.server.problems import Code, Problem, not_found
 from artifactfs.server.records import Repo, RepoToken, Scope
-from artifactfs.server.settings import name_is_valid
+from artifactfs.server.settings import NAME_HINTS, name_is_valid
 
 FIRST_TOKEN_TTL_S = 86_400
 MIN_TTL_S, MAX_TTL_S = 60, 31_536_000
@@ -46,7 +46,7 @@ class Repositories:
         if not name_is_valid(name, self._context.settings.names):
             raise Problem(
                 Code.INVALID_REPO_NAME,
-                "A name has 3 to 63 characters: a-z, 0-9 and hyphens",
+                NAME_HINTS[self._context.settings.names],
                 pointer=pointer,
             )
         return name

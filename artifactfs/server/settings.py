@@ -31,6 +31,13 @@ _NAMES: Mapping[NameRule, re.Pattern[str]] = {
 }
 
 
+NAME_HINTS: Mapping[NameRule, str] = {
+    NameRule.DEFAULT: "A name has 3 to 63 characters: a-z, 0-9 and hyphens",
+    NameRule.STRICT: "A name has 3 to 63 characters: a-z and hyphens",
+    NameRule.EXTENDED: "A name has 3 to 63 characters: letters, digits, '.', '_' and '-'",
+}
+
+
 def name_is_valid(name: str, rule: NameRule) -> bool:
     """True if `name` may name a namespace or a repository under `rule`."""
     if not _NAMES[rule].fullmatch(name):

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.server.running import ACCOUNT, Server
+from artifactfs.server.settings import NameRule, name_is_valid
+from tests.server.running import ACCOUNT, Server, ServerFactory
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 REPOS = "/namespaces/team/repos"
@@ -188,8 +189,35 @@ def test_namespaces(server: Server) -> None:
 def test_openapi_describes_every_route(server: Server) -> None:
     with server.client() as client:
         document = client.get("/openapi.json").json()
-        assert client.get("/docs").status_code == 200
+        docs = client.get("/docs")
+        assert docs.status_code == 200
+        for asset in re.findall(r'(?:src|href)="([^"]+)"', docs.text):
+            assert client.get(asset).status_code == 200  # nothing comes from elsewhere
     paths = document["paths"]
     base = "/client/v4/accounts/{account_id}/artifacts/namespaces/{namespace}"
     for below in ("/repos", "/repos/{name}", "/repos/{name}/fork", "/tokens", "/repos/{name}/log"):
         assert base + below in paths and "/v1/api/namespaces/{namespace}" + below in paths
+
+
+@pytest.mark.parametrize(
+    ("rule", "good", "bad"),
+    [
+        ("default", ["agent-007", "0day"], ["Agent", "a_b", "a.b.c", "-abc", "ab"]),
+        ("strict", ["agent-x"], ["agent-007", "Agent"]),
+        ("extended", ["My_Repo.v2"], ["a..b", "x.git", "x.lock", ".abc", "a b c"]),
+    ],
+)
+def test_rules_for_names(rule: str, good: list[str], bad: list[str]) -> None:
+    for each in good:
+        assert name_is_valid(each, NameRule(rule)), each
+    for each in bad:
+        assert not name_is_valid(each, NameRule(rule)), each
+
+
+def test_extended_names_are_compared_without_case(start_server: ServerFactory) -> None:
+    server = start_server("--names", "extended")
+    made = server.create("My_Repo", namespace="Team")
+    assert server.result("GET", "/namespaces/team/repos/my_repo")["id"] == made["id"]
+    assert server.result("GET", "/namespaces/TEAM")["repo_count"] == 1
+    again = server.api("POST", "/namespaces/team/repos", {"name": "MY_REPO"})
+    assert error_of(again) == (409, 10201)
