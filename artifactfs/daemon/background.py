@@ -68,8 +68,11 @@ class Refresh:
                 log.warning("refresh failed: %s", error.message, extra={"repo": self._repo})
 
 
-async def run_quietly(command: list[str], *, deadline_s: float) -> None:
-    """Run a program of ours. Cancelling kills it. Raises: ArtifactFSError with its last words."""
+async def run_quietly(command: list[str], *, deadline_s: float) -> bytes:
+    """Run a program of ours; returns what it printed. Cancelling kills it.
+
+    Raises: ArtifactFSError with its last words.
+    """
     with trio.move_on_after(deadline_s) as scope:
         done = await trio.run_process(
             command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
@@ -79,3 +82,4 @@ async def run_quietly(command: list[str], *, deadline_s: float) -> None:
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip().splitlines() or [""]
         raise ArtifactFSError(f"{command[2]} failed ({done.returncode}): {words[-1]}")
+    return done.stdout

@@ -7,9 +7,11 @@ readers by itself; history comes over a connection of its own.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -172,11 +174,18 @@ class Jobs:
             "gid": os.getgid() if settings.gid is None else settings.gid,
             "time-ns": base.time_ns,
             "token": filesystem.journal.initial_token,
+            "conversion": worker.layout.conversion,
         }
+        await filesystem.conversions.settled()
         command = [sys.executable, "-I", "-m", "artifactfs.git.index"]
         command += [f"--{name}={value}" for name, value in options.items()]
         started = trio.current_time()
-        await run_quietly(command, deadline_s=INDEX_DEADLINE_S)
+        printed = await run_quietly([*command, "--need-attributes"], deadline_s=INDEX_DEADLINE_S)
+        missing = json.loads(printed).get("missing")
+        if missing:
+            with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
+                await worker.hydrator.prefetch([bytes.fromhex(oid) for oid in missing])
+            await run_quietly(command, deadline_s=INDEX_DEADLINE_S)
         log.info("the index is written", extra={"seconds": trio.current_time() - started})
 
     async def _use_fsmonitor(self) -> None:

@@ -24,7 +24,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -36,12 +36,13 @@ from artifactfs.daemon.switch_head import Intent, Move, move_head
 from artifactfs.daemon.switch_target import Goal, fetch_trees
 from artifactfs.errors import ArtifactFSError, CorruptData, InvalidInput, StateError
 from artifactfs.fs.switch import Placed, SwitchResult
+from artifactfs.fs.treediff import diff_trees
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.gitdir import Head, read_head
 from artifactfs.git.index import LockedIndex
 from artifactfs.git.index_file import StatData
 from artifactfs.git.index_move import IndexMove, Unusual
-from artifactfs.git.objects import MissingObject, Oid
+from artifactfs.git.objects import MissingObject, ObjectDatabase, Oid
 from artifactfs.inode_numbers import derive_ino
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ _FOR_GIT = (
     "BISECT_LOG",
 )
 """Where one of these is in the gitdir, git has more to do than move a tree."""
+
+
+SizeOf = Callable[[bytes, Oid], int]
+"""The size of a path with that blob, as the index holds it."""
 
 
 class Overwritten(StateError):
@@ -128,6 +133,7 @@ class Switching:
         old = worker.odb.commit(move.head.commit).tree
         plan = await self._plan(gitdir, old, goal)
         sizes = await self._sizes(goal.tree, plan.new_blobs())
+        converted = await self._converted(old, plan, goal)
         intent = Intent.of(worker.layout)
         with trio.CancelScope(shield=True):
             lock = await trio.to_thread.run_sync(intent.lock_index, gitdir, move)
@@ -137,7 +143,7 @@ class Switching:
                         plan = await self._plan(gitdir, old, goal)
                     if read_head(gitdir) != move.head:
                         raise Unusual("HEAD is being moved")
-                    await self._apply(move, old, plan, sizes, lock)
+                    await self._apply(move, old, plan, partial(_size, sizes, converted), lock)
             finally:
                 intent.remove()
         return len(plan.changes)
@@ -164,12 +170,28 @@ class Switching:
                 return await worker.hydrator.sizes(tree, oids)
         return worker.hydrator.known_sizes(oids)
 
+    async def _converted(self, old: Oid, plan: IndexMove, goal: Goal) -> frozenset[bytes]:
+        """The new files that are not their blobs. Raises: Unusual where other files would change,
+        too: git leaves what it has written as it is, when only the attributes differ."""
+        filesystem = self._worker.filesystem
+        base = filesystem.base.tree
+        paths = [path for path, _, _ in plan.changes]
+        if base != old:
+            list_changes = partial(_differing, self._worker.odb, base, goal.tree)
+            paths = await trio.to_thread.run_sync(list_changes)
+        try:
+            if await filesystem.conversions.rules_change(goal.tree, paths):
+                raise Unusual("attributes that convert files change")
+            return await filesystem.conversions.converted_among(goal.tree, _blobs(plan))
+        except MissingObject as error:
+            raise Unusual(str(error)) from error
+
     async def _apply(
         self,
         move: Move,
         old: Oid,
         plan: IndexMove,
-        sizes: Mapping[Oid, int],
+        size_of: SizeOf,
         lock: LockedIndex,
     ) -> None:
         """Steps 3 and 4. Raises: Unusual, OSError, StateError; then the tree is as it was."""
@@ -180,7 +202,7 @@ class Switching:
         moved = self._move_tree(move, old)
         token = filesystem.journal.token()
         try:
-            stat_of = partial(_stat, _blobs(plan), moved, sizes)
+            stat_of = partial(_stat, _blobs(plan), moved, size_of)
             finish = partial(plan.finish, stat_of, changed=changed, token=token)
             content = await trio.to_thread.run_sync(finish)
             await trio.to_thread.run_sync(lock.commit, content)
@@ -261,13 +283,22 @@ def _blobs(plan: IndexMove) -> Mapping[bytes, Oid]:
     return {path: now.oid for path, _, now in plan.changes if now is not None}
 
 
+def _differing(odb: ObjectDatabase, old: Oid, new: Oid) -> list[bytes]:
+    return [change.path for change in diff_trees(odb, old, new)]
+
+
 def _stat(
-    blobs: Mapping[bytes, Oid], moved: SwitchResult, sizes: Mapping[Oid, int], path: bytes
+    blobs: Mapping[bytes, Oid], moved: SwitchResult, size_of: SizeOf, path: bytes
 ) -> StatData:
     """What the mount reports of `path`, which the move has changed."""
     placed = _placed(moved.placed, path)
-    size = sizes.get(blobs[path], 0)
+    size = size_of(path, blobs[path])
     return StatData(moved.time_ns, moved.time_ns, placed.ino, placed.uid, placed.gid, size)
+
+
+def _size(sizes: Mapping[Oid, int], converted: frozenset[bytes], path: bytes, oid: Oid) -> int:
+    """What the index holds: 0 where it is not known, or where the file is not the blob."""
+    return 0 if path in converted else sizes.get(oid, 0)
 
 
 def _placed(placed: dict[bytes, Placed], path: bytes) -> Placed:

@@ -133,6 +133,7 @@ class Worker:
         self.leaving = True
         tree = self._redirected_tree()
         await trio.to_thread.run_sync(redirects.release, tree)
+        await self.filesystem.filters.end_idle()
         try:
             await trio.to_thread.run_sync(mounts.unmount, self.settings.mount_point)
         except MountError:

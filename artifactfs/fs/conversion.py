@@ -33,7 +33,13 @@ from artifactfs.fs.inodes import Directory, Inode
 from artifactfs.fs.listings import Listings
 from artifactfs.git.attributes import FILE_NAME, Source, parse
 from artifactfs.git.command import GitFailed, run_git
-from artifactfs.git.conversion import CONFIG_KEYS, Conversion, ConversionSettings, Converter
+from artifactfs.git.conversion import (
+    CONFIG_KEYS,
+    Conversion,
+    ConversionSettings,
+    Converter,
+    ancestors,
+)
 from artifactfs.git.objects import Oid
 from artifactfs.hydration.blobs import Blob
 from artifactfs.hydration.hydrator import ReadContext
@@ -87,10 +93,16 @@ class Conversions:
         self._wake = trio.Event()
         self._settled = trio.Event()
         self._scoped = False
+        self._converts = False
+        """Whether any file may have been shown converted."""
         self._orphans: dict[int, tuple[Scope, bytes]] = {}
         self._settings = self._read_settings()
 
     # Settings
+
+    async def settled(self) -> None:
+        """Wait until the settings are known."""
+        await self._settled.wait()
 
     def _read_settings(self) -> ConversionSettings | None:
         try:
@@ -152,7 +164,7 @@ class Conversions:
         parent = directory.parent
         above = self.scope(parent) if parent is not None else Scope(b"")
         if above is PLAIN:
-            if self._own(directory) is None:
+            if self._own(directory.oid) is None:
                 return PLAIN
             scope = self.whole(directory)
         else:
@@ -170,12 +182,63 @@ class Conversions:
     def below(self, above: Scope, directory: Directory, name: bytes) -> Scope:
         """The scope of `directory`, if it lay in one with the scope `above` under `name`."""
         path = above.file_path(name)
-        own = self._own(directory)
+        own = self._own(directory.oid)
         return Scope(path, above.files if own is None else (*above.files, (path, own)))
 
-    def _own(self, directory: Directory) -> Oid | None:
-        entry = self._listings.entries(directory.oid).get(FILE_NAME)
+    def _own(self, tree: Oid | None) -> Oid | None:
+        entry = self._listings.entries(tree).get(FILE_NAME)
         return entry.oid if entry is not None and stat.S_ISREG(entry.mode) else None
+
+    def scope_in(self, tree: Oid, directory: bytes) -> Scope:
+        """The scope of `directory` where `tree` is the base. Raises: MissingObject."""
+        scope, at = Scope(b""), tree
+        files: tuple[AttributeFile, ...] = ()
+        for place in ancestors(directory):
+            if place:
+                at = self._listings.entries(at)[place.rpartition(b"/")[2]].oid
+            own = self._own(at)
+            files = files if own is None else (*files, (place, own))
+            scope = Scope(place, files)
+        return scope
+
+    async def converted_among(self, tree: Oid, paths: Iterable[bytes]) -> frozenset[bytes]:
+        """Those of `paths`, regular files of `tree`, that git would convert. Waits for attribute
+        files; a path of which one cannot be had counts. Raises: MissingObject."""
+        scopes: dict[bytes, Scope] = {}
+        found = set()
+        for path in paths:
+            directory, _, name = path.rpartition(b"/")
+            scope = scopes.get(directory)
+            if scope is None:
+                scope = scopes[directory] = self.scope_in(tree, directory)
+            try:
+                if await self.at(scope, name) is not None:
+                    found.add(path)
+            except ArtifactFSError:
+                found.add(path)
+        return frozenset(found)
+
+    async def rules_change(self, new: Oid, paths: Iterable[bytes]) -> bool:
+        """Whether a move of the base to the tree `new` may change what clean files show that do
+        not differ themselves; `paths` are those that differ. Waits for attribute files.
+
+        Raises: MissingObject.
+        """
+        changed = [path.rpartition(b"/")[0] for path in paths if _is_attribute_file(path)]
+        if changed and self._converts:
+            return True
+        for directory in changed:
+            try:
+                scope = self.scope_in(new, directory)
+                await self.at(scope, FILE_NAME)
+            except KeyError:  # the directory goes
+                continue
+            except ArtifactFSError:
+                return True
+            converter = self._converter(scope)
+            if converter is None or converter.can_convert():
+                return True
+        return False
 
     def forget_scopes(self, inodes: Iterable[Inode]) -> None:
         """Directories among `inodes` were moved, or are based on other trees now."""
@@ -250,7 +313,7 @@ class Conversions:
             await self._settled.wait()
             for file in scope.files:
                 await self._bring(file)
-        return converter.conversion(scope.file_path(name))
+        return converter.conversion(scope.file_path(name)) if converter.can_convert() else None
 
     def moves_freely(self, inode: Inode, old: Directory, new: Directory, name: bytes) -> bool:
         """Whether nothing changes its bytes when `inode` moves from `old` to `new` as `name`."""
@@ -279,6 +342,7 @@ class Conversions:
                 Source(place, parse(self._contents[oid], macros=not place)) for place, oid in files
             ]
             found = self._converters[files] = Converter(self._settings, sources)
+            self._converts = self._converts or found.can_convert()
         return found
 
     # Attribute files
@@ -331,13 +395,8 @@ class Conversions:
         return content
 
 
-def _path(directory: Directory) -> bytes:
-    parts: list[bytes] = []
-    at: Inode | None = directory
-    while at is not None and at.parent is not None:
-        parts.append(at.name)
-        at = at.parent
-    return b"/".join(reversed(parts))
+def _is_attribute_file(path: bytes) -> bool:
+    return path[path.rfind(b"/") + 1 :] == FILE_NAME
 
 
 def _read_kept(folder: Path, oid: Oid) -> bytes | None:

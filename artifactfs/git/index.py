@@ -50,6 +50,15 @@ class IndexExists(AlreadyExists):
     """Git has written an index meanwhile; ours is not needed."""
 
 
+class AttributesMissing(StateError):
+    """The .gitattributes files `oids` are not here, so it is not known which sizes are those of
+    the blobs."""
+
+    def __init__(self, oids: Sequence[Oid]) -> None:
+        super().__init__(f"{len(oids)} attribute files are not here")
+        self.oids = oids
+
+
 class IndexLocked(StateError):
     """Git (or a crashed git) holds ``index.lock``."""
 
@@ -167,14 +176,18 @@ def write_primed_index(
     time_ns: int,
     token: str,
     conversion: Path | None = None,
+    need_attributes: bool = False,
     force: bool = False,
 ) -> PrimedIndex:
     """Write ``index`` for a mount of `tree`, of which nothing has changed since `token`.
 
     `worktree` is the mount point, `sizes` the path of ``sizes.db``; `uid`, `gid` and `time_ns`
     are what the mount reports of every clean file; `conversion` is the file with the mount's
-    `ConversionSettings`, without which those of now are taken. ``index.lock`` is taken for the few
-    ms of writing only: a git command in between is not refused, and wins if it writes an index.
+    `ConversionSettings`, without which those of now are taken. Files below a .gitattributes that
+    is not here get no size, or with `need_attributes` it raises AttributesMissing.
+
+    ``index.lock`` is taken for the few ms of writing only: a git command in between is not
+    refused, and wins if it writes an index.
     Raises: IndexExists (unless `force`), IndexLocked, MissingObject, CorruptData, StateError,
     OSError.
     """
@@ -182,6 +195,9 @@ def write_primed_index(
         raise IndexExists(f"{gitdir / 'index'} exists already")
     odb = ObjectDatabase(gitdir)
     listing = list_tree(odb, tree)
+    missing = odb.missing(listing.attribute_files.values())
+    if missing and need_attributes:
+        raise AttributesMissing(missing)
     oids = [oid for _, mode, oid, _ in listing.files if mode != _GITLINK]
     known = read_sizes(sizes, oids)
     for oid in oids:
@@ -339,7 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the index that the arguments describe; prints one JSON object.
 
     ``{"written": true, "entries": …, "unknown_sizes": …}``, or ``{"written": false, "reason": …}``
-    where git has an index already or is at work. Other failures: a line on stderr, status 1.
+    where git has an index already or is at work, and with a list "missing" where attribute files
+    are needed. Other failures: a line on stderr, status 1.
     """
     parser = argparse.ArgumentParser(prog="artifactfs.git.index", description=__doc__)
     parser.add_argument("--gitdir", type=Path, required=True)
@@ -351,12 +368,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--time-ns", type=int, required=True)
     parser.add_argument("--token", required=True)
     parser.add_argument("--conversion", type=Path)
+    parser.add_argument("--need-attributes", action="store_true")
     parser.add_argument("--force", action="store_true")
     options = vars(parser.parse_args(argv))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that index.lock goes with us
     gitdir, tree = options.pop("gitdir"), options.pop("tree")
     try:
         written = write_primed_index(gitdir, tree, **options)
+    except AttributesMissing as error:
+        missing = [oid.hex() for oid in error.oids]
+        print(json.dumps({"written": False, "reason": error.message, "missing": missing}))
+        return 0
     except (IndexExists, IndexLocked) as error:
         print(json.dumps({"written": False, "reason": error.message}))
         return 0
