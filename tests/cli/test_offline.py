@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from artifactfs.cli.main import run
 from tests.e2e.processes import DaemonProcess
 
 
@@ -63,11 +64,14 @@ def test_fetch(idle_daemon: DaemonProcess, local_remote: Any) -> None:
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
-    idle_daemon: DaemonProcess, arguments: tuple[str, ...]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
 ) -> None:
-    done = idle_daemon.run(*arguments, check=False)
-    assert done.returncode == 2
-    lines = done.stderr.splitlines()
+    monkeypatch.setenv("ARTIFACT_FS_ROOT", str(tmp_path))
+    assert run(list(arguments)) == 2
+    lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: ")
     assert all(line.startswith("hint: ") for line in lines[1:])
     assert len(lines) <= 2

@@ -69,8 +69,10 @@ def test_follow_moves_forward_only_without_changes(
 
 
 @pytest.mark.parametrize("kind", ["blobless", "full"])
-def test_a_prepared_gitdir(daemon: DaemonProcess, local_remote: Any, kind: str) -> None:
-    gitdir = daemon.directory / "prepared.git"
+def test_a_prepared_gitdir(
+    daemon: DaemonProcess, local_remote: Any, tmp_path: Path, kind: str
+) -> None:
+    gitdir = tmp_path / "prepared.git"
     partial = ["--filter=blob:none"] if kind == "blobless" else []
     remote = f"file://{local_remote.path}"
     subprocess.run(["git", "clone", "-q", "--bare", *partial, remote, gitdir], check=True)
@@ -108,8 +110,11 @@ def test_unmount_while_in_use(hello: Path, daemon: DaemonProcess) -> None:
 
 
 def test_another_mount_root_at_the_next_start(
-    hello: Path, daemon: DaemonProcess, tmp_path: Path
+    idle_daemon: DaemonProcess, local_remote: Any
 ) -> None:
+    daemon = idle_daemon
+    daemon.start()
+    daemon.add_repo("hello", str(local_remote.path))
     daemon.stop()
     daemon.mounts = daemon.directory / "elsewhere"
     daemon.start()
