@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from artifactfs.errors import ArtifactFSError
-from artifactfs.redact import redact
+from artifactfs.redact import foreign_text
 
 # `git rev-parse --local-env-vars`: what would point git at another repository.
 _LOCAL_VARIABLES = frozenset(
@@ -102,7 +102,7 @@ def git_command(*arguments: str, gitdir: Path | None = None) -> list[str]:
 
 def failure(arguments: Sequence[str], returncode: int, stderr: bytes) -> GitFailed:
     """The exception for a git process that ended with `returncode`."""
-    text = redact(stderr.decode("utf-8", "replace").strip())
+    text = foreign_text(stderr)
     reason = last_message(text) or f"exit code {returncode}"
     return GitFailed(f"git {_verb(arguments)} failed: {reason}", returncode=returncode, stderr=text)
 
@@ -144,7 +144,7 @@ class PipedProcess:
         """The end of what it wrote to stderr so far, redacted."""
         size = os.fstat(self._stderr).st_size
         tail = os.pread(self._stderr, _STDERR_LIMIT, max(0, size - _STDERR_LIMIT))
-        return redact(tail.decode("utf-8", "replace").strip())
+        return foreign_text(tail)
 
     async def wait(self) -> int:
         return await self._process.wait()

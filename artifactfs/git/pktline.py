@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from artifactfs.errors import ObjectsMissing, ProtocolError, RemoteError
-from artifactfs.redact import redact
+from artifactfs.redact import foreign_text
 
 MAX_PAYLOAD = 65516
 
@@ -89,8 +89,7 @@ def _length(digits: bytes) -> int:
 
 def remote_error(message: bytes | str) -> RemoteError:
     """The exception for what follows ``ERR``, or came on side band 3."""
-    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
-    text = redact(text.strip())
+    text = foreign_text(message)
     if missing := _NOT_OUR_REF.findall(text):
         oids = frozenset(bytes.fromhex(oid) for oid in missing)
         return ObjectsMissing(f"the remote lacks {', '.join(sorted(set(missing)))}", oids)

@@ -37,7 +37,7 @@ from artifactfs.git.pktline import FLUSH, Packet, PacketDecoder
 from artifactfs.git.protocol import AGENT
 from artifactfs.git.transport import Advertisement, Exchange, RequestCounters
 from artifactfs.git.url import RemoteURL, parse_remote
-from artifactfs.redact import redact
+from artifactfs.redact import foreign_text, redact
 
 # httpx imports its command line (click, rich, pygments) unless this is there: half of its import.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
@@ -380,7 +380,7 @@ async def _short_text(response: httpx.Response) -> str:
                 break
     except httpx.HTTPError:
         return ""
-    return redact(" ".join(body[:_ERROR_BODY_LIMIT].decode("utf-8", "replace").split()))[:200]
+    return " ".join(foreign_text(body[:_ERROR_BODY_LIMIT]).split())[:200]
 
 
 async def open_http(

@@ -76,3 +76,8 @@ def test_other_errors_are_repeated_without_secrets() -> None:
     assert isinstance(error, ProtocolError)
     assert "no access" in error.message
     assert "S3CRET" not in error.message
+
+
+def test_what_a_remote_says_cannot_act_on_a_terminal() -> None:
+    said = b"\x1b]0;title\x07no \x1b[31mroom\x1b[0m\xc2\x9b2J\r\nask \x08me\x00"
+    assert remote_error(said).message == "the remote refused: no room\n\nask me"
