@@ -46,6 +46,15 @@ def is_simple(request: FetchRequest) -> bool:
     )
 
 
+def is_blob(gitdir: Path, oid: bytes) -> bool:
+    """True if a hex oid is a blob of the repository. Reads its header only."""
+    try:
+        kind, _ = pygit2.Odb(str(gitdir / "objects")).read_header(oid.decode())
+    except (KeyError, ValueError, pygit2.GitError):
+        return False
+    return bool(kind == _BLOB)
+
+
 def answer(gitdir: Path, wants: Sequence[bytes]) -> bytes | None:
     """The whole answer to such a request; None if git should give it. Runs in a thread.
 

@@ -105,16 +105,16 @@ class EventLog:
     async def flush(self) -> None:
         """Write what is pending."""
         events, self._pending = self._pending, []
-        stored = self._stored()
+        stored = await self._stored()
         if events or stored:
             await self.store.write(lambda db: _write(db, events, stored))
 
-    def _stored(self) -> list[_Stored]:
+    async def _stored(self) -> list[_Stored]:
         """Bytes stored by namespace, looked up every ten seconds."""
         if trio.current_time() - self._measured < _STORAGE_S:
             return []
         self._measured = trio.current_time()
-        rows = self._metadata.rows(_STORED)
+        rows = await self._metadata.read_in_thread(lambda db: list(db.query(_STORED)))
         return [_Stored(row["account_id"], row["namespace"], row["stored"]) for row in rows]
 
     async def prune(self, before: int) -> None:

@@ -33,6 +33,8 @@ _WATCH_S = 1.0
 _LOOK_S = 30.0
 _ADVERTISEMENT_BYTES = 64 * 1024 * 1024
 _REF = re.compile(rb"([0-9a-f]{40})[ \t](refs/heads/[^\0\n]+|HEAD)")
+_DUMB = re.compile(rb"[0-9a-f]{40}\trefs/")
+"""``info/refs`` of a server that only hands out files (gitprotocol-http(5))."""
 _SYMREF = re.compile(rb"symref=HEAD:refs/heads/(\S+)")
 
 
@@ -113,7 +115,8 @@ def _read_refs(url: str, answer: httpx.Response) -> Look:
         raise Problem(Code.INVALID_URL, "The remote has no such repository", pointer="/url")
     kind = answer.headers.get("content-type", "").partition(";")[0]
     smart = kind == "application/x-git-upload-pack-advertisement"
-    if status != 200 or not (smart or kind == "text/plain"):
+    dumb = _DUMB.match(answer.content) is not None
+    if status != 200 or not (smart or dumb):
         raise Problem(Code.UPSTREAM_UNAVAILABLE, "The remote is not a Git repository")
     body = answer.content
     refs = [ref.decode("utf-8", "replace") for _, ref in _REF.findall(body)]

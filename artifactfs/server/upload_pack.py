@@ -20,7 +20,6 @@ from artifactfs.server.git_stream import (
     refuse,
     turn,
 )
-from artifactfs.server.objects import only_blobs
 from artifactfs.server.pktline import PktError
 from artifactfs.server.records import Repo
 
@@ -48,14 +47,15 @@ class UploadPack:
             await refuse(self._context, repo, exchange, 400, str(error))
             return
         gitdir = self._context.layout.gitdir(repo.id)
-        blobs = bool(request.wants) and not request.history
-        blobs = blobs and only_blobs(gitdir, request.wants[:1])
-        if whole and blobs and blob_pack.is_simple(request):
-            pack = await trio.to_thread.run_sync(blob_pack.answer, gitdir, request.wants)
-            if pack is not None:
-                self._note(repo, exchange, request, blobs=True)
-                await exchange.answer(200, pack, _RESULT, NO_CACHE)
-                return
+        blobs = False
+        if request.wants and not request.history:
+            if whole and blob_pack.is_simple(request):
+                pack = await trio.to_thread.run_sync(blob_pack.answer, gitdir, request.wants)
+                if pack is not None:
+                    self._note(repo, exchange, request, blobs=True)
+                    await exchange.answer(200, pack, _RESULT, NO_CACHE)
+                    return
+            blobs = await trio.to_thread.run_sync(blob_pack.is_blob, gitdir, request.wants[0])
         async with turn(self._context) as mine:
             if mine:
                 await self._run(repo, exchange, protocol, request, head, body, blobs=blobs)

@@ -20,6 +20,7 @@ from artifactfs.server.analytics import GroupQuery, groups
 from artifactfs.server.database import open_database
 from artifactfs.server.eventlog import event_migrations
 from artifactfs.server.limits import RateLimiter
+from tests.git.http_backend import http_backend
 from tests.server.running import ACCOUNT, Git, Server, ServerFactory, with_token
 
 GROUPS = """
@@ -210,14 +211,19 @@ def test_webhooks_tell_of_all_nine_events(
     git("commit", "-q", "--allow-empty", "-m", "Third", cwd=work)
     git("push", "-q", remote, "main", cwd=work)
     git("fetch", "-q", cwd=tmp_path / "full")
+    git("clone", "-q", "--bare", work, tmp_path / "elsewhere" / "demo.git")
+    with http_backend(tmp_path / "elsewhere") as elsewhere:
+        url = f"{elsewhere.url}/demo.git"
+        server.result("POST", f"{base}/repos/third/import", {"url": url})
+        server.wait_ready("third", namespace=space)
     server.result("POST", f"{base}/repos/first/fork", {"name": "second"})
     token = server.result("POST", f"{base}/tokens", {"repo": "second"})
     server.result("DELETE", f"{base}/tokens/{token['id']}")
     server.result("DELETE", f"{base}/repos/second")
-    bodies = subscriber.wait_for(10)
+    bodies = subscriber.wait_for(11)
     kinds = {body["type"].removeprefix("cf.artifacts.repo.") for body in bodies}
     assert kinds == {
-        *("created", "pushed", "cloned", "fetched", "forked", "deleted"),
+        *("created", "pushed", "cloned", "fetched", "forked", "imported", "deleted"),
         *("token.created", "token.revoked"),
     }
     push = [b for b in bodies if b["type"].endswith(".pushed")]

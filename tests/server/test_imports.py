@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,35 @@ def test_branch_and_depth(
     assert "refs/heads/main" not in git("ls-remote", remote)
     git("clone", "-q", remote, tmp_path / "copy")
     assert git("rev-list", "--count", "HEAD", cwd=tmp_path / "copy") == "1\n"
+
+
+def test_a_server_that_only_hands_out_files(
+    server: Server, git: Git, work: Path, name: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "files"
+    git("clone", "-q", "--bare", work, root / "demo.git")
+    git("update-server-info", cwd=root / "demo.git")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(root))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_address[1]}/demo.git"
+        status, body = start_import(server, name, url=url)
+        assert status == 201, body
+        assert server.wait_ready(name)["default_branch"] == "main"
+        http.shutdown()
+    assert len(server.result("GET", f"/namespaces/team/repos/{name}/log")) == 2
+
+
+def test_redirects_are_followed_and_checked(
+    server: Server, guarded_server: Server, elsewhere: Backend, name: str
+) -> None:
+    elsewhere.redirects["/moved.git"] = "/demo.git"
+    status, body = start_import(server, name, url=f"{elsewhere.url}/moved.git")
+    assert status == 201, body
+    server.wait_ready(name)
+    elsewhere.redirects["/away.git"] = "ftp://127.0.0.1/x"
+    status, body = start_import(server, f"{name}-b", url=f"{elsewhere.url}/away.git")
+    assert (status, code_of(body)) == (400, 10104)
 
 
 def test_wrong_urls_are_told_at_once_and_take_no_name(
