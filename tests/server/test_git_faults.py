@@ -236,6 +236,19 @@ def test_a_client_that_goes_away_ends_the_git_process(endpoint: Endpoint) -> Non
     assert not list((endpoint.server.data / "repos").rglob("tmp_objdir-*"))
 
 
+def test_a_client_that_leaves_a_fetch_ends_it(endpoint: Endpoint, git: Git, work: Path) -> None:
+    (work / "big").write_bytes(os.urandom(30_000_000))
+    git("add", "-A", cwd=work)
+    git("commit", "-q", "-m", "Big", cwd=work)
+    git("push", "-q", endpoint.url, "main", cwd=work)
+    tip = git("rev-parse", "main", cwd=work).strip()
+    body = pkt(f"want {tip} ofs-delta\n") + b"0000" + pkt("done\n")
+    sock = raw_request(endpoint, "upload-pack", body, len(body))
+    wait_for_child(endpoint.server, "upload-pack")
+    sock.close()
+    wait_until_no_children(endpoint.server)
+
+
 def test_a_client_that_stops_reading_is_cut_off(
     start_server: ServerFactory, git: Git, work: Path
 ) -> None:
