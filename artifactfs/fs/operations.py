@@ -28,7 +28,7 @@ from pyfuse3 import (
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.attributes import entry_attributes, negative_entry
 from artifactfs.fs.contents import Contents
-from artifactfs.fs.handles import DirectoryHandle, FileHandle, Handles, VirtualHandle
+from artifactfs.fs.handles import FileHandle, Handles, Listing, UnfinishedListings, VirtualHandle
 from artifactfs.fs.inodes import Directory, Inode
 from artifactfs.fs.mutations import (
     NAME_MAX,
@@ -93,6 +93,7 @@ class Operations(pyfuse3.Operations):
         self.name = name
         self.started = trio.Event()
         self.requests = 0
+        self.kernel_opens_directories = False
         self._tree = tree
         self._mutations = mutations
         self._contents = contents
@@ -100,7 +101,7 @@ class Operations(pyfuse3.Operations):
         self._xattrs = xattrs
         self._index_ready = index_ready
         self._files: Handles[FileHandle | VirtualHandle] = Handles()
-        self._directories: Handles[DirectoryHandle | None] = Handles()
+        self._unfinished = UnfinishedListings()
 
     def init(self) -> None:
         self.started.set()
@@ -342,46 +343,55 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def opendir(self, ino: int, ctx: RequestContext) -> int:
-        if self._virtual.owns(ino):
-            return self._directories.add(None)
-        return self._directories.add(DirectoryHandle(self._tree.directory(ino)))
+        """The handle of a directory is its number. Where `lowlevel` could make its adjustments,
+        this is asked once: the kernel then opens directories by itself, and caches them."""
+        if self.kernel_opens_directories:
+            raise FUSEError(errno.ENOSYS)
+        return ino
 
     @_answering
     async def readdir(self, fh: int, start: int, token: ReaddirToken) -> None:
         """Entries 1 and 2 are ``.`` and ``..``; in the root the gitfile follows."""
-        handle = self._directories[fh]
-        if handle is None:
+        if self._virtual.owns(fh):
             return
-        tree, directory = self._tree, handle.directory
-        if start == 0 or handle.names is None:
-            handle.names = tree.listing(directory)
+        tree, directory = self._tree, self._tree.directory(fh)
+        listing, position = self._unfinished.resume(start)
+        if listing is None:
+            names = tree.listing(directory)
             if directory is tree.root:
-                handle.names.insert(0, GITFILE)
-        for position in range(start, min(2, start + 2)):
-            dots = directory if position == 0 else directory.parent or directory
-            entry = self._attributes(dots)
-            if not pyfuse3.readdir_reply(token, b"." * (position + 1), entry, position + 1):
+                names.insert(0, GITFILE)
+            listing = self._unfinished.begin(names)
+        for number in range(position, min(2, position + 2)):
+            dots = directory if number == 0 else directory.parent or directory
+            entry, cookie = self._attributes(dots), listing.cookie(number + 1)
+            if not pyfuse3.readdir_reply(token, b"." * (number + 1), entry, cookie):
+                self._unfinished.keep(listing)
                 return
-        self._list(handle, max(start, 2), token)
+        if not self._list(directory, listing, max(position, 2), token):
+            self._unfinished.keep(listing)
 
-    def _list(self, handle: DirectoryHandle, start: int, token: ReaddirToken) -> None:
-        tree, directory, names = self._tree, handle.directory, handle.names
-        assert names is not None
-        lookup, reply = tree.lookup, pyfuse3.readdir_reply
+    def _list(
+        self, directory: Directory, listing: Listing, start: int, token: ReaddirToken
+    ) -> bool:
+        """False where the kernel's buffer was full before the end."""
+        tree, names = self._tree, listing.names
+        lookup, reply, cookie = tree.lookup, pyfuse3.readdir_reply, listing.cookie
+        rows = tree.overlay.rows_in(directory.ino) if len(tree.names(directory)) > 1 else {}
         for position in range(start, len(names) + 2):
             name = names[position - 2]
             if name == GITFILE and directory is tree.root:
                 entry = self._virtual.attributes(GITFILE_INO)
-                if not reply(token, name, entry, position + 1):
-                    return
+                if not reply(token, name, entry, cookie(position + 1)):
+                    return False
                 continue
-            inode = lookup(directory, name)
+            inode = lookup(directory, name, rows)
             if inode is None:  # removed since the listing began
                 continue
-            if not reply(token, name, self._attributes(inode), position + 1):
+            if not reply(token, name, self._attributes(inode), cookie(position + 1)):
                 tree.drop_if_unused(inode)
-                return
+                return False
             inode.nlookup += 1
+        return True
 
     def _attributes(self, inode: Inode) -> EntryAttributes:
         self._tree.settle(inode)
@@ -389,7 +399,7 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def releasedir(self, fh: int) -> None:
-        self._directories.remove(fh)
+        return
 
     @_answering
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

@@ -14,7 +14,7 @@ import pyfuse3
 import trio
 
 from artifactfs.errors import MountError
-from artifactfs.fs import fastloop
+from artifactfs.fs import fastloop, lowlevel
 from artifactfs.fs.filesystem import FileSystem
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,11 @@ def _mount(filesystem: FileSystem, path: str, extra: Iterable[str]) -> int | Non
     _raise_descriptor_limit()
     before = fastloop.fuse_descriptors()
     try:
-        pyfuse3.init(filesystem.operations, path, mount_options(filesystem, extra))
+        with lowlevel.adjusted(pyfuse3) as adjustments:
+            pyfuse3.init(filesystem.operations, path, mount_options(filesystem, extra))
+        filesystem.adjustments = adjustments
+        by_number = adjustments.directories_by_number
+        filesystem.operations.kernel_opens_directories = by_number
     except RuntimeError as error:
         raise _explain(path) from error
     opened = fastloop.fuse_descriptors() - before

@@ -218,8 +218,9 @@ class Switch:
 
     def _can_replace(self, inode: Inode, now: TreeEntry | None) -> bool:
         """Whether the same inode gets the new content. Not where it is open: as on a disk, where
-        git makes a new file, whoever has it open goes on with what was there."""
-        if now is None or inode.handles:
+        git makes a new file, whoever has it open goes on with what was there. And not a symlink:
+        the kernel may keep its target."""
+        if now is None or inode.handles or stat.S_ISLNK(inode.mode):
             return False
         return stat.S_IFMT(mode_of_entry(now.mode)) == stat.S_IFMT(inode.mode)
 
@@ -283,7 +284,9 @@ class Switch:
         self._change.add(make(ino, directory, name, mode, row.oid), row)
         self._change.link(directory, name, ino)
         self._effects.entries.append((directory, name))
-        self.result.changed.append(path + b"/" if is_directory_entry(now) else path)
+        changed = path + b"/" if is_directory_entry(now) else path
+        if self.result.changed[-1:] != [changed]:  # else it has just vanished
+            self.result.changed.append(changed)
         self.result.placed[path] = Placed(ino, owner.uid, owner.gid)
 
     # After the commit
