@@ -19,7 +19,7 @@ from artifactfs.server.api import (
     install_error_handlers,
 )
 from artifactfs.server.context import Context
-from artifactfs.server.events import Event
+from artifactfs.server.events import Event, error_type
 from artifactfs.server.exchange import Message, Receive, Send, close_if_unread
 from artifactfs.server.git_http import GitHTTP, route_of
 from artifactfs.server.jobs import Jobs
@@ -148,15 +148,12 @@ class Application:
         if record.status < 400 or not isinstance(caller, Caller) or "namespace" not in params:
             return
         problem = state.get("problem")
-        kind = "serverError" if record.status >= 500 else "clientError"
-        if record.status == 429:
-            kind = "rateLimited"
         self._context.events.record(
             Event(
                 caller.account_id,
                 params["namespace"],
                 params.get("name", ""),
-                kind,  # type: ignore[arg-type]
+                error_type(record.status),
                 record.ms,
                 error_message=problem.message if isinstance(problem, Problem) else "",
             )

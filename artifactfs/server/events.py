@@ -23,6 +23,13 @@ ERRORS: tuple[ErrorType, ...] = (
 )
 
 
+def error_type(status: int) -> ErrorType:
+    """The event type of an answer with that HTTP status, 400 or more."""
+    if status == 429:
+        return "rateLimited"
+    return "serverError" if status >= 500 else "clientError"
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One operation, for the analytics dataset."""

@@ -16,7 +16,7 @@ from artifactfs.server import tokens
 from artifactfs.server.access_log import RequestRecord
 from artifactfs.server.clock import now_ms
 from artifactfs.server.context import Context
-from artifactfs.server.events import Event
+from artifactfs.server.events import Event, error_type
 from artifactfs.server.exchange import (
     NO_CACHE,
     BadBody,
@@ -185,13 +185,12 @@ class GitHTTP:
         if row is None:
             return
         repo = self._context.catalog.repo(route.namespace, route.repo)
-        kind = "rateLimited" if refused.status == 429 else "clientError"
         self._context.events.record(
             Event(
                 row["account_id"],
                 route.namespace,
                 "" if repo is None else repo.name,
-                "serverError" if refused.status >= 500 else kind,  # type: ignore[arg-type]
+                error_type(refused.status),
                 exchange.record.ms,
                 error_message=refused.text,
             )

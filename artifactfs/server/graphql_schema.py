@@ -11,6 +11,7 @@ from graphql import (
     FragmentSpreadNode,
     GraphQLError,
     GraphQLIncludeDirective,
+    GraphQLObjectType,
     GraphQLResolveInfo,
     GraphQLSchema,
     GraphQLSkipDirective,
@@ -160,10 +161,14 @@ def _fields(selection: SelectionSetNode | None, info: Info) -> list[FieldNode]:
 
 def _build() -> GraphQLSchema:
     schema = build_schema(_sdl())
-    query, viewer, account = (schema.type_map[name] for name in ("Query", "viewer", "account"))
-    query.fields["viewer"].resolve = lambda *_: {}  # type: ignore[attr-defined]
-    viewer.fields["accounts"].resolve = _resolve_accounts  # type: ignore[attr-defined]
-    account.fields[_GROUPS].resolve = _resolve_groups  # type: ignore[attr-defined]
+    for type_name, field, resolve in (
+        ("Query", "viewer", lambda *_: {}),
+        ("viewer", "accounts", _resolve_accounts),
+        ("account", _GROUPS, _resolve_groups),
+    ):
+        found = schema.type_map[type_name]
+        assert isinstance(found, GraphQLObjectType)
+        found.fields[field].resolve = resolve
     return schema
 
 

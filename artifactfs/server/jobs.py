@@ -17,7 +17,7 @@ from sqlite_utils import Database
 
 from artifactfs.server import catalog
 from artifactfs.server.context import Context
-from artifactfs.server.events import Event, Notice
+from artifactfs.server.events import ActionType, Event, Notice
 from artifactfs.server.forking import ForkFailed, Forking, fork_record
 from artifactfs.server.importing import (
     ImportFailed,
@@ -173,12 +173,10 @@ class Jobs:
             await self._importing.run(job.repo)
         self._finished(job, "create", "imported")
 
-    def _finished(self, job: Job, event: str, notice: str) -> None:
+    def _finished(self, job: Job, event: ActionType, notice: str) -> None:
         repo, events = job.repo, self._context.events
         duration = (time.perf_counter() - job.started) * 1000
-        events.record(
-            Event(repo.account_id, repo.namespace, repo.name, event, duration)  # type: ignore[arg-type]
-        )
+        events.record(Event(repo.account_id, repo.namespace, repo.name, event, duration))
         payload = {"source": repo.source}
         events.notify(Notice(repo.account_id, repo.namespace, repo.name, notice, payload))
 

@@ -28,6 +28,8 @@ from artifactfs.server.push_report import PushCommands, PushReport, RefUpdate
 from artifactfs.server.records import Repo
 
 _RESULT = b"application/x-git-receive-pack-result"
+_COMMAND_BYTES = 8 * 1024 * 1024
+"""How much the commands of a push may be: they are held in memory."""
 
 
 class ReceivePack:
@@ -137,5 +139,7 @@ async def _read_commands(body: AsyncIterator[bytes], commands: PushCommands) -> 
         commands.feed(chunk)
         if commands.complete:
             return bytes(head)
+        if len(head) > _COMMAND_BYTES:
+            raise PktError("the push names too many refs")
     commands.finish()
     return bytes(head)

@@ -17,7 +17,7 @@ from sqlite_utils import Database
 from artifactfs.server import catalog, tokens
 from artifactfs.server.clock import now_ms
 from artifactfs.server.context import Context
-from artifactfs.server.events import Event, Notice
+from artifactfs.server.events import ActionType, Event, Notice
 from artifactfs.server.gitdir import create_gitdir, remove_later
 from artifactfs.server.problems import Code, Problem, not_found
 from artifactfs.server.records import Repo, RepoToken, Scope
@@ -202,10 +202,10 @@ class Repositories:
         if moved is not None:
             self._context.background.start_soon(remove_tree, moved)
 
-    def _report(self, repo: Repo, kind: str, started: float) -> None:
+    def _report(self, repo: Repo, kind: ActionType, started: float) -> None:
         duration = (time.perf_counter() - started) * 1000
         self._context.events.record(
-            Event(repo.account_id, repo.namespace, repo.name, kind, duration)  # type: ignore[arg-type]
+            Event(repo.account_id, repo.namespace, repo.name, kind, duration)
         )
 
     def _notify(self, repo: Repo, kind: str, payload: dict[str, object]) -> None:

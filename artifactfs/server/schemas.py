@@ -8,10 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 T = TypeVar("T")
 
-_BRANCH = (
-    r"^(?!/|-|\.)(?!.*(?:\.\.|//|@\{|\.lock$|\.lock/|/\.|/$|\.$))[^\x00-\x20\x7f~^:?*\[\\]{1,200}$"
-)
-
 
 class Source(BaseModel):
     pointer: str = Field(description="JSON pointer of the field at fault")

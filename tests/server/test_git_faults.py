@@ -154,6 +154,15 @@ def test_a_compressed_bomb_is_stopped(endpoint: Endpoint) -> None:
     assert memory_mib(endpoint.server) - before < 60
 
 
+def test_a_push_of_endless_refs_is_stopped(endpoint: Endpoint) -> None:
+    before = memory_mib(endpoint.server)
+    oids = f"{'0' * 40} {endpoint.head}"
+    body = b"".join(pkt(f"{oids} refs/heads/{n}-{'x' * 60_000}") for n in range(400))
+    answer = endpoint.post("receive-pack", body, 0)
+    assert (answer.status_code, answer.text) == (400, "the push names too many refs\n")
+    assert memory_mib(endpoint.server) - before < 60
+
+
 def test_cut_and_damaged_packs_leave_nothing(endpoint: Endpoint, git: Git, work: Path) -> None:
     (work / "data").write_bytes(os.urandom(50_000))
     git("add", "-A", cwd=work)

@@ -71,6 +71,10 @@ def test_broken_json_and_large_bodies(server: Server) -> None:
         url = server.base + REPOS
         broken = client.post(url, content=b"{", headers={"Content-Type": "application/json"})
         assert error_of(broken) == (400, 10100)
+        deep = client.post(
+            url, content=b"[" * 500_000, headers={"Content-Type": "application/json"}
+        )
+        assert error_of(deep) == (400, 10100)
         large = client.post(
             url, content=b'"' + b"x" * 2_000_000, headers={"Content-Type": "application/json"}
         )
