@@ -17,6 +17,8 @@ from tests.e2e.mount_table import clear_mounts, descendants, memory_kib, mounted
 from tests.e2e.processes import PROGRAMS, DaemonProcess
 
 GIVE_UP_S = 300
+SETTLED_S = 2.0
+"""A daemon that has run for so long has loaded all its modules."""
 
 
 def disk_bytes(directory: Path) -> int:
@@ -116,6 +118,7 @@ class ArtifactFS(Contender):
 
     def prepare(self) -> None:
         self.daemon.start("--log-level", "warning")
+        time.sleep(SETTLED_S)
 
     def open(self, url: str) -> Path:
         return self.daemon.add_repo("bench", url)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +21,9 @@ from benchmarks.fast_import import quiet_git_environment, run_git
 from tests.e2e.processes import ArtifactsProcess
 
 COMMAND_LIMIT_S = 240
+COLD_READS = 30
+PAUSE_S = 0.1
+"""Between two cold reads, so that what was read ahead for one does not slow the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +117,31 @@ def measure_opening(
     return tree
 
 
+def measure_cold_reads(run: Run, workload: Workload, tree: Path) -> None:
+    """The first read of a file in a directory where nothing was read, one after the other."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=tree, capture_output=True, check=True)
+    chosen: dict[str, str] = {}
+    for path in listed.stdout.decode(errors="surrogateescape").split("\0"):
+        directory = os.path.dirname(path)
+        if directory and not directory.startswith(workload.grep_directory):
+            chosen.setdefault(directory, path)
+    paths = list(chosen.values())
+    times = []
+    for path in paths[:: max(1, len(paths) // COLD_READS)][:COLD_READS]:
+        time.sleep(PAUSE_S)
+        began = time.perf_counter()
+        (tree / path).read_bytes()
+        times.append(time.perf_counter() - began)
+    if times:
+        run.figures["cold read of a file (median of 30)"] = statistics.median(times)
+
+
 def measure_commands(run: Run, contender: Contender, workload: Workload, tree: Path) -> None:
     """Every command, cold ones first."""
     figures = run.figures
     figures["git log at once"] = shell("git log --oneline | wc -l", tree)
     contender.settle()
+    measure_cold_reads(run, workload, tree)
     for name, command in (
         ("git status, first", "git status"),
         ("git status, second", "git status"),
@@ -182,6 +207,26 @@ def fetch_root_tree(url: str, source: Path) -> float:
     return time.perf_counter() - began
 
 
+def fetch_in_one_batch(url: str, directory: Path, workload: Workload) -> float:
+    """Seconds that `git fetch` takes for the blobs that the cold grep reads, in one request."""
+    listed = run_git("-C", workload.source, "ls-tree", "-r", "HEAD", workload.grep_directory + "/")
+    oids = sorted({line.split()[2] for line in listed.splitlines()})
+    run_git("clone", "--quiet", "--no-checkout", "--filter=blob:none", url, directory)
+    command = ["git", "-C", str(directory), "-c", "fetch.negotiationAlgorithm=noop", "fetch"]
+    command += ["--quiet", "--no-tags", "--no-write-fetch-head", "--filter=blob:none", "--stdin"]
+    began = time.perf_counter()
+    subprocess.run(
+        [*command, "origin"],
+        input="\n".join(oids).encode(),
+        env=quiet_git_environment(),
+        check=True,
+        timeout=COMMAND_LIMIT_S,
+    )
+    took = time.perf_counter() - began
+    shutil.rmtree(directory)
+    return took
+
+
 def run_once(
     kind: type[Contender],
     directory: Path,
@@ -218,6 +263,8 @@ def run_once(
 def measure_full_hydration(run: Run, directory: Path, workload: Workload, url: str) -> None:
     """A fresh mount whose background sweep brings everything, and the raw fetch beside it."""
     run.figures["raw fetch of the root tree"] = fetch_root_tree(url, workload.source)
+    name = "git fetch of what the cold grep reads"
+    run.figures[name] = fetch_in_one_batch(url, directory, workload)
     with opened(ArtifactFS, directory) as contender:
         contender.open(url)
         with run.clock("full hydration"):
