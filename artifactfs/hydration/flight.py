@@ -198,6 +198,7 @@ class FlightControl:
         while oids := self._missing(flight):
             if flight.in_memory:
                 oids = self._fitting(oids)
+            epoch = self._health.epoch
             error = await self._attempt(flight, oids)
             flight.error = error
             if error is None:
@@ -217,7 +218,9 @@ class FlightControl:
                 self._fail(flight, error)
                 return
             if isinstance(error, RemoteError):
-                self._note_remote_failure(error)
+                self._note_remote_failure(error, epoch)
+                if not self._health.up:
+                    return  # the outage told the readers
             if not isinstance(error, RemoteUnreachable):
                 refetches += 1
             if refetches >= REFETCHES:
@@ -356,10 +359,10 @@ class FlightControl:
         for want in flight.wants.values():
             want.trouble = redact(error.message)
 
-    def _note_remote_failure(self, error: RemoteError) -> None:
-        if isinstance(error, AuthenticationFailed | RemoteNotFound):
+    def _note_remote_failure(self, error: RemoteError, epoch: int) -> None:
+        if isinstance(error, AuthenticationFailed | RemoteNotFound) and epoch == self._health.epoch:
             self._link.reset()
-        self._health.note_failure(error)
+        self._health.note_failure(error, epoch=epoch)
 
     def _drop_missing(self, flight: Flight, oids: list[bytes], error: ObjectsMissing) -> None:
         """The remote lacks something: go on without it, and tell only its readers."""

@@ -72,6 +72,9 @@ class RemoteHealth:
         self.outage: Outage | None = None
         self.failures = 0
         """Failed requests since the last one that succeeded."""
+        self.epoch = 0
+        """Counts ends of outages and changes of the remote: what a request that began in an
+        earlier epoch fails with says nothing about the remote as it is now."""
         self._repo = repo
         self._grace_s = min(MAX_GRACE_S, deadline_s / 2)
         self._credentials = credentials
@@ -98,10 +101,13 @@ class RemoteHealth:
                 "remote of %s is back after %.0f s", self._repo, time.time() - self.outage.since
             )
             self.outage = None
+            self.epoch += 1
             self._on_up()
 
-    def note_failure(self, error: ArtifactFSError) -> None:
-        """A request failed with `error`; may begin an outage."""
+    def note_failure(self, error: ArtifactFSError, *, epoch: int | None = None) -> None:
+        """A request that began in `epoch` (None: this one) failed; may begin an outage."""
+        if epoch is not None and epoch != self.epoch:
+            return
         self.failures += 1
         now = trio.current_time()
         if self._failing_since is None:
@@ -126,6 +132,7 @@ class RemoteHealth:
 
     def reset(self) -> None:
         """Believe that the remote is up: its URL or its credentials are new."""
+        self.epoch += 1
         self.failures = 0
         self._failing_since = None
         self._credentials_seen = self._signature()
@@ -175,15 +182,17 @@ class RemoteHealth:
 
     async def _probe_once(self) -> None:
         started = trio.current_time()
+        epoch = self.epoch
         self._probing = True
         self._credentials_seen = self._signature()
         try:
             with trio.fail_after(PROBE_TIMEOUT_S):
                 await self._probe()
         except trio.TooSlowError:
-            self.note_failure(RemoteError(f"the remote did not answer in {PROBE_TIMEOUT_S:.0f} s"))
+            late = RemoteError(f"the remote did not answer in {PROBE_TIMEOUT_S:.0f} s")
+            self.note_failure(late, epoch=epoch)
         except ArtifactFSError as error:
-            self.note_failure(error)
+            self.note_failure(error, epoch=epoch)
         else:
             self.note_success()
         finally:

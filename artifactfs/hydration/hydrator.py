@@ -17,6 +17,7 @@ background lanes       the same for readahead windows, prefetches and batches of
                        first lanes take windows only, so that a scan never queues behind the sweep.
 planner                walks the tree of `start_sweep`, asks for sizes, then gives the inventory to
                        the sweep. Replaced whole when another tree is set.
+turn                   waits while another worker sweeps the same tree.
 recent history         lists the blobs of the commits of `start_recent`; the sweep ends with them.
 health                 probes a remote that is down. It alone ends an outage, apart from a request
                        that succeeds.
@@ -59,6 +60,7 @@ from artifactfs.hydration.large_blobs import LargeBlobStore
 from artifactfs.hydration.link import RemoteLink
 from artifactfs.hydration.local import LocalBlobs
 from artifactfs.hydration.nearby import blobs_below
+from artifactfs.hydration.patience import STALLED_S, patience_ends
 from artifactfs.hydration.planner import Planner
 from artifactfs.hydration.priority import Priority, classify, compile_globs
 from artifactfs.hydration.queue import Want, WantQueue
@@ -69,18 +71,13 @@ from artifactfs.hydration.sizing import Sizing
 from artifactfs.hydration.stats import HydrationStats, WaitingReader
 from artifactfs.hydration.sweep import SUBTREE_BLOBS, Sweep
 from artifactfs.hydration.trace import FetchTrace
+from artifactfs.hydration.turn import SweepTurn
 from artifactfs.hydration.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.paths import RepoLayout, StateLayout
 
 PACK_POLL_S = 0.01
 PREFETCH_SLICE = 5_000
 """Wants that one `prefetch` has in the queue at a time: some 5 MB."""
-STALLED_S = 0.3
-"""A reader sends an urgent request after a readahead that brought nothing for so long."""
-MAX_PATIENCE_S = 2.0
-"""A reader waits for a readahead that does bring something at most so long."""
-SWEEP_PATIENCE_S = 0.05
-"""The same for what the sweep or a prefetch is bringing: their requests are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +107,7 @@ class Hydrator:
         """Open the shared cache. Call it inside `trio.run`. Raises: OSError, sqlite3.Error."""
         self._settings = settings
         self._odb = odb
-        self._first = compile_globs(settings.hydrate_first)
+        first = compile_globs(settings.hydrate_first)
         self._complaints = FailureLog(settings.name)
         self.trace = FetchTrace()
         self._queue = WantQueue()
@@ -151,6 +148,7 @@ class Hydrator:
             health=self._health,
             bring=self._bring_directory,
         )
+        self._turn = SweepTurn(state.cache / "sweeps", came=self._recount, begun=self._queue.wake)
         self._sweep = Sweep(
             reach=settings.hydrate,
             budget=settings.hydrate_budget,
@@ -158,6 +156,7 @@ class Hydrator:
             missing=self._neither_here_nor_coming,
             size_of=self._sizes.get,
             absent_share=self._absent_share,
+            my_turn=lambda: self._turn.mine,
         )
         self._lanes = Lanes(
             queue=self._queue,
@@ -166,6 +165,7 @@ class Hydrator:
             sweep=self._sweep,
             trace=self.trace,
             landed=self._upkeep.due,
+            swept=self._turn.release,
         )
         self._local = LocalBlobs(
             memory=self._memory, large=self._large, odb=odb, unpacked=self._upkeep.due
@@ -175,8 +175,9 @@ class Hydrator:
             link=self._link,
             sizing=self._sizing,
             sweep=self._sweep,
-            classify=self._classify,
+            classify=lambda path, mode: classify(path, mode, None, first=first),
             begun=self._queue.wake,
+            turn=self._turn,
         )
         self._recent = RecentHistory(
             odb=odb, sizing=self._sizing, sweep=self._sweep, begun=self._queue.wake
@@ -197,6 +198,7 @@ class Hydrator:
                 nursery.start_soon(self._upkeep.run)
                 nursery.start_soon(self._planner.run)
                 nursery.start_soon(self._recent.run)
+                nursery.start_soon(self._turn.run)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 3):
                 await self._link.aclose()
@@ -276,21 +278,10 @@ class Hydrator:
         """Wait for `want`; send an urgent request after a background one that takes long."""
         joined = trio.current_time()
         while not want.settled:
-            with trio.move_on_at(self._patience_ends(want, joined)):
+            with trio.move_on_at(patience_ends(want, joined)):
                 await want.done.wait()
-            if not want.settled and trio.current_time() >= self._patience_ends(want, joined):
+            if not want.settled and trio.current_time() >= patience_ends(want, joined):
                 self._queue.push(want)
-
-    def _patience_ends(self, want: Want, joined: float) -> float:
-        """When (on trio's clock) a reader of `want` asks for it urgently."""
-        if want.queued or any(flight.urgent for flight in want.carriers):
-            return float("inf")
-        ends = joined + SWEEP_PATIENCE_S
-        for flight in want.carriers:
-            if flight.reason is Reason.READAHEAD:
-                moved = max(joined, flight.moved) + STALLED_S
-                ends = max(ends, min(moved, joined + MAX_PATIENCE_S))
-        return ends
 
     async def prefetch(
         self, oids: Iterable[bytes], *, progress: Callable[[int, int], None] | None = None
@@ -400,9 +391,6 @@ class Hydrator:
         """Bring, after the sweep, what recent commits up to `commit` changed; history is here."""
         self._recent.start(commit)
 
-    def _classify(self, path: bytes, mode: int) -> Priority:
-        return classify(path, mode, None, first=self._first)
-
     def reset_remote(self) -> None:
         """The remote's URL or credentials are new: connect again at the next request."""
         self._link.reset()
@@ -486,11 +474,16 @@ class Hydrator:
         remote = await self._link.get()
         await remote.ls_refs(("HEAD",))
 
+    async def _recount(self) -> None:
+        await self._planner.recount()
+
     def _remote_down(self, outage: Outage) -> None:
+        self._turn.release()
         self._lanes.drop_windows()
         for want in list(self._queue):
             self._queue.settle(want, error=self._health.failure())
 
     def _remote_up(self) -> None:
         self._sweep.begin_again()
+        self._planner.take_turn()
         self._queue.wake()

@@ -50,7 +50,9 @@ class Lanes:
         sweep: Sweep,
         trace: FetchTrace,
         landed: Callable[[], None],
+        swept: Callable[[], None],
     ) -> None:
+        self._swept = swept
         self._queue = queue
         self._control = control
         self._health = health
@@ -130,6 +132,8 @@ class Lanes:
             elif self._sweep.scanning:
                 await trio.lowlevel.checkpoint()
             else:
+                if self._sweep.finished:
+                    self._swept()
                 with trio.move_on_after(self._sweep.wait_s() if self._health.up else math.inf):
                     await self._queue.changed()
 

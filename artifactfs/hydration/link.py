@@ -17,6 +17,7 @@ class RemoteLink:
         self._lock = trio.Lock()
         self._remote: Remote | None = None
         self._old: list[Remote] = []
+        self._resets = 0
         self._past_requests = 0
         self._past_bytes = 0
 
@@ -37,15 +38,22 @@ class RemoteLink:
 
     async def get(self) -> Remote:
         """The remote, opened if need be: waits as long as `connect` does. Raises: RemoteError."""
-        if self._remote is None:
+        while self._remote is None:
             async with self._lock:
                 await self._close_old()
-                if self._remote is None:
-                    self._remote = await self._connect()
+                if self._remote is not None:
+                    break
+                resets = self._resets
+                remote = await self._connect()
+                if resets == self._resets:
+                    self._remote = remote
+                else:  # it was opened with what is out of date by now
+                    self._old.append(remote)
         return self._remote
 
     def reset(self) -> None:
         """Open the remote anew at the next request; those under way may fail, and try again."""
+        self._resets += 1
         remote, self._remote = self._remote, None
         if remote is not None:
             self._past_requests += remote.requests.requests

@@ -13,6 +13,7 @@ from artifactfs.hydration.inventory import Classifier, TreeInventory, take_inven
 from artifactfs.hydration.link import RemoteLink
 from artifactfs.hydration.sizing import Sizing
 from artifactfs.hydration.sweep import Sweep
+from artifactfs.hydration.turn import SweepTurn
 from artifactfs.redact import redact
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,9 @@ class Planner:
         sweep: Sweep,
         classify: Classifier,
         begun: Callable[[], None],
+        turn: SweepTurn,
     ) -> None:
+        self._turn = turn
         self.inventory: TreeInventory | None = None
         self._odb = odb
         self._link = link
@@ -61,6 +64,11 @@ class Planner:
                 with trio.CancelScope() as self._scope:
                     await self._prepare(self._tree)
 
+    def take_turn(self) -> None:
+        """Have the sweep of the tree begin as soon as no other worker is at it."""
+        if self.inventory is not None and self._sweep.reach != "none":
+            self._turn.want(self.inventory.tree)
+
     async def recount(self) -> None:
         """Look again what is here, after an eviction."""
         if self.inventory is not None:
@@ -72,6 +80,7 @@ class Planner:
         self.inventory = inventory
         self._sweep.begin(inventory)
         self._begun()
+        self.take_turn()
         await self._sizing.whole(inventory)
         if self._sweep.needs_remote:
             try:

@@ -93,10 +93,11 @@ class Sizing:
         backoff_s = 0.1
         while True:
             await self._health.admit()
+            epoch = self._health.epoch
             try:
                 sizes = await self._ask(oids, urgent=True)
             except RemoteError as error:
-                self._note_failure(error)
+                self._note_failure(error, epoch)
                 await trio.sleep(backoff_s * random.uniform(0.5, 1.0))
                 backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
                 continue
@@ -112,10 +113,10 @@ class Sizing:
         self._health.note_success()
         return sizes
 
-    def _note_failure(self, error: RemoteError) -> None:
-        if isinstance(error, AuthenticationFailed | RemoteNotFound):
+    def _note_failure(self, error: RemoteError, epoch: int) -> None:
+        if isinstance(error, AuthenticationFailed | RemoteNotFound) and epoch == self._health.epoch:
             self._link.reset()
-        self._health.note_failure(error)
+        self._health.note_failure(error, epoch=epoch)
 
     async def whole(self, inventory: TreeInventory) -> None:
         """Learn the sizes of a whole tree in the background, shallow directories first.
@@ -143,12 +144,13 @@ class Sizing:
 
     async def _learn(self, oids: list[bytes]) -> dict[bytes, int]:
         while True:
+            epoch = self._health.epoch
             try:
                 sizes = await self._ask(oids, urgent=False)
                 break
             except RemoteError as error:
                 log.info("sizes are asked for again later: %s", redact(error.message))
-                self._note_failure(error)
+                self._note_failure(error, epoch)
                 await trio.sleep(_MAX_BACKOFF_S)
         if sizes:
             try:

@@ -75,7 +75,9 @@ class Sweep:
         missing: Callable[[list[bytes]], list[bytes]],
         size_of: Callable[[bytes], int | None],
         absent_share: Callable[[bytes], float],
+        my_turn: Callable[[], bool],
     ) -> None:
+        self._my_turn = my_turn
         self._absent_share = absent_share
         self.reach = reach
         self._budget = budget
@@ -132,6 +134,13 @@ class Sweep:
         """A program had to wait for content."""
         self._last_read = max(self._last_read, trio.current_time())
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do in the tree."""
+        return (
+            self._inventory is not None and not self._active and (self._spent or not self._stages)
+        )
+
     def hold(self, seconds: float) -> None:
         """Choose nothing for so long; what git reads at every command is exempt."""
         self._last_read = trio.current_time() + seconds - QUIET_S
@@ -156,7 +165,7 @@ class Sweep:
         budget = _SCAN
         while inventory is not None and self._stages and not self._spent:
             stage = self._stages[0]
-            if stage is not Priority.GIT and self._disturbed():
+            if stage is not Priority.GIT and (self._disturbed() or not self._my_turn()):
                 return None
             if stage >= Priority.SOURCE and not self.sized:
                 return None  # which blobs are too large is not known yet
@@ -237,7 +246,8 @@ class Sweep:
         if not self._stages:
             return SweepProgress("done", "")
         stage = self._stages[0]
-        waiting = stage is not Priority.GIT and self._disturbed() and not self._active
+        held = self._disturbed() or not self._my_turn()
+        waiting = stage is not Priority.GIT and held and not self._active
         return SweepProgress("waiting" if waiting else "running", stage.name.lower())
 
     def _disturbed(self) -> bool:

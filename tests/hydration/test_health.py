@@ -12,6 +12,7 @@ import trio.testing
 from artifactfs.errors import AuthenticationFailed, ProtocolError, RemoteError, RemoteUnreachable
 from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.hydration.health import Outage, RemoteHealth
+from artifactfs.hydration.link import RemoteLink
 
 
 class Remote:
@@ -155,3 +156,53 @@ def test_a_new_url_is_believed(tmp_path: Path) -> None:
         assert remote.ups == 1
 
     run(tmp_path, body)
+
+
+def test_a_request_that_began_before_a_change_says_nothing_of_the_remote_after(
+    tmp_path: Path,
+) -> None:
+    async def body(remote: Remote) -> None:
+        health = remote.health
+        epoch = health.epoch
+        health.reset()
+        health.note_failure(AuthenticationFailed("refused"), epoch=epoch)
+        assert health.up
+        epoch = health.epoch
+        health.note_failure(AuthenticationFailed("refused"), epoch=epoch)
+        assert not health.up
+        health.note_success()
+        health.note_failure(AuthenticationFailed("refused"), epoch=epoch)
+        assert health.up
+
+    run(tmp_path, body)
+
+
+def test_a_connection_that_was_begun_before_a_change_is_not_kept() -> None:
+    async def main() -> None:
+        opened: list[Connection] = []
+        go_on = trio.Event()
+
+        async def connect() -> Connection:
+            opened.append(Connection())
+            await go_on.wait()
+            return opened[-1]
+
+        link = RemoteLink(connect)  # type: ignore[arg-type]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.get)
+            await trio.testing.wait_all_tasks_blocked()
+            link.reset()
+            go_on.set()
+        assert [connection.closed for connection in opened] == [True, False]
+        assert link.remote is opened[1]
+
+    trio.run(main)
+
+
+class Connection:
+    """What `RemoteLink` closes."""
+
+    closed = False
+
+    async def aclose(self) -> None:
+        self.closed = True

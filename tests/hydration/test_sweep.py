@@ -9,6 +9,7 @@ import trio
 
 from artifactfs.hydration import sweep as sweep_module
 from tests.e2e.delay_proxy import DelayProxy, Request
+from tests.git.http_backend import Backend
 from tests.hydration.cold_mount import ColdMount, cold_mount
 from tests.hydration.tree_repository import TreeRepository
 
@@ -127,6 +128,48 @@ def test_a_sweep_asks_for_nothing_that_is_here(
             stats = mount.hydrator.stats()
             assert stats.blobs_here == stats.blobs_total
             assert stats.bytes_here == stats.bytes_total
+
+    trio.run(main)
+
+
+def test_two_mounts_of_a_tree_that_start_together_download_it_once(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with (
+            cold_mount(url, tmp_path, name="one", hydrate="all") as one,
+            cold_mount(url, tmp_path, name="two", hydrate="all") as two,
+        ):
+            with line.recording() as requests:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(swept, one)
+                    nursery.start_soon(swept, two)
+            order = wanted(requests, tree_repository)
+            twice = {path for path in order if order.count(path) > 1}
+            assert twice <= {b".gitattributes", b".gitignore"}
+            for mount in (one, two):
+                stats = mount.hydrator.stats()
+                assert stats.blobs_here == stats.blobs_total
+            assert not list((one.state.cache / "sweeps").iterdir())
+
+    trio.run(main)
+
+
+def test_a_sweep_whose_remote_is_away_leaves_the_tree_to_another_mount(
+    url: str, backend: Backend, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    direct = f"http://127.0.0.1:{backend.port}/tree.git"
+
+    async def main() -> None:
+        async with (
+            cold_mount(url, tmp_path, name="one", hydrate="all", deadline_s=1.0) as one,
+            cold_mount(direct, tmp_path, name="two", hydrate="all") as two,
+        ):
+            await trio.to_thread.run_sync(line.refuse)
+            one.hydrator.start_sweep(one.tip.tree)
+            await one.until(lambda stats: stats.sweep_state == "running")
+            await swept(two)
+            assert here(two, tree_repository) == set(tree_repository.oids)
 
     trio.run(main)
 
