@@ -13,7 +13,13 @@ from artifactfs.server import catalog, tokens
 from artifactfs.server.clock import now_ms
 from artifactfs.server.context import Context
 from artifactfs.server.git_process import run_git
-from artifactfs.server.gitdir import create_gitdir, git_environment, own_bytes, write_alternates
+from artifactfs.server.gitdir import (
+    create_gitdir,
+    git_environment,
+    own_bytes,
+    sync_tree,
+    write_alternates,
+)
 from artifactfs.server.pools import PoolContents, fill_pool, has_all, own_object_files
 from artifactfs.server.records import Repo
 
@@ -128,6 +134,7 @@ def _build(target: Path, default_branch: str, pools: tuple[Path, ...], refs: str
     shutil.rmtree(target, ignore_errors=True)
     create_gitdir(target, default_branch, pools=pools)
     (target / "packed-refs").write_text(refs, encoding="utf-8", errors="surrogateescape")
+    sync_tree(target)
 
 
 def _insert_pool(db: Database, pool: _NewPool, account_id: str) -> None:

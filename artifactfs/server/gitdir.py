@@ -112,6 +112,33 @@ def create_gitdir(gitdir: Path, default_branch: str, *, pools: tuple[Path, ...] 
     (gitdir / "HEAD").write_text(f"ref: refs/heads/{default_branch}\n")
 
 
+def mend_gitdir(gitdir: Path, default_branch: str) -> bool:
+    """Put back what a power failure took from a gitdir that was just made; True if something was.
+
+    The folder is made before its row is synced to disk, but not synced itself: that would cost
+    more than everything else about a new repository.
+    """
+    head, config = gitdir / "HEAD", gitdir / "config"
+    if head.exists() and head.stat().st_size and config.exists() and config.stat().st_size:
+        return False
+    for part in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
+        (gitdir / part).mkdir(parents=True, exist_ok=True, mode=0o700)
+    config.write_text(REPO_CONFIG)
+    head.write_text(f"ref: refs/heads/{default_branch}\n")
+    return True
+
+
+def sync_tree(directory: Path) -> None:
+    """Make a small folder and all its files durable."""
+    for folder, _, files in os.walk(directory):
+        for name in [*files, "."]:
+            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
 def write_alternates(gitdir: Path, pools: tuple[Path, ...]) -> None:
     """Name the pools in ``objects/info/alternates``, atomically.
 

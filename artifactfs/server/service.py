@@ -25,7 +25,13 @@ from artifactfs.server.context import Context
 from artifactfs.server.database import Store, metadata_migrations
 from artifactfs.server.eventlog import EventLog
 from artifactfs.server.git_process import run_git
-from artifactfs.server.gitdir import create_gitdir, find_git, git_environment, write_git_config
+from artifactfs.server.gitdir import (
+    create_gitdir,
+    find_git,
+    git_environment,
+    mend_gitdir,
+    write_git_config,
+)
 from artifactfs.server.limits import RateLimiter
 from artifactfs.server.metrics import Metrics
 from artifactfs.server.settings import DataLayout, ServerSettings
@@ -163,25 +169,30 @@ async def _until_signal(shutdown: trio.Event) -> None:
             shutdown.set()
 
 
-def _known_ids(store: Store) -> tuple[frozenset[str], frozenset[str]]:
-    repos = frozenset(row["id"] for row in store.rows("SELECT id FROM repos"))
+def _known_ids(store: Store) -> tuple[dict[str, str], frozenset[str]]:
+    """Default branches by id of all repositories, and the ids of all pools."""
+    rows = store.rows("SELECT id, default_branch FROM repos WHERE status <> 'importing'")
+    repos = {row["id"]: row["default_branch"] for row in rows}
     pools = frozenset(row["id"] for row in store.rows("SELECT id FROM pools"))
     return repos, pools
 
 
-def sweep(layout: DataLayout, known: tuple[frozenset[str], frozenset[str]]) -> None:
-    """Remove what a crash left: folders that no row names, quarantines, the trash."""
+def sweep(layout: DataLayout, known: tuple[dict[str, str], frozenset[str]]) -> None:
+    """Mend what a crash left: folders that no row names, quarantines, the trash, empty files."""
     repos, pools = known
     for directory in layout.trash.iterdir():
         shutil.rmtree(directory, ignore_errors=True)
     for gitdir in layout.repos.glob("*/*.git"):
-        if gitdir.name.removesuffix(".git") not in repos:
+        default_branch = repos.get(gitdir.name.removesuffix(".git"))
+        if default_branch is None:
             log.info("removing a repository folder that was never finished: %s", gitdir.name)
             shutil.rmtree(gitdir, ignore_errors=True)
             continue
         for quarantine in (gitdir / "objects").glob("tmp_objdir-*"):
             shutil.rmtree(quarantine, ignore_errors=True)
         _remove_stale_locks(gitdir)
+        if mend_gitdir(gitdir, default_branch):
+            log.warning("mended %s", gitdir)
     for pool in layout.pools.iterdir():
         if pool.name not in pools:
             shutil.rmtree(pool, ignore_errors=True)

@@ -156,6 +156,18 @@ def test_a_few_kills(start_server: ServerFactory, git: Git, work: Path) -> None:
     assert run_rounds(server, git, work, kills=3, operations=1) > 0
 
 
+def test_a_power_failure_that_emptied_new_files(start_server: ServerFactory, git: Git) -> None:
+    server = start_server()
+    made = server.create("fresh")
+    server.kill()
+    gitdir = next(server.data.glob("repos/*/*.git"))
+    (gitdir / "HEAD").write_text("")
+    (gitdir / "config").unlink()
+    server.start()
+    git("ls-remote", with_token(made["remote"], made["token"]))
+    assert "0 problems" in server.command("fsck")
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_hundred_operations(start_server: ServerFactory, git: Git, work: Path) -> None:
