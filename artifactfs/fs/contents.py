@@ -123,22 +123,24 @@ class Contents:
 
     async def _bring(self, inode: Inode, oid: Oid, pid: int) -> Blob:
         """The content of a clean inode; waits for what decides about it and for the network."""
+        if not stat.S_ISREG(inode.mode) or self._conversions.shows_blob(inode):
+            return await self._blobs.hydrate(oid, self._context(inode, pid))
         path = self._tree.path(inode) or b""
-
-        async def bring_blob() -> Blob:
-            blob = self._blobs.open_local(oid)
-            return blob or await self._blobs.hydrate(oid, self._context(inode, pid))
-
-        if not stat.S_ISREG(inode.mode):
-            return await bring_blob()
         conversion = await self._conversions.of(inode)
+        bring_blob = functools.partial(self._bring_blob, inode, oid, pid)
         if conversion is None:
             return await bring_blob()
-        return await self._converted.open(oid, conversion, path, bring_blob)
+        blob = await self._converted.open(oid, conversion, path, bring_blob)
+        self._conversions.note_size(oid, conversion, blob.size)
+        return blob
 
     def _context(self, inode: Inode, pid: int) -> ReadContext:
         path = self._tree.path(inode) or b""
         return ReadContext(path=path, trees=self._tree.trees_above(inode), pid=pid)
+
+    async def _bring_blob(self, inode: Inode, oid: Oid, pid: int) -> Blob:
+        blob = self._blobs.open_local(oid)
+        return blob or await self._blobs.hydrate(oid, self._context(inode, pid))
 
     # Sizes
 

@@ -95,6 +95,7 @@ class Conversions:
         self._scoped = False
         self._converts = False
         """Whether any file may have been shown converted."""
+        self._sizes: dict[Conversion, dict[Oid, int]] = {}
         self._orphans: dict[int, tuple[Scope, bytes]] = {}
         self._settings = self._read_settings()
 
@@ -292,12 +293,24 @@ class Conversions:
         converter = self._converter(scope) if scope is not PLAIN else None
         return None if converter is None else converter.conversion(scope.file_path(inode.name))
 
+    def known_size(self, inode: Inode) -> int | None:
+        """The size of a converted file, where it was converted since the start."""
+        conversion = self.decided(inode)
+        sizes = self._sizes.get(conversion) if conversion is not None else None
+        return sizes.get(inode.oid) if sizes is not None and inode.oid is not None else None
+
+    def note_size(self, oid: Oid, conversion: Conversion, size: int) -> None:
+        """Filters may make different contents of one blob, so those are not remembered here."""
+        if conversion.filter is None:
+            self._sizes.setdefault(conversion, {})[oid] = size
+
     async def of(self, inode: Inode) -> Conversion | None:
         """What `inode`, a regular file, gets. Waits for settings and attribute files.
 
         Raises: HydrationError.
         """
-        await self._settled.wait()
+        if not self._settled.is_set():
+            await self._settled.wait()
         directory = inode.parent
         if directory is None:
             scope, name = self._orphans.get(inode.ino, (PLAIN, b""))

@@ -193,9 +193,12 @@ class Tree:
         if inode.size != UNKNOWN_SIZE:
             return True
         oid = inode.oid
-        if oid is not None and stat.S_ISREG(inode.mode) and not self._conversions.shows_blob(inode):
-            return False
-        size = self._known_size(oid) if oid is not None else 0
+        if oid is None:
+            size: int | None = 0
+        elif stat.S_ISREG(inode.mode) and not self._conversions.shows_blob(inode):
+            size = self._conversions.known_size(inode)
+        else:
+            size = self._known_size(oid)
         if size is None:
             return False
         inode.size = size
