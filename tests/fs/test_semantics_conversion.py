@@ -69,6 +69,6 @@ def test_converted_later(
     (pair.top / ".gitattributes").write_text("*.txt eol=crlf\n")
     pair.mount.restart()
     assert (pair.top / "b.txt").read_bytes() == b"one\n"
-    for command in ("rm -r --cached -q .", "reset -q --hard"):
+    for command in ("read-tree HEAD", "rm -r --cached -q .", "reset -q --hard"):
         git(*command.split(), cwd=pair.top, GIT_CONFIG_GLOBAL=str(tmp_path / "global.config"))
     assert (pair.top / "b.txt").read_bytes() == b"one\r\n"
