@@ -85,7 +85,8 @@ def evict_cache(max_bytes: int, as_json: bool) -> None:
 def gc(as_json: bool) -> None:
     """Put small packs together, and remove what nothing refers to any more.
 
-    Safe while mounted. What an interrupted add-repo left is removed; data of registered
+    In the cache, and in every gitdir that add-repo made: fetches leave a pack each. Safe while
+    mounted and while git works. What an interrupted command left is removed; data of registered
     repositories never is.
 
     \b
@@ -105,4 +106,6 @@ def gc(as_json: bool) -> None:
         output.print_json(answer)
         return
     click.echo(f"packs: {answer['packs_before']} → {answer['packs_after']}")
+    for name, packs in answer["gitdirs"].items():
+        click.echo(f"packs of {name}: {packs['packs_before']} → {packs['packs_after']}")
     click.echo(f"removed: {', '.join(answer['removed']) or 'nothing'}")

@@ -54,6 +54,7 @@ class Commands:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._deleting = trio.Lock()  # gc walks through what remove deletes
 
     def table(self) -> Mapping[str, Command]:
         quick = {
@@ -199,8 +200,9 @@ class Commands:
             self._supervisor.mounts.pop(name, None)
         mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
         delete = partial(registration.delete, self._supervisor.state, name, mount_point)
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(delete)
+        async with self._deleting:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(delete)
         return {"name": name, "removed": True}
 
     async def _check_nothing_is_lost(
@@ -340,7 +342,8 @@ class Commands:
         await request.progress(stage="collecting garbage")
         adding = tuple(self._supervisor.adding)
         collect = partial(housekeeping.collect_garbage, self._supervisor.state, adding=adding)
-        return await trio.to_thread.run_sync(collect)
+        async with self._deleting:
+            return await trio.to_thread.run_sync(collect)
 
     # -- everything a worker does by itself --------------------------------------------------
 

@@ -7,13 +7,16 @@ locks between processes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from artifactfs.daemon.registration import MARKER, is_being_added
-from artifactfs.daemon.registry import Registry
+from artifactfs.daemon.registry import Registration, Registry
 from artifactfs.errors import StateError
-from artifactfs.git.packstore import PackStore
+from artifactfs.git.gitdir_packs import consolidate_gitdir
+from artifactfs.git.packstore import ABANDONED_S, PackStore
 from artifactfs.hydration.large_blobs import LargeBlobStore
 from artifactfs.paths import StateLayout
 
@@ -32,9 +35,10 @@ def evict_here(state: StateLayout, max_bytes: int) -> dict[str, Any]:
 
 
 def collect_garbage(state: StateLayout, *, adding: Collection[str]) -> dict[str, Any]:
-    """Consolidate the shared packs and remove leftovers. `adding` are names that are being added.
+    """Consolidate the packs of the cache and of every gitdir of ours, and remove leftovers.
 
-    Raises: StateError (no space, say).
+    `adding` are names that are being added. Nothing may be removed (`remove-repo`) meanwhile.
+    Raises: StateError (no space, say), CorruptData.
     """
     store, large = PackStore(state.shared_objects), LargeBlobStore(state.large_blobs)
     try:
@@ -44,26 +48,61 @@ def collect_garbage(state: StateLayout, *, adding: Collection[str]) -> dict[str,
         large.remove_stale()
         removed = _remove_leftovers(state, adding)
         after = len(store.packs())
+        gitdirs = _consolidate_gitdirs(state)
     except OSError as error:
         raise StateError(f"gc: {error.strerror or error}") from error
     return {
         "packs_before": before,
         "packs_after": after,
+        "gitdirs": gitdirs,
         "cache_bytes": store.total_bytes() + large.total_bytes(),
         "removed": removed,
     }
 
 
-def _remove_leftovers(state: StateLayout, adding: Collection[str]) -> list[str]:
-    """Directories of repositories whose adding or removal was cut short by a crash."""
-    if not state.repos.is_dir():
+def _consolidate_gitdirs(state: StateLayout) -> dict[str, dict[str, int]]:
+    """Packs before and after, by repository; never in a gitdir that other tools made."""
+    counts = {}
+    for registration in _registered(state):
+        gitdir = state.repo(registration.name).gitdir
+        if registration.settings.git_dir is None and gitdir.is_dir():
+            before, after = consolidate_gitdir(gitdir)
+            counts[registration.name] = {"packs_before": before, "packs_after": after}
+    return counts
+
+
+def _registered(state: StateLayout) -> list[Registration]:
+    if not state.registry_db.exists():
         return []
     with Registry(state.registry_db) as registry:
-        known = {registration.name for registration in registry.all()}
-    removed = []
+        return registry.all()
+
+
+def _remove_leftovers(state: StateLayout, adding: Collection[str]) -> list[str]:
+    """What was cut short by a crash: adding, removing, cloning, storing credentials."""
+    if not state.repos.is_dir():
+        return []
+    known = {registration.name for registration in _registered(state)}
+    removed: list[str] = []
     for directory in sorted(state.repos.iterdir()):
+        if directory.name in known:
+            removed += _remove_temporary(state, directory)
+            continue
         unfinished = (directory / MARKER).exists() and not is_being_added(directory)
-        if unfinished and directory.name not in known and directory.name not in adding:
+        if unfinished and directory.name not in adding:
             shutil.rmtree(directory)
             removed.append(f"repos/{directory.name}")
     return removed
+
+
+def _remove_temporary(state: StateLayout, directory: Path) -> Iterator[str]:
+    """Clones that never became the gitdir (there is one by now), files before their rename."""
+    clones = directory.glob(".git.*") if (directory / "git").exists() else ()
+    for path in (*clones, *directory.glob(".credentials.*")):
+        if time.time() - path.stat().st_mtime < ABANDONED_S:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        yield str(path.relative_to(state.root))

@@ -273,9 +273,7 @@ class PackStore:
 
     def clean(self) -> None:
         """Remove what crashed processes left: temporary directories, and packs half removed."""
-        for directory in self._tmp.iterdir():
-            if _abandoned(directory):
-                shutil.rmtree(directory, ignore_errors=True)
+        self.clean_temporary()
         with self._locked(fcntl.LOCK_EX):
             for path in self._packs.glob("pack-*"):
                 alone = not path.with_suffix(".idx").exists()
@@ -283,8 +281,14 @@ class PackStore:
                 if alone and path.suffix in (".pack", ".promisor", ".idx") and _old(path):
                     path.unlink(missing_ok=True)
 
+    def clean_temporary(self) -> None:
+        """Remove the temporary directories of processes that are gone."""
+        for directory in self._tmp.iterdir():
+            if _abandoned(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+
     def _delete(self, name: str) -> None:
-        for suffix in (".idx", ".promisor", ".pack"):
+        for suffix in (".idx", ".rev", ".promisor", ".pack"):
             (self._packs / f"{name}{suffix}").unlink(missing_ok=True)
 
     @contextmanager

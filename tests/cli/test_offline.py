@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,21 @@ def test_leftovers_of_a_crash_are_taken_over(idle_daemon: DaemonProcess, local_r
     add(idle_daemon, local_remote)
     assert idle_daemon.json("gc")["removed"] == ["repos/other"]
     assert (idle_daemon.state / "repos" / "hello" / "git").is_dir()
+
+
+def test_gc_removes_temporary_files(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    add(idle_daemon, local_remote)
+    directory = idle_daemon.state / "repos" / "hello"
+    old, new = directory / ".credentials.00ff00ff", directory / ".credentials.11ff00ff"
+    clone = directory / ".git.00ff00ff"
+    clone.mkdir()
+    for path in (old, new):
+        path.touch()
+    for path in (old, clone):
+        os.utime(path, (0, 0))
+    found = {f"repos/hello/{path.name}" for path in (old, clone)}
+    assert set(idle_daemon.json("gc")["removed"]) == found
+    assert new.exists() and not old.exists() and not clone.exists()
 
 
 def test_data_that_is_not_registered_is_never_deleted(

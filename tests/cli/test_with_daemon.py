@@ -197,6 +197,32 @@ def test_prefetch_evict_and_read_again(hello: Path, daemon: DaemonProcess) -> No
     assert (hello / "README.md").read_text() == "# Hello\n"
 
 
+def test_gc_of_a_gitdir_in_use(hello: Path, daemon: DaemonProcess, local_remote: Any) -> None:
+    """The packs of fetches become one; what only this clone has is no promise of the remote."""
+    daemon.wait_for("hello", "history")
+    (hello / "README.md").write_text("# Mine\n")
+    git(hello, "commit", "-q", "-a", "-m", "Mine")
+    git(hello, "repack", "-q", "-d")
+    packs = daemon.state / "repos" / "hello" / "git" / "objects" / "pack"
+    own = {pack.stem for pack in packs.glob("*.pack")} - promisors(packs)
+    assert own
+    for number in range(3):
+        local_remote.commit(f"file-{number}", str(number))
+        daemon.run("fetch", "--name", "hello")
+    before = len(promisors(packs))
+    assert daemon.json("gc")["gitdirs"] == {"hello": {"packs_before": before, "packs_after": 1}}
+    assert {pack.stem for pack in packs.glob("*.pack")} == own | promisors(packs)
+    assert len(promisors(packs)) == 1
+    git(hello, "fsck", "--connectivity-only")
+    assert git(hello, "rev-list", "--count", "main..origin/main") == "3"
+    assert (hello / "src" / "main.c").read_text().startswith("int main")
+    assert git(hello, "status", "--porcelain") == ""
+
+
+def promisors(packs: Path) -> set[str]:
+    return {pack.stem for pack in packs.glob("*.promisor")}
+
+
 def test_trace_and_top(hello: Path, daemon: DaemonProcess) -> None:
     (hello / "src" / "main.c").read_text()
     lines = daemon.run("trace", "--name", "hello", "--json").stdout.splitlines()
