@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 FUSERMOUNT_TIMEOUT_S = 10.0
+BUSY_S = 0.5
+BUSY_POLL_S = 0.05
 MNT_DETACH = 2
 
 
@@ -128,8 +131,23 @@ def detach(mount_point: str) -> None:
 def unmount(mount_point: str) -> None:
     """Unmount, refusing while files are open in it. Raises: MountError.
 
-    The mount's own process must go on serving meanwhile: call this in a thread or elsewhere.
+    A mount that is busy is tried again for `BUSY_S`: a `stat` that is under way keeps it busy as
+    well, and a program that has just ended still does for a moment. The mount's own process must
+    go on serving meanwhile: call this in a thread or elsewhere.
     """
+    end = time.monotonic() + BUSY_S
+    while True:
+        try:
+            _unmount_once(mount_point)
+        except MountError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(BUSY_POLL_S)
+        else:
+            return
+
+
+def _unmount_once(mount_point: str) -> None:
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(os.fsencode(mount_point), 0) == 0:
