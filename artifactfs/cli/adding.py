@@ -33,7 +33,13 @@ DEFAULT_REFRESH_S = 300.0
     help="Mounted at DIR/NAME. [default: the daemon's --root]",
 )
 @click.option("--depth", type=click.IntRange(min=1), help="Only so many commits of history.")
-@click.option("--async", "in_background", is_flag=True, help="Do not wait until it is mounted.")
+@click.option(
+    "--async",
+    "in_background",
+    is_flag=True,
+    help="Do not wait until it is mounted: until then the mount point is an empty directory, and "
+    "`artifact-fs wait` waits.",
+)
 @click.option(
     "--refresh",
     type=Duration(never=True),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from artifactfs.cli.context import Size, state
+from artifactfs.cli.context import Duration, Size, state
 from artifactfs.paths import default_mount_root
 
 
@@ -38,8 +38,17 @@ from artifactfs.paths import default_mount_root
     help="Serve Prometheus metrics at http://ADDRESS/metrics: HOST:PORT, or the path of a Unix "
     "socket. [default: not]",
 )
+@click.option(
+    "--exit-when-idle",
+    type=Duration(),
+    help="End after so long without a mount and without a command. [default: never]",
+)
 def daemon(
-    mount_root: Path | None, log_level: str, cache_limit: int | None, metrics: str | None
+    mount_root: Path | None,
+    log_level: str,
+    cache_limit: int | None,
+    metrics: str | None,
+    exit_when_idle: float | None,
 ) -> None:
     """Mount all registered repositories and keep them mounted.
 
@@ -66,5 +75,12 @@ def daemon(
         from artifactfs.daemon.metrics import parse_address
 
         address = parse_address(metrics)
-    supervisor = Supervisor(state(), root, log_level, metrics=address, cache_limit=cache_limit)
+    supervisor = Supervisor(
+        state(),
+        root,
+        log_level,
+        metrics=address,
+        cache_limit=cache_limit,
+        idle_s=exit_when_idle,
+    )
     trio.run(supervisor.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from artifactfs.cli import output
-from artifactfs.cli.context import RepoName, connect, json_option, state
+from artifactfs.cli.context import Duration, RepoName, connect, json_option, state
 from artifactfs.cli.output import human_bytes, human_seconds
 
 Fields = dict[str, Any]
@@ -43,8 +44,13 @@ def list_repos(as_json: bool) -> None:
 
 @click.command()
 @click.option("--name", type=RepoName(), help="Only this repository.")
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--interval", type=Duration(), default=1.0, help="With --watch. [default: 1s]")
+@click.option("--count", type=click.IntRange(min=1), help="With --watch: end after so many looks.")
 @json_option
-def status(name: str | None, as_json: bool) -> None:
+def status(
+    name: str | None, watch: bool, interval: float, count: int | None, as_json: bool
+) -> None:
     """Show what every mount is doing.
 
     State, head and how far it is ahead of or behind its upstream, the last fetch, how much
@@ -54,21 +60,37 @@ def status(name: str | None, as_json: bool) -> None:
     Examples:
       artifact-fs status
       artifact-fs status --name hello --json
+      artifact-fs status --watch --interval 5s
     """
+    looks = count if watch else 1
+    while True:
+        repos, running = _look(name)
+        if as_json:
+            click.echo(json.dumps(repos, indent=None if watch else 2))
+        else:
+            _show(repos, running, afresh=watch and output.on_terminal())
+        looks = None if looks is None else looks - 1
+        if looks == 0:
+            return
+        time.sleep(interval)
+
+
+def _look(name: str | None) -> tuple[list[Fields], bool]:
+    """What is known, and whether a daemon told it."""
     client = connect()
-    if client is not None:
-        with client:
-            repos = client.request("status", name=name)
-    else:
-        repos = [_offline(repo) for repo in registered(name)]
-    if as_json:
-        output.print_json(repos)
-        return
     if client is None:
+        return [_offline(repo) for repo in registered(name)], False
+    with client:
+        return client.request("status", name=name), True
+
+
+def _show(repos: list[Fields], running: bool, *, afresh: bool) -> None:
+    if not running:
         click.echo("no daemon runs; start one: artifact-fs daemon", err=True)
-    for repo in repos:
-        for line in describe(repo):
-            click.echo(line)
+    lines = [line for repo in repos for line in describe(repo)]
+    if afresh:
+        click.clear()
+    click.echo("\n".join(lines), nl=bool(lines))
 
 
 def registered(name: str | None = None) -> list[Fields]:
@@ -109,7 +131,7 @@ def _offline(repo: Fields) -> Fields:
 
 def describe(repo: Fields) -> Iterator[str]:
     """The lines of one repository; a field that is not known has no line."""
-    yield f"{repo['name']}: {repo['state']} at {repo['mount_point']}"
+    yield f"{repo['name']}: {repo['state']} at {output.printable(repo['mount_point'])}"
     yield _line("remote", repo["remote"])
     if repo.get("require_commit"):
         yield _line("verified", f"was mounted at the required commit {repo['require_commit']}")
@@ -140,7 +162,7 @@ def describe(repo: Fields) -> Iterator[str]:
 
 
 def _line(label: str, text: str) -> str:
-    return f"  {label:<10}{text}"
+    return f"  {label:<10}{output.printable(text)}"
 
 
 def _head(repo: Fields) -> str:

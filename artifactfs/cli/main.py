@@ -21,6 +21,7 @@ from artifactfs.cli.configuration import (
     load_configuration,
 )
 from artifactfs.cli.context import StateRootOption
+from artifactfs.cli.output import printable
 from artifactfs.errors import ArtifactFSError
 from artifactfs.redact import redact
 
@@ -148,7 +149,7 @@ def _report_group(group: ExceptionGroup[Exception]) -> int:
 
 
 def _one_line(text: str) -> str:
-    return redact(" ".join(text.split()))
+    return redact(printable(" ".join(text.split())))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from artifactfs.config import RepoSettings
 from artifactfs.errors import DaemonError, InvalidInput, NotRegistered
 
 START_WAIT_S = 15.0
+IDLE_END = "10m"
+"""How long a daemon that nobody asked for stays after its last mount is gone."""
 
 
 @click.command()
@@ -40,7 +42,8 @@ def mount(
     """Mount REMOTE at DIRECTORY, as `git clone` would fetch it; starts a daemon if none runs.
 
     Returns when the tree can be read. What was unmounted with `artifact-fs umount` is mounted
-    again with its local changes.
+    again with its local changes. A daemon started here logs to STATE/daemon.log and ends by
+    itself ten minutes after its last mount was unmounted.
 
     \b
     Examples:
@@ -111,7 +114,7 @@ def ensure_daemon() -> None:
     command = [sys.executable, "-P", "-m", "artifactfs.cli.main", "--state-root", str(root)]
     with open(log_path, "ab", opener=_private) as log:
         process = subprocess.Popen(
-            [*command, "daemon"],
+            [*command, "daemon", "--exit-when-idle", IDLE_END],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -22,7 +22,8 @@ def print_json(value: object) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns, as wide as their contents."""
+    """Aligned columns, as wide as their contents, which may be anybody's words."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -111,7 +112,10 @@ def on_terminal() -> bool:
 
 
 def printable(path: str) -> str:
-    """A path of the tree for a line of output: bytes that are no UTF-8, and controls, escaped."""
+    """Words or a path of others for a line of output: no terminal obeys them.
+
+    Bytes that are no UTF-8, and controls, are escaped.
+    """
     if path.isprintable():
         return path
     raw = path.encode("utf-8", "surrogateescape")

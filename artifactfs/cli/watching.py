@@ -96,7 +96,8 @@ def _row(repo: Fields, rates: dict[str, tuple[float, float]]) -> list[str]:
 def _readers(repos: list[Fields]) -> Iterator[str]:
     for repo in repos:
         for reader in (repo.get("hydration") or {}).get("readers", ()):
-            waits = f"waits {reader['age_s']:.1f} s for {reader['path']}"
+            path = output.printable(reader["path"])
+            waits = f"waits {reader['age_s']:.1f} s for {path}"
             yield f"{repo['name']}: process {reader['pid']} {waits}"
 
 
@@ -145,10 +146,10 @@ def trace(name: str, follow: bool, as_json: bool) -> None:
 
 def _trace_line(record: Fields) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(record["at"]))
-    what = record["path"] or record["oid"][:12]
+    what = output.printable(record["path"]) or record["oid"][:12]
     if record["count"] > 1:
         what = f"{what} and {record['count'] - 1} more"
     who = f" for process {record['pid']}" if record["pid"] else ""
-    failed = f" FAILED: {record['error']}" if record["error"] else ""
+    failed = f" FAILED: {output.printable(record['error'])}" if record["error"] else ""
     size = human_bytes(record["size"])
     return f"{at} {record['reason']:<9} {record['ms']:8.1f} ms {size:>10}  {what}{who}{failed}"

@@ -190,6 +190,8 @@ class ControlServer:
     def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
         self._path = path
         self._commands = commands
+        self.connections = 0
+        self.last_served = float("-inf")  # seconds, trio's clock
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started once the socket accepts. The caller holds the lock of
@@ -222,7 +224,11 @@ class ControlServer:
         if uid not in (0, os.geteuid()):
             log.warning("refused a control connection", extra={"uid": uid})
             return
+        self.connections += 1
         try:
             await serve_requests(LineStream(stream), self._commands)
         except* DaemonError as group:
             log.warning("dropped a control connection: %s", group.exceptions[0])
+        finally:
+            self.connections -= 1
+            self.last_served = trio.current_time()

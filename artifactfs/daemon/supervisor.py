@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IDLE_POLL_S = 1.0
 READY_WAIT_S = 30.0
 """At most this long is the start reported late because a first mount is still being made."""
 
@@ -51,11 +52,14 @@ class Supervisor:
         *,
         metrics: MetricsAddress | None = None,
         cache_limit: int | None = None,
+        idle_s: float | None = None,
     ) -> None:
-        """`cache_limit` is in bytes, None for the default."""
+        """`cache_limit` is in bytes, None for the default. After `idle_s` seconds without a mount
+        and without a command the daemon ends by itself."""
         self.state = state
         self._metrics = metrics
         self._cache_limit = cache_limit
+        self._idle_s = idle_s
         self.mount_root = mount_root
         self.log_level = log_level
         self.started = time.time()
@@ -152,6 +156,7 @@ class Supervisor:
                 await nursery.start(serve_metrics, self._metrics, collect)
             nursery.start_soon(self._announce)
             nursery.start_soon(self._feed_watchdog)
+            nursery.start_soon(self._end_when_idle, server)
             await self._stopping.wait()
             sdnotify.notify(STOPPING=1, STATUS="unmounting")
             nursery.cancel_scope.cancel()
@@ -194,6 +199,20 @@ class Supervisor:
         total = len(self.mounts)
         log.info("ready", extra={"mounted": mounted, "enabled": total})
         sdnotify.notify(READY=1, STATUS=f"{mounted} of {total} repositories mounted")
+
+    async def _end_when_idle(self, server: ControlServer) -> None:
+        """A command that comes in the last moment is cancelled, and so taken back."""
+        since = trio.current_time()
+        while self._idle_s is not None:
+            if server.connections or any(mount.running for mount in self.mounts.values()):
+                since = trio.current_time()
+            since = max(since, server.last_served)
+            left = since + self._idle_s - trio.current_time()
+            if left <= 0:
+                log.info("nothing is mounted any more; ending", extra={"idle_s": self._idle_s})
+                self._stopping.set()
+                return
+            await trio.sleep(min(left, IDLE_POLL_S))
 
     async def _feed_watchdog(self) -> None:
         """This task runs as long as the event loop does: that is what the watchdog is to see."""

@@ -233,6 +233,51 @@ def test_trace_and_top(hello: Path, daemon: DaemonProcess) -> None:
     assert json.loads(look)["repos"][0]["name"] == "hello"
 
 
+def test_status_again_and_again(hello: Path, daemon: DaemonProcess) -> None:
+    options = ("--watch", "--interval", "10ms", "--count", "3")
+    looks = daemon.run("status", *options, "--json").stdout.splitlines()
+    assert [json.loads(look)[0]["name"] for look in looks] == ["hello"] * 3
+    assert daemon.run("status", *options).stdout.count("hello: mounted at") == 3
+
+
+def test_names_cannot_act_on_the_terminal(daemon: DaemonProcess, local_remote: Any) -> None:
+    odd = daemon.directory / "odd-\x1b[31m\x07"
+    daemon.add_repo("hello", str(local_remote.path), "--mount-root", str(odd))
+    for command in ("status", "list-repos"):
+        shown = daemon.run(command).stdout
+        assert "\x1b" not in shown and "\x07" not in shown
+        assert "odd-\\x1b[31m\\x07" in shown
+    assert daemon.status("hello")["mount_point"] == str(odd / "hello")
+    refused = daemon.run("add-repo", "--name", "x", "--remote", f"{odd}.git", check=False)
+    assert refused.returncode == 2 and "\x1b" not in refused.stderr
+
+
+def test_a_daemon_without_mounts_ends(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    idle_daemon.start("--exit-when-idle", "1.5s")
+    idle_daemon.add_repo("hello", str(local_remote.path))
+    wait_until(lambda: idle_daemon.status("hello")["index_primed"], "the index")
+    assert idle_daemon.process is not None and idle_daemon.process.poll() is None
+    idle_daemon.run("unmount", "--name", "hello")
+    assert idle_daemon.process.wait(20) == 0
+    assert "nothing is mounted any more" in idle_daemon.log_tail()
+
+
+def test_nobody_reads_the_output(hello: Path, daemon: DaemonProcess) -> None:
+    """As in `artifact-fs status | head -0`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    for arguments in (("status",), ("status", "--json"), ("list-repos",), ("--help",)):
+        done = subprocess.run(
+            [PROGRAMS / "artifact-fs", *arguments],
+            env=daemon.environment,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert done.returncode != 0 and done.stderr == "", arguments
+    os.close(writing)
+
+
 def test_wait_gives_up(daemon: DaemonProcess, local_remote: Any) -> None:
     absent = str(local_remote.path) + ".later"
     daemon.run("add-repo", "--name", "hello", "--remote", absent, "--async")
@@ -293,6 +338,6 @@ def stop_own_daemon(daemon: DaemonProcess) -> None:
         command = entry / "cmdline"
         if entry.name.isdigit() and command.exists():
             words = command.read_bytes().split(b"\0")
-            if words[-2:-1] == [b"daemon"] and str(daemon.state).encode() in words:
+            if b"daemon" in words and str(daemon.state).encode() in words:
                 os.kill(int(entry.name), signal.SIGTERM)
                 wait_until(lambda entry=entry: not entry.exists(), "the daemon's end")
