@@ -32,7 +32,7 @@ from artifactfs.server.network_guard import Forbidden, Target, Unresolvable, che
 log = logging.getLogger(__name__)
 
 PREFIX = "cf.artifacts.repo."
-RETRY_AFTER_S = (5, 30, 120, 600, 3_600, 14_400, 43_200)
+RETRY_AFTER_S = (2, 30, 120, 600, 3_600, 14_400, 43_200)
 """Waits between attempts; after the last the delivery is dropped."""
 _ANSWER_S = 10.0
 _AT_ONCE = 8

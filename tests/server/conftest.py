@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,14 @@ import pytest
 from tests.server.running import Git, Server, ServerFactory, git_environment
 
 
+def _git(home: Path, cwd: Path, words: list[str], *, fails: bool) -> str:
+    done = subprocess.run(
+        words, cwd=cwd, env=git_environment(home), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode != 0) is fails, (words, done.stdout, done.stderr)
+    return done.stderr if fails else done.stdout
+
+
 @pytest.fixture
 def git(tmp_path: Path) -> Git:
     """Run git; its stdout. With ``fails=True`` it must fail, and its stderr is returned."""
@@ -19,37 +28,37 @@ def git(tmp_path: Path) -> Git:
     home.mkdir(exist_ok=True)
 
     def run(*arguments: str | Path, cwd: Path | None = None, fails: bool = False) -> str:
-        words = ["git", *map(str, arguments)]
-        done = subprocess.run(
-            words,
-            cwd=cwd or tmp_path,
-            env=git_environment(home),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode != 0) is fails, (words, done.stdout, done.stderr)
-        return done.stderr if fails else done.stdout
+        return _git(home, cwd or tmp_path, ["git", *map(str, arguments)], fails=fails)
 
     return run
 
 
-@pytest.fixture
-def work(tmp_path: Path, git: Git) -> Path:
-    """A working tree with two commits on main."""
-    tree = tmp_path / "work"
-    git("init", "-q", "-b", "main", tree)
-    (tree / "src").mkdir()
+@pytest.fixture(scope="session")
+def _work_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = tmp_path_factory.mktemp("model") / "work"
+    (tree / "src").mkdir(parents=True)
     (tree / "README.md").write_text("# Demo\n")
     (tree / "src" / "app.py").write_text("print('one')\n")
     (tree / "run.sh").write_text("#!/bin/sh\necho hi\n")
     (tree / "run.sh").chmod(0o755)
     (tree / "link").symlink_to("README.md")
-    git("add", "-A", cwd=tree)
-    git("commit", "-q", "-m", "First", cwd=tree)
+
+    def git(*words: str) -> None:
+        _git(tree.parent, tree, ["git", *words], fails=False)
+
+    git("init", "-q", "-b", "main")
+    git("add", "-A")
+    git("commit", "-q", "-m", "First")
     (tree / "src" / "app.py").write_text("print('two')\n")
-    git("commit", "-q", "-a", "-m", "Second\n\nWith a body.", cwd=tree)
+    git("commit", "-q", "-a", "-m", "Second\n\nWith a body.")
     return tree
+
+
+@pytest.fixture
+def work(tmp_path: Path, _work_model: Path) -> Path:
+    """A working tree with two commits on main."""
+    shutil.copytree(_work_model, tmp_path / "work", symlinks=True)
+    return tmp_path / "work"
 
 
 @pytest.fixture
