@@ -90,6 +90,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """The console command. Errors are ``error: …`` and ``hint: …``, one line each."""
+    os.umask(os.umask(0o077) | 0o022)  # gitdirs have settings that git runs programs for
     sys.exit(run(sys.argv[1:]))
 
 

@@ -55,6 +55,7 @@ class Commands:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._deleting = trio.Lock()  # gc walks through what remove deletes
+        self._removing: set[str] = set()
 
     def table(self) -> Mapping[str, Command]:
         quick = {
@@ -195,14 +196,18 @@ class Commands:
         supervision = self._supervisor.mounts.get(name)
         if not force:
             await self._check_nothing_is_lost(known, supervision)
-        if supervision is not None:
-            await supervision.unmount(force=force)
-            self._supervisor.mounts.pop(name, None)
-        mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
-        delete = partial(registration.delete, self._supervisor.state, name, mount_point)
-        async with self._deleting:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(delete)
+        self._removing.add(name)
+        try:
+            if supervision is not None:
+                await supervision.unmount(force=force)
+                self._supervisor.mounts.pop(name, None)
+            mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
+            delete = partial(registration.delete, self._supervisor.state, name, mount_point)
+            async with self._deleting:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(delete)
+        finally:
+            self._removing.discard(name)
         return {"name": name, "removed": True}
 
     async def _check_nothing_is_lost(
@@ -240,12 +245,22 @@ class Commands:
             mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
             registration.check_fuse()
             await trio.to_thread.run_sync(registration.make_mount_point, mount_point)
-            supervision = self._supervisor.supervise(known.settings)
+            supervision = await self._start_again(name)
         else:
             supervision.retry_now()
         await self._supervisor.set_enabled(name, True)
         await supervision.settled(request.progress)
         return {"name": name, "state": supervision.state, **supervision.mounted}
+
+    async def _start_again(self, name: str) -> Supervision:
+        """Unless another command was faster: two would fight for one mount. Raises: DaemonError."""
+        known = await self._supervisor.registration(name)
+        if name in self._removing:
+            raise DaemonError(f"{name} is being removed")
+        supervision = self._supervisor.mounts.get(name)
+        if supervision is not None and supervision.running:
+            return supervision
+        return self._supervisor.supervise(known.settings)
 
     async def wait(self, request: Request) -> Message:
         """Until it is ``mounted``, ``hydrated`` or has its ``history``, whatever happens meanwhile.

@@ -7,6 +7,7 @@ cached here. `PRAGMA user_version` is the schema version.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from artifactfs.config import RepoSettings
 from artifactfs.errors import AlreadyExists, CorruptData, NotRegistered, StateError
 
 BUSY_TIMEOUT_S = 10.0
+SQLITE_PATH_LIMIT = 500
+"""SQLite opens no file whose path is longer than 512 bytes with the suffixes of its journals."""
 
 # Each entry brings the schema from version index to index + 1.
 _MIGRATIONS: tuple[str, ...] = (
@@ -62,10 +65,11 @@ class Registry:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         except (OSError, sqlite3.OperationalError) as error:
-            raise StateError(
-                f"cannot open {path}: {error}",
-                hint="run as the user who owns the state root, or choose another with --state-root",
-            ) from error
+            hint = "run as the user who owns the state root, or choose another with --state-root"
+            if len(os.fsencode(path)) >= SQLITE_PATH_LIMIT:
+                hint = f"choose a state root whose path is well below {SQLITE_PATH_LIMIT} bytes"
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise StateError(f"cannot open {path}: {reason}", hint=hint) from error
         self._db = sqlite_utils.Database(connection)
         try:
             with self._reported():

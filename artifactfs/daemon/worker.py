@@ -12,6 +12,7 @@ point. It holds ``STATE/repos/NAME/worker.lock`` meanwhile: two processes never 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import logging
 import os
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 LOCK_WAIT_S = 10.0  # longer than the fork server of a killed daemon lets its workers linger
 LOCK_POLL_S = 0.02
+STATE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Of the state root's disk or permissions, so not a mistake of ours."""
 PR_SET_NAME = 15
 
 
@@ -156,8 +159,11 @@ class Worker:
             await self.event("failed", error=error_fields(error))
             return
         log.error("the mount failed", exc_info=error)
-        if isinstance(error, sqlite3.Error):
-            damaged: ArtifactFSError = StateError(f"a database of {self.name}: {error}")
+        if isinstance(error, OSError) and error.errno in STATE_ERRNOS:
+            where = error.filename or self.layout.directory
+            damaged: ArtifactFSError = StateError(f"{where}: {error.strerror}")
+        elif isinstance(error, sqlite3.Error):
+            damaged = StateError(f"a database of {self.name}: {error}")
         else:
             what = f"internal error: {type(error).__name__}: {error}"
             damaged = DaemonError(what, hint="see the daemon's log")

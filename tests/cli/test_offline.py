@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from artifactfs.cli.main import run
-from tests.e2e.processes import DaemonProcess
+from tests.e2e.processes import PROGRAMS, DaemonProcess
 
 
 def add(daemon: DaemonProcess, remote: Any, *options: str) -> None:
@@ -107,6 +107,20 @@ def test_leftovers_of_a_crash_are_taken_over(idle_daemon: DaemonProcess, local_r
     add(idle_daemon, local_remote)
     assert idle_daemon.json("gc")["removed"] == ["repos/other"]
     assert (idle_daemon.state / "repos" / "hello" / "git").is_dir()
+
+
+def test_nothing_is_writable_for_others(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    """Git runs programs that a gitdir's config names, whoever wrote it."""
+    idle_daemon.state.mkdir(mode=0o755)
+    subprocess.run(
+        [PROGRAMS / "artifact-fs", "add-repo", "--name", "hello", "--remote", local_remote.path],
+        env=idle_daemon.environment,
+        check=True,
+        umask=0,
+    )
+    found = [path for path in idle_daemon.state.rglob("*") if not path.is_symlink()]
+    assert len(found) > 10
+    assert [path for path in found if path.stat().st_mode & 0o022] == []
 
 
 def test_gc_removes_temporary_files(idle_daemon: DaemonProcess, local_remote: Any) -> None:

@@ -100,6 +100,20 @@ def test_unmount_is_kept_over_a_restart(hello: Path, daemon: DaemonProcess) -> N
     assert (hello / "README.md").read_text() == "# Hello\n"
 
 
+def test_remounts_at_the_same_time(hello: Path, daemon: DaemonProcess) -> None:
+    daemon.run("unmount", "--name", "hello")
+    command = [PROGRAMS / "artifact-fs", "remount", "--name", "hello"]
+    started = [subprocess.Popen(command, env=daemon.environment) for _ in range(4)]
+    assert [process.wait(60) for process in started] == [0] * 4
+    assert len([line for line in mount_lines() if str(hello) in line]) == 1
+    daemon.run("unmount", "--name", "hello")
+    assert not mounted_at(hello)
+
+
+def mount_lines() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text().splitlines()
+
+
 def test_unmount_while_in_use(hello: Path, daemon: DaemonProcess) -> None:
     with open(hello / "README.md"):
         done = daemon.run("unmount", "--name", "hello", check=False)
