@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from artifactfs.cli.main import run
-from tests.e2e.processes import PROGRAMS, DaemonProcess
+from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
 
 
 def add(daemon: DaemonProcess, remote: Any, *options: str) -> None:
@@ -121,6 +123,67 @@ def test_nothing_is_writable_for_others(idle_daemon: DaemonProcess, local_remote
     found = [path for path in idle_daemon.state.rglob("*") if not path.is_symlink()]
     assert len(found) > 10
     assert [path for path in found if path.stat().st_mode & 0o022] == []
+
+
+def test_a_state_root_with_a_long_path(local_remote: Any) -> None:
+    """Longer than a Unix socket's address; and longer than what SQLite opens."""
+    daemon = DaemonProcess()
+    try:
+        daemon.state = daemon.directory / "/".join(["d" * 100] * 4)
+        daemon.start()
+        mount = daemon.add_repo("hello", str(local_remote.path))
+        assert (mount / "README.md").read_text() == "# Hello\n"
+        daemon.stop()
+        daemon.state = daemon.directory / "/".join(["d" * 100] * 6)
+        refused = daemon.run("add-repo", "--name", "x", "--remote", local_remote.path, check=False)
+        assert refused.returncode == 1
+        assert "choose a state root whose path is well below" in refused.stderr
+    finally:
+        daemon.clean_up()
+        shutil.rmtree(daemon.directory, ignore_errors=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_add_leaves_nothing(
+    idle_daemon: DaemonProcess, proxy: Any, remote_repo: Any, number: signal.Signals
+) -> None:
+    url = proxy.url(remote_repo().url).replace("://", "://user:hunter2@", 1)
+    proxy.stall()
+    adding = subprocess.Popen(
+        [PROGRAMS / "artifact-fs", "add-repo", "--name", "slow", "--remote", url],
+        env=idle_daemon.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    credentials = idle_daemon.state / "repos" / "slow" / "credentials"
+    wait_until(credentials.exists, "the credentials")
+    assert credentials.stat().st_mode & 0o777 == 0o600
+    adding.send_signal(number)
+    _, said = adding.communicate(timeout=20)
+    assert adding.returncode == 130
+    assert "Traceback" not in said and "hunter2" not in said
+    assert not (idle_daemon.state / "repos" / "slow").exists()
+    assert not (idle_daemon.mounts / "slow").exists()
+    proxy.resume()
+
+
+def test_a_read_only_state_root_is_told(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    add(idle_daemon, local_remote)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", idle_daemon.state], check=True)
+    try:
+        for arguments in (
+            ("daemon",),
+            ("gc",),
+            ("add-repo", "--name", "x", "--remote", local_remote.path),
+            ("mount", local_remote.path, idle_daemon.directory / "x"),
+        ):
+            done = idle_daemon.run(*arguments, check=False)
+            assert done.returncode == 1
+            first, *rest = done.stderr.splitlines()
+            assert first.startswith("error: ") and len(rest) <= 1, done.stderr
+    finally:
+        subprocess.run(["umount", idle_daemon.state], check=True)
+    assert not (idle_daemon.directory / "x").exists()
 
 
 def test_gc_removes_temporary_files(idle_daemon: DaemonProcess, local_remote: Any) -> None:
