@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads: not worth a message
         return 141
-    except ExceptionGroup as group:
+    except BaseExceptionGroup as group:
         return _report_group(group)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -137,8 +137,13 @@ def _report(message: str, hint: str | None, exit_code: int) -> int:
     return exit_code
 
 
-def _report_group(group: ExceptionGroup[Exception]) -> int:
-    """Several tasks failed: the first error a user can understand stands for all."""
+def _report_group(group: BaseExceptionGroup[BaseException]) -> int:
+    """Several tasks failed: the first error a user can understand stands for all.
+
+    Ctrl-C in the midst of tasks comes as a group as well.
+    """
+    if group.subgroup(KeyboardInterrupt) is not None:
+        return _report("interrupted", None, 130)
     known = group.subgroup(ArtifactFSError)
     found: BaseException = known if known is not None else group
     while isinstance(found, BaseExceptionGroup):
