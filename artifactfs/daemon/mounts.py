@@ -80,13 +80,15 @@ def mounts_at(mount_point: str) -> list[MountEntry]:
 def probe(mount_point: str) -> MountState:
     """Whether a mount answers there. Blocks while its process hangs.
 
-    ``stat`` and ``ismount`` succeed on a dead mount; only reading the directory says ENOTCONN.
+    ``stat``, ``ismount`` and, with cached directories, even listing succeed on a dead mount;
+    ``statfs`` is always the process's to answer, and says ENOTCONN.
     """
     entries = mounts_at(mount_point)
     if not entries:
         return MountState.NONE
     try:
         with os.scandir(mount_point):
+            os.statvfs(mount_point)
             return MountState.ALIVE
     except OSError as error:
         dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)

@@ -224,13 +224,21 @@ def _waiting(minor: int) -> str:
     return f" ({count} requests wait)"
 
 
-_PROBE = "import os, sys\ntry: os.listdir(sys.argv[1])\nexcept OSError as e: sys.exit(e.errno)"
+_PROBE = """
+import os, sys
+try:
+    os.listdir(sys.argv[1])
+    os.statvfs(sys.argv[1])
+except OSError as e:
+    sys.exit(e.errno)
+"""
 
 
 def probe(mount_point: str, deadline_s: float) -> int | None:
     """List `mount_point` in a process of its own: an errno, ETIMEDOUT if it hangs, or None.
 
-    `stat` and `ismount` succeed on a dead mount, so only a listing tells. A process that waits for
+    `stat` and `ismount` succeed on a dead mount, and so does a listing that the kernel has kept;
+    ``statfs`` tells. A process that waits for
     a worker in ``readdir`` may not die until it is answered, so it is left behind, not waited for.
     """
     process = subprocess.Popen(
