@@ -114,6 +114,15 @@ class Sides:
         self.both("status", "--porcelain=v2")
 
 
+def age(clone: Path, environment: dict[str, str]) -> None:
+    """As if it had been made long ago: git reads again what is as young as its index."""
+    for folder, folders, names in os.walk(clone):
+        folders[:] = [name for name in folders if name != ".git"]
+        for name in names:
+            os.utime(os.path.join(folder, name), (1_500_000_000, 1_500_000_000))
+    subprocess.run(["git", "-C", clone, "status", "-s"], env=environment, check=True)
+
+
 @pytest.fixture
 def sides(
     configured: ConfiguredDaemon,
@@ -125,6 +134,7 @@ def sides(
     clone = tmp_path / "clone"
     command = ["git", "clone", "-q", "--branch", "start", url, str(clone)]
     subprocess.run(command, env=configured.environment, check=True, stderr=subprocess.DEVNULL)
+    age(clone, configured.environment)
     mount = configured.add_repo("work", url, "--ref", "start")
     return Sides(configured, mount, clone)
 
