@@ -225,12 +225,13 @@ def _waiting(minor: int) -> str:
 
 
 _PROBE = """
-import os, sys
-try:
-    os.listdir(sys.argv[1])
-    os.statvfs(sys.argv[1])
-except OSError as e:
-    sys.exit(e.errno)
+import errno, os, sys
+for look in (os.listdir, os.statvfs):
+    try:
+        look(sys.argv[1])
+    except OSError as e:
+        if e.errno != errno.ENOSYS:
+            sys.exit(e.errno)
 """
 
 
