@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_the_first_status_knows_no_wrong_size(sides: Sides, configured: Configur
         assert sizes[converted] == 0, converted
     sides.compare()
     worker = configured.worker(sides.mount)
-    subprocess.run(["kill", "-9", str(worker)], check=True)
+    os.kill(worker, signal.SIGKILL)
     wait_until(lambda: os.path.exists(sides.mount / "README"), "the mount is back")
     sides.compare()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -83,6 +84,7 @@ def test_sessions_in_a_mount(
     assert log.stdout == "Default to one orphan\n"
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_server_section(tmp_path: Path) -> None:
     port = str(free_port())
     block = shell_block("artifacts-server serve").replace("8080", port)
