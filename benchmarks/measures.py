@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import httpx
 
-from benchmarks.contenders import ArtifactFS, Contender, opened
+from benchmarks.contenders import ArtifactFS, Contender, opened, run_to_the_end
 from benchmarks.fast_import import quiet_git_environment, run_git
 from tests.e2e.processes import ArtifactsProcess
 
@@ -84,20 +84,10 @@ class ProxyProcess:
 
 def shell(command: str, tree: Path) -> float | None:
     """Run `command` in `tree`; return the seconds it took, None when it failed."""
+    environment = quiet_git_environment() | {"GIT_PAGER": "cat"}
     began = time.perf_counter()
-    try:
-        done = subprocess.run(
-            ["sh", "-c", command],
-            cwd=tree,
-            env=quiet_git_environment() | {"GIT_PAGER": "cat"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=COMMAND_LIMIT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    return time.perf_counter() - began if done.returncode == 0 else None
+    status = run_to_the_end(["sh", "-c", command], cwd=tree, env=environment)
+    return time.perf_counter() - began if status == 0 else None
 
 
 def measure_opening(
