@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -120,6 +121,7 @@ def measure_side_by_side(
 
 def main() -> None:
     options = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is stopped
     os.environ.setdefault("GIT_CONFIG_GLOBAL", os.devnull)
     if options.from_json:
         where, results = read_json(options.from_json)
