@@ -113,7 +113,9 @@ def measure_cold_reads(run: Run, workload: Workload, tree: Path) -> None:
     chosen: dict[str, str] = {}
     for path in listed.stdout.decode(errors="surrogateescape").split("\0"):
         directory = os.path.dirname(path)
-        if directory and not directory.startswith(workload.grep_directory):
+        # Many packages have the same empty __init__.py: after the first it would not be cold.
+        shared = os.path.basename(path).startswith("__init__")
+        if directory and not shared and not directory.startswith(workload.grep_directory):
             chosen.setdefault(directory, path)
     paths = list(chosen.values())
     times = []

@@ -18,6 +18,9 @@ from benchmarks.measures import Run
 
 OURS = "artifact-fs"
 BASE = "git clone"
+SMALLEST_BASE_S = 1e-4
+"""A ratio to less than that says nothing: there was nothing to do."""
+
 CHARTED = (
     "first ls",
     "first file",
@@ -79,7 +82,7 @@ def ratio(results: list[Result], measure: str) -> str:
     """Ours in relation to a plain clone."""
     by_name = {result.contender: result.values(measure) for result in results}
     ours, base = by_name.get(OURS), by_name.get(BASE)
-    if not ours or not base or not statistics.median(base):
+    if not ours or not base or statistics.median(base) < SMALLEST_BASE_S:
         return ""
     return f"{statistics.median(ours) / statistics.median(base):.2f}"
 

@@ -66,7 +66,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAME", help="only contenders whose name contains NAME")
     parser.add_argument("--json", type=Path, default=PROJECT / "build" / "benchmark.json")
     parser.add_argument("--page", type=Path, help="write Markdown and charts there")
-    parser.add_argument("--from-json", type=Path, help="measure nothing, report this file")
+    parser.add_argument(
+        "--from-json",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="measure nothing, report what earlier runs wrote; repeatable",
+    )
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     return parser.parse_args()
 
@@ -124,7 +130,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is stopped
     os.environ.setdefault("GIT_CONFIG_GLOBAL", os.devnull)
     if options.from_json:
-        where, results = read_json(options.from_json)
+        reports = [read_json(path) for path in options.from_json]
+        where, results = reports[0][0], [result for _, found in reports for result in found]
     else:
         scratch = Path(tempfile.mkdtemp(prefix="afb-", dir="/tmp"))
         try:
