@@ -105,6 +105,15 @@ def test_git_works_in_the_mount(mounted: Path, odd_repository: OddRepository) ->
     assert "origin/topic" in git(mounted, "branch", "-r")
 
 
+def test_git_diff_never_takes_files_for_deleted(mounted: Path, daemon: DaemonProcess) -> None:
+    """A bug of git before 2.43 with any fsmonitor: one run in twenty, by chance."""
+    daemon.wait_for("odd", "index")
+    assert git(mounted, "status", "--porcelain") == ""
+    for _ in range(60):
+        assert git(mounted, "diff", "--name-only", "HEAD") == ""
+        assert git(mounted, "diff-index", "HEAD") == ""
+
+
 def test_git_status_asks_the_remote_for_nothing(
     daemon: DaemonProcess, proxy: DelayProxy, remote_repo: Callable[..., ServedRepository]
 ) -> None:
