@@ -52,7 +52,7 @@ from artifactfs.hydration.blobs import Blob, MemoryBlob
 from artifactfs.hydration.cache import DEFAULT_MEMORY, MemoryCache
 from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout, copy_of
 from artifactfs.hydration.failure_log import FailureLog
-from artifactfs.hydration.flight import FlightControl, Reason
+from artifactfs.hydration.flight import FlightControl
 from artifactfs.hydration.health import Outage, RemoteHealth
 from artifactfs.hydration.inventory import TreeInventory
 from artifactfs.hydration.lanes import Lanes
