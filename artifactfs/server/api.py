@@ -159,8 +159,9 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
         return answer(request, problem)
 
     async def on_http(request: Request, error: Exception) -> Response:
-        if getattr(request.state, "too_large", False):
-            return error_answer(Problem(Code.MEMORY_LIMIT, "The request body is too large"))
+        in_body = getattr(request.state, "body_problem", None)
+        if in_body is not None:
+            return error_answer(in_body)
         status = cast(StarletteHTTPException, error).status_code
         code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(status, Code.INVALID_INPUT)
         problem = Problem(code, str(cast(StarletteHTTPException, error).detail))

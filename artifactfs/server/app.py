@@ -20,7 +20,14 @@ from artifactfs.server.api import (
 )
 from artifactfs.server.context import Context
 from artifactfs.server.events import Event, error_type
-from artifactfs.server.exchange import Message, Receive, Send, close_if_unread
+from artifactfs.server.exchange import (
+    BadBody,
+    Message,
+    Patience,
+    Receive,
+    Send,
+    close_if_unread,
+)
 from artifactfs.server.git_http import GitHTTP, route_of
 from artifactfs.server.jobs import Jobs
 from artifactfs.server.problems import Code, Problem
@@ -104,6 +111,8 @@ class Application:
         self._git = GitHTTP(context)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # before it is accepted: a 403
         if scope["type"] != "http":
             return
         route = route_of(scope["path"])
@@ -114,18 +123,27 @@ class Application:
 
     async def _control(self, scope: Message, receive: Receive, send: Send) -> None:
         record = RequestRecord(scope["method"], scope["path"])
-        limit = self._context.limits.control_body_bytes
+        limits = self._context.limits
+        patience = Patience(receive, limits.client_idle_s)
         state: dict[str, Any] = {}
         scope["state"] = state
 
+        def refuse(code: Code, text: str) -> Problem:
+            # FastAPI makes a 400 of what is raised here; the handler of errors looks at the state.
+            state["body_problem"] = Problem(code, text)
+            return Problem(code, text)
+
         async def bounded_receive() -> Message:
-            message = await receive()
+            if state.get("body_read", False):
+                return await receive()  # waits for the client to go
+            try:
+                message = await patience.receive()
+            except BadBody as error:
+                raise refuse(Code.TOO_SLOW, f"Timeout: {error}") from None
             state["body_read"] = not message.get("more_body", False)
             record.bytes_in += len(message.get("body", b""))
-            if record.bytes_in > limit:
-                # FastAPI turns this into a 400; the handler of errors looks at the state.
-                state["too_large"] = True
-                raise Problem(Code.MEMORY_LIMIT, "The request body is too large")
+            if record.bytes_in > limits.control_body_bytes:
+                raise refuse(Code.MEMORY_LIMIT, "The request body is too large")
             return message
 
         async def logged_send(message: Message) -> None:

@@ -81,6 +81,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 @click.option("--max-account-bytes", default=Limits().account_bytes, help="Size of an account.")
 @click.option("--max-git-processes", default=Limits().git_processes, help="At the same time.")
 @click.option("--git-time-limit", default=3_600.0, help="Seconds for one Git request.")
+@click.option("--client-timeout", default=60.0, help="Seconds that a silent client is waited for.")
 def serve(
     data: Path,
     listen: str,
@@ -98,6 +99,7 @@ def serve(
     max_account_bytes: int,
     max_git_processes: int,
     git_time_limit: float,
+    client_timeout: float,
 ) -> None:
     """Serve the data folder until SIGTERM.
 
@@ -127,6 +129,7 @@ def serve(
             account_bytes=max_account_bytes,
             git_processes=max_git_processes,
             git_time_s=git_time_limit,
+            client_idle_s=client_timeout,
         ),
         allow_private_networks=allow_private_networks,
         access_log=access_log,

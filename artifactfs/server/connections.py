@@ -99,13 +99,17 @@ async def serve_connections(
     tls: ssl.SSLContext | None,
     shutdown: trio.Event,
     grace_s: float,
+    idle_s: float,
 ) -> None:
-    """Serve `app` on `sockets` until `shutdown`; then let open requests end for `grace_s`."""
+    """Serve `app` on `sockets` until `shutdown`; then let open requests end for `grace_s`.
+
+    A connection ends when its client takes nothing of an answer for `idle_s`.
+    """
     config = http_config()
     context = WorkerContext(None)
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     listeners = [_listener(sock, tls) for sock in sockets]
-    handler = partial(_handle, wrapped, config, context)
+    handler = partial(_handle, wrapped, config, context, idle_s)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             accepting.start_soon(
@@ -122,9 +126,13 @@ def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> Any:
     return plain if tls is None else trio.SSLListener(plain, tls, https_compatible=True)
 
 
-async def _handle(app: Any, config: Config, context: WorkerContext, stream: Any) -> None:
+async def _handle(
+    app: Any, config: Config, context: WorkerContext, idle_s: float, stream: Any
+) -> None:
     transport = getattr(stream, "transport_stream", stream)
     transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # hypercorn's writes have no deadline of their own; with this the kernel fails them.
+    transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(idle_s * 1000))
     # Requests are tasks started from this one, so they inherit the variable.
     _connection.set(transport.socket)
     await TCPServer(app, config, context, ConnectionState({}), stream)

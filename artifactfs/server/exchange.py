@@ -6,6 +6,8 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
+import trio
+
 from artifactfs.server.access_log import AccessLog, RequestRecord
 
 Message = MutableMapping[str, Any]
@@ -14,6 +16,8 @@ Headers = tuple[tuple[bytes, bytes], ...]
 Send = Callable[[Message], Awaitable[None]]
 
 _INFLATE_STEP = 256 * 1024
+_SLOWEST = 1024
+"""Bytes of a request body that must come for each second of waiting, on the average."""
 NO_CACHE = (
     (b"cache-control", b"no-cache, max-age=0, must-revalidate"),
     (b"expires", b"Fri, 01 Jan 1980 00:00:00 GMT"),
@@ -33,8 +37,35 @@ class BadBody(Exception):
         self.status = status
 
 
+class Patience:
+    """How long to wait for the pieces of one request body.
+
+    Each piece may take `idle_s` seconds, and all of them together that and a second for each KiB:
+    neither silence nor a trickle holds a place for Git processes. Time in which the server itself
+    does not read does not count.
+    """
+
+    def __init__(self, receive: Receive, idle_s: float) -> None:
+        self._receive = receive
+        self._idle_s = idle_s
+        self._left_s = idle_s
+
+    async def receive(self) -> Message:
+        """The next message of the client. Raises: BadBody (408)."""
+        began = trio.current_time()
+        with trio.move_on_after(min(self._idle_s, self._left_s)):
+            message = await self._receive()
+            self._left_s -= trio.current_time() - began
+            self._left_s += len(message.get("body", b"")) / _SLOWEST
+            return message
+        raise BadBody("the request arrives too slowly", 408)
+
+
 class Exchange:
-    """A request and its answer. Every answer is logged before its end is sent."""
+    """A request and its answer. Every answer is logged before its end is sent.
+
+    `idle_s`: see `Patience`.
+    """
 
     def __init__(
         self,
@@ -43,6 +74,8 @@ class Exchange:
         send: Send,
         record: RequestRecord,
         log: AccessLog,
+        *,
+        idle_s: float,
     ) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -56,14 +89,15 @@ class Exchange:
         """Id of the token that the request came with."""
         self._scope = scope
         self._body_read = False
-        self._receive = receive
+        self._patience = Patience(receive, idle_s)
         self._send = send
         self._log = log
 
     async def body(self, limit: int | None) -> AsyncIterator[bytes]:
         """The request body, decompressed, in pieces of at most 256 KiB.
 
-        Raises: ClientGone; BadBody for broken compression or more than `limit` bytes.
+        Raises: ClientGone; BadBody for broken compression, more than `limit` bytes, or a client
+        that does not send.
         """
         encoding = self.headers.get(b"content-encoding", b"identity").lower()
         if encoding not in (b"identity", b"gzip", b"x-gzip"):
@@ -81,7 +115,7 @@ class Exchange:
 
     async def _raw_body(self) -> AsyncIterator[bytes]:
         while True:
-            message = await self._receive()
+            message = await self._patience.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             data = message.get("body", b"")

@@ -91,7 +91,8 @@ class GitHTTP:
 
     async def __call__(self, route: Route, scope: Message, receive: Receive, send: Send) -> None:
         record = RequestRecord(scope["method"], scope["path"])
-        exchange = Exchange(scope, receive, send, record, self._context.access_log)
+        idle_s = self._context.limits.client_idle_s
+        exchange = Exchange(scope, receive, send, record, self._context.access_log, idle_s=idle_s)
         try:
             await self._serve(route, exchange)
         except Refused as refused:

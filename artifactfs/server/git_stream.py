@@ -35,8 +35,7 @@ class End(Enum):
     DONE = auto()
     CLIENT_GONE = auto()
     TIME_OVER = auto()
-    MALFORMED = auto()
-    TOO_LARGE = auto()
+    BAD_BODY = auto()
 
 
 def environment_for(
@@ -82,6 +81,7 @@ class Stream:
     time_limit_s: float
     outlive_client: bool
     end: End = End.DONE
+    status: int = 400
     message: str = ""
     body_over: trio.Event = field(default_factory=trio.Event)
 
@@ -139,11 +139,10 @@ class Stream:
             self._stop(End.CLIENT_GONE, scope, git)
         except PktError as error:
             self.message = str(error)
-            self._stop(End.MALFORMED, scope, git)
+            self._stop(End.BAD_BODY, scope, git)
         except BadBody as error:
-            self.message = str(error)
-            end = End.TOO_LARGE if error.status == 413 else End.MALFORMED
-            self._stop(end, scope, git)
+            self.message, self.status = str(error), error.status
+            self._stop(End.BAD_BODY, scope, git)
 
 
 async def _send(git: GitProcess, data: bytes) -> bool:
@@ -162,10 +161,8 @@ async def answer_failure(
         raise ClientGone
     if stream.end is End.TIME_OVER:
         await refuse(context, repo, exchange, 503, "The request took too long")
-    elif stream.end is End.MALFORMED:
-        await refuse(context, repo, exchange, 400, stream.message)
-    elif stream.end is End.TOO_LARGE:
-        await refuse(context, repo, exchange, 413, stream.message)
+    elif stream.end is End.BAD_BODY:
+        await refuse(context, repo, exchange, stream.status, stream.message)
     elif _OUR_FAULT.search(stderr):
         log.error("%s of %s: %s", exchange.record.service, repo.full_name, stderr)
         await refuse(context, repo, exchange, 500, "The repository cannot be used")

@@ -122,7 +122,12 @@ async def run_server(
                 gc.freeze()
                 ready(context)
                 await serve_connections(
-                    application, sockets, tls=tls, shutdown=shutdown, grace_s=_GRACE_S
+                    application,
+                    sockets,
+                    tls=tls,
+                    shutdown=shutdown,
+                    grace_s=_GRACE_S,
+                    idle_s=settings.limits.client_idle_s,
                 )
                 background.cancel_scope.cancel()
             services.cancel_scope.cancel()

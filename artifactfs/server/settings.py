@@ -62,6 +62,8 @@ class Limits:
     git_queue_s: float = 60.0
     """How long a request waits for its turn before it is told 503."""
     git_time_s: float = 3_600.0
+    client_idle_s: float = 60.0
+    """How long a client may neither send what it announced nor take what it asked for."""
     import_time_s: float = 3_600.0
     import_wait_s: float = 2.0
     """How long the answer to an import or fork waits for the work to end."""

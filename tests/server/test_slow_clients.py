@@ -1,0 +1,105 @@
+"""Clients that keep a connection and do nothing with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.server.running import Git, Server, ServerFactory, with_token
+from tests.server.test_git_faults import memory_mib, pkt, wait_until_no_children
+
+PUSH = pkt(f"{'0' * 40} {'1' * 40} refs/heads/x\0report-status")
+
+
+@pytest.fixture
+def impatient(start_server: ServerFactory) -> Iterator[Server]:
+    server = start_server("--client-timeout", "1", "--max-git-processes", "1")
+    yield server
+    wait_until_no_children(server)
+
+
+def ask(server: Server, head: str, token: str, body: bytes = b"", length: int = 1_000) -> bytes:
+    """Send a request that announces more than it brings; all that comes until the end."""
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+        lines = [head, f"Host: {parts.netloc}", f"Content-Length: {length}"]
+        sock.sendall(
+            "\r\n".join([*lines, f"Authorization: Bearer {token}", "", ""]).encode() + body
+        )
+        answer = b""
+        while data := sock.recv(65_536):
+            answer += data
+        return answer
+
+
+def git_requests(server: Server) -> list[dict[str, Any]]:
+    """Those with a body, that are over."""
+    return [r for r in server.requests() if r["method"] == "POST" and "service" in r]
+
+
+def git_head(name: str, service: str) -> str:
+    kind = f"Content-Type: application/x-git-{service}-request"
+    return f"POST /git/team/{name}.git/git-{service} HTTP/1.1\r\n{kind}"
+
+
+def test_a_body_that_never_comes_is_a_408(impatient: Server) -> None:
+    token = impatient.create("waits")["token"]
+    form = "POST /ui/login HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded"
+    rest = "POST /v1/api/namespaces/team/repos HTTP/1.1\r\nContent-Type: application/json"
+    for head, secret, body in (
+        (form, "", b"token="),
+        (rest, impatient.api_token, b"{"),
+        (git_head("waits", "upload-pack"), token, b"0014com"),
+        (git_head("waits", "receive-pack"), token, PUSH[:20]),
+        (git_head("waits", "receive-pack"), token, PUSH + b"0000PACK"),
+    ):
+        assert ask(impatient, head, secret, body).startswith(b"HTTP/1.1 408 "), head
+
+
+def test_a_trickle_is_a_408_as_well(impatient: Server, git: Git, work: Path) -> None:
+    made = impatient.create("trickles")
+    parts = urlsplit(impatient.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+        lines = [git_head("trickles", "receive-pack"), f"Host: {parts.netloc}"]
+        lines += ["Content-Length: 1000000", f"Authorization: Bearer {made['token']}", "", ""]
+        sock.sendall("\r\n".join(lines).encode() + PUSH + b"0000PACK")
+        while not (seen := git_requests(impatient)):
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(b"\0")
+            time.sleep(0.2)
+    assert [r["status"] for r in seen] == [408]
+    # The one place for a git process is free again.
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+
+
+def test_a_client_that_reads_nothing_is_left(impatient: Server, git: Git, work: Path) -> None:
+    made = impatient.create("unread")
+    (work / "big").write_bytes(os.urandom(20_000_000))
+    git("add", "-A", cwd=work)
+    git("commit", "-q", "-m", "Big", cwd=work)
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+    head = git("rev-parse", "main", cwd=work).strip()
+    body = pkt(f"want {head} ofs-delta\n") + b"0000" + pkt("done\n")
+    parts = urlsplit(impatient.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+        lines = [git_head("unread", "upload-pack"), f"Host: {parts.netloc}"]
+        lines += [f"Content-Length: {len(body)}", f"Authorization: Bearer {made['token']}", "", ""]
+        sock.sendall("\r\n".join(lines).encode() + body)
+        while not any(r["service"] == "git-upload-pack" for r in git_requests(impatient)):
+            time.sleep(0.1)
+    git("ls-remote", with_token(made["remote"], made["token"]))
+    assert memory_mib(impatient) < 300
+
+
+def test_a_websocket_is_refused(server: Server) -> None:
+    head = "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    head += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    assert ask(server, head, "", length=0).startswith(b"HTTP/1.1 403 ")
