@@ -17,8 +17,9 @@ from artifactfs.server.api import (
     RepoName,
     RepositoriesOf,
 )
+from artifactfs.server.blob_answer import blob_answer
 from artifactfs.server.commits import CommitInfo, commit_info
-from artifactfs.server.content import Content, EntryType, NoSuchContent, TooLarge, sniff
+from artifactfs.server.content import Content, EntryType, NoSuchContent
 from artifactfs.server.context import Context
 from artifactfs.server.problems import Code, Problem
 from artifactfs.server.records import Repo
@@ -39,10 +40,6 @@ _ANY_BYTES: dict[int | str, dict[str, Any]] = {
         "description": "The bytes, with a type guessed from them",
         "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
     }
-}
-_SAFE = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "sandbox; default-src 'none'",
 }
 
 
@@ -65,8 +62,6 @@ async def read_content(context: Context, repo: Repo, read: Callable[[Content], T
         return await trio.to_thread.run_sync(lambda: read(Content(gitdir)))
     except NoSuchContent:
         raise Problem(Code.NOT_FOUND, "Not found in this repository") from None
-    except TooLarge:
-        raise Problem(Code.MEMORY_LIMIT, "The file is too large; fetch it with git") from None
     except pygit2.GitError as error:
         raise Problem(Code.INTERNAL_ERROR, "The repository cannot be read") from error
 
@@ -151,9 +146,9 @@ async def get_blob(
     hash: str,
 ) -> Response:
     repo = repositories.get_ready(caller.account_id, namespace, name)
-    limit = context.limits.content_bytes
-    data = await read_content(context, repo, lambda content: content.blob(hash, limit))
-    return Response(data, media_type="application/octet-stream", headers=_SAFE)
+    held = context.limits.held_bytes
+    blob = await read_content(context, repo, lambda content: content.blob(hash, held))
+    return blob_answer(context, repo, blob, sniffed=False)
 
 
 @router.get(
@@ -172,9 +167,9 @@ async def get_file(
     ref: Annotated[str, Query(max_length=500)] = "HEAD",
 ) -> Response:
     repo = repositories.get_ready(caller.account_id, namespace, name)
-    limit = context.limits.content_bytes
-    data = await read_content(context, repo, lambda content: content.file(ref, path, limit))
-    return Response(data, media_type="application/octet-stream", headers=_SAFE)
+    held = context.limits.held_bytes
+    blob = await read_content(context, repo, lambda content: content.file(ref, path, held))
+    return blob_answer(context, repo, blob, sniffed=False)
 
 
 @router.get(
@@ -193,8 +188,8 @@ async def get_raw(
     path: str,
 ) -> Response:
     repo = repositories.get_ready(caller.account_id, namespace, name)
-    limit = context.limits.content_bytes
-    data = await read_content(
-        context, repo, lambda content: content.file_below(f"{ref}/{path}", limit)
+    held = context.limits.held_bytes
+    blob = await read_content(
+        context, repo, lambda content: content.file_below(f"{ref}/{path}", held)
     )
-    return Response(data, headers={**_SAFE, "Content-Type": sniff(data)})
+    return blob_answer(context, repo, blob, sniffed=True)

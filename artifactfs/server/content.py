@@ -7,6 +7,7 @@ ref tables and trees; none becomes a path on disk.
 from __future__ import annotations
 
 import re
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,6 @@ class NoSuchContent(Exception):
     """The ref, object or path is not in the repository."""
 
 
-class TooLarge(Exception):
-    """The blob is larger than the content API sends."""
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One entry of a tree. `mode` as in the tree object, octal."""
@@ -63,6 +60,15 @@ class Ref:
 
     name: str
     hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob. `data` is None for one that is larger than it may be held in memory."""
+
+    hash: str
+    size: int
+    data: bytes | None
 
 
 class Content:
@@ -137,21 +143,19 @@ class Content:
             for entry in found
         ]
 
-    def blob(self, hexadecimal: str, limit: int) -> bytes:
-        """Raises: NoSuchContent, TooLarge."""
+    def blob(self, hexadecimal: str, held: int) -> Blob:
+        """A blob, with its data if that is at most `held` bytes. Raises: NoSuchContent."""
         if not OID.fullmatch(hexadecimal):
             raise NoSuchContent(hexadecimal)
+        oid = pygit2.Oid(hex=hexadecimal)
         try:
-            kind, size = self._repo.odb.read_header(pygit2.Oid(hex=hexadecimal))
+            kind, size = self._repo.odb.read_header(oid)
         except (KeyError, pygit2.GitError):
             raise NoSuchContent(hexadecimal) from None
         if kind != ObjectType.BLOB:
             raise NoSuchContent(hexadecimal)
-        if size > limit:
-            raise TooLarge(hexadecimal)
-        found = self._repo[pygit2.Oid(hex=hexadecimal)]
-        assert isinstance(found, pygit2.Blob)
-        return bytes(found.data)
+        data = self._repo.odb.read(oid)[1] if size <= held else None
+        return Blob(hexadecimal, size, data)
 
     def refs(self) -> list[Ref]:
         """All refs by name, with what they point to."""
@@ -197,19 +201,19 @@ class Content:
                 raise NoSuchContent(path)
         return entry
 
-    def file(self, ref: str, path: str, limit: int) -> bytes:
-        """The content of a file (of a symlink: its target). Raises: NoSuchContent, TooLarge."""
-        return self.blob(self.entry_at(ref, path).hash, limit)
+    def file(self, ref: str, path: str, held: int) -> Blob:
+        """The content of a file (of a symlink: its target). Raises: NoSuchContent."""
+        return self.blob(self.entry_at(ref, path).hash, held)
 
-    def file_below(self, ref_and_path: str, limit: int) -> bytes:
+    def file_below(self, ref_and_path: str, held: int) -> Blob:
         """A file named ``REF/PATH``, where the ref may have slashes itself.
 
-        Raises: NoSuchContent, TooLarge.
+        Raises: NoSuchContent.
         """
         parts = ref_and_path.split("/")
         for cut in range(1, len(parts)):
             try:
-                return self.file("/".join(parts[:cut]), "/".join(parts[cut:]), limit)
+                return self.file("/".join(parts[:cut]), "/".join(parts[cut:]), held)
             except NoSuchContent:
                 continue
         raise NoSuchContent(ref_and_path)
@@ -234,7 +238,7 @@ def _decode(name: bytes | None) -> str:
 
 
 def sniff(data: bytes) -> str:
-    """A content type from the bytes; text is always plain, so a browser never runs it."""
+    """A content type from the first bytes; text is always plain, so a browser never runs it."""
     for magic, kind in _MAGIC:
         if data.startswith(magic):
             return kind
@@ -243,7 +247,8 @@ def sniff(data: bytes) -> str:
     if b"\0" in data[:8_000]:
         return "application/octet-stream"
     try:
-        data.decode("utf-8")
+        # A beginning may end within a character.
+        getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError:
         return "application/octet-stream"
     return "text/plain; charset=utf-8"

@@ -33,6 +33,7 @@ class Context:
     control_limiter: RateLimiter
     git_limiter: RateLimiter
     git_turns: trio.Semaphore
+    content_turns: trio.Semaphore
     background: trio.Nursery
 
     @property

@@ -267,11 +267,10 @@ async def get_file(
     ref: str = "HEAD",
 ) -> Response:
     repo = _repo(visitor, repositories, namespace, name)
-    data = await read_content(
-        context, repo, lambda content: content.file(ref, path, context.limits.content_bytes)
-    )
-    binary = b"\0" in data[:8_000]
-    text = None if binary else data[:_SHOWN_BYTES].decode("utf-8", "replace")
+    blob = await read_content(context, repo, lambda content: content.file(ref, path, _SHOWN_BYTES))
+    text = None
+    if blob.data is not None and b"\0" not in blob.data[:8_000]:
+        text = blob.data.decode("utf-8", "replace")
     return _page(
         "file.html",
         visitor,
@@ -280,8 +279,8 @@ async def get_file(
         path=path,
         crumbs=split_path(path),
         text=text,
-        size=len(data),
-        cut=len(data) > _SHOWN_BYTES,
+        size=blob.size,
+        too_large=blob.data is None,
     )
 
 

@@ -113,6 +113,7 @@ async def run_server(
                     ),
                     git_limiter=RateLimiter(settings.limits.git_requests, settings.limits.window_s),
                     git_turns=trio.Semaphore(settings.limits.git_processes),
+                    content_turns=trio.Semaphore(settings.limits.content_streams),
                     background=background,
                 )
                 _add_gauges(context)

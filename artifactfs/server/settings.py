@@ -56,8 +56,10 @@ class Limits:
     account_bytes: int = 1024 * GiB
     control_body_bytes: int = 1 * MiB
     fetch_body_bytes: int = 64 * MiB
-    content_bytes: int = 64 * MiB
-    """The largest blob the content API sends."""
+    held_bytes: int = 1 * MiB
+    """The largest blob that the content API holds in memory; git streams what is larger."""
+    content_streams: int = 8
+    """How many larger ones are sent at once."""
     git_processes: int = field(default_factory=lambda: 8 * (os.cpu_count() or 1))
     git_queue_s: float = 60.0
     """How long a request waits for its turn before it is told 503."""

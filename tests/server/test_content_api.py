@@ -84,3 +84,22 @@ def test_what_is_not_there_is_404(server: Server, repo: str, path: str) -> None:
         answer = client.get(f"{server.base}{repo}{path}")
     assert answer.status_code == 404, answer.text
     assert answer.json()["errors"][0]["code"] == 10200
+
+
+def test_large_files_are_streamed(server: Server, git: Git, work: Path, name: str) -> None:
+    made = server.create(name)
+    text = ("é" * 700_000).encode()
+    (work / "large").write_bytes(text)
+    git("add", "-A", cwd=work)
+    git("commit", "-q", "-m", "Large", cwd=work)
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+    repo = f"/namespaces/team/repos/{name}"
+    oid = git("rev-parse", "main:large", cwd=work).strip()
+    for path in ("file?path=large", "raw/main/large", f"blob/{oid}"):
+        with server.client() as client:
+            answer = client.get(f"{server.base}{repo}/{path}")
+        assert answer.content == text
+        assert answer.headers["content-length"] == str(len(text))
+        kind = "text/plain; charset=utf-8" if "raw" in path else "application/octet-stream"
+        assert answer.headers["content-type"] == kind
+        assert answer.headers["x-content-type-options"] == "nosniff"
