@@ -1,6 +1,7 @@
 """The registered repositories of one state root: ``STATE/registry.db``.
 
-SQLite in WAL mode through sqlite-utils. Several processes use it at once (the daemon and any
+SQLite through sqlite-utils, with a rollback journal: a database in WAL mode cannot even be read on
+a full disk, as it needs files beside it. Several processes use it at once (the daemon and any
 number of commands), so every change is one statement or one immediate transaction, and nothing is
 cached here. `PRAGMA user_version` is the schema version.
 """
@@ -11,7 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -79,11 +80,15 @@ class Registry:
             raise
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
+        """Writes nothing where the schema is this version's: most who open it only read."""
+        with suppress(sqlite3.OperationalError):  # in use by another version: the next time, then
+            connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute("PRAGMA synchronous=FULL")
+        if _version(connection) == SCHEMA_VERSION:
+            return
         connection.execute("BEGIN IMMEDIATE")
         try:
-            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            version = _version(connection)
             if version > SCHEMA_VERSION:
                 raise StateError(
                     f"{self._path} was written by a newer version ({version} > {SCHEMA_VERSION})",
@@ -181,6 +186,10 @@ class Registry:
                 f"{self._path} is damaged: {error}",
                 hint="move it away and register the repositories again; their data is kept",
             ) from error
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _registration(row: dict[str, Any]) -> Registration:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,3 +100,29 @@ def test_damage_is_named_and_nothing_is_created_anew(tmp_path: Path) -> None:
     with pytest.raises(CorruptData, match=r"registry\.db is damaged"):
         Registry(path)
     assert path.read_bytes().startswith(b"this is not")
+
+
+def test_looking_writes_nothing(tmp_path: Path) -> None:
+    """So it works on a disk that is full, or read-only."""
+    path = tmp_path / "registry.db"
+    with Registry(path) as registry:
+        registry.add(settings())
+    assert [file.name for file in tmp_path.iterdir()] == ["registry.db"]
+    before = path.read_bytes()
+    with Registry(path) as registry:
+        assert registry.get("one").settings == settings()
+        assert [file.name for file in tmp_path.iterdir()] == ["registry.db"]
+    assert path.read_bytes() == before
+
+
+def test_a_registry_in_wal_mode_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    with Registry(path) as registry:
+        registry.add(settings())
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        with Registry(path) as registry:  # in use meanwhile
+            assert registry.get("one").settings == settings()
+    with Registry(path) as registry:
+        assert registry.get("one").settings == settings()
+    assert path.read_bytes()[18:20] == b"\1\1"  # the file format's versions: no WAL
