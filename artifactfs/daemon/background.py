@@ -66,6 +66,8 @@ class Refresh:
                 await self._job()
             except ArtifactFSError as error:
                 log.warning("refresh failed: %s", error.message, extra={"repo": self._repo})
+            except Exception as error:
+                log.error("refresh failed", exc_info=error, extra={"repo": self._repo})
 
 
 async def run_quietly(command: list[str], *, deadline_s: float) -> bytes:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
 from artifactfs.config import RepoSettings
@@ -13,6 +15,8 @@ from artifactfs.git.fetch import FetchResult, fetch_refs
 from artifactfs.git.remote import Remote
 from artifactfs.paths import RepoLayout
 from artifactfs.redact import redact
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 """``time`` (seconds of the epoch), ``ok``, ``result`` (a sentence)."""
@@ -52,12 +56,17 @@ def _move(old: bytes | None, new: bytes | None) -> str:
 
 
 def remember(layout: RepoLayout, *, ok: bool, result: str) -> Record:
-    """Write the record, replacing the file as a whole."""
+    """Write the record, replacing the file as a whole. A full disk only loses the record."""
     record = {"time": time.time(), "ok": ok, "result": result}
     path = layout.directory / "fetch.json"
     temporary = path.with_name(f".fetch.json.{os.getpid()}")
-    temporary.write_text(json.dumps(record))
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(record))
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("cannot note how a fetch went: %s", error)
+        with suppress(OSError):
+            temporary.unlink()
     return record
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ class Jobs:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._fetching = trio.Lock()
+        self._nursery: trio.Nursery
         self._counts: tuple[tuple[str, str], tuple[int, int] | None] | None = None
         self.history_done = trio.Event()
         self.index_primed = False
@@ -55,11 +57,23 @@ class Jobs:
         worker = self._worker
         worker.hydrator.start_sweep(worker.filesystem.base.tree)
         async with trio.open_nursery() as nursery:
-            self.start = nursery.start_soon
+            self._nursery = nursery
             nursery.start_soon(self._keep, "index", self._prime_index)
             nursery.start_soon(self._keep, "history", self._fetch_history)
             nursery.start_soon(self.refresh.run)
             nursery.start_soon(self._watch_gitdir)
+
+    def start(self, job: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Run `job` beside the others. Its failure is logged, and touches nothing else."""
+        self._nursery.start_soon(self._alone, job, arguments)
+
+    async def _alone(
+        self, job: Callable[..., Awaitable[None]], arguments: tuple[object, ...]
+    ) -> None:
+        try:
+            await job(*arguments)
+        except Exception as error:
+            log.error("%s failed", job.__name__.strip("_"), exc_info=error)
 
     async def _keep(self, name: str, job: object) -> None:
         assert callable(job)
@@ -219,6 +233,8 @@ class Jobs:
             count = await worker.filesystem.compact(trees)
         except (ArtifactFSError, OSError, MissingObject) as error:
             log.warning("compaction failed: %s", error)
+        except Exception as error:  # a full disk, say, as SQLite puts it
+            log.error("compaction failed", exc_info=error)
         else:
             if count:
                 log.info("compacted", extra={"files": count})

@@ -233,7 +233,7 @@ def delete(state: StateLayout, name: str, mount_point: Path) -> None:
     directory = state.repo(name).directory
     try:
         if directory.exists():
-            (directory / MARKER).write_text("0\n")
+            (directory / MARKER).touch()  # empty: on a full disk there is no room for a word
             shutil.rmtree(directory)
     except OSError as error:
         raise StateError(f"cannot remove {directory}: {error.strerror or error}") from error

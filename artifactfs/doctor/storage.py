@@ -166,13 +166,13 @@ def _check_database(
         return
     pragma = "integrity_check" if deep else "quick_check"
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
-            said = [str(row[0]) for row in database.execute(f"PRAGMA {pragma}(3)")]
+        said = _ask_database(f"{path.as_uri()}?mode=ro", pragma)
     except sqlite3.OperationalError as error:
-        if "locked" in str(error) or "busy" in str(error):
-            yield note(f"database.{name}-busy", f"{path} is in use, not checked", repo=repo)
+        unchanging = _ask_unchanging(path, pragma)
+        if unchanging is None:
+            yield note(f"database.{name}-busy", f"{path} was not checked: {error}", repo=repo)
             return
-        said = [str(error)]
+        said = unchanging
     except sqlite3.DatabaseError as error:
         said = [str(error)]
     if said == ["ok"]:
@@ -181,6 +181,26 @@ def _check_database(
         yield problem(
             f"database.{name}-damaged", f"{path} is damaged: {'; '.join(said)}", mend, repo
         )
+
+
+def _ask_database(uri: str, pragma: str) -> list[str]:
+    with closing(sqlite3.connect(uri, uri=True, timeout=5)) as database:
+        return [str(row[0]) for row in database.execute(f"PRAGMA {pragma}(3)")]
+
+
+def _ask_unchanging(path: Path, pragma: str) -> list[str] | None:
+    """The same of a database that cannot be opened: none can in WAL mode on a full disk, where the
+    file beside it cannot be made. None where it is in use: what it says then may be half of it.
+    """
+    wal = path.with_name(f"{path.name}-wal")
+    if wal.exists() and wal.stat().st_size:
+        return None
+    try:
+        return _ask_database(f"{path.as_uri()}?mode=ro&immutable=1", pragma)
+    except sqlite3.OperationalError:
+        return None
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
 
 
 def check_gitdirs(patient: Patient) -> Iterator[Finding]:
