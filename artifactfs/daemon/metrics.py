@@ -20,7 +20,7 @@ import trio
 
 from artifactfs import __version__
 from artifactfs.daemon.messages import Message, socket_address
-from artifactfs.errors import DaemonError, InvalidInput
+from artifactfs.errors import ArtifactFSError, DaemonError, InvalidInput
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +232,8 @@ async def serve_metrics(
                 await _answer(stream, collect)
             except (trio.BrokenResourceError, h11.RemoteProtocolError) as error:
                 log.debug("a reader of the metrics is gone: %s", error)
+            except Exception as error:
+                log.error("serving metrics failed", exc_info=error)
 
     try:
         async with trio.open_nursery() as nursery:
@@ -259,6 +261,15 @@ def _listen(address: MetricsAddress) -> trio.socket.SocketType:
     return trio.socket.from_stdlib_socket(raw)
 
 
+async def _collected(collect: Collect) -> tuple[int, str]:
+    """Figures that cannot be had are no reason to end the daemon."""
+    try:
+        return 200, await collect()
+    except (ArtifactFSError, OSError) as error:
+        log.warning("no metrics: %s", error)
+        return 503, "see the daemon's log\n"
+
+
 async def _answer(stream: trio.SocketStream, collect: Collect) -> None:
     connection = h11.Connection(h11.SERVER)
     while (event := connection.next_event()) is h11.NEED_DATA:
@@ -270,7 +281,7 @@ async def _answer(stream: trio.SocketStream, collect: Collect) -> None:
     if event.method not in (b"GET", b"HEAD"):
         status, body = 405, "only GET\n"
     elif path == b"/metrics":
-        status, body = 200, await collect()
+        status, body = await _collected(collect)
     content = body.encode()
     headers = [
         ("Content-Type", CONTENT_TYPE),

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trio
 
-from artifactfs.daemon.metrics import MetricsAddress, parse_address, render
-from artifactfs.errors import InvalidInput
+from artifactfs.daemon.metrics import MetricsAddress, parse_address, render, serve_metrics
+from artifactfs.errors import InvalidInput, StateError
 from tests.e2e.processes import DaemonProcess, ServedRepository, free_port, wait_until
 
 SAMPLE = re.compile(r'(artifactfs_[a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)')
@@ -79,6 +80,26 @@ def test_garbage_does_not_hurt(idle_daemon: DaemonProcess) -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(garbage)
     assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
+
+
+@pytest.mark.parametrize("mistake", [StateError("the registry cannot be read"), KeyError("state")])
+def test_figures_that_cannot_be_had_end_nothing(mistake: Exception) -> None:
+    async def collect() -> str:
+        raise mistake
+
+    async def main() -> None:
+        address = MetricsAddress(host="127.0.0.1", port=0)
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                port = await nursery.start(serve_metrics, address, collect)
+                for _ in range(2):
+                    stream = await trio.open_tcp_stream("127.0.0.1", port)
+                    await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                    answer = await stream.receive_some()
+                    assert not answer or answer.startswith(b"HTTP/1.1 503")
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 def test_a_taken_port_is_an_error_of_one_line(idle_daemon: DaemonProcess) -> None:
