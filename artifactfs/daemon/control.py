@@ -218,9 +218,7 @@ class ControlServer:
         return trio.socket.from_stdlib_socket(raw)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        raw = socket.socket(fileno=os.dup(stream.socket.fileno()))
-        with raw:
-            uid = peer_uid(raw)
+        uid = peer_uid(stream)
         if uid not in (0, os.geteuid()):
             log.warning("refused a control connection", extra={"uid": uid})
             return
@@ -229,6 +227,8 @@ class ControlServer:
             await serve_requests(LineStream(stream), self._commands)
         except* DaemonError as group:
             log.warning("dropped a control connection: %s", group.exceptions[0])
+        except* Exception as group:  # a mistake of ours about one must not end the others' mounts
+            log.error("a control connection failed", exc_info=group)
         finally:
             self.connections -= 1
             self.last_served = trio.current_time()

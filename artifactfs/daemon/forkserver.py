@@ -7,7 +7,8 @@ waits: a fork of it is ready within milliseconds and shares nearly all of its me
 Messages on a SOCK_SEQPACKET pair, one JSON object each. ``{"fork": ID, "spec": {…}}`` with the
 worker's end of its channel attached (SCM_RIGHTS) is answered by ``{"forked": ID, "pid": PID}``
 with a pidfd attached, so the supervisor can wait for and signal the worker without races over its
-pid. ``{"exited": PID, "status": STATUS}`` follows when it was reaped (`os.waitstatus_to_exitcode`).
+pid; or by ``{"forked": ID, "error": WHY}``. ``{"exited": PID, "status": STATUS}`` follows when it
+was reaped (`os.waitstatus_to_exitcode`).
 
 When the supervisor is gone (end of file), workers unmount by themselves, since their channels
 ended too; the ones that do not within `LINGER_S` are killed, so a new daemon can mount again.
@@ -16,6 +17,7 @@ ended too; the ones that do not within `LINGER_S` are killed, so a new daemon ca
 from __future__ import annotations
 
 import array
+import errno
 import gc
 import json
 import logging
@@ -83,16 +85,33 @@ class ForkServer:
             return False
         if message is None:
             return False
-        channel = received[0]
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(message["spec"], channel)
-        os.close(channel)
-        pidfd = os.pidfd_open(pid)
+        try:
+            pid, pidfd = self._fork(message["spec"], received)
+        except OSError as error:  # no more processes, memory or descriptors: for now
+            self._send({"forked": message["fork"], "error": error.strerror})
+            return True
         self._children[pidfd] = (pid, str(message["spec"]["settings"]["mount_point"]))
         self._poll.register(pidfd, select.POLLIN)
         self._send({"forked": message["fork"], "pid": pid}, pidfd)
         return True
+
+    def _fork(self, spec: dict[str, Any], received: list[int]) -> tuple[int, int]:
+        """A worker's pid and pidfd. Raises: OSError."""
+        if not received:  # the kernel drops descriptors that would be one too many
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        channel = received[0]
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(spec, channel)
+        finally:
+            os.close(channel)
+        try:
+            return pid, os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
 
     def _become_worker(self, spec: dict[str, Any], channel: int) -> None:
         """In the child: never returns."""

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from artifactfs import errors
 from artifactfs.errors import ArtifactFSError
@@ -35,7 +35,10 @@ def encode(message: Message) -> bytes:
 
 def decode(line: bytes) -> Message:
     """Raises: ValueError for anything but a JSON object."""
-    message = json.loads(line)
+    try:
+        message = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("a message is not nested so deeply") from error
     if not isinstance(message, dict):
         raise ValueError("a message is a JSON object")
     return message
@@ -74,7 +77,11 @@ def socket_address(path: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
-def peer_uid(connection: socket.socket) -> int:
+class _Connection(Protocol):
+    def getsockopt(self, level: int, option: int, buffersize: int, /) -> bytes: ...
+
+
+def peer_uid(connection: _Connection) -> int:
     """The effective uid of the process that connected (``SO_PEERCRED``)."""
     import struct
 

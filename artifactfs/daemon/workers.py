@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -57,7 +58,7 @@ class WorkerPool:
         self._connection: trio.socket.SocketType | None = None
         self._ready = trio.Event()
         self._numbers = itertools.count(1)
-        self._forks: dict[int, tuple[trio.Event, list[tuple[int, int]]]] = {}
+        self._forks: dict[int, tuple[trio.Event, list[tuple[int, int] | str]]] = {}
         self._statuses: dict[int, int] = {}
         self._told = trio.Event()
 
@@ -113,7 +114,10 @@ class WorkerPool:
                 os.close(descriptor)
             return
         event, answer = waiting
-        answer.append((message["pid"], received[0]))
+        if received:
+            answer.append((message["pid"], received[0]))
+        else:  # the kernel drops a descriptor that would be one too many
+            answer.append(str(message.get("error") or os.strerror(errno.EMFILE)))
         event.set()
 
     def _lost(self) -> None:
@@ -143,9 +147,10 @@ class WorkerPool:
             raise
         finally:
             del self._forks[number]
-        if not answer:
+        if not answer or isinstance(answer[0], str):
             ours.close()
-            raise DaemonError("the fork server ended while it started a process")
+            why = answer[0] if answer else "the fork server ended"
+            raise DaemonError(f"cannot start a process for the mount: {why}")
         pid, pidfd = answer[0]
         ours.setblocking(False)
         return WorkerProcess(pid, pidfd, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))

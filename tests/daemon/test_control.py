@@ -142,11 +142,16 @@ def test_a_client_that_goes_away_cancels_its_request(state: StateLayout) -> None
         assert cancelled.wait(10)
 
 
-def test_nonsense_ends_the_connection_and_not_the_server(state: StateLayout) -> None:
+@pytest.mark.parametrize(
+    "nonsense", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"\xff\n", b"[" * 200_000 + b"\n"]
+)
+def test_nonsense_ends_the_connection_and_not_the_server(
+    state: StateLayout, nonsense: bytes
+) -> None:
     with serving(state):
         raw = socket.socket(socket.AF_UNIX)
         raw.connect(str(state.control_socket))
-        raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        raw.sendall(nonsense)
         assert raw.recv(100) == b""
         raw.close()
         with ControlClient(state) as client:
