@@ -41,6 +41,9 @@ class Change:
         row = self._rows.get(inode.ino)
         if row is None:
             if inode.row is not None:
+                data = inode.data
+                if data is not None and data.blocks < 0:
+                    self._tree.look_at_upper(inode, data)
                 row = inode.row.copy()
             else:
                 row = self._tree.owner.row(inode)
@@ -78,7 +81,6 @@ class Change:
         statements = self._more
         for ino, row in self._rows.items():
             if row.nlink > 0:
-                self._tree.flush_times(self._inodes[ino])
                 statements.append(put_inode(ino, row))
             elif (before := self._inodes[ino].row) is not None and before.nlink > 0:
                 statements.append(delete_inode(ino))

@@ -85,9 +85,11 @@ class Compaction:
         inode = self._tree.by_number(ino)
         if inode is None:
             return False
+        inode.pins += 1  # else a second inode of this number might be written meanwhile
         try:
-            if inode.handles or inode.data is None or not inode.linked:
+            if inode.data is None or not inode.linked:
                 return False
+            self._tree.settle(inode)
             seen = oid, self._mtime(inode)
             if self._differs.get(ino) == seen:
                 return False
@@ -96,11 +98,12 @@ class Compaction:
                 self._differs[ino] = seen
                 return False
             data = inode.data
-            if inode.handles or data is None or data.version != version or not inode.linked:
+            if data is None or data.version != version or not inode.linked:
                 return False
             self._give_up_data(inode, oid)
             return True
         finally:
+            inode.pins -= 1
             self._tree.drop_if_unused(inode)
 
     def _mtime(self, inode: Inode) -> int:
@@ -112,6 +115,8 @@ class Compaction:
         row.has_data = False
         row.oid = oid
         change.commit()
+        if inode.data is not None:
+            self._tree.opened.close(inode.data)
         inode.data = None
         self._tree.upper.remove(inode.ino)
 

@@ -18,11 +18,9 @@ from typing import Protocol
 import trio
 
 from artifactfs.fs.changes import Change
-from artifactfs.fs.clock import now_ns
 from artifactfs.fs.compaction import is_blob
 from artifactfs.fs.conversion import Conversions, Scope
 from artifactfs.fs.converted import ConvertedContents
-from artifactfs.fs.handles import FileHandle
 from artifactfs.fs.inodes import UNKNOWN_SIZE, Data, Directory, Inode
 from artifactfs.fs.interrupt import unless_interrupted
 from artifactfs.fs.mutations import Mutations, fail
@@ -34,6 +32,10 @@ from artifactfs.hydration.hydrator import ReadContext
 _COPY_PIECE = 1 << 20
 _IN_HANDLER = 256 << 10
 """Larger contents are copied in a thread."""
+
+
+def _nobody() -> int:
+    return 0
 
 
 class BlobSource(Protocol):
@@ -62,38 +64,41 @@ class Contents:
         self._converted = converted
         self._overlay = tree.overlay
         self._upper = tree.upper
+        self._opened = tree.opened
+        self.caller: Callable[[], int] = _nobody
+        """The process that a read or write is for; 0: not known. See `Adjustments.caller`."""
         self._mutations = mutations
         self._blobs = blobs
         self._copying: dict[int, trio.Event] = {}
 
     # Reading
 
-    async def read(self, handle: FileHandle, offset: int, size: int) -> bytes:
+    async def read(self, inode: Inode, offset: int, size: int) -> bytes:
         """Waits for the content where it is not here. The reader is killable meanwhile."""
-        inode = handle.inode
         data = inode.data
         if data is not None:
-            if data.fd < 0:
-                data.fd = self._upper.open(inode.ino)
-            return os.pread(data.fd, size, offset)
-        blob = handle.blob
-        if blob is None or handle.oid != inode.oid:
-            blob = await self._open_blob(handle)
-            if inode.data is not None:
-                return await self.read(handle, offset, size)
-        return blob.read(offset, size)
+            fd = data.fd if data.fd >= 0 else self._opened.open(inode.ino, data)
+            return os.pread(fd, size, offset)
+        blob = self._opened.blob(inode.ino, inode.oid) or await self._open_blob(inode)
+        if inode.data is not None:
+            blob.close()
+            return await self.read(inode, offset, size)
+        content = blob.read(offset, size)
+        if offset + len(content) >= blob.size:
+            self._opened.close_blob(inode.ino)
+        return content
 
-    async def _open_blob(self, handle: FileHandle) -> Blob:
-        inode = handle.inode
+    async def _open_blob(self, inode: Inode) -> Blob:
         oid = inode.oid
         if oid is None:
             fail(errno.EIO)
         blob = self._open_here(inode, oid)
         if blob is None:
-            blob = await self._bring(inode, oid, handle.pid)
-        if inode.size == UNKNOWN_SIZE and inode.oid == oid:
-            inode.size = blob.size
-        handle.keep(oid, blob)
+            blob = await self._bring(inode, oid, self.caller())
+        if inode.oid == oid and inode.data is None:
+            if inode.size == UNKNOWN_SIZE:
+                inode.size = blob.size
+            self._opened.keep_blob(inode.ino, oid, blob)
         return blob
 
     async def link_target(self, inode: Inode, pid: int) -> bytes:
@@ -219,17 +224,15 @@ class Contents:
 
     # Writing
 
-    async def write(self, handle: FileHandle, offset: int, buffer: bytes) -> int:
+    async def write(self, inode: Inode, offset: int, buffer: bytes) -> int:
         """Write to the upper file; the data outlives this process when this returns."""
-        inode = handle.inode
         data = inode.data
         if data is None:
-            await self.copy_up(inode, handle.pid)
+            await self.copy_up(inode, self.caller())
             data = inode.data
             assert data is not None
-        if data.fd < 0:
-            data.fd = self._upper.open(inode.ino)
-        written = os.pwrite(data.fd, buffer, offset)
+        fd = data.fd if data.fd >= 0 else self._opened.open(inode.ino, data)
+        written = os.pwrite(fd, buffer, offset)
         if offset + written > inode.size:
             inode.size = offset + written
         self._written(inode, data)
@@ -241,21 +244,12 @@ class Contents:
             await self.copy_up(inode, pid, limit=size)
         data = inode.data
         assert data is not None
-        if data.fd >= 0:
-            os.ftruncate(data.fd, size)
-        else:
-            self._upper.truncate(inode.ino, size)
+        os.ftruncate(self._opened.open(inode.ino, data), size)
         inode.size = size
         self._written(inode, data)
-        if not inode.handles:
-            self._tree.flush_times(inode)
 
     def _written(self, inode: Inode, data: Data) -> None:
-        row = inode.row
-        assert row is not None
-        row.mtime_ns = row.ctime_ns = now_ns()
-        data.unsaved = True
-        data.blocks = -1
+        data.blocks = -1  # the times are those of the upper file: see `Tree.settle`
         data.version += 1
         self._mutations.note_write(inode)
 
@@ -307,12 +301,11 @@ class Contents:
         self._upper.publish(inode.ino)
         change.commit()
         data = Data()
+        data.fd = draft
         inode.data = data
         inode.size = size
-        if inode.handles:
-            data.fd = draft
-        else:
-            os.close(draft)
+        self._opened.close_blob(inode.ino)
+        self._opened.keep(data)
 
     # Moves: they change no bytes, though attributes may say something else of the new place.
 
@@ -351,34 +344,12 @@ class Contents:
         if type(inode) is Directory:
             self._conversions.forget_scopes(self._tree.inodes())
 
-    # Handles
-
-    def release(self, handle: FileHandle) -> None:
-        """The last close of one open file."""
-        inode = handle.inode
-        inode.handles -= 1
-        handle.drop_blob()
-        if inode.handles:
-            return
-        data = inode.data
-        if data is not None:
-            if inode.linked:
-                self._tree.flush_times(inode)
-            if data.fd >= 0:
-                os.close(data.fd)
-                data.fd = -1
-        self._tree.drop_if_unused(inode)
-
-    async def sync(self, handle: FileHandle | None) -> None:
+    async def sync(self, inode: Inode | None) -> None:
         """fsync: data, the names of new upper files and every transaction reach the disk."""
-        inode = handle.inode if handle is not None else None
-        data = inode.data if inode is not None else None
         steps: list[Callable[[], None]] = []
-        if inode is not None and data is not None and inode.linked:
-            self._tree.flush_times(inode)
-            if data.fd < 0:
-                data.fd = self._upper.open(inode.ino)
-            steps.append(functools.partial(os.fsync, data.fd))
+        if inode is not None and inode.data is not None and inode.linked:
+            # With a descriptor of its own: the other one may be closed meanwhile.
+            steps.append(functools.partial(self._upper.sync_file, inode.ino))
         steps += [self._upper.sync, self._overlay.sync]
         await trio.to_thread.run_sync(_run_all, steps)
 

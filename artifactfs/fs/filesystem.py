@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import sqlite3
@@ -34,6 +35,7 @@ from artifactfs.fs.overlay import (
     put_inode,
     put_meta,
 )
+from artifactfs.fs.stale_names import StaleNames
 from artifactfs.fs.sweep import sweep_orphans
 from artifactfs.fs.switch import Switch, SwitchResult
 from artifactfs.fs.tree import Tree
@@ -57,6 +59,9 @@ _COUNTED_AT_ONCE = 2_000
 """Written files whose sizes are summed up on demand (3 µs each); beyond, in the background."""
 
 _MAINTENANCE_S = 0.5
+
+_IDLE_ROUNDS = 20
+"""A blob that nobody reads is closed after one to two times as many rounds: 10 to 20 s."""
 
 _COUNT_EVERY = 1_000
 """Changes of the overlay after which many files are counted again."""
@@ -133,6 +138,7 @@ class FileSystem:
         self._last_switch_ns = 0
         self._counted_at = -_COUNT_EVERY
         self.journal = ChangeJournal()
+        self.stale_names = StaleNames()
         if not layout.overlay_db.exists():
             _create(layout, self._upper, tip, owner, self.journal)
         self._overlay = Overlay(layout.overlay_db)
@@ -284,20 +290,24 @@ class FileSystem:
 
     def compare_switch(self, tree: Oid) -> SwitchResult:
         """What `switch_tree` would change, and which local changes are in its way."""
-        switch = Switch(self.tree, self.mutations, self.journal, now_ns())
+        switch = self._switch(now_ns())
         return switch.compare(self.base.tree, tree)
+
+    def _switch(self, time_ns: int) -> Switch:
+        return Switch(self.tree, self.mutations, self.journal, self.stale_names, time_ns)
 
     def switch_tree(
         self, tree: Oid, commit: Oid, time_ns: int | None = None, *, whole: bool = False
     ) -> SwitchResult:
-        """Make `tree` the base; local changes stay. Downloads nothing, and never waits.
+        """Make `tree` the base; local changes stay. Downloads nothing, and never waits: when
+        `stale_names` are settled, everybody sees it.
 
         `time_ns` is the mtime of what changes. `whole`: do nothing, and tell what is `kept`, where
         local changes are in the way. Raises: MissingObject, OSError; then nothing has changed.
         """
         now = now_ns() if time_ns is None else time_ns
         now = self._last_switch_ns = max(now, self._last_switch_ns + 1)  # always a new mtime
-        switch = Switch(self.tree, self.mutations, self.journal, now)
+        switch = self._switch(now)
         result = switch.run(self.base.tree, tree, commit, in_kernel=self._served, whole=whole)
         if whole and result.kept:
             return result
@@ -332,8 +342,10 @@ class FileSystem:
         """Background work of a served mount; runs until cancelled."""
         if self._has_orphans:
             await self._sweep_orphans()
-        while True:
+        for round_number in itertools.count():
             await trio.sleep(_MAINTENANCE_S)
+            if round_number % _IDLE_ROUNDS == 0:
+                self.tree.opened.close_idle()
             if self._overlay.needs_checkpoint:
                 await self._checkpoint()
             changes = self._overlay.changes
@@ -367,11 +379,9 @@ class FileSystem:
     def close(self) -> None:
         """To be called when the mount is no longer served."""
         for inode in self.tree.inodes():
-            if inode.data is not None:
-                if inode.linked:
-                    self.tree.flush_times(inode)
-                else:
-                    self._upper.remove(inode.ino)
+            if inode.data is not None and not inode.linked:
+                self._upper.remove(inode.ino)
+        self.tree.opened.close_all()
         # Where this fails, the next start looks for orphans and git stats everything once.
         self._mark([put_meta("closed", self.journal.dump())])
         self._overlay.close()

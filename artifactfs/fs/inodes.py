@@ -7,7 +7,7 @@ with the listing of its directory.
 - `Inode.row is None`: the inode is **clean**. Everything about it follows from the base tree.
 - `Inode.row`: what the overlay stores of it. Content is `oid` (a blob here or at the remote), or
   the file ``upper/XX/INO`` where `has_data`.
-- `Inode.data`: an open upper file, while there are handles on it.
+- `Inode.data`: an upper file in use.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def mode_of_entry(git_mode: int) -> int:
 class Row:
     """The row of one inode in the overlay. Times in ns since the epoch.
 
-    Where `has_data`, `mtime_ns` of the row on disk is the mtime that the upper file had when the
-    row was written. A different mtime of the upper file tells that data was written after that:
-    then it is both mtime and ctime.
+    Where `has_data`, `mtime_ns` is the mtime that the upper file had when the row was written, or
+    when it was last looked at (`Tree.settle`). A different mtime of the upper file tells that data
+    was written after that: then it is both mtime and ctime.
     """
 
     mode: int
@@ -78,17 +78,15 @@ class Row:
 
 
 class Data:
-    """An upper file in use: its descriptor while handles are open, and what was not saved yet.
-
-    `unsaved`: the inode's mtime was not yet given to the upper file. `version` counts changes of
-    the content. `blocks` is -1 where it has to be asked again.
+    """An upper file in use. `fd` is its descriptor, -1 where it is not open (see `Opened`).
+    `version` counts changes of the content. `blocks` is -1 where they and the times have to be
+    asked again.
     """
 
-    __slots__ = ("blocks", "fd", "unsaved", "version")
+    __slots__ = ("blocks", "fd", "version")
 
     def __init__(self) -> None:
         self.fd = -1
-        self.unsaved = False
         self.version = 0
         self.blocks = -1
 
@@ -98,7 +96,6 @@ class Inode:
 
     __slots__ = (
         "data",
-        "handles",
         "ino",
         "journaled",
         "mode",
@@ -106,6 +103,7 @@ class Inode:
         "nlookup",
         "oid",
         "parent",
+        "pins",
         "row",
         "size",
     )
@@ -122,7 +120,8 @@ class Inode:
         self.size = UNKNOWN_SIZE
         self.nlookup = 0
         """References of the kernel."""
-        self.handles = 0
+        self.pins = 0
+        """Tasks of our own that hold on to it while they wait."""
         self.row: Row | None = None
         self.data: Data | None = None
         self.journaled = 0

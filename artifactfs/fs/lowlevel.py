@@ -1,9 +1,13 @@
-"""What pyfuse3 does not let one say: three changes to the table of handlers that it gives libfuse.
+"""What pyfuse3 does not let one say: changes to the table of handlers that it gives libfuse.
 
-- **No opendir.** When it is answered with ENOSYS, the kernel from then on opens directories by
-  itself and keeps what `readdir` told: a second ``find`` or ``ls -lR`` sends no request at all
-  instead of four for each directory. pyfuse3 passes on only the handle of an open directory,
-  which then does not exist, so its `readdirplus` is wrapped: the handle is the inode number.
+- **No open, no opendir.** When they are answered with ENOSYS, the kernel from then on opens files
+  and directories by itself and keeps what was read: a second ``grep -r``, ``find`` or ``ls -lR``
+  sends no request at all, instead of two for each file and four for each directory. (And with
+  `create` answered so, a new file is one `mknod`, without the `release` at its end.) pyfuse3
+  passes on only handles, which then do not exist, so the handlers that get one are wrapped: the
+  handle is the inode number. They also get no word of who asks; `Adjustments.caller` finds out.
+- **Truncation by `setattr`.** With `ATOMIC_O_TRUNC` the kernel leaves the truncation of ``O_TRUNC``
+  to an `open` that is not sent any more.
 - **Parallel look-ups.** The kernel then does not lock a directory while one of its names is looked
   up, so that a look-up that waits does not stop the others.
 - **Cached symlinks.** `readlink` is asked for once.
@@ -27,21 +31,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 _OLDEST_KERNEL = (5, 1)
-"""Knows what ENOSYS means for opendir. (Cached directories: 4.20, cached symlinks: 4.20.)"""
+"""Knows what ENOSYS means for opendir. (For open: 3.16. Cached directories and symlinks: 4.20.)"""
 
+_ATOMIC_O_TRUNC = 1 << 3
 _PARALLEL_DIROPS = 1 << 18
 _CACHE_SYMLINKS = 1 << 23
 _CAPABLE, _WANT = 20, 24
 """Offsets in ``struct fuse_conn_info``."""
 
-_INIT, _READDIRPLUS, _FIELDS = 0, 41, 42
+_INIT, _READ, _WRITE, _FSYNC, _WRITE_BUF, _READDIRPLUS, _FIELDS = 0, 15, 16, 19, 36, 41, 42
 """Positions in ``struct fuse_lowlevel_ops``, and how many there are at least."""
 _HANDLE = 16
 """Offset of ``fh`` in ``struct fuse_file_info``."""
+_PID = 8
+"""Offset in ``struct fuse_ctx``."""
 
 _JUMP_SLOTS = {"x86_64": 7, "aarch64": 1026}
 """R_X86_64_JUMP_SLOT, R_AARCH64_JUMP_SLOT."""
@@ -52,23 +60,42 @@ _SessionNew = ctypes.PYFUNCTYPE(
     ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
 )
 _Init = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-_Readdir = ctypes.PYFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
-)
+_REQUEST = _FILE = _DATA = ctypes.c_void_p
+_INO, _SIZE, _OFFSET = ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int64
+_BY_HANDLE = {
+    _READ: ctypes.PYFUNCTYPE(None, _REQUEST, _INO, _SIZE, _OFFSET, _FILE),
+    _WRITE: ctypes.PYFUNCTYPE(None, _REQUEST, _INO, _DATA, _SIZE, _OFFSET, _FILE),
+    _FSYNC: ctypes.PYFUNCTYPE(None, _REQUEST, _INO, ctypes.c_int, _FILE),
+    _WRITE_BUF: ctypes.PYFUNCTYPE(None, _REQUEST, _INO, _DATA, _OFFSET, _FILE),
+    _READDIRPLUS: ctypes.PYFUNCTYPE(None, _REQUEST, _INO, _SIZE, _OFFSET, _FILE),
+}
+"""Handlers of which pyfuse3 passes on the handle in their last argument, a ``fuse_file_info``."""
 
 
 class NotAsExpected(Exception):
     """pyfuse3 or libfuse are not the ones that this was written for."""
 
 
+def _nobody(request: int) -> int:
+    return 0
+
+
 @dataclass(slots=True)
 class Adjustments:
-    """What was changed for the mount. `directories_by_number`: the handle of a directory is its
-    number, also where it was not opened, so that opendir may say ENOSYS. `keep` holds the
-    callbacks as long as libfuse may call them."""
+    """What was changed for the mount. `by_number`: the handle of a file or directory is its
+    number, also where it was not opened, so that open and opendir may say ENOSYS. `keep` holds
+    the callbacks as long as libfuse may call them."""
 
-    directories_by_number: bool = False
+    by_number: bool = False
     keep: tuple[object, ...] = ()
+    request: int = 0
+    """Address of the request that was last given to a wrapped handler."""
+    process_of: Callable[[int], int] = _nobody
+
+    def caller(self) -> int:
+        """The process that a read or write is for, 0 where that is not known. To be asked before
+        the handler waits for anything."""
+        return self.process_of(self.request)
 
 
 @contextlib.contextmanager
@@ -78,7 +105,7 @@ def adjusted(pyfuse3: ModuleType) -> Iterator[Adjustments]:
     try:
         slot = _find_slot(pyfuse3, b"fuse_session_new")
     except (NotAsExpected, OSError, struct.error, ValueError, IndexError) as error:
-        log.warning("directories are not cached by the kernel: %s", error)
+        log.warning("files are not opened by the kernel: %s", error)
         yield made
         return
     original = slot.value
@@ -101,15 +128,18 @@ def adjusted(pyfuse3: ModuleType) -> Iterator[Adjustments]:
 
 def _adjust(made: Adjustments, table: int) -> None:
     handlers = (ctypes.c_void_p * _FIELDS).from_address(table)
-    init, readdirplus = handlers[_INIT], handlers[_READDIRPLUS]
-    if init is None or readdirplus is None:
-        log.warning("directories are not cached by the kernel: pyfuse3's handlers are others")
+    found = {position: handlers[position] or 0 for position in (_INIT, *_BY_HANDLE)}
+    if 0 in found.values():
+        log.warning("files are not opened by the kernel: pyfuse3's handlers are others")
         return
-    wrapped = _Init(_wanting(_Init(init))), _Readdir(_numbering(_Readdir(readdirplus)))
-    handlers[_INIT] = ctypes.cast(wrapped[0], ctypes.c_void_p).value
-    handlers[_READDIRPLUS] = ctypes.cast(wrapped[1], ctypes.c_void_p).value
-    made.directories_by_number = True
-    made.keep = wrapped
+    wrapped: dict[int, Any] = {_INIT: _Init(_wanting(_Init(found[_INIT])))}
+    for position, kind in _BY_HANDLE.items():
+        wrapped[position] = kind(_numbering(made, kind(found[position])))
+    for position, callback in wrapped.items():
+        handlers[position] = ctypes.cast(callback, ctypes.c_void_p).value
+    made.by_number = True
+    made.keep = tuple(wrapped.values())
+    made.process_of = _process_of_requests()
 
 
 def _wanting(original: Callable[[int, int], None]) -> Callable[[int, int], None]:
@@ -118,18 +148,36 @@ def _wanting(original: Callable[[int, int], None]) -> Callable[[int, int], None]
         capable = ctypes.c_uint.from_address(connection + _CAPABLE).value
         want = ctypes.c_uint.from_address(connection + _WANT)
         want.value |= capable & (_PARALLEL_DIROPS | _CACHE_SYMLINKS)
+        want.value &= ~_ATOMIC_O_TRUNC
 
     return init
 
 
-def _numbering(original: Callable[..., None]) -> Callable[..., None]:
+def _numbering(made: Adjustments, original: Callable[..., None]) -> Callable[..., None]:
     handle_at = ctypes.c_uint64.from_address
 
-    def readdirplus(request: int, ino: int, size: int, offset: int, info: int) -> None:
-        handle_at(info + _HANDLE).value = ino
-        original(request, ino, size, offset, info)
+    def by_number(request: int, ino: int, *rest: int) -> None:
+        made.request = request
+        handle_at(rest[-1] + _HANDLE).value = ino
+        original(request, ino, *rest)
 
-    return readdirplus
+    return by_number
+
+
+def _process_of_requests() -> Callable[[int], int]:
+    """Asks libfuse, which is loaded already, for the context of a request."""
+    try:
+        context = ctypes.PyDLL("libfuse3.so.3").fuse_req_ctx
+    except (OSError, AttributeError) as error:
+        log.warning("it is not known who reads: %s", error)
+        return _nobody
+    context.restype = ctypes.c_void_p
+    context.argtypes = (ctypes.c_void_p,)
+
+    def process_of(request: int) -> int:
+        return ctypes.c_int.from_address(context(request) + _PID).value
+
+    return process_of
 
 
 # Finding the entry

@@ -84,6 +84,7 @@ class Mutations:
             self._upper.remove(ino)
             raise
         inode.data = data
+        self._tree.opened.keep(data)
         return inode
 
     def mkdir(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> Directory:
@@ -274,7 +275,6 @@ class Mutations:
     ) -> None:
         """chmod, chown and utimens."""
         change, now = self._change()
-        self._tree.flush_times(inode)  # else `commit` would put the old mtime over the new one
         row = change.edit(inode)
         if mode is not None:
             row.mode = stat.S_IFMT(row.mode) | stat.S_IMODE(mode)

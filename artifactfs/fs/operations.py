@@ -28,17 +28,17 @@ from pyfuse3 import (
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.attributes import entry_attributes, negative_entry
 from artifactfs.fs.contents import Contents
-from artifactfs.fs.handles import FileHandle, Handles, Listing, UnfinishedListings, VirtualHandle
 from artifactfs.fs.inodes import Directory, Inode
+from artifactfs.fs.lowlevel import Adjustments
 from artifactfs.fs.mutations import (
     NAME_MAX,
     RENAME_EXCHANGE,
     Caller,
     Mutations,
     check_name,
-    fail,
 )
 from artifactfs.fs.tree import Tree
+from artifactfs.fs.unfinished import Listing, UnfinishedListings
 from artifactfs.fs.virtual import GITFILE, GITFILE_INO, VirtualFiles
 from artifactfs.fs.xattrs import Xattrs
 from artifactfs.git.objects import MissingObject
@@ -93,22 +93,22 @@ class Operations(pyfuse3.Operations):
         self.name = name
         self.started = trio.Event()
         self.requests = 0
-        self.kernel_opens_directories = False
+        self._kernel_opens = False
         self._tree = tree
         self._mutations = mutations
         self._contents = contents
         self._virtual = virtual
         self._xattrs = xattrs
         self._index_ready = index_ready
-        self._files: Handles[FileHandle | VirtualHandle] = Handles()
         self._unfinished = UnfinishedListings()
 
     def init(self) -> None:
         self.started.set()
 
-    @property
-    def open_files(self) -> int:
-        return len(self._files)
+    def adopt(self, adjustments: Adjustments) -> None:
+        """Work as libfuse was told to for this mount."""
+        self._kernel_opens = adjustments.by_number
+        self._contents.caller = adjustments.caller
 
     def log_failure(self, operation: str, error: Exception) -> None:
         log.error(
@@ -142,8 +142,7 @@ class Operations(pyfuse3.Operations):
         for ino, count in inode_list:
             try:
                 if self._virtual.owns(ino):
-                    if ino > GITFILE_INO + 2:
-                        self._virtual.forget(ino, count)
+                    self._virtual.forget(ino)
                 else:
                     self._tree.forget(ino, count)
             except OSError as error:
@@ -211,9 +210,6 @@ class Operations(pyfuse3.Operations):
         caller = Caller(ctx.uid, ctx.gid)
         if stat.S_ISREG(mode):
             inode = self._mutations.create(directory, name, mode, caller)
-            assert inode.data is not None
-            os.close(inode.data.fd)
-            inode.data.fd = -1
         else:
             inode = self._mutations.mknod(directory, name, mode, rdev, caller)
         return self._reply_entry(inode)
@@ -273,46 +269,37 @@ class Operations(pyfuse3.Operations):
         self._mutations.rename(source, old_name, target, new_name, flags)
         self._contents.after_move(self._tree.lookup(target, new_name))
 
-    # Files
+    # Files. The handle of one is its number.
 
     @_answering
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        """Where the kernel opens files by itself, it makes them by `mknod`: see `lowlevel`."""
+        if self._kernel_opens:
+            raise FUSEError(errno.ENOSYS)
         directory = self._place(parent, name, errno.EEXIST)
-        caller = Caller(ctx.uid, ctx.gid)
-        inode = self._mutations.create(directory, name, mode, caller)
-        info = self._open(inode, ctx.pid)
-        return info, self._reply_entry(inode)
+        inode = self._mutations.create(directory, name, mode, Caller(ctx.uid, ctx.gid))
+        return FileInfo(fh=inode.ino), self._reply_entry(inode)
 
     @_answering
     async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
-        """Never waits: content is brought by the first read."""
-        if self._virtual.owns(ino):
-            return self._open_virtual(ino, flags)
-        inode = self._tree.get(ino)
+        """Asked once where the kernel opens files by itself. Content is brought by reading."""
+        if self._kernel_opens:
+            raise FUSEError(errno.ENOSYS)
         if flags & os.O_TRUNC and flags & _WRITES:
-            await self._contents.truncate(inode, 0, ctx.pid)
-        return self._open(inode, ctx.pid)
-
-    def _open(self, inode: Inode, pid: int) -> FileInfo:
-        inode.handles += 1
-        return FileInfo(fh=self._files.add(FileHandle(inode, pid)))
-
-    def _open_virtual(self, ino: int, flags: int) -> FileInfo:
-        if flags & _WRITES:
-            raise FUSEError(errno.EACCES)
-        content = self._virtual.content(ino)
-        fh = self._files.add(VirtualHandle(content))
-        return FileInfo(fh=fh, direct_io=content is not None)
+            if self._virtual.owns(ino):
+                raise FUSEError(errno.EPERM)
+            await self._contents.truncate(self._tree.get(ino), 0, ctx.pid)
+        return FileInfo(fh=ino)
 
     @_answering
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """Waits for the content where it is not here. The reader can be killed."""
-        handle = self._files[fh]
-        if isinstance(handle, FileHandle):
-            return await self._contents.read(handle, offset, size)
-        content = handle.content
+        inode = self._tree.find(fh)
+        if inode is not None:
+            return await self._contents.read(inode, offset, size)
+        content = self._virtual.content(fh)
         if content is None:
             await self._index_ready.wait()
             content = self._virtual.gitfile
@@ -321,31 +308,26 @@ class Operations(pyfuse3.Operations):
     @_answering
     async def write(self, fh: int, offset: int, buffer: bytes) -> int:
         """The first write to a file waits for its content; the caller can be killed."""
-        handle = self._files[fh]
-        if not isinstance(handle, FileHandle):
-            fail(errno.EBADF)
-        return await self._contents.write(handle, offset, buffer)
+        if self._virtual.owns(fh):
+            raise FUSEError(errno.EACCES)
+        return await self._contents.write(self._tree.get(fh), offset, buffer)
 
     @_answering
     async def release(self, fh: int) -> None:
-        handle = self._files.remove(fh)
-        if isinstance(handle, FileHandle):
-            self._contents.release(handle)
+        return
 
     @_answering
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Waits for the disk."""
-        handle = self._files[fh]
-        if isinstance(handle, FileHandle):
-            await self._contents.sync(handle)
+        await self._contents.sync(self._tree.find(fh))
 
     # Directories
 
     @_answering
     async def opendir(self, ino: int, ctx: RequestContext) -> int:
-        """The handle of a directory is its number. Where `lowlevel` could make its adjustments,
-        this is asked once: the kernel then opens directories by itself, and caches them."""
-        if self.kernel_opens_directories:
+        """The handle of a directory is its number. Asked once where the kernel opens directories
+        by itself, and caches them."""
+        if self._kernel_opens:
             raise FUSEError(errno.ENOSYS)
         return ino
 

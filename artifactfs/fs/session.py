@@ -85,8 +85,7 @@ def _mount(filesystem: FileSystem, path: str, extra: Iterable[str]) -> int | Non
         with lowlevel.adjusted(pyfuse3) as adjustments:
             pyfuse3.init(filesystem.operations, path, mount_options(filesystem, extra))
         filesystem.adjustments = adjustments
-        by_number = adjustments.directories_by_number
-        filesystem.operations.kernel_opens_directories = by_number
+        filesystem.operations.adopt(adjustments)
     except RuntimeError as error:
         raise _explain(path) from error
     opened = fastloop.fuse_descriptors() - before

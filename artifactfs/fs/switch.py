@@ -1,9 +1,10 @@
 """Moves the working tree to another base tree, in O(changed directories), downloading nothing.
 
 What was changed locally stays; a written file whose content is what the old tree says is not a
-change (it was committed), and its data is given up. A clean file that differs keeps its number and
-gets the new blob and a new mtime, which is what makes the kernel drop its pages. Whatever appears
-gets a new number: the kernel may still hold pages of what had the derived number before.
+change (it was committed), and its data is given up. A clean file that differs and that the kernel
+does not know keeps its number and gets the new blob and a new mtime. What the kernel knows may be
+open, so it gives its name to another file, as when git checks out. Whatever appears gets a new
+number: the kernel may still hold pages of what had the derived number before.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.listings import base_tree_of, is_directory_entry
 from artifactfs.fs.mutations import Mutations
 from artifactfs.fs.overlay import put_meta
+from artifactfs.fs.stale_names import StaleNames
 from artifactfs.fs.tree import Tree
 from artifactfs.git.objects import Oid, TreeEntry
 
@@ -72,9 +74,15 @@ class Switch:
     """One move of the base. Use it once, without an await in between."""
 
     def __init__(
-        self, tree: Tree, mutations: Mutations, journal: ChangeJournal, time_ns: int
+        self,
+        tree: Tree,
+        mutations: Mutations,
+        journal: ChangeJournal,
+        stale_names: StaleNames,
+        time_ns: int,
     ) -> None:
         self._tree = tree
+        self._stale_names = stale_names
         self._mutations = mutations
         self._journal = journal
         self._time_ns = time_ns
@@ -217,10 +225,9 @@ class Switch:
         return True
 
     def _can_replace(self, inode: Inode, now: TreeEntry | None) -> bool:
-        """Whether the same inode gets the new content. Not where it is open: as on a disk, where
-        git makes a new file, whoever has it open goes on with what was there. And not a symlink:
-        the kernel may keep its target."""
-        if now is None or inode.handles or stat.S_ISLNK(inode.mode):
+        """Whether the same inode gets the new content. Not where the kernel knows it: as on a
+        disk, where git makes a new file, whoever has it open goes on with what was there."""
+        if now is None or inode.nlookup > 0:
             return False
         return stat.S_IFMT(mode_of_entry(now.mode)) == stat.S_IFMT(inode.mode)
 
@@ -294,6 +301,7 @@ class Switch:
     def _settle(self) -> None:
         for inode in self._effects.files:
             inode.size = UNKNOWN_SIZE
+            self._tree.opened.forget(inode)
             if inode.data is not None:
                 inode.data = None
                 self._tree.upper.remove(inode.ino)
@@ -303,17 +311,14 @@ class Switch:
             self._tree.move(inode, None, b"")
 
     def _invalidate(self) -> None:
-        """Attributes first, then names; see the order and the deadlocks in `pyfuse3`'s manual.
-
-        Nothing here waits for a handler of ours: attribute-only invalidation takes no page lock,
-        and names are invalidated by pyfuse3's own thread.
-        """
+        """Attributes here: attribute-only invalidation takes no lock that somebody may hold who
+        waits for us. Names later, see `StaleNames`."""
         for inode in [*self._effects.files, *self._effects.directories]:
             if inode.nlookup > 0 or inode is self._tree.root:
                 _invalidate_attributes(inode.ino)
         for directory, name in self._effects.entries:
             if directory.nlookup > 0 or directory is self._tree.root:
-                pyfuse3.invalidate_entry_async(directory.ino, name, ignore_enoent=True)
+                self._stale_names.add(directory.ino, name)
 
 
 def _invalidate_attributes(ino: int) -> None:

@@ -1,7 +1,7 @@
 """The inode tree: finding, listing and forgetting inodes.
 
-The table holds what the kernel or a handle refers to, and their parents. Everything else is made
-again from the base tree and the overlay when it is asked for, with the same numbers.
+The table holds what the kernel or a task of ours refers to, and their parents. Everything else is
+made again from the base tree and the overlay when it is asked for, with the same numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
+from artifactfs.fs.clock import see
 from artifactfs.fs.conversion import Conversions
 from artifactfs.fs.inodes import (
     UNKNOWN_SIZE,
@@ -22,6 +23,7 @@ from artifactfs.fs.inodes import (
     mode_of_entry,
 )
 from artifactfs.fs.listings import Entries, Listings, base_tree_of, is_directory_entry
+from artifactfs.fs.opened import Opened
 from artifactfs.fs.overlay import Overlay
 from artifactfs.fs.upper import Upper
 from artifactfs.git.objects import Oid, TreeEntry
@@ -46,6 +48,7 @@ class Tree:
     ) -> None:
         self.overlay = overlay
         self.upper = upper
+        self.opened = Opened(upper)
         self.listings = listings
         self.owner = owner
         self._known_size = known_size
@@ -180,11 +183,11 @@ class Tree:
         return count
 
     def settle(self, inode: Inode) -> bool:
-        """Bring size and blocks up to date. False where the size is not known here."""
+        """Bring size, blocks and times up to date. False where the size is not known here."""
         data = inode.data
         if data is not None:
             if data.blocks < 0:
-                data.blocks = self.upper.stat(inode.ino).st_blocks
+                self.look_at_upper(inode, data)
             return True
         if type(inode) is Directory:
             if inode.subdirectories < 0:
@@ -204,12 +207,15 @@ class Tree:
         inode.size = size
         return True
 
-    def flush_times(self, inode: Inode) -> None:
-        """Give the upper file the mtime that was reported since data was written (see `Row`)."""
-        data = inode.data
-        if data is not None and data.unsaved and inode.row is not None:
-            self.stamp(inode, inode.row.mtime_ns)
-            data.unsaved = False
+    def look_at_upper(self, inode: Inode, data: Data) -> None:
+        """Take blocks and times from the upper file, see `Row`."""
+        row = inode.row
+        assert row is not None
+        found = os.stat(data.fd) if data.fd >= 0 else self.upper.stat(inode.ino)
+        data.blocks = found.st_blocks
+        if found.st_mtime_ns != row.mtime_ns:
+            row.mtime_ns = row.ctime_ns = found.st_mtime_ns
+            see(found.st_mtime_ns)
 
     def stamp(self, inode: Inode, mtime_ns: int) -> None:
         """Set the mtime of the upper file."""
@@ -258,7 +264,7 @@ class Tree:
         before = inode.parent
         if parent is not None:
             parent.children += 1
-        elif inode.handles and inode.oid is not None and not inode.has_data:
+        elif inode.nlookup > 0 and inode.oid is not None and not inode.has_data:
             self._conversions.orphaned(inode)
         inode.parent = parent
         inode.name = name
@@ -275,11 +281,12 @@ class Tree:
 
     def drop_if_unused(self, inode: Inode | None) -> None:
         """Drop `inode`, and its parents, where nothing refers to them any more."""
-        while inode is not None and inode.nlookup <= 0 and not inode.handles:
+        while inode is not None and inode.nlookup <= 0 and not inode.pins:
             if inode is self.root or (type(inode) is Directory and inode.children):
                 return
             if self._table.pop(inode.ino, None) is None:
                 return
+            self.opened.forget(inode)
             if not inode.linked:
                 self._conversions.dropped(inode)
                 if inode.has_data:
@@ -318,18 +325,15 @@ class Tree:
         if type(inode) is Directory:
             inode.time_ns = row.base_time_ns
         if row.has_data:
-            self._read_upper(inode, row)
+            self._read_upper(inode)
         elif row.target is not None:
             inode.size = len(row.target)
         elif not stat.S_ISREG(row.mode) and row.oid is None and kind is Inode:
             inode.size = 0
         return inode
 
-    def _read_upper(self, inode: Inode, row: Row) -> None:
-        """Size and times of a file with data; see `Row`."""
-        found = self.upper.stat(inode.ino)
-        inode.size = found.st_size
+    def _read_upper(self, inode: Inode) -> None:
+        """Size and times of a file with data."""
         inode.data = Data()
-        inode.data.blocks = found.st_blocks
-        if found.st_mtime_ns != row.mtime_ns:
-            row.mtime_ns = row.ctime_ns = found.st_mtime_ns
+        inode.size = self.upper.stat(inode.ino).st_size
+        self.look_at_upper(inode, inode.data)

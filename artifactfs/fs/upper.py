@@ -22,7 +22,7 @@ _DRAFT = ".new"
 
 class Upper:
     """The directory of upper files. Calls are short enough for the event loop but `sync`,
-    `stored` and `total_bytes`."""
+    `sync_file`, `stored` and `total_bytes`."""
 
     def __init__(self, path: Path) -> None:
         """Raises: StateError where another process has it."""
@@ -68,10 +68,14 @@ class Upper:
     def set_mtime(self, ino: int, mtime_ns: int) -> None:
         os.utime(_name(ino), ns=(mtime_ns, mtime_ns), dir_fd=self._fd)
 
-    def truncate(self, ino: int, size: int) -> None:
-        fd = self.open(ino)
+    def sync_file(self, ino: int) -> None:
+        """Make the data of `ino` survive power loss. Blocks: call it in a thread."""
         try:
-            os.ftruncate(fd, size)
+            fd = self.open(ino)
+        except FileNotFoundError:
+            return  # removed, or given up for a blob, meanwhile
+        try:
+            os.fsync(fd)
         finally:
             os.close(fd)
 

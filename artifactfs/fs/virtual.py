@@ -3,12 +3,15 @@
 ``.git`` is a gitfile (gitrepository-layout) like that of a linked worktree. Its content, but
 nothing else, waits until the index is there.
 
-``.artifact-fs/fsmonitor/TOKEN`` is the answer to "what changed since TOKEN", made when the file is
-opened. The directory is not listed; where the tree has that name another one is used.
+``.artifact-fs/fsmonitor/TOKEN`` is the answer to "what changed since TOKEN", made when the name is
+looked up: each look-up finds another file, which contains that answer for ever. The directory is
+not listed; where the tree has that name another one is used.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Callable, Container
 
@@ -23,6 +26,9 @@ _CONTROL_INO = 3
 _FSMONITOR_INO = 4
 _TOKENS = 1 << 61
 """Numbers of token files: apart from derived (bit 62) and allocated ones (small)."""
+
+_ANSWERS_KEPT = 64
+"""The kernel may remember a token file for ever, though its reader came and went."""
 
 _MAX_TOKEN = 200
 
@@ -39,8 +45,7 @@ class VirtualFiles:
         self._uid = uid
         self._gid = gid
         self._time_ns = time_ns
-        self._tokens: dict[int, tuple[str, int]] = {}
-        self._numbers: dict[str, int] = {}
+        self._answers: dict[int, bytes] = {}
         self._next = _TOKENS
 
     def avoid(self, names: Container[bytes]) -> None:
@@ -52,7 +57,7 @@ class VirtualFiles:
         self.control_name = name
 
     def owns(self, ino: int) -> bool:
-        return GITFILE_INO <= ino <= _FSMONITOR_INO or ino in self._tokens
+        return GITFILE_INO <= ino <= _FSMONITOR_INO or _TOKENS <= ino < 2 * _TOKENS
 
     def reserves(self, parent: int, name: bytes) -> bool:
         """Whether nothing may be made, moved or removed under that name."""
@@ -73,21 +78,15 @@ class VirtualFiles:
         return None
 
     def _token(self, token: str) -> int:
-        ino = self._numbers.get(token)
-        if ino is None:
-            ino = self._numbers[token] = self._next
-            self._next += 1
-        count = self._tokens.get(ino, (token, 0))[1]
-        self._tokens[ino] = token, count + 1
+        ino, self._next = self._next, self._next + 1
+        self._answers[ino] = self._answer(token)
+        if len(self._answers) > _ANSWERS_KEPT:
+            del self._answers[next(iter(self._answers))]
         return ino
 
-    def forget(self, ino: int, count: int) -> None:
-        token, before = self._tokens[ino]
-        if before > count:
-            self._tokens[ino] = token, before - count
-        else:
-            del self._tokens[ino]
-            del self._numbers[token]
+    def forget(self, ino: int) -> None:
+        """The kernel lets go of a virtual file. (It has one reference: from its one look-up.)"""
+        self._answers.pop(ino, None)
 
     def attributes(self, ino: int) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
@@ -106,14 +105,22 @@ class VirtualFiles:
             entry.st_size = len(self.gitfile)
             entry.st_blocks = 1
         elif ino >= _TOKENS:
-            entry.entry_timeout = entry.attr_timeout = 0
+            entry.entry_timeout = 0
+            entry.st_size = len(self._kept(ino))
+            entry.st_blocks = (entry.st_size + 511) >> 9
         return entry
 
     def is_directory(self, ino: int) -> bool:
         return ino in (_CONTROL_INO, _FSMONITOR_INO)
 
     def content(self, ino: int) -> bytes | None:
-        """What a file opened now contains; None: the gitfile, which may have to wait."""
+        """What a virtual file contains; None: the gitfile, which may have to wait."""
         if ino == GITFILE_INO:
             return None
-        return self._answer(self._tokens[ino][0])
+        return self._kept(ino)
+
+    def _kept(self, ino: int) -> bytes:
+        answer = self._answers.get(ino)
+        if answer is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return answer
