@@ -31,7 +31,7 @@ from artifactfs.errors import ArtifactFSError, DaemonError, InvalidInput
 
 log = logging.getLogger(__name__)
 
-SEND_TIMEOUT_S = 30.0
+SEND_TIMEOUT_S = 10.0
 
 
 class LineStream:
@@ -41,6 +41,7 @@ class LineStream:
         self._stream = stream
         self._buffer = bytearray()
         self._sending = trio.Lock()
+        self._torn = False  # a message was sent in part: what follows could not be read
 
     async def receive(self) -> Message | None:
         """The next message, None at the end. Raises: DaemonError for what is no message."""
@@ -64,12 +65,20 @@ class LineStream:
             raise DaemonError("a line is not a message of the protocol") from error
 
     async def send(self, message: Message) -> None:
-        """Raises: DaemonError when the other side is gone or does not read."""
+        """Raises: DaemonError when the other side is gone or does not read.
+
+        A message that was begun is sent to its end, also when this is cancelled: others follow it.
+        """
         data = encode(message)
         try:
-            with trio.fail_after(SEND_TIMEOUT_S):
-                async with self._sending:
+            async with self._sending:
+                await trio.lowlevel.checkpoint()
+                if self._torn:
+                    raise trio.ClosedResourceError
+                self._torn = True
+                with trio.fail_after(SEND_TIMEOUT_S, shield=True):
                     await self._stream.send_all(data)
+                self._torn = False
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
             raise DaemonError("the other side of the control connection is gone") from error
 
@@ -104,10 +113,14 @@ Handler = Callable[[Request], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A handler and how long it may take (seconds)."""
+    """A handler and how long it may take (seconds).
+
+    `cancellable`: who asked may take it back with ``{"cancel": ID}``; there is no answer then.
+    """
 
     handler: Handler
     deadline_s: float
+    cancellable: bool = False
 
 
 class Progress(Protocol):
@@ -116,10 +129,39 @@ class Progress(Protocol):
 
 async def serve_requests(lines: LineStream, commands: Mapping[str, Command]) -> None:
     """Answer requests from `lines` until its end, then cancel those still running."""
+    scopes: dict[int, trio.CancelScope] = {}
     async with trio.open_nursery() as nursery:
         while (message := await lines.receive()) is not None:
-            nursery.start_soon(_answer, lines, message, commands)
+            if "cancel" in message:
+                _cancel(scopes, message["cancel"])
+            else:
+                nursery.start_soon(_answer_cancellably, lines, message, commands, scopes)
         nursery.cancel_scope.cancel()
+
+
+def _cancel(scopes: Mapping[int, trio.CancelScope], number: object) -> None:
+    scope = scopes.get(number) if isinstance(number, int) else None
+    if scope is not None:
+        scope.cancel()
+
+
+async def _answer_cancellably(
+    lines: LineStream,
+    message: Message,
+    commands: Mapping[str, Command],
+    scopes: dict[int, trio.CancelScope],
+) -> None:
+    number, name = message.get("id"), message.get("command")
+    command = commands.get(name) if isinstance(name, str) else None
+    if command is None or not command.cancellable or not isinstance(number, int):
+        await _answer(lines, message, commands)
+        return
+    with trio.CancelScope() as scope:
+        scopes[number] = scope
+        try:
+            await _answer(lines, message, commands)
+        finally:
+            del scopes[number]
 
 
 async def _answer(lines: LineStream, message: Message, commands: Mapping[str, Command]) -> None:

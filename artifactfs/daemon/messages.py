@@ -1,8 +1,9 @@
 """The control protocol's messages: one JSON object per line.
 
 ``{"id", "command", "args"}`` → zero or more ``{"id", "progress": {…}}`` → ``{"id", "result": …}``
-or ``{"id", "error": {"type", "message", "hint", "exit_code"}}``. A worker also sends
-``{"event": NAME, …}`` to its supervisor. An empty progress object only says "still at it".
+or ``{"id", "error": {"type", "message", "hint", "exit_code"}}``; ``{"cancel": ID}`` takes back a
+request of those that allow it. A worker also sends ``{"event": NAME, …}`` to its supervisor. An
+empty progress object only says "still at it".
 
 Standard library only: the command line imports this on its fast path.
 """

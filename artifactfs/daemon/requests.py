@@ -22,6 +22,9 @@ from artifactfs.git.gitdir import history_complete, read_head
 if TYPE_CHECKING:
     from artifactfs.daemon.worker import Worker
 
+CANCELLABLE = frozenset({"losses", "prefetch", "set-remote", "wait"})
+"""What may be cut short at any point: it changes nothing, or takes back what it did."""
+
 DEADLINE_S = 24 * 3600.0  # the supervisor has its own, and its end cancels
 
 
@@ -48,7 +51,10 @@ class Requests:
             "unmount": self.unmount,
             "wait": self.wait,
         }
-        return {name: Command(handler, DEADLINE_S) for name, handler in handlers.items()}
+        return {
+            name: Command(handler, DEADLINE_S, cancellable=name in CANCELLABLE)
+            for name, handler in handlers.items()
+        }
 
     # -- life --------------------------------------------------------------------------------
 
