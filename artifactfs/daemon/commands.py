@@ -241,13 +241,12 @@ class Commands:
         supervision = self._supervisor.mounts.get(name)
         if supervision is not None and supervision.running and request.args.get("restart"):
             await supervision.unmount(force=bool(request.args.get("force")))
-        if supervision is None or not supervision.running:
+        if supervision is None or supervision.state != "mounted":
             mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
             registration.check_fuse()
             await trio.to_thread.run_sync(registration.make_mount_point, mount_point)
-            supervision = await self._start_again(name)
-        else:
-            supervision.retry_now()
+        supervision = await self._start_again(name)
+        supervision.retry_now()
         await self._supervisor.set_enabled(name, True)
         await supervision.settled(request.progress)
         return {"name": name, "state": supervision.state, **supervision.mounted}

@@ -66,7 +66,6 @@ class Supervision:
         self._cache_limit = cache_limit
         self._channel: WorkerChannel | None = None
         self._stop = trio.Event()
-        self._unmounting = False  # its end is expected though nobody set `_stop`
         self._retry = trio.Event()
         self._settled = trio.Event()
         self.ended = trio.Event()
@@ -121,12 +120,8 @@ class Supervision:
     async def unmount(self, *, force: bool) -> None:
         """Stop for good. Without `force` refuses while the mount is in use (MountError)."""
         if not force and self.state == "mounted":
-            self._unmounting = True
             try:
                 await self.request("unmount", deadline_s=2 * STOP_S)
-            except MountError:
-                self._unmounting = False
-                raise
             except DaemonError as error:  # it may end before its answer is out
                 log.debug("unmount: %s", error, extra={"repo": self.name})
         self.stop()
@@ -138,7 +133,12 @@ class Supervision:
         self._retry.set()
 
     def retry_now(self) -> None:
-        """Do not wait for the next attempt (something it depends on has changed)."""
+        """Do not wait for the next attempt (something it depends on has changed).
+
+        `settled` is about that attempt from now on, not about an earlier one that failed.
+        """
+        if self.state != "mounted" and self.running and self._settled.is_set():
+            self._settled = trio.Event()
         self._retry.set()
 
     # -- the task ----------------------------------------------------------------------------
@@ -161,17 +161,18 @@ class Supervision:
                 await self._pause(min(delay, longest))
                 delay = min(max(delay, FIRST_RETRY_S) * 2, longest)
         finally:
-            self._set_state("unmounted")
+            self.state = "unmounted"
             self._settled.set()
             self.ended.set()
+            self._tell_changed()  # also who has seen that state: `running` is another
 
     def _finished(self) -> bool:
-        return self._stop.is_set() or self._unmounting or self.state == "unmounted"
+        return self._stop.is_set() or self.state == "unmounted"
 
     async def _pause(self, seconds: float) -> None:
-        self._retry = trio.Event()
         with trio.move_on_after(seconds):
             await self._retry.wait()
+        self._retry = trio.Event()
 
     async def _attempt_safely(self) -> None:
         """A mistake of ours about one mount must not take the others down."""
@@ -256,7 +257,7 @@ class Supervision:
             log.info("mounted", extra={"repo": self.name, **self.mounted})
         elif event == "failed":
             self._failed(message["error"])
-        elif event == "unmounted":  # by somebody else: umount(8), fusermount3 -u
+        elif event == "unmounted":  # by request, or by somebody else: umount(8), fusermount3 -u
             self._set_state("unmounted")
         for listener in tuple(self._listeners):
             if event in ("state", "progress"):
@@ -272,8 +273,11 @@ class Supervision:
         if state != self.state:
             log.debug("state", extra={"repo": self.name, "state": state})
             self.state = state
-            self.changed.set()
-            self.changed = trio.Event()
+            self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
 
     def _failed(self, error: Message) -> None:
         fields = {"repo": self.name, "error": error["type"], "hint": error.get("hint")}

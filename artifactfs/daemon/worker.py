@@ -96,7 +96,6 @@ class Worker:
         self.remotes = RemoteConnection(self.layout, settings.remote, settings.deadline_s)
         self.jobs = Jobs(self)
         self.switching = Switching(self)
-        self.leaving = False  # the end of the mount is expected
         self._lines = LineStream(trio.SocketStream(trio.socket.from_stdlib_socket(stream)))
         self._serving = trio.CancelScope()
 
@@ -116,7 +115,7 @@ class Worker:
             try:
                 with self._serving:
                     await self._serve()
-                if not self.leaving and not self._serving.cancel_called:
+                if not self._serving.cancel_called:
                     await self.event("unmounted")
             except Exception as error:
                 status = 1
@@ -128,19 +127,16 @@ class Worker:
 
     def stop(self) -> None:
         """End the mount; `run` returns when it is gone."""
-        self.leaving = True
         self._serving.cancel()
 
     async def unmount(self) -> None:
         """Unmount unless it is in use. Raises: MountError."""
-        self.leaving = True
         tree = self._redirected_tree()
         await trio.to_thread.run_sync(redirects.release, tree)
         await self.filesystem.filters.end_idle()
         try:
             await trio.to_thread.run_sync(mounts.unmount, self.settings.mount_point)
         except MountError:
-            self.leaving = False
             await trio.to_thread.run_sync(redirects.apply, tree)
             raise
 

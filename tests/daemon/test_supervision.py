@@ -167,6 +167,63 @@ def test_unmount_refuses_while_in_use(state: StateLayout, settings: RepoSettings
     supervised(state, settings, body)
 
 
+def test_who_waits_for_a_change_learns_of_the_end(
+    state: StateLayout, settings: RepoSettings
+) -> None:
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+
+        async def watch() -> None:
+            while one.running:
+                await one.changed.wait()
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch)
+                await trio.to_thread.run_sync(mounts.unmount, settings.mount_point)
+
+    supervised(state, settings, body)
+
+
+def test_settled_after_a_retry_is_about_the_new_attempt(
+    state: StateLayout, settings: RepoSettings, tmp_path: Path, small_repository: Path
+) -> None:
+    later = tmp_path / "later.git"
+
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        with pytest.raises(RemoteError):
+            await one.settled()
+        later.symlink_to(small_repository)
+        one.retry_now()
+        await one.settled()
+        assert one.state == "mounted"
+
+    supervised(state, replace(settings, remote=str(later)), body)
+
+
+def test_an_unmount_that_nobody_waits_for_and_is_refused(
+    state: StateLayout, settings: RepoSettings
+) -> None:
+    """It is as if it had not been asked for: a worker that dies later is replaced."""
+
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        worker = one.pid
+        assert worker is not None
+        path = f"{settings.mount_point}/README.md"
+        descriptor = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY)
+        with trio.move_on_after(0.1):
+            await one.unmount(force=False)
+        await trio.sleep(1)  # it is refused meanwhile
+        assert one.state == "mounted"
+        os.kill(worker, signal.SIGKILL)
+        await until_replaced(one, worker)
+        with suppress(OSError):  # its flush finds nobody
+            os.close(descriptor)
+
+    supervised(state, settings, body)
+
+
 def test_two_processes_never_serve_one_repository(
     state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
