@@ -113,6 +113,7 @@ def ensure_daemon() -> None:
     log_path = root / "daemon.log"
     command = [sys.executable, "-P", "-m", "artifactfs.cli.main", "--state-root", str(root)]
     with open(log_path, "ab", opener=_private) as log:
+        began_at = log.tell()
         process = subprocess.Popen(
             [*command, "daemon", "--exit-when-idle", IDLE_END],
             stdin=subprocess.DEVNULL,
@@ -129,9 +130,22 @@ def ensure_daemon() -> None:
             client.close()
             return
         if process.poll() is not None:
-            raise DaemonError("the daemon did not start", hint=f"see {log_path}")
+            raise _not_started(log_path, began_at)
         time.sleep(0.02)
     raise DaemonError("the daemon does not answer", hint=f"see {log_path}")
+
+
+def _not_started(log_path: Path, began_at: int) -> DaemonError:
+    """The error that the daemon itself ended with, as far as it wrote one from `began_at` on."""
+    with open(log_path, encoding="utf-8", errors="replace") as log:
+        log.seek(began_at)
+        written = log.read()
+    causes = re.findall(r"^error: (.*)$", written, re.MULTILINE)
+    hints = re.findall(r"^hint: (.*)$", written, re.MULTILINE)
+    cause = f": {causes[-1]}" if causes else ""
+    return DaemonError(
+        f"the daemon did not start{cause}", hint=hints[-1] if hints else f"see {log_path}"
+    )
 
 
 def _private(path: str, flags: int) -> int:

@@ -56,7 +56,8 @@ def check_fuse() -> None:
     except OSError as error:
         raise MountError(
             f"cannot open {FUSE_DEVICE}: {error.strerror}",
-            hint="a container needs --device /dev/fuse --cap-add SYS_ADMIN; a user needs mode 0666",
+            hint="a container needs --device /dev/fuse --cap-add SYS_ADMIN; "
+            f"a user who is not root: sudo chmod 0666 {FUSE_DEVICE}",
         ) from error
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise MountError("fusermount3 is not installed", hint="install the package fuse3")

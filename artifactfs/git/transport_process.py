@@ -44,6 +44,7 @@ _NOT_FOUND = re.compile(
     r"no such file|does not exist",
     re.IGNORECASE,
 )
+_FOREIGN = re.compile(r"detected dubious ownership in repository at '(.+)'")
 _DENIED = re.compile(
     r"permission denied|host key verification failed|access denied|authentication failed|"
     r"too many authentication failures",
@@ -102,6 +103,11 @@ def process_failure(name: str, stderr: str) -> RemoteError:
         )
     if _NOT_FOUND.search(stderr) and "hostname" not in stderr:
         return RemoteNotFound(f"{name} has no such repository: {said}", hint="check the path")
+    if foreign := _FOREIGN.search(stderr):
+        return AuthenticationFailed(
+            f"{name} belongs to another user, and git does not trust it",
+            hint=f"where it lies: git config --global --add safe.directory {foreign[1]}",
+        )
     return RemoteUnreachable(f"{name} ended the connection" + (f": {said}" if said else ""))
 
 

@@ -286,3 +286,19 @@ def test_the_version_is_that_of_the_package(idle_daemon: DaemonProcess) -> None:
     root = Path(__file__).resolve().parents[2]
     version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
     assert version in idle_daemon.run("--version").stdout
+
+
+def test_mount_says_why_its_daemon_did_not_start(
+    idle_daemon: DaemonProcess, local_remote: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = idle_daemon.directory / "x"
+    for _ in range(2):  # the log holds the first one's words, too
+        monkeypatch.setenv("ARTIFACT_FS_DAEMON_CACHE_LIMIT", "lots")
+        done = idle_daemon.run("mount", local_remote.path, where, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines() == [
+            "error: the daemon did not start: Invalid value for '--cache-limit': "
+            "'lots' is not a size such as 500M or 2G",
+            "hint: see artifact-fs daemon --help",
+        ]
+    assert not where.exists()

@@ -166,6 +166,16 @@ def test_what_ssh_says_is_understood(
         with_remote("ssh://example.org/x", list_refs)
 
 
+def test_a_repository_of_another_user_needs_git_s_trust(
+    hosted: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(AuthenticationFailed, match="another user") as caught:
+        with_remote(str(hosted.bare), list_refs)
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith(f"git config --global --add safe.directory {hosted.bare}")
+
+
 def test_a_silent_ssh_meets_the_deadline_and_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
