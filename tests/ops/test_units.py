@@ -35,12 +35,18 @@ MAKES_A_NAMESPACE = {
 }  # fmt: skip
 
 
-def install(destdir: Path, *options: str) -> Path:
-    subprocess.run(
+def run_install(destdir: Path, *options: str) -> str:
+    """Returns what the script said."""
+    return subprocess.run(
         [ROOT / "scripts" / "install-service", "--destdir", destdir, "--bin", PROGRAMS, *options],
         check=True,
         capture_output=True,
-    )
+        text=True,
+    ).stderr
+
+
+def install(destdir: Path, *options: str) -> Path:
+    run_install(destdir, *options)
     return destdir / "etc" / "systemd" / "system"
 
 
@@ -130,7 +136,8 @@ def test_fusermount3_keeps_its_privileges(unit: str) -> None:
 def test_installing_again_changes_nothing(tmp_path: Path) -> None:
     units = install(tmp_path)
     before = (units / "artifact-fs.service").read_text()
-    install(tmp_path)
+    assert f"unchanged: {units / 'artifact-fs.service'}" in run_install(tmp_path)
+    assert [path.name for path in units.iterdir()] == ["artifact-fs.service"]
     assert (units / "artifact-fs.service").read_text() == before
     assert f"ExecStart={PROGRAMS}/artifact-fs daemon" in before
 
