@@ -107,6 +107,19 @@ class StateLayout:
         return self.root / "daemon.lock"
 
     @property
+    def mount_root_file(self) -> Path:
+        """Names the mount root of the daemon that runs, or ran last."""
+        return self.root / "mount-root"
+
+    def mount_root(self) -> Path:
+        """Where the daemon of this state root mounts, or mounted last; before the first: will."""
+        try:
+            named = self.mount_root_file.read_text("utf-8", "surrogateescape").rstrip("\n")
+        except OSError:
+            named = ""
+        return Path(named) if named else default_mount_root()
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

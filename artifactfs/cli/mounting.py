@@ -89,7 +89,6 @@ def _remove_without_daemon(name: str, force: bool) -> dict[str, Any]:
     from artifactfs.daemon.losses import check_unmounted
     from artifactfs.daemon.registry import Registry
     from artifactfs.daemon.supervisor import locked
-    from artifactfs.paths import default_mount_root
 
     layout = state()
     with Registry(layout.registry_db) as registry:
@@ -97,7 +96,7 @@ def _remove_without_daemon(name: str, force: bool) -> dict[str, Any]:
     with locked(layout):
         if not force:
             trio.run(check_unmounted, name, layout.repo(name))
-        mount_point = registration.resolve_mount_point(settings, default_mount_root())
+        mount_point = registration.resolve_mount_point(settings, layout.mount_root())
         if mounts.probe(mount_point) is mounts.MountState.DEAD:
             mounts.clear_dead(mount_point)
         registration.delete(layout, name, Path(mount_point))

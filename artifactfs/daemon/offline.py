@@ -21,7 +21,7 @@ from artifactfs.daemon.registration import (
 )
 from artifactfs.daemon.remotes import RemoteConnection
 from artifactfs.git.clone import clone_tip
-from artifactfs.paths import StateLayout, default_mount_root
+from artifactfs.paths import StateLayout
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -36,7 +36,7 @@ def clone_and_register(
     from dataclasses import replace
 
     check_fuse()
-    mount_point = resolve_mount_point(settings, default_mount_root())
+    mount_point = resolve_mount_point(settings, state.mount_root())
     with _Interruption() as interruption:
         reservation = Reservation(state, settings, Path(mount_point))
         try:

@@ -129,6 +129,7 @@ class Supervisor:
         check_fuse()
         prepare_state_root(self.state)
         with locked(self.state):
+            self._note_mount_root()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._handle_signals)
                 await nursery.start(self.pool.run)
@@ -139,6 +140,19 @@ class Supervisor:
                         supervision.stop()
                 log.info("stopped")
                 nursery.cancel_scope.cancel()
+
+    def _note_mount_root(self) -> None:
+        """For commands that look while no daemon runs. A full disk is no reason not to mount."""
+        wanted = os.fsencode(self.mount_root) + b"\n"
+        path = self.state.mount_root_file
+        temporary = path.with_name(f".{path.name}.new")
+        try:
+            if path.exists() and path.read_bytes() == wanted:
+                return
+            temporary.write_bytes(wanted)
+            os.replace(temporary, path)
+        except OSError as error:
+            log.warning("cannot note the mount root", extra={"error": str(error)})
 
     async def _serve(self) -> None:
         """Until asked to stop; commands that still run are cancelled, and so taken back."""

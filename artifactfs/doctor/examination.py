@@ -14,7 +14,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.daemon.registration import resolve_mount_point
 from artifactfs.doctor import credentials, liveness, machine, storage
 from artifactfs.doctor.finding import Finding, Patient, Severity, problem, warning
-from artifactfs.paths import StateLayout, default_mount_root
+from artifactfs.paths import StateLayout
 
 Check = Callable[[Patient], Iterable[Finding]]
 
@@ -71,7 +71,7 @@ async def examine(
     wait for one of those has `deadline_s`.
     """
     patient, faults = await trio.to_thread.run_sync(
-        _patient, state, mount_root or default_mount_root(), deadline_s, deep
+        _patient, state, mount_root or state.mount_root(), deadline_s, deep
     )
     repos = patient.repos
     slots: list[list[Finding]] = [[] for _ in LOCAL_CHECKS]

@@ -288,6 +288,21 @@ def test_the_version_is_that_of_the_package(idle_daemon: DaemonProcess) -> None:
     assert version in idle_daemon.run("--version").stdout
 
 
+def test_without_a_daemon_the_mount_root_is_the_last_one(
+    idle_daemon: DaemonProcess, local_remote: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(idle_daemon, local_remote)
+    idle_daemon.start()
+    idle_daemon.stop()
+    monkeypatch.setattr(
+        DaemonProcess,
+        "environment",
+        {k: v for k, v in idle_daemon.environment.items() if k != "ARTIFACT_FS_MOUNT_ROOT"},
+    )
+    (repo,) = idle_daemon.json("list-repos")
+    assert repo["mount_point"] == str(idle_daemon.mounts / "hello")
+
+
 def test_mount_says_why_its_daemon_did_not_start(
     idle_daemon: DaemonProcess, local_remote: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
