@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from artifactfs.cli import output
-from artifactfs.cli.context import daemon, json_option, name_option
+from artifactfs.cli.context import daemon, json_option, name_or_here_option
 
 LETTERS = {"added": "A", "modified": "M", "deleted": "D", "removed": "D"}
 
 
 @click.command("diff-overlay")
-@name_option
+@name_or_here_option
 @json_option
 def diff_overlay(name: str, as_json: bool) -> None:
     """List how the working tree differs from the mounted commit.
@@ -36,7 +36,7 @@ def diff_overlay(name: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("target")
-@name_option
+@name_or_here_option
 @click.option("--create", "-c", is_flag=True, help="TARGET is a new branch, made at HEAD.")
 @click.option("--detach", is_flag=True, help="Do not check out a branch.")
 @json_option

@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from artifactfs.cli import output
-from artifactfs.cli.context import Size, connect, daemon, json_option, name_option, state
+from artifactfs.cli.context import Size, connect, daemon, json_option, name_or_here_option, state
 from artifactfs.cli.output import human_bytes
 
 
 @click.command()
-@name_option
+@name_or_here_option
 @click.argument("patterns", nargs=-1)
 @click.option("--wait/--no-wait", default=False, help="Return when everything is here.")
 @click.option(

@@ -26,12 +26,7 @@ def list_repos(as_json: bool) -> None:
       artifact-fs list-repos
       artifact-fs list-repos --json | jq -r '.[].name'
     """
-    client = connect()
-    if client is not None:
-        with client:
-            repos = client.request("list")
-    else:
-        repos = registered()
+    repos = known_repos()
     if as_json:
         output.print_json(repos)
         return
@@ -93,11 +88,20 @@ def _show(repos: list[Fields], running: bool, *, afresh: bool) -> None:
     click.echo("\n".join(lines), nl=bool(lines))
 
 
+def known_repos() -> list[Fields]:
+    """Every repository, as the daemon lists them, or the registry where none runs."""
+    client = connect()
+    if client is None:
+        return registered()
+    with client:
+        repos: list[Fields] = client.request("list")
+    return repos
+
+
 def registered(name: str | None = None) -> list[Fields]:
     """What the registry knows, without a daemon."""
     from artifactfs.daemon.registration import resolve_mount_point
     from artifactfs.daemon.registry import Registry
-    from artifactfs.paths import default_mount_root
 
     layout = state()
     if not layout.registry_db.exists() and name is None:
@@ -108,7 +112,7 @@ def registered(name: str | None = None) -> list[Fields]:
         {
             "name": one.name,
             "state": "not running" if one.enabled else "unmounted",
-            "mount_point": resolve_mount_point(one.settings, default_mount_root()),
+            "mount_point": resolve_mount_point(one.settings, layout.mount_root()),
             "remote": one.settings.remote,
             "refresh_s": one.settings.refresh_s,
             "follow": one.settings.follow,
@@ -156,7 +160,7 @@ def describe(repo: Fields) -> Iterator[str]:
         size = human_bytes(overlay["dirty_bytes"])
         yield _line("overlay", f"{overlay['dirty_files']} dirty files, {size}")
     if "history_complete" in repo:
-        history = "complete" if repo["history_complete"] else "loading in the background"
+        history = _history(repo)
         index = "primed" if repo.get("index_primed") else "being prepared"
         yield _line("git", f"history {history}; index {index}")
 
@@ -176,6 +180,12 @@ def _head(repo: Fields) -> str:
     if not ahead and not behind:
         return f"{text} (up to date with {repo['upstream']})"
     return f"{text} ({ahead} ahead, {behind} behind {repo['upstream']})"
+
+
+def _history(repo: Fields) -> str:
+    if not repo["history_complete"]:
+        return "loading in the background"
+    return f"cut off after {repo['depth']} (--depth)" if repo.get("depth") else "complete"
 
 
 def _last_fetch(repo: Fields) -> str:

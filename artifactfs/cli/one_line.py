@@ -15,6 +15,7 @@ import click
 from artifactfs.cli import output
 from artifactfs.cli.adding import DEFAULT_REFRESH_S, register, wanted_ref
 from artifactfs.cli.context import connect, json_option, state
+from artifactfs.cli.looking import known_repos
 from artifactfs.cli.remote_argument import read_remote
 from artifactfs.config import RepoSettings
 from artifactfs.errors import DaemonError, InvalidInput, NotRegistered
@@ -161,20 +162,9 @@ def _remount(name: str, *, quiet: bool) -> dict[str, Any]:
         return answer
 
 
-def _repos() -> list[dict[str, Any]]:
-    client = connect()
-    if client is not None:
-        with client:
-            repos: list[dict[str, Any]] = client.request("list")
-            return repos
-    from artifactfs.cli.looking import registered
-
-    return registered()
-
-
 def _registered_at(where: Path) -> dict[str, Any] | None:
     normal = os.path.normpath(where)
-    return next((repo for repo in _repos() if repo["mount_point"] == normal), None)
+    return next((repo for repo in known_repos() if repo["mount_point"] == normal), None)
 
 
 def _last_part(url: str) -> str:
@@ -188,7 +178,7 @@ def _last_part(url: str) -> str:
 def _free_name(wanted: str) -> str:
     """`wanted` made a repository's name, with a number where it is taken."""
     name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", wanted).strip("-._")[:90] or "repo"
-    taken = {repo["name"] for repo in _repos()}
+    taken = {repo["name"] for repo in known_repos()}
     number, found = 1, name
     while found in taken:
         number += 1

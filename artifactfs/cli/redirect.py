@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from artifactfs.cli import output
-from artifactfs.cli.context import connect, json_option, name_option, state
+from artifactfs.cli.context import json_option, name_or_here_option, state
 from artifactfs.errors import MountError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def redirect() -> None:
 
 @redirect.command("add")
 @click.argument("path")
-@name_option
+@name_or_here_option
 @click.option("--method", type=click.Choice(["bind", "symlink"]), help="[default: what works]")
 @click.option("--move", is_flag=True, help="Take the files along that are there already.")
 @json_option
@@ -56,7 +56,7 @@ def add(path: str, name: str, method: str | None, move: bool, as_json: bool) -> 
 
 
 @redirect.command("list")
-@name_option
+@name_or_here_option
 @json_option
 def list_redirects(name: str, as_json: bool) -> None:
     """List the redirected folders of a repository.
@@ -81,7 +81,7 @@ def list_redirects(name: str, as_json: bool) -> None:
 
 @redirect.command("remove")
 @click.argument("path")
-@name_option
+@name_or_here_option
 @click.option("--discard", is_flag=True, help="Delete what is in the folder.")
 @click.option("--keep", is_flag=True, help="Move what is in the folder into the tree.")
 @json_option
@@ -120,19 +120,13 @@ def _tree(name: str) -> Tree:
     from artifactfs.daemon.redirects import Tree
     from artifactfs.daemon.registration import resolve_mount_point
     from artifactfs.daemon.registry import Registry
-    from artifactfs.paths import default_mount_root
 
     layout = state()
     with Registry(layout.registry_db) as registry:
         settings = registry.get(name).settings
-    mount_root = default_mount_root()
-    client = connect()
-    if client is not None:
-        with client:
-            mount_root = Path(client.request("ping")["mount_root"])
     repo = layout.repo(name)
     gitdir = Path(settings.git_dir) if settings.git_dir else repo.gitdir
-    return Tree(repo, Path(resolve_mount_point(settings, mount_root)), gitdir)
+    return Tree(repo, Path(resolve_mount_point(settings, layout.mount_root())), gitdir)
 
 
 def _mounted_tree(name: str) -> Tree:

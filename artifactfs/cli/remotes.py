@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from artifactfs.cli import output
-from artifactfs.cli.context import Duration, connect, json_option, name_option, state
+from artifactfs.cli.context import Duration, connect, json_option, name_or_here_option, state
 from artifactfs.cli.remote_argument import read_remote
 
 
 @click.command()
-@name_option
+@name_or_here_option
 @json_option
 def fetch(name: str, as_json: bool) -> None:
     """Fetch the remote's refs now. Never touches the working tree.
@@ -57,7 +57,7 @@ def _fetch_here(name: str) -> dict[str, Any]:
 
 
 @click.command("set-refresh")
-@name_option
+@name_or_here_option
 @click.argument("interval", type=Duration(never=True), required=False)
 @click.option("--refresh", type=Duration(never=True), help="The same as INTERVAL.")
 @json_option
@@ -93,7 +93,7 @@ def set_refresh(name: str, interval: float | None, refresh: float | None, as_jso
 
 
 @click.command("set-remote")
-@name_option
+@name_or_here_option
 @click.option("--remote", required=True, help="The new URL; - reads it from standard input.")
 @click.option("--no-check", is_flag=True, help="Do not ask the new remote whether it answers.")
 @json_option

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from artifactfs.cli import output
-from artifactfs.cli.context import Duration, RepoName, daemon, json_option, name_option
+from artifactfs.cli.context import Duration, RepoName, daemon, json_option, name_or_here_option
 from artifactfs.cli.output import human_bytes
 
 Fields = dict[str, Any]
@@ -117,7 +117,7 @@ def _live(looks: Iterator[tuple[list[Fields], dict[str, tuple[float, float]]]]) 
 
 
 @click.command()
-@name_option
+@name_or_here_option
 @click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
 @json_option
 def trace(name: str, follow: bool, as_json: bool) -> None:

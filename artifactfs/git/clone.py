@@ -160,7 +160,11 @@ def _branches(advertised: RefAdvertisement) -> str | None:
     names = [name.removeprefix("refs/heads/") for name in advertised.refs]
     names = sorted(name for name in names if not name.startswith(("refs/", "HEAD")))
     if 0 < len(names) <= _BRANCHES_NAMED:
-        return f"it has the branches {', '.join(names)}" if names[1:] else f"try {names[0]}"
+        return (
+            f"it has the branches {', '.join(names)}"
+            if names[1:]
+            else f"name it: --branch {names[0]}"
+        )
     return None
 
 

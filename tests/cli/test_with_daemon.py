@@ -355,3 +355,36 @@ def stop_own_daemon(daemon: DaemonProcess) -> None:
             if b"daemon" in words and str(daemon.state).encode() in words:
                 os.kill(int(entry.name), signal.SIGTERM)
                 wait_until(lambda entry=entry: not entry.exists(), "the daemon's end")
+
+
+def test_inside_a_mount_the_name_can_be_left_out(daemon: DaemonProcess, local_remote: Any) -> None:
+    mount = daemon.add_repo("hello", str(local_remote.path))
+    link = daemon.directory / "link"
+    link.symlink_to(mount / "src")
+
+    def there(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PROGRAMS / "artifact-fs", *arguments],
+            cwd=where,
+            env=daemon.environment | {"PWD": str(where)},
+            capture_output=True,
+            text=True,
+        )
+
+    for where in (mount, mount / "src", link):
+        done = there(where, "fetch", "--json")
+        assert json.loads(done.stdout)["result"] == "up to date", done.stderr
+    outside = there(daemon.directory, "fetch")
+    assert outside.returncode == 2
+    assert "inside a mount" in outside.stderr
+    for destructive in ("unmount", "remove-repo"):
+        assert there(mount, destructive).returncode == 2
+    link.unlink()
+
+
+def test_the_status_tells_how_deep_the_history_is(daemon: DaemonProcess, local_remote: Any) -> None:
+    local_remote.commit("README.md", "two")
+    daemon.add_repo("hello", f"file://{local_remote.path}", "--depth", "1")
+    wait_until(
+        lambda: "history cut off after 1 (--depth)" in daemon.run("status").stdout, "the depth"
+    )
