@@ -24,16 +24,21 @@ def unmount(name: str, force: bool, as_json: bool) -> None:
       artifact-fs unmount --name hello
       artifact-fs unmount --name hello --force
     """
+    unmount_by_name(name, force=force)
+    _report({"name": name, "state": "unmounted"}, as_json)
+
+
+def unmount_by_name(name: str, *, force: bool) -> None:
+    """By the daemon; where none runs, it is only noted that none is to mount it."""
     client = connect()
     if client is not None:
         with client:
             client.request("unmount", name=name, force=force)
-    else:
-        from artifactfs.daemon.registry import Registry
+        return
+    from artifactfs.daemon.registry import Registry
 
-        with Registry(state().registry_db) as registry:
-            registry.set_enabled(name, False)
-    _report({"name": name, "state": "unmounted"}, as_json)
+    with Registry(state().registry_db) as registry:
+        registry.set_enabled(name, False)
 
 
 @click.command()

@@ -16,6 +16,7 @@ from artifactfs.cli import output
 from artifactfs.cli.adding import DEFAULT_REFRESH_S, register, wanted_ref
 from artifactfs.cli.context import connect, json_option, state
 from artifactfs.cli.looking import known_repos
+from artifactfs.cli.mounting import unmount_by_name
 from artifactfs.cli.remote_argument import read_remote
 from artifactfs.config import RepoSettings
 from artifactfs.errors import DaemonError, InvalidInput, NotRegistered
@@ -92,10 +93,7 @@ def umount(directory: Path, force: bool, as_json: bool) -> None:
             f"nothing of ours is mounted at {directory}",
             hint="artifact-fs list-repos shows the mount points",
         )
-    client = connect()
-    if client is not None:
-        with client:
-            client.request("unmount", name=known["name"], force=force)
+    unmount_by_name(known["name"], force=force)
     answer = {"name": known["name"], "state": "unmounted"}
     if as_json:
         output.print_json(answer)
@@ -163,8 +161,14 @@ def _remount(name: str, *, quiet: bool) -> dict[str, Any]:
 
 
 def _registered_at(where: Path) -> dict[str, Any] | None:
-    normal = os.path.normpath(where)
-    return next((repo for repo in known_repos() if repo["mount_point"] == normal), None)
+    from artifactfs.daemon.mounts import real_path
+
+    normal, real = os.path.normpath(where), real_path(str(where))
+    repos = known_repos()
+    for repo in repos:
+        if repo["mount_point"] == normal:
+            return repo
+    return next((repo for repo in repos if real_path(repo["mount_point"]) == real), None)
 
 
 def _last_part(url: str) -> str:

@@ -71,10 +71,32 @@ def _unescape(text: str) -> str:
     return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
-def mounts_at(mount_point: str) -> list[MountEntry]:
-    """What is mounted exactly at `mount_point`, the covering one last."""
-    raw = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    return [entry for entry in parse_mountinfo(raw) if entry.mount_point == mount_point]
+def mounts_at(mount_point: str, *, follow: bool = True) -> list[MountEntry]:
+    """What is mounted exactly at `mount_point`, the covering one last.
+
+    Symlinks on the way are followed where nothing is mounted at the path as it is written; without
+    `follow`, no file system is asked anything.
+    """
+    entries = parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
+    found = [entry for entry in entries if entry.mount_point == mount_point]
+    if not found and follow:
+        path = real_path(mount_point)
+        found = [entry for entry in entries if entry.mount_point == path]
+    return found
+
+
+def real_path(mount_point: str) -> str:
+    """`mount_point` as the kernel names it, without asking a file system that is mounted there.
+
+    ``readlink`` of a mount point fails in the kernel, where ``lstat`` would wait for its process.
+    """
+    parent, name = os.path.split(os.path.normpath(mount_point))
+    path = os.path.join(os.path.realpath(parent), name)
+    try:
+        os.readlink(path)
+    except OSError:
+        return path
+    return os.path.realpath(path)
 
 
 def probe(mount_point: str) -> MountState:

@@ -71,7 +71,8 @@ def resolve_mount_point(settings: RepoSettings, mount_root: Path) -> str:
 def check_mount_point(mount_point: Path, state: StateLayout) -> None:
     """Raises: MountError, InvalidInput unless a mount can be made there (dead mounts count as
     free: they are cleared)."""
-    for inner, outer in ((mount_point, state.root), (state.root, mount_point)):
+    point, root = Path(mounts.real_path(str(mount_point))), state.root.resolve()
+    for inner, outer in ((point, root), (root, point)):
         if inner == outer or outer in inner.parents:
             raise InvalidInput(
                 f"the mount point {mount_point} and the state root {state.root} overlap",

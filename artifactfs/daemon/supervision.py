@@ -234,8 +234,6 @@ class Supervision:
 
     async def _clear_mount_point(self) -> None:
         """A worker that had to be killed leaves a dead mount."""
-        if not mounts.mounts_at(self.settings.mount_point):
-            return
         clear = partial(mounts.clear_dead, self.settings.mount_point)
         with trio.move_on_after(KILL_S):
             try:

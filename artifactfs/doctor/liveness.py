@@ -15,7 +15,7 @@ from pathlib import Path
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.messages import Message, decode, encode, socket_address
-from artifactfs.daemon.mounts import MountEntry, mounts_at
+from artifactfs.daemon.mounts import MountEntry, mounts_at, real_path
 from artifactfs.daemon.redirects import redirects_of
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.doctor.machine import FUSECTL
@@ -150,8 +150,8 @@ def check_redirects(patient: Patient) -> Iterator[Finding]:
             yield problem("redirect.list-damaged", error.message, mend, repo.name)
             continue
         for one in redirects:
-            folder = os.path.join(repo.mount_point, one.path)
-            if one.method == "bind" and not mounts_at(folder):
+            folder = os.path.join(real_path(repo.mount_point), one.path)
+            if one.method == "bind" and not mounts_at(folder, follow=False):
                 yield problem(
                     "redirect.absent",
                     f"{folder} is not on the local disk: its bind mount is gone",

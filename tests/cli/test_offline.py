@@ -36,6 +36,13 @@ def test_register_look_and_remove(idle_daemon: DaemonProcess, local_remote: Any)
     assert not (idle_daemon.mounts / "hello").exists()
 
 
+def test_umount_without_a_daemon_is_noted(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    idle_daemon.run("add-repo", "--name", "hello", "--remote", local_remote.path)
+    idle_daemon.run("umount", idle_daemon.mounts / "hello")
+    (repo,) = idle_daemon.json("list-repos")
+    assert (repo["enabled"], repo["state"]) == (False, "unmounted")
+
+
 def test_settings_are_kept(idle_daemon: DaemonProcess, local_remote: Any) -> None:
     add(idle_daemon, local_remote, "--refresh", "never")
     assert idle_daemon.json("status", "--name", "hello")[0]["refresh_s"] is None

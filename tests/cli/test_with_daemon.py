@@ -388,3 +388,28 @@ def test_the_status_tells_how_deep_the_history_is(daemon: DaemonProcess, local_r
     wait_until(
         lambda: "history cut off after 1 (--depth)" in daemon.run("status").stdout, "the depth"
     )
+
+
+def test_a_mount_root_that_is_a_symlink(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    """The mount comes back when its worker dies, and is found by both of its paths."""
+    real = idle_daemon.directory / "real"
+    real.mkdir()
+    idle_daemon.mounts.symlink_to(real)
+    idle_daemon.start()
+    mount = idle_daemon.add_repo("hello", str(local_remote.path))
+    os.kill(idle_daemon.status("hello")["pid"], signal.SIGKILL)
+    wait_until(lambda: idle_daemon.status("hello")["restarts"] == 1, "another worker")
+    idle_daemon.run("wait", "--name", "hello")
+    assert (mount / "README.md").exists()
+    idle_daemon.run("umount", real / "hello")
+    assert not (mount / "README.md").exists()
+    refused = idle_daemon.run(
+        "add-repo", "--name", "x", "--remote", local_remote.path,
+        "--mount-root", _link(idle_daemon.directory / "link", idle_daemon.state), check=False,
+    )  # fmt: skip
+    assert "overlap" in refused.stderr
+
+
+def _link(path: Path, target: Path) -> Path:
+    path.symlink_to(target)
+    return path

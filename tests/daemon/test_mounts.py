@@ -61,6 +61,22 @@ def test_a_dead_mount_is_cleared(tmp_path: Path) -> None:
         assert mounts.clear_dead(str(mount_point)) == 0
 
 
+@pytest.mark.parametrize("what", ["parent", "mount point"])
+def test_behind_a_symlink(tmp_path: Path, what: str) -> None:
+    """The kernel names a mount by its real path."""
+    mount_point = tmp_path / "real" / "mount"
+    mount_point.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(mount_point.parent if what == "parent" else mount_point)
+    way = str(link / "mount" if what == "parent" else link)
+    with fuse_process(mount_point) as process:
+        assert mounts.probe(way) is MountState.ALIVE
+        process.kill()
+        process.wait()
+        assert mounts.probe(way) is MountState.DEAD
+        assert mounts.clear_dead(way) == 1
+
+
 def test_dead_mounts_that_cover_each_other_are_cleared(tmp_path: Path) -> None:
     mount_point = tmp_path / "mount"
     with fuse_process(mount_point) as first:
