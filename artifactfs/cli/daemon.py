@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from artifactfs.cli.context import Duration, Size, state
+from artifactfs.cli.remote_argument import TOKEN_VARIABLE
 from artifactfs.paths import default_mount_root
 
 
@@ -52,7 +54,8 @@ def daemon(
 ) -> None:
     """Mount all registered repositories and keep them mounted.
 
-    Serves until SIGTERM or SIGINT, then unmounts cleanly. Logs JSON lines on stderr. Under
+    Serves until SIGTERM, SIGINT or SIGHUP, then unmounts cleanly; under nohup(1) it outlives its
+    terminal. Logs JSON lines on stderr. Under
     systemd (Type=notify) it reports readiness and feeds the watchdog. One daemon serves one state
     root; several state roots can each have their own.
 
@@ -68,6 +71,7 @@ def daemon(
     from artifactfs.daemon import logs
     from artifactfs.daemon.supervisor import Supervisor
 
+    os.environ.pop(TOKEN_VARIABLE, None)  # of add-repo: no program that we start needs it
     logs.configure(log_level)
     root = (mount_root or default_mount_root()).absolute()
     address = None

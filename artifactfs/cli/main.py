@@ -90,8 +90,19 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """The console command. Errors are ``error: …`` and ``hint: …``, one line each."""
+    open_standard_streams()
     os.umask(os.umask(0o077) | 0o022)  # gitdirs have settings that git runs programs for
     sys.exit(run(sys.argv[1:]))
+
+
+def open_standard_streams() -> None:
+    """Where 0, 1 or 2 is closed, give it to nobody: the next file that somebody opens would get its
+    number, and what any program prints would be written into that file."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stderr is None:  # `print` would take stdout for it
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def run(arguments: list[str]) -> int:
@@ -115,7 +126,8 @@ def run(arguments: list[str]) -> int:
     except BaseExceptionGroup as group:
         return _report_group(group)
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        what = error.strerror or str(error)
+        what = f"{os.fsdecode(error.filename)}: {what}" if error.filename else what
         return _report(what, None, 1)
 
 

@@ -17,7 +17,7 @@ from artifactfs.cli.adding import DEFAULT_REFRESH_S, register, wanted_ref
 from artifactfs.cli.context import connect, json_option, state
 from artifactfs.cli.looking import known_repos
 from artifactfs.cli.mounting import unmount_by_name
-from artifactfs.cli.remote_argument import read_remote
+from artifactfs.cli.remote_argument import TOKEN_VARIABLE, read_remote
 from artifactfs.config import RepoSettings
 from artifactfs.errors import DaemonError, InvalidInput, NotRegistered
 
@@ -120,7 +120,7 @@ def ensure_daemon() -> None:
             stderr=log,
             start_new_session=True,
             cwd="/",
-            env={k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"},
+            env={k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", TOKEN_VARIABLE)},
         )
     end = time.monotonic() + START_WAIT_S
     while time.monotonic() < end:

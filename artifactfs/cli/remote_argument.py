@@ -26,7 +26,7 @@ def read_remote(given: str) -> RemoteArgument:
     ``$ARTIFACT_FS_TOKEN`` is the password where the URL has none. Raises: InvalidInput.
     """
     if given == "-":
-        given = sys.stdin.readline().strip()
+        given = sys.stdin.readline().strip() if sys.stdin is not None else ""
     remote = parse_remote(given)
     password = remote.password
     username = remote.username

@@ -122,7 +122,7 @@ class Supervisor:
     # -- life --------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then unmount everything.
+        """Serve until SIGTERM, SIGINT or SIGHUP, then unmount everything.
 
         Raises: StateError when another daemon serves this state root; MountError without FUSE.
         """
@@ -187,7 +187,10 @@ class Supervisor:
     async def _handle_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) makes it
+            numbers.append(signal.SIGHUP)  # the terminal that it was started from is closed
+        with trio.open_signal_receiver(*numbers) as signals:
             task_status.started()
             async for number in signals:
                 log.info("stopping", extra={"signal": signal.Signals(number).name})

@@ -1,0 +1,117 @@
+"""What a daemon was started with and in: streams, signals, environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.mount_table import descendants, mounts_below
+from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
+
+
+def start(daemon: DaemonProcess, *before: str, **environment: str) -> None:
+    """Start it through the shell, after `before`; without a log."""
+    line = " ".join([*before, 'exec "$@"'])
+    command = [PROGRAMS / "artifact-fs", "daemon", "--root", daemon.mounts]
+    daemon.process = subprocess.Popen(
+        ["sh", "-c", line, "sh", *command], env=daemon.environment | environment
+    )
+    wait_until((daemon.state / "control.sock").exists, "the daemon")
+
+
+def family(daemon: DaemonProcess) -> list[int]:
+    return [daemon.pid, *descendants(daemon.pid)]
+
+
+def is_ours(pid: int) -> bool:
+    """Whether it is no program that runs in the background."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return any(
+        mark in command for mark in (b"artifact-fs\0daemon", b"artifactfs.daemon.forkserver")
+    )
+
+
+def test_closed_streams_are_nobodys(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    """Else a file of the overlay could get the number 2, and what is printed would go into it."""
+    start(idle_daemon, "exec <&- >&- 2>&-;")
+    idle_daemon.add_repo("hello", str(local_remote.path))
+    processes = [pid for pid in family(idle_daemon) if is_ours(pid)]
+    assert len(processes) >= 3
+    for pid in processes:
+        for number in (0, 1, 2):
+            assert os.readlink(f"/proc/{pid}/fd/{number}") == "/dev/null"
+
+
+def test_errors_go_nowhere_else_without_stderr(idle_daemon: DaemonProcess) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", PROGRAMS / "artifact-fs", "status", "--name", "x"],
+        env=idle_daemon.environment,
+        stdout=subprocess.PIPE,
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_a_full_device_is_named(idle_daemon: DaemonProcess) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [PROGRAMS / "artifact-fs", "--version"],
+            env=idle_daemon.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_the_terminal_is_closed(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    start(idle_daemon)
+    idle_daemon.add_repo("hello", str(local_remote.path))
+    idle_daemon.process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
+    assert idle_daemon.process.wait(20) == 0  # type: ignore[union-attr]
+    assert not mounts_below(idle_daemon.mounts)
+    assert not (idle_daemon.state / "control.sock").exists()
+
+
+def test_the_terminal_of_nohup_is_closed(idle_daemon: DaemonProcess) -> None:
+    start(idle_daemon, "trap '' HUP;")
+    os.kill(idle_daemon.pid, signal.SIGHUP)
+    assert idle_daemon.json("list-repos") == []
+    assert idle_daemon.stop() == 0
+
+
+@pytest.mark.parametrize("by_mount", [False, True])
+def test_a_token_in_the_environment_is_not_handed_on(
+    idle_daemon: DaemonProcess, local_remote: Any, by_mount: bool
+) -> None:
+    if by_mount:
+        subprocess.run(
+            [PROGRAMS / "artifact-fs", "mount", local_remote.path, idle_daemon.directory / "hello"],
+            env=idle_daemon.environment | {"ARTIFACT_FS_TOKEN": "secret"},
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        mark = f"ARTIFACT_FS_ROOT={idle_daemon.state}".encode()
+        processes = [int(entry.name) for entry in Path("/proc").iterdir() if _has(entry, mark)]
+    else:
+        start(idle_daemon, ARTIFACT_FS_TOKEN="secret")
+        idle_daemon.add_repo("hello", str(local_remote.path))
+        processes = descendants(idle_daemon.pid)
+    assert len(processes) >= 2
+    for pid in processes:
+        assert not _has(Path(f"/proc/{pid}"), b"ARTIFACT_FS_TOKEN")
+
+
+def _has(process: Path, mark: bytes) -> bool:
+    try:
+        return process.name.isdigit() and mark in (process / "environ").read_bytes()
+    except OSError:
+        return False
