@@ -90,7 +90,7 @@ async def look(url: str, *, allow_private: bool) -> Look:
                 path = urlsplit(current).path + "/info/refs?service=git-upload-pack"
                 answer = await _get(target, path)
                 if not answer.is_redirect:
-                    return _read_refs(current, answer)
+                    return _read_refs(target.url, answer)
                 current = _redirected(current, answer.headers.get("location", ""))
     except Forbidden as error:
         raise Problem(Code.INVALID_URL, f"Cannot import: {error}", pointer="/url") from None
@@ -150,6 +150,13 @@ def import_record(repo: Repo, url: str, found: Look, branch: str | None, depth: 
         source=f"git:{url}",
         job={"url": found.url, "branch": branch, "depth": depth},
     )
+
+
+def _told(stderr: str) -> str:
+    """The line in which git says what is wrong: the first error, others follow from it."""
+    lines = stderr.splitlines()
+    wrong = [line for line in lines if line.startswith(("fatal: ", "error: "))]
+    return next(iter(wrong or lines), "git fetch failed")
 
 
 class Importing:
@@ -221,7 +228,7 @@ class Importing:
         if status != 0:
             text = redact(stderr)
             log.warning("import of %s failed: %s", repo.full_name, text)
-            raise ImportFailed(text.splitlines()[-1] if text else "git fetch failed")
+            raise ImportFailed(_told(text))
 
     async def _run_bounded(
         self, repo: Repo, words: list[str], environment: dict[str, str]

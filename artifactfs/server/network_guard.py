@@ -14,6 +14,18 @@ import trio
 
 _LOOKUP_S = 10.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure: the host of a virtual machine
+            "192.88.99.0/24",  # 6to4 relays
+            "fec0::/10",  # site-local, as private networks were once called
+            "3fff::/20",  # for documentation
+        ),
+    )
+)
+"""What `is_global` of Python 3.11 takes for public."""
 
 
 class Forbidden(Exception):
@@ -36,7 +48,9 @@ class Target:
 
     @property
     def curl_resolve(self) -> str:
-        """For curl's RESOLVE option (``http.curloptResolve``)."""
+        """For curl's RESOLVE option (``http.curloptResolve``); empty if the host is an address."""
+        if ":" in self.host:
+            return ""
         shown = f"[{self.address}]" if ":" in self.address else self.address
         return f"{self.host}:{self.port}:{shown}"
 
@@ -50,11 +64,13 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 async def check_url(url: str, *, allow_private: bool) -> Target:
-    """Check a URL and resolve its host.
+    """Check a URL and resolve its host; the URL in the answer is the one to use.
 
     https only, unless `allow_private` (then http too, and any address). Credentials in it are
     refused, because they would end up in logs and lists. Raises: Forbidden, Unresolvable.
@@ -69,6 +85,11 @@ async def check_url(url: str, *, allow_private: bool) -> Target:
         raise Forbidden("the URL must begin with https://")
     if not parts.hostname or any(c <= " " or c == "\x7f" for c in url) or "\\" in url:
         raise Forbidden("the URL is malformed")
+    # curl may write other names in another way than we do, and would then look them up itself.
+    if not parts.hostname.isascii() or parts.hostname.endswith("."):
+        raise Forbidden("the host of the URL must be ASCII (xn--…) and not end with a dot")
+    if parts.fragment:
+        raise Forbidden("the URL must not have a fragment")
     if parts.username is not None or parts.password is not None:
         raise Forbidden("the URL must not contain credentials")
     if port is None:
@@ -76,7 +97,8 @@ async def check_url(url: str, *, allow_private: bool) -> Target:
     addresses = await _resolve(parts.hostname, port)
     if not allow_private and not all(is_public(address) for address in addresses):
         raise Forbidden("the URL leads to a private network")
-    return Target(url, parts.scheme, parts.hostname, port, addresses[0])
+    clean = parts._replace(netloc=parts.netloc.lower(), fragment="").geturl()
+    return Target(clean, parts.scheme, parts.hostname, port, addresses[0])
 
 
 async def _resolve(host: str, port: int) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -62,21 +64,67 @@ def test_branch_and_depth(
     assert git("rev-list", "--count", "HEAD", cwd=tmp_path / "copy") == "1\n"
 
 
-def test_a_server_that_only_hands_out_files(
-    server: Server, git: Git, work: Path, name: str, tmp_path: Path
-) -> None:
+class _FileServer(ThreadingHTTPServer):
+    """Hands out the files below a folder, on the IPv6 loopback too."""
+
+    def __init__(self, root: Path, address: str = "127.0.0.1") -> None:
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.paths: list[str] = []
+        super().__init__((address, 0), partial(_Files, directory=str(root)))
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        host, port = self.server_address[:2]
+        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Files(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        assert isinstance(self.server, _FileServer)
+        self.server.paths.append(self.path)
+
+
+@pytest.fixture
+def files(tmp_path: Path, git: Git, work: Path) -> Path:
+    """A folder with `work` as `demo.git`, for servers that know nothing of git."""
     root = tmp_path / "files"
     git("clone", "-q", "--bare", work, root / "demo.git")
     git("update-server-info", cwd=root / "demo.git")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(root))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
-        url = f"http://127.0.0.1:{http.server_address[1]}/demo.git"
+    return root
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_server_that_only_hands_out_files(
+    server: Server, files: Path, name: str, address: str
+) -> None:
+    with _FileServer(files, address) as http:
+        url = f"{http.url}/demo.git".replace("http", "HTTP")
         status, body = start_import(server, name, url=url)
         assert status == 201, body
-        assert server.wait_ready(name)["default_branch"] == "main"
-        http.shutdown()
+        info = server.wait_ready(name)
+        assert (info["default_branch"], info["source"]) == ("main", f"git:{url}")
     assert len(server.result("GET", f"/namespaces/team/repos/{name}/log")) == 2
+
+
+def test_alternates_of_a_remote_are_not_followed(server: Server, files: Path, name: str) -> None:
+    """They could name any host."""
+    inside = files.with_name("inside")
+    shutil.move(files / "demo.git" / "objects", inside / "objects")
+    with _FileServer(files) as outer, _FileServer(inside) as inner:
+        info = files / "demo.git" / "objects" / "info"
+        info.mkdir(parents=True)
+        for file in ("http-alternates", "alternates"):
+            (info / file).write_text(f"{inner.url}/objects\n")
+        status, body = start_import(server, name, url=f"{outer.url}/demo.git")
+        assert (status, code_of(body)) == (502, 10401), body
+        assert any("alternates" in path for path in outer.paths)
+        assert not inner.paths
+    assert server.api("GET", f"/namespaces/team/repos/{name}").status_code == 404
 
 
 def test_redirects_are_followed_and_checked(
@@ -106,6 +154,10 @@ def test_wrong_urls_are_told_at_once_and_take_no_name(
         "https://",
         "/etc",
         "https://[x",
+        f"{elsewhere.url}/demo.git#x",
+        f"{elsewhere.url}/demo.git?x",
+        "https://localhost./x",
+        "https://fa\u00df.de/x",
     ):
         status, body = start_import(server, name, url=url)
         assert (status, code_of(body)) == (400, 10104)
@@ -154,6 +206,10 @@ def test_an_import_goes_on_after_a_crash(
         "https://0.0.0.0/x.git",
         "https://2130706433/x.git",
         "https://0x7f.1/x.git",
+        "https://127\u30020\u30020\u30021/x.git",
+        "https://[::7f00:1]/x.git",
+        "https://[fec0::1]/x.git",
+        "https://[64:ff9b::7f00:1]/x.git",
         "http://example.org/x.git",
         "file:///etc/passwd",
         "ext::sh -c id",
