@@ -26,6 +26,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
+log = logging.getLogger(__name__)
+
 _PEEK_S = 0.2
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
@@ -129,10 +131,17 @@ def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> Any:
 async def _handle(
     app: Any, config: Config, context: WorkerContext, idle_s: float, stream: Any
 ) -> None:
-    transport = getattr(stream, "transport_stream", stream)
-    transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # hypercorn's writes have no deadline of their own; with this the kernel fails them.
-    transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(idle_s * 1000))
-    # Requests are tasks started from this one, so they inherit the variable.
-    _connection.set(transport.socket)
-    await TCPServer(app, config, context, ConnectionState({}), stream)
+    try:
+        transport = getattr(stream, "transport_stream", stream)
+        transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # hypercorn's writes have no deadline of their own; with this the kernel fails them.
+        transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(idle_s * 1000))
+        # Requests are tasks started from this one, so they inherit the variable.
+        _connection.set(transport.socket)
+        await TCPServer(app, config, context, ConnectionState({}), stream)
+    # Whatever one client does to the HTTP layer ends its own connection and no other. hypercorn
+    # sends and closes from two tasks, and the later one may find the stream busy or gone.
+    except* (OSError, trio.BusyResourceError, trio.ClosedResourceError) as failed:
+        log.debug("a connection ended: %r", failed)
+    except* Exception as failed:
+        log.warning("a connection failed: %r", failed, exc_info=failed)

@@ -1,4 +1,4 @@
-"""Clients that keep a connection and do nothing with it."""
+"""Clients that keep a connection and do nothing with it, or give it up halfway."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -103,3 +104,29 @@ def test_a_websocket_is_refused(server: Server) -> None:
     head = "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     head += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
     assert ask(server, head, "", length=0).startswith(b"HTTP/1.1 403 ")
+
+
+def test_connections_given_up_halfway_end_nothing_else(
+    server: Server, git: Git, work: Path, name: str
+) -> None:
+    """One in ten of these made hypercorn write and close at the same time."""
+    made = server.create(name)
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+    parts = urlsplit(server.url)
+    assert server.process is not None
+
+    def give_up(number: int) -> None:
+        service = ("receive-pack", "upload-pack")[number % 2]
+        lines = [git_head(name, service), f"Host: {parts.netloc}", "Content-Length: 5000"]
+        lines += [f"Authorization: Bearer {made['token']}", "", ""]
+        with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+            sock.sendall("\r\n".join(lines).encode() + b"0003" + b"x" * 1_000)
+            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):
+                while sock.recv(65_536):
+                    pass
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(give_up, range(300)))
+    assert server.process.poll() is None, server.errors()
+    git("ls-remote", with_token(made["remote"], made["token"]))
