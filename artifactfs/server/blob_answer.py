@@ -50,7 +50,11 @@ class _Streamed(Response):
         words = [context.git, f"--git-dir={gitdir}", "cat-file", "blob", self._blob.hash]
         async with (
             context.content_turns,
-            git_process(words, environment=environment_for(context, None)) as git,
+            git_process(
+                words,
+                environment=environment_for(context, None),
+                memory_bytes=context.limits.git_memory_bytes,
+            ) as git,
         ):
             await self._send(git, scope, send)
 

@@ -80,6 +80,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 @click.option("--max-repo-bytes", default=Limits().repo_bytes, help="Size of a repository.")
 @click.option("--max-account-bytes", default=Limits().account_bytes, help="Size of an account.")
 @click.option("--max-git-processes", default=Limits().git_processes, help="At the same time.")
+@click.option("--max-git-memory", default=Limits().git_memory_bytes, help="Bytes, of each.")
 @click.option("--git-time-limit", default=3_600.0, help="Seconds for one Git request.")
 @click.option("--client-timeout", default=60.0, help="Seconds that a silent client is waited for.")
 def serve(
@@ -98,6 +99,7 @@ def serve(
     max_repo_bytes: int,
     max_account_bytes: int,
     max_git_processes: int,
+    max_git_memory: int,
     git_time_limit: float,
     client_timeout: float,
 ) -> None:
@@ -128,6 +130,7 @@ def serve(
             repo_bytes=max_repo_bytes,
             account_bytes=max_account_bytes,
             git_processes=max_git_processes,
+            git_memory_bytes=max_git_memory,
             git_time_s=git_time_limit,
             client_idle_s=client_timeout,
         ),

@@ -21,6 +21,7 @@ from typing import Any
 
 import trio
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -128,6 +129,16 @@ def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> Any:
     return plain if tls is None else trio.SSLListener(plain, tls, https_compatible=True)
 
 
+class _Server(TCPServer):
+    """hypercorn closes a stream from one task while another still writes to it."""
+
+    async def protocol_send(self, event: Event) -> None:
+        try:
+            await super().protocol_send(event)
+        except trio.BusyResourceError:
+            await self.protocol.handle(Closed())
+
+
 async def _handle(
     app: Any, config: Config, context: WorkerContext, idle_s: float, stream: Any
 ) -> None:
@@ -138,10 +149,7 @@ async def _handle(
         transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(idle_s * 1000))
         # Requests are tasks started from this one, so they inherit the variable.
         _connection.set(transport.socket)
-        await TCPServer(app, config, context, ConnectionState({}), stream)
-    # Whatever one client does to the HTTP layer ends its own connection and no other. hypercorn
-    # sends and closes from two tasks, and the later one may find the stream busy or gone.
-    except* (OSError, trio.BusyResourceError, trio.ClosedResourceError) as failed:
-        log.debug("a connection ended: %r", failed)
+        await _Server(app, config, context, ConnectionState({}), stream)
     except* Exception as failed:
+        # Whatever one client does to the HTTP layer ends its own connection and no other.
         log.warning("a connection failed: %r", failed, exc_info=failed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 import trio
 
 CHUNK = 256 * 1024
+MEMORY_BYTES = 2 * 1024**3
 _STDERR_KEPT = 4_096
 _PIPE_SIZE = 512 * 1024
 _GRACE_S = 2.0
@@ -77,13 +79,15 @@ async def git_process(
     *,
     environment: Mapping[str, str],
     cwd: str = "/",
+    memory_bytes: int = MEMORY_BYTES,
     gently: bool = False,
 ) -> AsyncIterator[GitProcess]:
     """Run `argv` (never through a shell) for the time of the block.
 
     However the block is left, also by cancellation, the process and its helpers are gone after
-    it: SIGTERM, and SIGKILL two seconds later. `gently`: its input ends first, and it gets two
-    seconds to clean up (git removes a quarantine then, but not on a signal).
+    it: SIGTERM, and SIGKILL two seconds later. Each may allocate `memory_bytes` at most; mapped
+    files do not count. `gently`: its input ends first, and it gets two seconds to clean up (git
+    removes a quarantine then, but not on a signal).
     """
     process = await trio.lowlevel.open_process(
         list(argv),
@@ -94,6 +98,8 @@ async def git_process(
         cwd=cwd,
         start_new_session=True,
     )
+    with suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     git = GitProcess(process)
     _widen(process)
     try:

@@ -89,6 +89,8 @@ def git_environment(
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "true",
         "GIT_OPTIONAL_LOCKS": "0",
+        # A pushed refs/replace/* would let one object pass for another when a push is checked.
+        "GIT_NO_REPLACE_OBJECTS": "1",
         "GIT_COMMITTER_NAME": "artifacts-server",
         "GIT_COMMITTER_EMAIL": "artifacts-server@localhost",
     }

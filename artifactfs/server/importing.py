@@ -251,7 +251,8 @@ class Importing:
         with trio.move_on_after(context.limits.import_time_s):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch, nursery.cancel_scope)
-                async with git_process(words, environment=environment) as git:
+                memory = context.limits.git_memory_bytes
+                async with git_process(words, environment=environment, memory_bytes=memory) as git:
                     await git.stdin.aclose()
                     while await git.read():
                         pass

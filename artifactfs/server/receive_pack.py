@@ -82,6 +82,7 @@ class ReceivePack:
         async with git_process(
             [context.git, "receive-pack", "--stateless-rpc", gitdir],
             environment=environment_for(context, protocol, settings),
+            memory_bytes=context.limits.git_memory_bytes,
             gently=True,
         ) as git:
             status = await stream.run(git, head, body)

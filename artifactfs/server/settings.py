@@ -64,6 +64,8 @@ class Limits:
     git_queue_s: float = 60.0
     """How long a request waits for its turn before it is told 503."""
     git_time_s: float = 3_600.0
+    git_memory_bytes: int = 2 * GiB
+    """Of one git process: a pack of 15 KB can stand for an object of gigabytes."""
     client_idle_s: float = 60.0
     """How long a client may neither send what it announced nor take what it asked for."""
     import_time_s: float = 3_600.0

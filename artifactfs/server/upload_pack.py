@@ -96,6 +96,7 @@ class UploadPack:
         async with git_process(
             [context.git, "upload-pack", "--stateless-rpc", gitdir],
             environment=environment_for(context, protocol, settings),
+            memory_bytes=context.limits.git_memory_bytes,
         ) as git:
             status = await stream.run(git, head, body)
         if status is None or (status != 0 and not exchange.started):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import itertools
 import os
 import random
 import socket
+import struct
 import subprocess
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -277,6 +280,59 @@ def test_a_client_that_stops_reading_is_cut_off(
     wait_until_no_children(server)
     git("ls-remote", found.url)
     sock.close()
+
+
+def obj(kind: int, data: bytes, base: bytes = b"") -> bytes:
+    """An object of a pack (gitformat-pack(5)); `base`: raw oid for a delta."""
+    size, first = len(data) >> 4, kind << 4 | len(data) & 15
+    head = bytearray()
+    while size:
+        head.append(first | 0x80)
+        first, size = size & 0x7F, size >> 7
+    return bytes([*head, first]) + base + zlib.compress(data)
+
+
+def make_pack(*objects: bytes) -> bytes:
+    body = b"PACK" + struct.pack(">II", 2, len(objects)) + b"".join(objects)
+    return body + hashlib.sha1(body).digest()
+
+
+def test_a_delta_that_stands_for_a_gigabyte(
+    start_server: ServerFactory, git: Git, work: Path
+) -> None:
+    server = start_server("--max-git-memory", str(100 * 2**20))
+    found = Endpoint(server, git, work, "bomb")
+    base = bytes(8 * 2**20)
+    oid = hashlib.sha1(b"blob %d\0" % len(base) + base).digest()
+    copies, step = 130, 0x7FFF00
+    sizes = b"".join(
+        bytes(
+            [n & 127 | 128, n >> 7 & 127 | 128, n >> 14 & 127 | 128, n >> 21 & 127 | 128, n >> 28]
+        )
+        for n in (len(base), copies * step)
+    )
+    delta = sizes + bytes([0x80 | 0x20 | 0x40, step >> 8 & 255, step >> 16]) * copies
+    pack = make_pack(obj(3, base), obj(7, delta, oid))
+    assert len(pack) < 20_000
+    command = pkt(f"{'0' * 40} {found.head} refs/heads/x\0 report-status") + b"0000"
+    answer = found.post("receive-pack", command + pack, 0)
+    assert answer.status_code == 200 and b"ng refs/heads/x unpacker error" in answer.content
+    wait_until_no_children(server)
+    git("ls-remote", found.url)
+
+
+def test_replace_refs_do_not_fool_the_check_of_a_push(
+    endpoint: Endpoint, git: Git, work: Path
+) -> None:
+    """A commit whose parent is missing, behind a ref that says: read another one instead."""
+    git("commit", "-q", "--allow-empty", "-m", "Absent", cwd=work)
+    git("commit", "-q", "--allow-empty", "-m", "Top", cwd=work)
+    top = git("rev-parse", "main", cwd=work).strip()
+    data = git("cat-file", "commit", top, cwd=work).encode()
+    git("push", "-q", endpoint.url, f"{endpoint.head}:refs/replace/{top}", cwd=work)
+    command = pkt(f"{'0' * 40} {top} refs/heads/x\0 report-status") + b"0000"
+    answer = endpoint.post("receive-pack", command + make_pack(obj(1, data)), 0)
+    assert b"ng refs/heads/x" in answer.content
 
 
 def test_a_push_over_the_storage_limit_leaves_nothing(
