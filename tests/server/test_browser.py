@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
+import time
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ _ARGUMENTS = [
 ]
 
 
+class Gone(Exception):
+    """The element is not on the page, or not any more."""
+
+
 @dataclass
 class Browser:
     """One browser window."""
@@ -35,6 +41,8 @@ class Browser:
         content = body if method == "GET" else body or {}
         answer = self.http.request(method, f"/session/{self.session}{path}", json=content)
         value = answer.json()["value"]
+        if answer.status_code == 404 and "element" in value["error"]:
+            raise Gone(value["error"])
         assert answer.status_code == 200, value
         return value
 
@@ -42,13 +50,13 @@ class Browser:
         self.call("POST", "/url", {"url": url})
 
     def find(self, selector: str) -> str:
-        body = {"using": "css selector", "value": selector}
-        found: str = self.call("POST", "/element", body)[_ELEMENT]
-        return found
+        return self._find("css selector", selector)
 
     def link(self, text: str) -> str:
-        body = {"using": "link text", "value": text}
-        found: str = self.call("POST", "/element", body)[_ELEMENT]
+        return self._find("link text", text)
+
+    def _find(self, using: str, value: str) -> str:
+        found: str = self.call("POST", "/element", {"using": using, "value": value})[_ELEMENT]
         return found
 
     def click(self, element: str) -> None:
@@ -60,6 +68,16 @@ class Browser:
     def text(self, selector: str = "main") -> str:
         found: str = self.call("GET", f"/element/{self.find(selector)}/text")
         return found
+
+    def sees(self, text: str, selector: str = "main") -> None:
+        """Wait for a text: a click returns before the next page is there."""
+        deadline = time.monotonic() + 10
+        shown = ""
+        while text not in shown:
+            assert time.monotonic() < deadline, (text, shown)
+            time.sleep(0.05)
+            with contextlib.suppress(Gone):
+                shown = self.text(selector)
 
     def picture(self, path: Path) -> None:
         path.write_bytes(b64decode(self.call("GET", "/screenshot")))
@@ -85,6 +103,8 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
         wanted = {"alwaysMatch": {"goog:chromeOptions": options}}
         made = http.post("/session", json={"capabilities": wanted}).json()["value"]
         assert "sessionId" in made, made
+        # What is not on the page yet is waited for.
+        http.post(f"/session/{made['sessionId']}/timeouts", json={"implicit": 10_000})
         found = Browser(http, made["sessionId"])
         yield found
         found.call("DELETE", "")
@@ -101,29 +121,30 @@ def test_a_person_walks_through(
     browser.go(server.url + "/")
     browser.type("#token", "wrong")
     browser.click(browser.find("main button"))
-    assert "not valid" in browser.text()
+    browser.sees("not valid")
     browser.type("#token", server.api_token)
     browser.click(browser.find("main button"))
     browser.click(browser.link("browsing"))
     browser.click(browser.link(name))
-    assert "README.md" in browser.text(".files")
+    browser.sees("README.md", ".files")
     browser.picture(tmp_path / "tree.png")
     browser.click(browser.link("src/"))
     browser.click(browser.link("app.py"))
-    assert browser.text(".source") == "print('two')"
+    browser.sees("print('two')", ".source")
     browser.click(browser.link("Log"))
     browser.click(browser.find("tbody a"))
-    assert "+print('two')" in browser.text(".patch")
+    browser.sees("+print('two')", ".patch")
     browser.click(browser.link("Tokens"))
     browser.click(browser.find("main .card button"))
+    browser.sees("art_v1_", "#secret")
     token = browser.text("#secret")
     git("ls-remote", with_token(made["remote"], token))
     browser.click(browser.find("td form button"))
-    assert "revoked" in browser.text("table")
+    browser.sees("revoked", "table")
     browser.click(browser.link("Activity"))
-    assert "push" in browser.text("table")
+    browser.sees("push", "table")
     browser.picture(tmp_path / "activity.png")
     complaints = [e["message"] for e in browser.console() if e["source"] != "network"]
     assert complaints == []
     browser.click(browser.find("header button"))
-    assert "Log in" in browser.text()
+    browser.sees("Log in")
