@@ -8,13 +8,16 @@ also service, command (``advertise``, ``ls-refs``, ``fetch``, ``object-info``, `
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from artifactfs.server.clock import iso, now_ms
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -60,6 +63,7 @@ class AccessLog:
     def __init__(self, path: Path | None, *, oids: bool = False) -> None:
         self._file = path.open("a", buffering=1) if path is not None else None
         self.wants_oids = oids and path is not None
+        self._failing = False
         self._listener: Callable[[RequestRecord], None] | None = None
 
     def also(self, listener: Callable[[RequestRecord], None]) -> None:
@@ -74,7 +78,17 @@ class AccessLog:
         if self._listener is not None:
             self._listener(record)
         if self._file is not None:
-            self._file.write(json.dumps(record.as_dict(), separators=(",", ":")) + "\n")
+            self._append(self._file, json.dumps(record.as_dict(), separators=(",", ":")) + "\n")
+
+    def _append(self, file: TextIO, line: str) -> None:
+        """Write a line; on a full disk it is lost, which is better than the request."""
+        try:
+            file.write(line)
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                log.error("the access log cannot be written: %s", error.strerror)
+            self._failing = True
 
     def close(self) -> None:
         if self._file is not None:

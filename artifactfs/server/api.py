@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
@@ -18,6 +20,8 @@ from artifactfs.server.problems import Code, Problem
 from artifactfs.server.records import ApiToken
 from artifactfs.server.repositories import Repositories
 from artifactfs.server.schemas import ErrorEnvelope
+
+log = logging.getLogger(__name__)
 
 _READING = ("GET", "HEAD")
 ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -168,10 +172,16 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
         request.state.problem = problem
         return answer(request, problem)
 
+    async def on_full_disk(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed: %s", request.method, request.url.path, error)
+        return answer(request, Problem(Code.INTERNAL_ERROR, "The server cannot use its disk"))
+
     async def on_crash(request: Request, error: Exception) -> Response:
         return answer(request, Problem(Code.INTERNAL_ERROR, "Internal error"))
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(StarletteHTTPException, on_http)
+    app.add_exception_handler(OSError, on_full_disk)
+    app.add_exception_handler(sqlite3.OperationalError, on_full_disk)
     app.add_exception_handler(Exception, on_crash)

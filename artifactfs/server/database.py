@@ -150,8 +150,9 @@ def write_now(db: Database, change: Callable[[Database], T]) -> T:
     db.conn.execute("BEGIN IMMEDIATE")
     try:
         result = change(db)
+        db.conn.execute("COMMIT")
     except BaseException:
-        db.conn.execute("ROLLBACK")
+        if db.conn.in_transaction:  # on a full disk SQLite may have rolled back by itself
+            db.conn.execute("ROLLBACK")
         raise
-    db.conn.execute("COMMIT")
     return result

@@ -7,6 +7,7 @@ stored. They are kept for good.
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ class EventLog:
         self._webhooks = webhooks
         self._pending: list[Event] = []
         self._measured = -_STORAGE_S
+        self._failing = False
 
     def record(self, event: Event) -> None:
         """Note an operation; it is on disk within a second."""
@@ -96,18 +98,26 @@ class EventLog:
                 await self.flush()
                 if trio.current_time() - pruned > _PRUNE_S:
                     pruned = trio.current_time()
-                    await self.prune(now_ms() - KEPT_DAYS * DAY_MS)
+                    await self._prune_or_log()
         finally:
             with trio.CancelScope(shield=True):
                 await self.flush()
             self.store.close()
 
     async def flush(self) -> None:
-        """Write what is pending."""
+        """Write what is pending; if the disk is full, it stays pending."""
         events, self._pending = self._pending, []
-        stored = await self._stored()
-        if events or stored:
-            await self.store.write(lambda db: _write(db, events, stored))
+        try:
+            stored = await self._stored()
+            if events or stored:
+                await self.store.write(lambda db: _write(db, events, stored))
+        except sqlite3.Error as error:
+            self._pending = [*events, *self._pending][:_MAX_PENDING]
+            if not self._failing:
+                log.error("events cannot be written: %s", error)
+            self._failing = True
+        else:
+            self._failing = False
 
     async def _stored(self) -> list[_Stored]:
         """Bytes stored by namespace, looked up every ten seconds."""
@@ -116,6 +126,12 @@ class EventLog:
         self._measured = trio.current_time()
         rows = await self._metadata.read_in_thread(lambda db: list(db.query(_STORED)))
         return [_Stored(row["account_id"], row["namespace"], row["stored"]) for row in rows]
+
+    async def _prune_or_log(self) -> None:
+        try:
+            await self.prune(now_ms() - KEPT_DAYS * DAY_MS)
+        except sqlite3.Error as error:
+            log.error("old events cannot be removed: %s", error)
 
     async def prune(self, before: int) -> None:
         """Forget events older than this time."""

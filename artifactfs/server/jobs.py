@@ -8,6 +8,7 @@ takes up every row that is not ready.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -156,6 +157,9 @@ class Jobs:
         except OSError as error:
             log.exception("the work on %s failed", job.repo.full_name)
             await self._give_up(job, error.strerror or "input/output error")
+        except sqlite3.Error:
+            log.exception("the work on %s failed; it goes on at the next start", job.repo.full_name)
+            job.failure = Problem(Code.INTERNAL_ERROR, "The result cannot be stored")
         finally:
             if self._context.catalog.repo_by_id(job.repo.id) is None:
                 # Deleted while the work went on.

@@ -13,6 +13,7 @@ import hmac
 import json
 import logging
 import secrets
+import sqlite3
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from typing import Any
@@ -168,10 +169,15 @@ class Webhooks:
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
-                await self._queue()
+                try:
+                    await self._queue()
+                except sqlite3.Error as error:
+                    log.error("webhook deliveries cannot be stored: %s", error)
+                    await trio.sleep(_POLL_S)
+                    self._wake.set()
 
     async def _queue(self) -> None:
-        notices, self._pending = self._pending, []
+        notices = list(self._pending)
         hooks = [Webhook.of(row) for row in self._store.rows("SELECT * FROM webhooks")]
         due = [
             (tokens.new_id(), hook.id, json.dumps(envelope(notice, hook.id)), now_ms())
@@ -185,21 +191,28 @@ class Webhooks:
                     "INSERT INTO deliveries VALUES (?, ?, ?, 0, ?, NULL)", due
                 )
             )
+        del self._pending[: len(notices)]
 
     async def _deliver_due(self) -> None:
         under_way: set[str] = set()
         async with trio.open_nursery() as nursery:
             while True:
-                rows = self._store.rows(
-                    "SELECT deliveries.*, url, secret FROM deliveries JOIN webhooks"
-                    " ON webhooks.id = webhook_id WHERE next_at <= ? ORDER BY next_at LIMIT 200",
-                    (now_ms(),),
-                )
-                for row in rows:
+                for row in self._due():
                     if row["id"] not in under_way:
                         under_way.add(row["id"])
                         nursery.start_soon(self._deliver, row, under_way)
                 await trio.sleep(_POLL_S)
+
+    def _due(self) -> list[Row]:
+        try:
+            return self._store.rows(
+                "SELECT deliveries.*, url, secret FROM deliveries JOIN webhooks"
+                " ON webhooks.id = webhook_id WHERE next_at <= ? ORDER BY next_at LIMIT 200",
+                (now_ms(),),
+            )
+        except sqlite3.Error as error:
+            log.error("webhook deliveries cannot be read: %s", error)
+            return []
 
     async def _deliver(self, row: Row, under_way: set[str]) -> None:
         try:
@@ -207,6 +220,9 @@ class Webhooks:
                 error = await self._post(row)
             self._metrics.delivery(delivered=error is None)
             await self._store.write(lambda db: _settle(db, row, error))
+        except sqlite3.Error as failure:
+            # It stays as it was, so the subscriber may get it again.
+            log.error("a webhook delivery cannot be settled: %s", failure)
         finally:
             under_way.discard(row["id"])
 

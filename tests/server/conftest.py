@@ -68,7 +68,7 @@ def start_server(tmp_path: Path) -> Iterator[ServerFactory]:
 
     def start(*options: str) -> Server:
         root = tmp_path / f"server{len(started)}"
-        root.mkdir()
+        root.mkdir(exist_ok=True)
         server = Server(root, list(options))
         started.append(server)
         return server.start()

@@ -6,6 +6,8 @@ import random
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,6 +167,41 @@ def test_a_power_failure_that_emptied_new_files(start_server: ServerFactory, git
     (gitdir / "config").unlink()
     server.start()
     git("ls-remote", with_token(made["remote"], made["token"]))
+    assert "0 problems" in server.command("fsck")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 16 MB, at the place where the first server of `start_server` has its data."""
+    disk = tmp_path / "server0" / "data"
+    disk.mkdir(parents=True)
+    words = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if subprocess.run(words, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only root may mount a small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_nothing(
+    small_disk: Path, start_server: ServerFactory, git: Git, work: Path
+) -> None:
+    server = start_server()
+    made = server.create("kept")
+    remote = with_token(made["remote"], made["token"])
+    git("push", "-q", remote, "main", cwd=work)
+    with (small_disk / "filling").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    codes = {
+        server.api("POST", "/namespaces/team/repos", {"name": f"more-{n}"}).status_code
+        for n in range(10)
+    }
+    assert 500 in codes and codes <= {201, 500}
+    assert "rejected" in git("push", remote, "main:refs/heads/more", cwd=work, fails=True)
+    assert server.api("GET", "/usage").status_code == 200  # writes pending events down, or not
+    (small_disk / "filling").unlink()
+    git("push", "-q", remote, "main:refs/heads/more", cwd=work)
+    assert server.create("again")["token"]
     assert "0 problems" in server.command("fsck")
 
 
