@@ -49,6 +49,8 @@ _templates = Environment(
 )
 _templates.globals.update(query=lambda **fields: urlencode(fields), iso=iso)
 _STYLE = files("artifactfs.server").joinpath("templates/style.css").read_bytes()
+_ICON = files("artifactfs.server").joinpath("templates/icon.svg").read_bytes()
+_FOR_AN_HOUR = {"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"}
 
 
 class LoginNeeded(Exception):
@@ -127,7 +129,12 @@ def problem_page(problem: Problem) -> Response:
 
 @router.get("/ui/style.css")
 async def get_style() -> Response:
-    return Response(_STYLE, media_type="text/css", headers={"Cache-Control": "max-age=3600"})
+    return Response(_STYLE, media_type="text/css", headers=_FOR_AN_HOUR)
+
+
+@router.get("/ui/icon.svg")
+async def get_icon() -> Response:
+    return Response(_ICON, media_type="image/svg+xml", headers=_FOR_AN_HOUR)
 
 
 @router.post("/ui/login")
