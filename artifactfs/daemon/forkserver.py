@@ -172,9 +172,16 @@ def preload() -> None:
     # httpx imports its own command line (click, rich, pygments) unless that import fails.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
     import encodings.idna
-    import encodings.latin_1  # noqa: F401
+    import encodings.latin_1
+    import ssl
 
-    import artifactfs.daemon.worker  # noqa: F401
+    import httpcore  # what httpx imports with its first client
+
+    import artifactfs.daemon.worker
+    import artifactfs.git.transport_http
+    import artifactfs.git.transport_process  # noqa: F401
+
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # OpenSSL starts up with the first
 
 
 def main() -> None:
