@@ -172,10 +172,10 @@ def preload() -> None:
     # httpx imports its own command line (click, rich, pygments) unless that import fails.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
     import encodings.idna
-    import encodings.latin_1
+    import encodings.latin_1  # noqa: F401
     import ssl
 
-    import httpcore  # what httpx imports with its first client
+    import httpcore  # noqa: F401 httpx imports it with its first client
 
     import artifactfs.daemon.worker
     import artifactfs.git.transport_http
