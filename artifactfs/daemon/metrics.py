@@ -106,6 +106,12 @@ def _families(repos: list[Message], daemon: Message) -> Iterator[tuple[str, str,
         _by_key(repos, ("hydration", "requests_by_reason"), "reason"),
     )
     yield (
+        "kernel_requests_total",
+        "counter",
+        "Requests of the kernel, by operation. What it has cached it does not ask for.",
+        _by_key(repos, ("kernel", "requests"), "operation"),
+    )
+    yield (
         "queue_blobs",
         "gauge",
         "Contents waiting to be fetched, by priority.",

@@ -87,6 +87,7 @@ class Requests:
             },
             "hydration": hydration,
             "overlay": asdict(worker.filesystem.overlay_stats()),
+            "kernel": {"requests": dict(worker.filesystem.operations.requests)},
         }
 
     async def losses(self, _request: Request) -> Message:

@@ -202,7 +202,7 @@ class Switching:
         moved = self._move_tree(move, old)
         token = filesystem.journal.token()
         try:
-            await filesystem.stale_names.settle()
+            await filesystem.stale.settle()
             stat_of = partial(_stat, _blobs(plan), moved, size_of)
             finish = partial(plan.finish, stat_of, changed=changed, token=token)
             content = await trio.to_thread.run_sync(finish)
@@ -218,7 +218,7 @@ class Switching:
         """Tree and index as they were; what was written meanwhile stays."""
         assert move.head.commit is not None
         self._worker.filesystem.switch_tree(old, move.head.commit)
-        await self._worker.filesystem.stale_names.settle()
+        await self._worker.filesystem.stale.settle()
         with suppress(OSError, StateError):
             await trio.to_thread.run_sync(plan.restore)
 

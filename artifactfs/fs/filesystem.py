@@ -35,7 +35,7 @@ from artifactfs.fs.overlay import (
     put_inode,
     put_meta,
 )
-from artifactfs.fs.stale_names import StaleNames
+from artifactfs.fs.stale import StaleEntries
 from artifactfs.fs.sweep import sweep_orphans
 from artifactfs.fs.switch import Switch, SwitchResult
 from artifactfs.fs.tree import Tree
@@ -138,7 +138,7 @@ class FileSystem:
         self._last_switch_ns = 0
         self._counted_at = -_COUNT_EVERY
         self.journal = ChangeJournal()
-        self.stale_names = StaleNames()
+        self.stale = StaleEntries()
         if not layout.overlay_db.exists():
             _create(layout, self._upper, tip, owner, self.journal)
         self._overlay = Overlay(layout.overlay_db)
@@ -294,13 +294,13 @@ class FileSystem:
         return switch.compare(self.base.tree, tree)
 
     def _switch(self, time_ns: int) -> Switch:
-        return Switch(self.tree, self.mutations, self.journal, self.stale_names, time_ns)
+        return Switch(self.tree, self.mutations, self.journal, self.stale, time_ns)
 
     def switch_tree(
         self, tree: Oid, commit: Oid, time_ns: int | None = None, *, whole: bool = False
     ) -> SwitchResult:
         """Make `tree` the base; local changes stay. Downloads nothing, and never waits: when
-        `stale_names` are settled, everybody sees it.
+        `stale` are settled, everybody sees it.
 
         `time_ns` is the mtime of what changes. `whole`: do nothing, and tell what is `kept`, where
         local changes are in the way. Raises: MissingObject, OSError; then nothing has changed.

@@ -8,6 +8,9 @@
   handle is the inode number. They also get no word of who asks; `Adjustments.caller` finds out.
 - **Truncation by `setattr`.** With `ATOMIC_O_TRUNC` the kernel leaves the truncation of ``O_TRUNC``
   to an `open` that is not sent any more.
+- **Explicit invalidation.** The kernel does not drop the pages of a file because its mtime is
+  another than before, so what was just written is read from memory, and it asks for no attributes
+  before each read. Only this process changes anything on its own, and says so (`StaleEntries`).
 - **Parallel look-ups.** The kernel then does not lock a directory while one of its names is looked
   up, so that a look-up that waits does not stop the others.
 - **Cached symlinks.** `readlink` is asked for once.
@@ -39,8 +42,10 @@ _OLDEST_KERNEL = (5, 1)
 """Knows what ENOSYS means for opendir. (For open: 3.16. Cached directories and symlinks: 4.20.)"""
 
 _ATOMIC_O_TRUNC = 1 << 3
+_AUTO_INVAL_DATA = 1 << 12
 _PARALLEL_DIROPS = 1 << 18
 _CACHE_SYMLINKS = 1 << 23
+_EXPLICIT_INVAL_DATA = 1 << 25
 _CAPABLE, _WANT = 20, 24
 """Offsets in ``struct fuse_conn_info``."""
 
@@ -149,6 +154,8 @@ def _wanting(original: Callable[[int, int], None]) -> Callable[[int, int], None]
         want = ctypes.c_uint.from_address(connection + _WANT)
         want.value |= capable & (_PARALLEL_DIROPS | _CACHE_SYMLINKS)
         want.value &= ~_ATOMIC_O_TRUNC
+        if capable & _EXPLICIT_INVAL_DATA:
+            want.value = want.value & ~_AUTO_INVAL_DATA | _EXPLICIT_INVAL_DATA
 
     return init
 

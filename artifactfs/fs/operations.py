@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -51,10 +52,12 @@ _WRITES = os.O_WRONLY | os.O_RDWR
 
 
 def _answering(handler: F) -> F:
-    """Turn every error of `handler` into the errno that the program gets."""
+    """Count the request, and turn every error of `handler` into the errno that the program gets."""
+    name = handler.__name__
 
     @functools.wraps(handler)
     async def answer(self: Operations, *args: Any) -> Any:
+        self.requests[name] += 1
         try:
             return await handler(self, *args)
         except FUSEError:
@@ -64,10 +67,10 @@ def _answering(handler: F) -> F:
         except ArtifactFSError as error:
             raise FUSEError(getattr(error, "errno", errno.EIO)) from error
         except MissingObject as error:
-            self.log_failure(handler.__name__, error)
+            self.log_failure(name, error)
             raise FUSEError(errno.EIO) from error
         except Exception as error:
-            log.exception("request failed", extra={"operation": handler.__name__})
+            log.exception("request failed", extra={"operation": name})
             raise FUSEError(errno.EIO) from error
 
     return answer  # type: ignore[return-value]
@@ -92,7 +95,8 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.name = name
         self.started = trio.Event()
-        self.requests = 0
+        self.requests: Counter[str] = Counter()
+        """How many the kernel has sent, by what they ask for."""
         self._kernel_opens = False
         self._tree = tree
         self._mutations = mutations

@@ -30,7 +30,7 @@ from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.listings import base_tree_of, is_directory_entry
 from artifactfs.fs.mutations import Mutations
 from artifactfs.fs.overlay import put_meta
-from artifactfs.fs.stale_names import StaleNames
+from artifactfs.fs.stale import StaleEntries
 from artifactfs.fs.tree import Tree
 from artifactfs.git.objects import Oid, TreeEntry
 
@@ -78,11 +78,11 @@ class Switch:
         tree: Tree,
         mutations: Mutations,
         journal: ChangeJournal,
-        stale_names: StaleNames,
+        stale: StaleEntries,
         time_ns: int,
     ) -> None:
         self._tree = tree
-        self._stale_names = stale_names
+        self._stale = stale
         self._mutations = mutations
         self._journal = journal
         self._time_ns = time_ns
@@ -312,13 +312,15 @@ class Switch:
 
     def _invalidate(self) -> None:
         """Attributes here: attribute-only invalidation takes no lock that somebody may hold who
-        waits for us. Names later, see `StaleNames`."""
+        waits for us. Names later, see `StaleEntries`."""
         for inode in [*self._effects.files, *self._effects.directories]:
             if inode.nlookup > 0 or inode is self._tree.root:
                 _invalidate_attributes(inode.ino)
+                if isinstance(inode, Directory):
+                    self._stale.add_listing(inode.ino)
         for directory, name in self._effects.entries:
             if directory.nlookup > 0 or directory is self._tree.root:
-                self._stale_names.add(directory.ino, name)
+                self._stale.add(directory.ino, name)
 
 
 def _invalidate_attributes(ino: int) -> None:

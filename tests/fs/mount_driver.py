@@ -111,7 +111,7 @@ class Commands:
     async def do_switch(self, commit: str) -> dict[str, list[str]]:
         found = self.fs.odb.commit(bytes.fromhex(commit))
         result = self.fs.switch_tree(found.tree, found.oid)
-        await self.fs.stale_names.settle()
+        await self.fs.stale.settle()
         return {
             "changed": [os.fsdecode(path) for path in result.changed],
             "kept": [os.fsdecode(path) for path in result.kept],
@@ -127,6 +127,10 @@ class Commands:
         for name in os.fsencode(path).split(b"/"):
             oid = {entry.name: entry.oid for entry in self.fs.odb.tree(oid)}[name]
         await self.blobs.hydrate(oid, ReadContext())
+
+    async def do_requests(self) -> dict[str, int]:
+        """What the kernel has asked for so far, by operation."""
+        return dict(self.fs.operations.requests)
 
     async def do_stats(self) -> dict[str, int]:
         return asdict(self.fs.overlay_stats())

@@ -1,4 +1,4 @@
-"""Names that the kernel may still know, though a switch has changed what they stand for."""
+"""What the kernel may still know, though a switch has changed it: names, and listings."""
 
 from __future__ import annotations
 
@@ -17,25 +17,39 @@ Name = tuple[int, bytes]
 """Inode number of the directory, and a name in it."""
 
 
-class StaleNames:
+class StaleEntries:
     """Collects them, and lets the kernel forget them. It takes 10 µs for each, in a thread: the
     kernel locks the directory, which a look-up that waits for our answer may have locked."""
 
     def __init__(self) -> None:
         self._names: list[Name] = []
+        self._listings: list[int] = []
 
     def add(self, directory: int, name: bytes) -> None:
+        """What is called `name` in `directory` is something else now."""
         self._names.append((directory, name))
+
+    def add_listing(self, directory: int) -> None:
+        """The names in `directory` are others now."""
+        self._listings.append(directory)
 
     async def settle(self) -> None:
         """Return when nobody finds what was there before the switch, or after `SETTLE_S`."""
         names, self._names = self._names, []
-        if names:
+        listings, self._listings = self._listings, []
+        if names or listings:
             with trio.move_on_after(SETTLE_S):
-                await trio.to_thread.run_sync(_forget, names, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(_forget, names, listings, abandon_on_cancel=True)
 
 
-def _forget(names: list[Name]) -> None:
+def _forget(names: list[Name], listings: list[int]) -> None:
+    for directory in listings:
+        try:
+            pyfuse3.invalidate_inode(directory)
+        except FileNotFoundError:
+            continue  # the kernel does not know it
+        except OSError as error:
+            log.warning("the kernel keeps the listing of inode %d: %s", directory, error)
     for directory, name in names:
         try:
             pyfuse3.invalidate_entry(directory, name)
