@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -178,7 +177,7 @@ class Reservation:
             if (directory / MARKER).exists() and not is_being_added(directory):
                 shutil.rmtree(directory)  # left by a crash in the middle of adding
             directory.mkdir(mode=0o700)
-            (directory / MARKER).write_text(f"{os.getpid()}\n")
+            (directory / MARKER).write_text(f"{os.getpid()} {_start_of(os.getpid())}\n")
         except FileExistsError as error:
             if (directory / MARKER).exists():
                 raise name_taken(self._settings.name) from error
@@ -217,13 +216,20 @@ class Reservation:
 
 
 def is_being_added(directory: Path) -> bool:
-    """Whether the process that reserved `directory` still lives."""
+    """Whether the process that reserved `directory` still lives.
+
+    By its number and the time of its start: a container's processes get the same numbers again.
+    """
     try:
-        pid = int((directory / MARKER).read_text())
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid, start = (directory / MARKER).read_text().split()
+        return start == _start_of(int(pid))
     except (OSError, ValueError):
         return False
-    return re.search(rb"artifact[-_]?fs", command) is not None
+
+
+def _start_of(pid: int) -> str:
+    """When a process started, in clock ticks since the boot. Raises: OSError."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def delete(state: StateLayout, name: str, mount_point: Path) -> None:

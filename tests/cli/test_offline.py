@@ -108,11 +108,15 @@ def test_require_commit(idle_daemon: DaemonProcess, local_remote: Any) -> None:
 
 
 def test_leftovers_of_a_crash_are_taken_over(idle_daemon: DaemonProcess, local_remote: Any) -> None:
-    """`add-repo` was killed in its middle: the name is free, and gc removes what it left."""
-    for name in ("hello", "other"):
+    """`add-repo` was killed in its middle: the name is free, and gc removes what it left.
+
+    Also where a program of ours has that number by now, as after the restart of a container.
+    """
+    idle_daemon.start()
+    for name, pid in (("hello", idle_daemon.pid), ("other", 999999999)):
         directory = idle_daemon.state / "repos" / name
         directory.mkdir(parents=True)
-        (directory / "adding").write_text("999999999\n")
+        (directory / "adding").write_text(f"{pid} 12345\n")
     add(idle_daemon, local_remote)
     assert idle_daemon.json("gc")["removed"] == ["repos/other"]
     assert (idle_daemon.state / "repos" / "hello" / "git").is_dir()

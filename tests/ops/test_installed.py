@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,6 +122,21 @@ def test_entrypoint_runs_a_command_in_the_tree(
     assert "art_v1_" not in said + errors
     assert not mounted_at(place / "workspace")
     assert (place / "state").stat().st_mode & 0o077 == 0
+
+
+def test_entrypoint_after_a_container_that_was_killed(
+    entrypoint: Callable[..., subprocess.Popen[str]], place: Path
+) -> None:
+    """In the middle of its start: the socket of its daemon is there, and half a repository."""
+    unfinished = place / "state" / "repos" / "workspace"
+    unfinished.mkdir(parents=True)
+    (unfinished / "adding").write_text("7 12345\n")
+    (place / "state").chmod(0o700)
+    with socket.socket(socket.AF_UNIX) as leftover:
+        leftover.bind(str(place / "state" / "control.sock"))
+    process = entrypoint("git", "rev-parse", "--show-toplevel")
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, f"{place / 'workspace'}\n"), errors
 
 
 def test_entrypoint_as_another_user(
