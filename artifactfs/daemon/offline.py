@@ -20,7 +20,7 @@ from artifactfs.daemon.registration import (
     resolve_mount_point,
 )
 from artifactfs.daemon.remotes import RemoteConnection
-from artifactfs.git.clone import clone_tip
+from artifactfs.git.clone import clone_tip, tip_wish
 from artifactfs.paths import StateLayout
 
 Report = Callable[[dict[str, Any]], None]
@@ -109,7 +109,7 @@ async def _clone_or_adopt(state: StateLayout, settings: RepoSettings) -> None:
         return
     connection = RemoteConnection(layout, settings.remote, settings.deadline_s)
     try:
-        remote = await connection.open_for_clone()
+        remote = await connection.open_for_clone(tip_wish(settings))
         await clone_tip(layout, settings, remote, shared_objects=state.shared_objects)
     finally:
         await connection.aclose()

@@ -11,6 +11,7 @@ from artifactfs.daemon.registration import Secret
 from artifactfs.errors import StateError
 from artifactfs.git.credentials import Credential, CredentialFile
 from artifactfs.git.gitdir import set_remote
+from artifactfs.git.greeting import TipWish
 from artifactfs.git.remote import Remote, open_remote
 from artifactfs.paths import RepoLayout
 
@@ -35,13 +36,14 @@ class RemoteConnection:
         self._cloned: Remote | None = None
         self._opening = trio.Lock()
 
-    async def open(self, *, expect_refs: bool = False) -> Remote:
+    async def open(self, *, expect_refs: bool = False, expect_tip: TipWish | None = None) -> Remote:
         """A new remote, the caller's to close. Raises: RemoteError."""
         remote = await open_remote(
             self.url,
             self._credentials,
             deadline_s=self._deadline_s,
             expect_refs=expect_refs,
+            expect_tip=expect_tip,
             mirror=self._mirror,
         )
         self._note_limits(remote.capabilities.limits)
@@ -59,9 +61,12 @@ class RemoteConnection:
             self._limits_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._limits_file.write_text("".join(f"{limit}\n" for limit in limits))
 
-    async def open_for_clone(self) -> Remote:
-        """The same with the refs asked for at once; kept for the hydrator. Raises: RemoteError."""
-        self._cloned = await self.open(expect_refs=True)
+    async def open_for_clone(self, tip: TipWish | None) -> Remote:
+        """The same with the refs and the tip asked for at once; kept for the hydrator.
+
+        Raises: RemoteError.
+        """
+        self._cloned = await self.open(expect_refs=True, expect_tip=tip)
         return self._cloned
 
     async def open_for_hydration(self) -> Remote:

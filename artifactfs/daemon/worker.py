@@ -39,7 +39,7 @@ from artifactfs.daemon.switching import Switching
 from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
 from artifactfs.fs.filesystem import FileSystem
 from artifactfs.fs.session import serve
-from artifactfs.git.clone import Tip, clone_tip
+from artifactfs.git.clone import Tip, clone_tip, tip_wish
 from artifactfs.git.command import run_git
 from artifactfs.git.gitdir import config_text, read_head
 from artifactfs.git.objects import MissingObject, ObjectDatabase
@@ -224,7 +224,7 @@ class Worker:
             return await adopt_gitdir(
                 self.layout, self.settings, shared_objects=self.state.shared_objects
             )
-        remote = await self.remotes.open_for_clone()
+        remote = await self.remotes.open_for_clone(tip_wish(self.settings))
         return await clone_tip(
             self.layout, self.settings, remote, shared_objects=self.state.shared_objects
         )

@@ -41,9 +41,10 @@ from artifactfs.git.gitdir import (
     write_gitdir,
     write_shallow,
 )
+from artifactfs.git.greeting import CLONE_PREFIXES, TipWish
 from artifactfs.git.objects import MissingObject, ObjectDatabase
 from artifactfs.git.protocol import RefAdvertisement
-from artifactfs.git.remote import CLONE_PREFIXES, Remote
+from artifactfs.git.remote import Remote
 from artifactfs.git.url import parse_remote
 from artifactfs.paths import RepoLayout
 
@@ -58,6 +59,7 @@ __all__ = [
     "fetch_history",
     "fetch_refs",
     "resolve",
+    "tip_wish",
 ]
 
 _OID = re.compile(r"[0-9a-f]{40}")
@@ -85,19 +87,32 @@ class Resolved:
     commit: Oid
 
 
+def tip_wish(settings: RepoSettings) -> TipWish | None:
+    """What `clone_tip` will fetch, if that can be told before the refs of the remote are known."""
+    ref = settings.ref or "HEAD"
+    if ref != "HEAD" and not ref.startswith("refs/heads/"):
+        return None
+    return TipWish(ref, BLOBLESS, _depth_at_once(settings))
+
+
+def _depth_at_once(settings: RepoSettings) -> int:
+    depth = settings.depth
+    return 1 if depth is None or depth > MAX_DEPTH_AT_ONCE else depth
+
+
 async def clone_tip(
     layout: RepoLayout, settings: RepoSettings, remote: Remote, *, shared_objects: Path
 ) -> Tip:
     """Phase 1: make ``layout.gitdir`` with everything that a mount of `settings.ref` needs.
 
     `shared_objects` is the object directory with hydrated blobs; it is made if need be. Takes one
-    round trip, and one more where `remote` was not opened with ``expect_refs``. Cancelled or
+    round trip where `remote` did not bring the `tip_wish`, and one more where it was not opened
+    with ``expect_refs``. Cancelled or
     failed, it leaves nothing behind.
     Raises: RemoteError (RemoteNotFound for a ref that is not there), InvalidInput, StateError.
     """
     advertised = await _advertised(remote, settings.ref)
     found = resolve(advertised, settings.ref)
-    depth = settings.depth
     (shared_objects / "pack").mkdir(parents=True, exist_ok=True)
     plan = _plan(layout, settings, advertised, found, (shared_objects, remote.alternate))
     layout.directory.mkdir(parents=True, exist_ok=True)
@@ -107,9 +122,8 @@ async def clone_tip(
     try:
         write_gitdir(temporary, plan)
         if remote.alternate is None:
-            whole_depth = 1 if depth is None or depth > MAX_DEPTH_AT_ONCE else depth
-            shallow = await _fetch_tip(remote, temporary, found, whole_depth)
-            if depth is not None:
+            shallow = await _fetch_tip(remote, temporary, found, _depth_at_once(settings))
+            if settings.depth is not None:
                 write_shallow(temporary, shallow)
         tip = await trio.to_thread.run_sync(_read_tip, temporary, found)
         _check_required(settings, tip)

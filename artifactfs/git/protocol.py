@@ -114,16 +114,22 @@ def parse_refs(packets: Iterable[Packet]) -> RefAdvertisement:
 def fetch_arguments(
     wants: Iterable[Oid],
     *,
+    names: Iterable[str] = (),
     haves: Iterable[Oid] = (),
     filter_spec: str | None = None,
     depth: int | None = None,
     shallow: Iterable[Oid] = (),
 ) -> Iterator[str]:
-    """One round of ``fetch``: `done` is always said, so that the pack follows at once."""
+    """One round of ``fetch``: `done` is always said, so that the pack follows at once.
+
+    `names` are refs whose objects are wanted (``ref-in-want``).
+    """
     yield "no-progress\n"
     yield "ofs-delta\n"
     for oid in wants:
         yield f"want {oid.hex()}\n"
+    for name in names:
+        yield f"want-ref {name}\n"
     for oid in shallow:
         yield f"shallow {oid.hex()}\n"
     if depth is not None:

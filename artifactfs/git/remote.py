@@ -7,31 +7,24 @@ Everything here speaks protocol version 2. Servers that do not are mirrored by g
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import trio
 
-from artifactfs.errors import ArtifactFSError, InvalidInput, ProtocolError, RemoteError
+from artifactfs.errors import InvalidInput
 from artifactfs.git import protocol
 from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.pktline import FLUSH, Packet, side_band_data
+from artifactfs.git.greeting import CLONE_PREFIXES, PackStream, TipPack, TipWish, ask, greet
+from artifactfs.git.pktline import Packet
 from artifactfs.git.protocol import RefAdvertisement, ServerCapabilities
-from artifactfs.git.transport import (
-    Advertisement,
-    Exchange,
-    PacketReader,
-    RequestCounters,
-    Transport,
-    deadline,
-)
+from artifactfs.git.transport import PacketReader, RequestCounters, Transport
 from artifactfs.git.url import RemoteURL, parse_remote
 
 Oid = bytes
 
-CLONE_PREFIXES = ("HEAD", "refs/heads/", "refs/tags/")
 SIZES_PER_REQUEST = 10_000
 _CLOSE_S = 3.0
 
@@ -60,59 +53,6 @@ class Capabilities:
     limits: tuple[str, ...]
 
 
-class PackStream:
-    """The bytes of one pack, as they arrive.
-
-    `shallow` and `unshallow` are commits whose parents were left out, or are no longer; both are
-    complete before the first chunk.
-    """
-
-    def __init__(self, exchange: Exchange, reader: PacketReader) -> None:
-        self._exchange = exchange
-        self._reader = reader
-        self._ended = False
-        self.shallow: frozenset[Oid] = frozenset()
-        self.unshallow: frozenset[Oid] = frozenset()
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._ended:
-            packet = await self._reader.next()
-            if packet is FLUSH:
-                self._ended = True
-                await self._exchange.finish()
-            elif isinstance(packet, bytes):
-                if data := side_band_data(packet):
-                    return data
-            else:
-                raise ProtocolError("the remote's pack has a section in its middle")
-        raise StopAsyncIteration
-
-    async def read_sections(self) -> None:
-        """Read up to the pack. Raises: RemoteError."""
-        while True:
-            header = await self._reader.next()
-            if header in (b"packfile\n", b"packfile"):
-                return
-            if not isinstance(header, bytes):
-                raise ProtocolError("the remote answered a fetch without a pack")
-            lines, _ = await self._reader.section()
-            if header.strip() == b"shallow-info":
-                self._read_shallow(lines)
-
-    def _read_shallow(self, lines: Iterable[Packet]) -> None:
-        found: dict[str, set[Oid]] = {"shallow": set(), "unshallow": set()}
-        for line in lines:
-            assert isinstance(line, bytes)
-            kind, _, oid = line.decode("ascii", "replace").strip().partition(" ")
-            if kind in found:
-                found[kind].add(protocol.parse_oid(oid))
-        self.shallow = frozenset(found["shallow"])
-        self.unshallow = frozenset(found["unshallow"])
-
-
 class Remote:
     """One remote of one mount. Safe for concurrent use; made by `open_remote`.
 
@@ -138,6 +78,7 @@ class Remote:
         self._server = server
         self._deadline_s = deadline_s
         self._expected: tuple[tuple[str, ...], RefAdvertisement] | None = None
+        self._expected_tip: TipPack | None = None
 
     @property
     def alternate(self) -> Path | None:
@@ -159,6 +100,17 @@ class Remote:
         """Let the next `ls_refs` with these prefixes answer `refs`: they were just received."""
         self._expected = (tuple(prefixes), refs)
 
+    def expect_tip(self, pack: TipPack) -> None:
+        """Let the next `fetch_pack` of just this be answered by it."""
+        self._expected_tip = pack
+
+    def _take_tip(self, *asked: object) -> TipPack | None:
+        pack, self._expected_tip = self._expected_tip, None
+        if pack is not None and asked != ([pack.oid], pack.wish.filter, pack.wish.depth):
+            pack.close()
+            return None
+        return pack
+
     @asynccontextmanager
     async def fetch_pack(
         self,
@@ -169,7 +121,7 @@ class Remote:
         haves: Collection[Oid] = (),
         shallow: Collection[Oid] = (),
         urgent: bool = False,
-    ) -> AsyncIterator[PackStream]:
+    ) -> AsyncIterator[PackStream | TipPack]:
         """Ask for a pack of `wants` (commits, trees or blobs, in that order) and what they need.
 
         `filter` is a filter spec (git-rev-list(1)); it and `depth` are ignored where the remote has
@@ -178,6 +130,10 @@ class Remote:
         not thin. Raises ObjectsMissing with the oids that the server named.
         """
         wants = list(wants)
+        if not haves and (tip := self._take_tip(wants, filter, depth)) is not None:
+            with closing(tip):
+                yield tip
+            return
         await self._transport.prepare_objects(frozenset(wants))
         if not self.capabilities.filter:
             filter = None
@@ -208,6 +164,7 @@ class Remote:
 
     async def aclose(self) -> None:
         """Close every connection."""
+        self._take_tip()
         await self._transport.aclose()
 
     async def _simple(
@@ -215,18 +172,7 @@ class Remote:
     ) -> list[Packet]:
         """A request whose answer is one section."""
         request = protocol.command(name, arguments, self._server)
-        return await _ask(self._transport, name, request, self.name, self._deadline_s, urgent)
-
-
-async def _ask(
-    transport: Transport, kind: str, request: bytes, name: str, deadline_s: float, urgent: bool
-) -> list[Packet]:
-    with deadline(deadline_s, name):
-        async with transport.exchange(kind, request, urgent=urgent) as exchange:
-            packets, _ = await PacketReader(exchange).section()
-            await exchange.finish()
-            return packets
-    raise AssertionError("unreachable")
+        return await ask(self._transport, name, request, self.name, self._deadline_s, urgent)
 
 
 async def open_remote(
@@ -235,35 +181,42 @@ async def open_remote(
     *,
     deadline_s: float,
     expect_refs: bool = False,
+    expect_tip: TipWish | None = None,
     mirror: Path | None = None,
 ) -> Remote:
     """Reach the remote and learn what it can do: one round trip after connecting.
 
-    `expect_refs` lists the refs for a clone (`CLONE_PREFIXES`) in the same round trip; the next
-    `ls_refs` of them answers from it. `mirror` is where a gitdir may be kept for a remote that
-    does not speak protocol 2 (else a temporary one is made): making it downloads everything.
+    `expect_refs` lists the refs for a clone (`CLONE_PREFIXES`) in the same round trip, and
+    `expect_tip` fetches a tip in it where the remote can do that: the next `ls_refs`, and the next
+    `fetch_pack`, of that are answered from it. `mirror` is where a gitdir may be kept for a remote
+    that does not speak protocol 2 (else a temporary one is made): making it downloads everything.
     Userinfo in `url` is used where `credentials` has nothing. Raises: RemoteError, InvalidInput.
     """
     remote_url = parse_remote(url)
     counters = RequestCounters()
     transport = await _transport(remote_url, credentials, deadline_s, counters)
     try:
-        advertisement, refs = await _greet(transport, remote_url, deadline_s, expect_refs)
-        version = _version(advertisement)
-        if version != 2:
+        greeting = await greet(
+            transport,
+            remote_url.url,
+            deadline_s,
+            refs=expect_refs and remote_url.is_http,
+            tip=expect_tip if remote_url.is_http else None,
+        )
+        if greeting.version != 2:
             await transport.aclose()
             from artifactfs.git.remote_fallback import open_mirrored  # it imports this module
 
             return await open_mirrored(
                 remote_url,
                 credentials,
-                advertisement,
-                version,
+                greeting.advertisement,
+                greeting.version,
                 mirror=mirror,
                 deadline_s=deadline_s,
                 counters=counters,
             )
-        server = protocol.parse_capabilities(advertisement.packets[1:])
+        server = protocol.parse_capabilities(greeting.advertisement.packets[1:])
         remote = Remote(
             transport,
             server,
@@ -272,8 +225,10 @@ async def open_remote(
             deadline_s=deadline_s,
             counters=counters,
         )
-        if refs is not None:
-            remote.expect_refs(CLONE_PREFIXES, refs)
+        if greeting.tip is not None:
+            remote.expect_tip(greeting.tip)
+        if greeting.refs is not None:
+            remote.expect_refs(CLONE_PREFIXES, greeting.refs)
         elif expect_refs:
             remote.expect_refs(CLONE_PREFIXES, await remote.ls_refs(CLONE_PREFIXES))
         return remote
@@ -293,16 +248,16 @@ async def probe_remote(
     remote_url = parse_remote(url)
     transport = await _transport(remote_url, credentials, deadline_s, RequestCounters())
     try:
-        advertisement, _ = await _greet(transport, remote_url, deadline_s, expect_refs=False)
+        greeting = await greet(transport, remote_url.url, deadline_s)
     finally:
         with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
             await transport.aclose()
-    version = _version(advertisement)
-    if version == 2:
-        return version_2_capabilities(protocol.parse_capabilities(advertisement.packets[1:]))
+    packets = greeting.advertisement.packets
+    if greeting.version == 2:
+        return version_2_capabilities(protocol.parse_capabilities(packets[1:]))
     from artifactfs.git.remote_fallback import mirrored_capabilities  # it imports this module
 
-    return mirrored_capabilities(advertisement, version)
+    return mirrored_capabilities(greeting.advertisement, greeting.version)
 
 
 async def _transport(
@@ -325,53 +280,6 @@ async def _transport(
     if url.scheme == "git":
         return transport_process.daemon_transport(url, deadline_s=deadline_s, counters=counters)
     raise InvalidInput(f"remotes of the kind {url.scheme} are not supported")
-
-
-async def _greet(
-    transport: Transport, url: RemoteURL, deadline_s: float, expect_refs: bool
-) -> tuple[Advertisement, RefAdvertisement | None]:
-    """The advertisement; over HTTP the refs are asked for at the same time, hoping for version 2.
-
-    A second connection costs no waiting, and stays for the requests that follow.
-    """
-    advertisement: Advertisement | None = None
-    error: ArtifactFSError | None = None
-    refs: RefAdvertisement | None = None
-
-    async def hope(scope: trio.CancelScope) -> None:
-        nonlocal refs
-        request = protocol.command("ls-refs", protocol.ls_refs_arguments(CLONE_PREFIXES, None))
-        with scope:
-            try:
-                packets = await _ask(transport, "ls-refs", request, url.url, deadline_s, False)
-                refs = protocol.parse_refs(packets)
-            except RemoteError:
-                refs = None  # the advertisement will say why; else it is asked for again
-
-    async with trio.open_nursery() as nursery:
-        hoping = trio.CancelScope()
-        if expect_refs and url.is_http:
-            nursery.start_soon(hope, hoping)
-        try:
-            with deadline(deadline_s, url.url):
-                advertisement = await transport.advertisement()
-        except ArtifactFSError as failed:
-            error = failed
-        if advertisement is None or _version(advertisement) != 2:
-            hoping.cancel()
-    if error is not None:
-        raise error
-    assert advertisement is not None
-    return advertisement, refs
-
-
-def _version(advertisement: Advertisement) -> Literal[2, 1, 0, "dumb"]:
-    if advertisement.dumb:
-        return "dumb"
-    if not advertisement.packets:
-        raise ProtocolError("the remote advertises nothing")
-    version = protocol.advertised_version(advertisement.packets[0])
-    return 2 if version == 2 else 1 if version == 1 else 0
 
 
 def version_2_capabilities(server: ServerCapabilities) -> Capabilities:

@@ -18,6 +18,7 @@ class FetchRequest:
     """A request to upload-pack, as far as it was read.
 
     `command` is ``ls-refs``, ``fetch`` or ``object-info``. `wants` are hex oids.
+    `by_name`: it wants what refs point at (``want-ref``).
     `history`: the client told what it has, or asked to deepen.
     """
 
@@ -25,6 +26,7 @@ class FetchRequest:
     command: str | None = None
     wants: list[bytes] = field(default_factory=list)
     want_count: int = 0
+    by_name: bool = False
     history: bool = False
     done: bool = False
     features: set[bytes] = field(default_factory=set)
@@ -51,6 +53,7 @@ class FetchRequest:
             self._want(rest, keep)
         elif word == b"want-ref":
             self.want_count += 1
+            self.by_name = True
         elif word in (b"have", b"shallow", b"deepen", b"deepen-since", b"deepen-not"):
             self.history = True
         elif line == b"done":

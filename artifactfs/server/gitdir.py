@@ -51,7 +51,8 @@ GIT_CONFIG = """\
 \tmissingSpaceBeforeDate = ignore
 \tbadTimezone = ignore
 """
-# allowRefInWant stays off: with it, `git clone --depth` of 2.39 fails on the order of sections.
+# allowRefInWant is not advertised: with it, `git clone --depth` of 2.39 fails on the order of
+# sections. It is on for requests that use it anyway, as artifact-fs does to save a round trip.
 # unpackLimit 1: a push stays one pack, so a fork links a few files instead of thousands.
 # fsck: faults of old and widespread histories that harm nobody.
 

@@ -89,8 +89,11 @@ class UploadPack:
             time_limit_s=context.limits.git_time_s,
             outlive_client=False,
         )
-        # Blobs on their own have no names to find deltas by: the search would only cost time.
-        settings = {"pack.window": "0"} if blobs else None
+        settings: dict[str, str] = {}
+        if blobs:  # on their own they have no names to find deltas by: searching only costs time
+            settings["pack.window"] = "0"
+        if request.by_name:  # understood, but not advertised: see GIT_CONFIG
+            settings["uploadpack.allowRefInWant"] = "true"
         gitdir = str(context.layout.gitdir(repo.id))
         status: int | None = None
         async with git_process(

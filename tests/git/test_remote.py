@@ -20,7 +20,8 @@ from artifactfs.errors import (
     RemoteUnreachable,
 )
 from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.remote import CLONE_PREFIXES, Remote, open_remote, probe_remote
+from artifactfs.git.greeting import CLONE_PREFIXES, TipWish
+from artifactfs.git.remote import Remote, open_remote, probe_remote
 from tests.git.http_backend import Backend
 from tests.git.sample_repository import Sample, git
 from tests.git.static_server import static_server
@@ -33,11 +34,19 @@ def with_remote(
     body: Callable[[Remote], Awaitable[T]],
     *,
     expect_refs: bool = False,
+    expect_tip: TipWish | None = None,
     mirror: Path | None = None,
     file: CredentialFile | None = None,
 ) -> T:
     async def main() -> T:
-        remote = await open_remote(url, file, deadline_s=20, expect_refs=expect_refs, mirror=mirror)
+        remote = await open_remote(
+            url,
+            file,
+            deadline_s=20,
+            expect_refs=expect_refs,
+            expect_tip=expect_tip,
+            mirror=mirror,
+        )
         try:
             return await body(remote)
         finally:
@@ -97,6 +106,56 @@ def test_expected_refs_are_asked_for_at_the_same_time_and_once(backend: Backend)
 
     with_remote(url_of(backend), body, expect_refs=True)
     assert backend.seen[0].connection != backend.seen[1].connection
+
+
+WISH = TipWish("refs/heads/main", "blob:none", 1)
+
+
+def test_the_tip_comes_with_the_first_answers_where_refs_can_be_wanted(
+    backend: Backend, hosted: Sample, tmp_path: Path
+) -> None:
+    git("config", "uploadpack.allowRefInWant", "true", cwd=hosted.bare)
+    main = hosted.oid("main")
+
+    async def body(remote: Remote) -> None:
+        assert remote.requests.by_kind == {"capabilities": 1, "ls-refs": 1, "fetch": 1}
+        async with remote.fetch_pack([main], filter="blob:none", depth=1) as pack:
+            got = objects(b"".join([chunk async for chunk in pack]), tmp_path)
+            assert pack.shallow == {main}
+        assert remote.requests.requests == 3
+        assert got[main] == "commit"
+        assert "blob" not in got.values()
+        assert await fetch(remote, [main], filter="blob:none", depth=1)
+        assert remote.requests.requests == 4
+
+    with_remote(url_of(backend), body, expect_refs=True, expect_tip=WISH)
+
+
+@pytest.mark.parametrize("wish", [WISH, TipWish("refs/heads/absent", "blob:none", 1)])
+def test_a_hope_for_the_tip_that_fails_costs_nothing(
+    backend: Backend, hosted: Sample, wish: TipWish
+) -> None:
+    async def body(remote: Remote) -> None:
+        assert await fetch(remote, [hosted.oid("main")], filter="blob:none", depth=1)
+        assert remote.requests.by_kind["fetch"] == 2
+
+    with_remote(url_of(backend), body, expect_refs=True, expect_tip=wish)
+
+
+@pytest.mark.parametrize(
+    ("branch", "depth"), [("topic/one", 1), ("main", 2)], ids=["another commit", "another depth"]
+)
+def test_a_tip_that_is_not_what_is_wanted_is_not_used(
+    backend: Backend, hosted: Sample, branch: str, depth: int
+) -> None:
+    """As where a push came between the answers about the refs and the tip."""
+    git("config", "uploadpack.allowRefInWant", "true", cwd=hosted.bare)
+
+    async def body(remote: Remote) -> None:
+        assert await fetch(remote, [hosted.oid(branch)], filter="blob:none", depth=depth)
+        assert remote.requests.by_kind["fetch"] == 2
+
+    with_remote(url_of(backend), body, expect_tip=WISH)
 
 
 def test_wants_may_be_blobs_trees_and_commits(

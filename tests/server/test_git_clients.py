@@ -6,8 +6,10 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
+from artifactfs.server.pktline import encode
 from tests.server.running import Git, Server, with_token
 
 
@@ -89,6 +91,23 @@ def test_shallow_clone_and_unshallow(
     assert git("rev-list", "--count", "HEAD", cwd=copy) == "1\n"
     git("fetch", "-q", "--unshallow", cwd=copy)
     assert git("rev-list", "--count", "HEAD", cwd=copy) == "2\n"
+
+
+def test_a_ref_can_be_wanted_by_its_name_though_that_is_not_advertised(
+    server: Server, git: Git, work: Path, name: str
+) -> None:
+    """Advertised, it would break `git clone --depth` of 2.39."""
+    remote = pushed(server, git, work, name)
+    headers = {"Git-Protocol": "version=2", "Content-Type": "application/x-git-upload-pack-request"}
+    lines = (b"deepen 1\n", b"filter blob:none\n", b"want-ref HEAD\n", b"done\n")
+    body = encode(b"command=fetch\n") + b"0001" + b"".join(map(encode, lines)) + b"0000"
+    with httpx.Client(headers=headers) as client:
+        offered = client.get(f"{remote}/info/refs?service=git-upload-pack").content
+        answer = client.post(f"{remote}/git-upload-pack", content=body).content
+    assert b"ref-in-want" not in offered
+    head = git("rev-parse", "HEAD", cwd=work).strip()
+    assert f"wanted-refs\n0032{head} HEAD".encode() in answer
+    assert b"PACK" in answer
 
 
 def test_any_oid_can_be_wanted_by_protocol_0(
