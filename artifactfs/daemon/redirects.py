@@ -29,7 +29,14 @@ from hashlib import blake2b
 from pathlib import Path
 
 from artifactfs.daemon import mounts
-from artifactfs.errors import AlreadyExists, CorruptData, InvalidInput, MountError, NotRegistered
+from artifactfs.errors import (
+    AlreadyExists,
+    ArtifactFSError,
+    CorruptData,
+    InvalidInput,
+    MountError,
+    NotRegistered,
+)
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
@@ -58,7 +65,7 @@ class Tree:
     gitdir: Path
 
     def folder(self, redirect: Redirect) -> Path:
-        return self.mount_point / redirect.path
+        return Path(mounts.real_path(str(self.mount_point))) / redirect.path
 
     def data(self, redirect: Redirect) -> Path:
         return self.layout.redirects / redirect.data
@@ -128,6 +135,7 @@ def add(tree: Tree, path: str, *, method: str | None = None, move: bool = False)
     path = check_path(path)
     with _changing(tree.layout) as known:
         _check_free(known, path)
+        _check_inside(tree, path)
         _check_untracked(tree, path)
         digest = blake2b(os.fsencode(path), digest_size=4).hexdigest()
         name = f"{os.path.basename(path)[:200]}-{digest}"
@@ -136,8 +144,7 @@ def add(tree: Tree, path: str, *, method: str | None = None, move: bool = False)
         try:
             _place(tree, redirect)
         except MountError:
-            if not move:
-                tree.data(redirect).rmdir()
+            _put_back(tree, redirect)
             raise
         known[path] = redirect
     _set_excluded(tree, path, True)
@@ -152,6 +159,14 @@ def _check_free(known: dict[str, Redirect], path: str) -> None:
                 f"{other} is redirected already",
                 hint=f"artifact-fs redirect remove {other} undoes it",
             )
+
+
+def _check_inside(tree: Tree, path: str) -> None:
+    """Raises: InvalidInput where a symlink of the tree (whoever committed it) leads elsewhere."""
+    top = os.path.realpath(tree.mount_point)
+    parent = os.path.realpath(os.path.join(top, os.path.dirname(path)))
+    if parent != top and not parent.startswith(f"{top}/"):
+        raise InvalidInput(f"{path} leads out of the tree, to {parent}")
 
 
 def _check_untracked(tree: Tree, path: str) -> None:
@@ -185,6 +200,14 @@ def _prepare_data(tree: Tree, redirect: Redirect, move: bool) -> None:
     if holds:
         shutil.copytree(folder, data, symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(folder)
+
+
+def _put_back(tree: Tree, redirect: Redirect) -> None:
+    """After a folder could not be redirected: what `_prepare_data` took along is in it again."""
+    data = tree.data(redirect)
+    if any(data.iterdir()):
+        shutil.copytree(data, tree.folder(redirect), symlinks=True, dirs_exist_ok=True)
+    shutil.rmtree(data)
 
 
 def _place(tree: Tree, redirect: Redirect) -> None:
@@ -262,7 +285,7 @@ def _displace(tree: Tree, redirect: Redirect) -> None:
 
 
 def _unbind(folder: Path) -> None:
-    for _ in mounts.mounts_at(str(folder)):
+    for _ in mounts.mounts_at(str(folder), follow=False):
         _mount_program("umount", "--lazy", "--", str(folder))
 
 
@@ -292,8 +315,17 @@ def active(tree: Tree, redirect: Redirect) -> bool:
     """Tell whether the folder leads to its data now."""
     folder = tree.folder(redirect)
     if redirect.method == "bind":
-        return bool(mounts.mounts_at(str(folder)))
+        return bool(mounts.mounts_at(str(folder), follow=False))
     return folder.is_symlink() and Path(os.readlink(folder)) == tree.data(redirect)
+
+
+def _listed(tree: Tree) -> list[Redirect]:
+    """None where the list cannot be read, which is logged: `doctor` names it, too."""
+    try:
+        return redirects_of(tree.layout)
+    except (CorruptData, OSError) as error:
+        log.warning("no folder is redirected: %s", error)
+        return []
 
 
 def apply(tree: Tree) -> list[Redirect]:
@@ -303,12 +335,13 @@ def apply(tree: Tree) -> list[Redirect]:
     until the mount answers, so call it in a thread.
     """
     placed = []
-    for redirect in redirects_of(tree.layout):
+    for redirect in _listed(tree):
         try:
             tree.data(redirect).mkdir(exist_ok=True)
             if not active(tree, redirect):
+                _check_inside(tree, redirect.path)
                 _place(tree, redirect)
-        except (MountError, OSError) as error:
+        except (ArtifactFSError, OSError) as error:
             log.warning("cannot redirect: %s", error, extra={"path": redirect.path})
         else:
             placed.append(redirect)
@@ -317,7 +350,7 @@ def apply(tree: Tree) -> list[Redirect]:
 
 def release(tree: Tree) -> None:
     """Detach the bind mounts, so that the mount itself can be unmounted without force."""
-    for redirect in redirects_of(tree.layout):
+    for redirect in _listed(tree):
         if redirect.method == "bind":
             try:
                 _unbind(tree.folder(redirect))

@@ -13,7 +13,7 @@ import pytest
 from artifactfs.daemon import redirects
 from artifactfs.daemon.mounts import mounts_at
 from artifactfs.daemon.redirects import Tree
-from artifactfs.errors import AlreadyExists, InvalidInput, NotRegistered
+from artifactfs.errors import AlreadyExists, InvalidInput, MountError, NotRegistered
 from artifactfs.paths import RepoLayout
 from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
 
@@ -147,6 +147,51 @@ def test_one_inside_the_other_is_refused(tree: Tree) -> None:
 def test_paths_outside_the_tree_are_refused(tree: Tree, path: str) -> None:
     with pytest.raises(InvalidInput):
         redirects.add(tree, path)
+
+
+@both
+def test_a_symlink_of_the_tree_leads_nowhere_else(tree: Tree, tmp_path: Path, method: str) -> None:
+    """A checkout may put one in the place of a folder above: nothing is made outside then."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    redirects.add(tree, "web/target", method=method)
+    redirects.release(tree)
+    os.rename(tree.mount_point / "web", tree.mount_point / "old")
+    (tree.mount_point / "web").symlink_to(outside)
+    assert redirects.apply(tree) == []
+    assert not os.listdir(outside)
+    with pytest.raises(InvalidInput, match="out of the tree"):
+        redirects.add(tree, "web/other", method=method)
+
+
+def test_what_was_taken_along_is_put_back(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where mounting is refused after all, as AppArmor does in a container."""
+
+    def refuse(*_command: str) -> None:
+        raise MountError("mount: permission denied")
+
+    monkeypatch.setattr(redirects, "_mount_program", refuse)
+    (tree.mount_point / "target").mkdir()
+    (tree.mount_point / "target" / "built").write_text("x")
+    with pytest.raises(MountError):
+        redirects.add(tree, "target", method="bind", move=True)
+    assert (tree.mount_point / "target" / "built").read_text() == "x"
+    monkeypatch.undo()
+    redirects.add(tree, "target", method="symlink", move=True)
+    assert (tree.mount_point / "target" / "built").read_text() == "x"
+
+
+def test_a_damaged_list_costs_the_redirections_alone(
+    daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+) -> None:
+    mount = daemon.add_repo("odd", remote_repo().url)
+    folder = daemon.state / "repos" / "odd" / "redirects"
+    folder.mkdir()
+    (folder / "list.json").write_text("{")
+    daemon.run("remount", "--name", "odd", "--restart")
+    assert (mount / "README.md").exists()
+    assert "no folder is redirected" in daemon.log.read_text()
+    daemon.run("unmount", "--name", "odd")
 
 
 def test_what_is_not_redirected_cannot_be_removed(tree: Tree) -> None:
