@@ -366,8 +366,13 @@ class Commands:
         name = request.text("name")
         await self._supervisor.registration(name)
         supervision = self._supervisor.mounts.get(name)
-        if supervision is None:
+        if supervision is None or not supervision.running:
             raise DaemonError(f"{name} is not mounted", hint=f"artifact-fs remount --name {name}")
+        if supervision.state != "mounted":
+            raise DaemonError(
+                f"{name} is not mounted yet ({supervision.state})",
+                hint=f"artifact-fs wait --name {name}",
+            )
         args = request.args.get("args") or {}
         return await supervision.request(
             request.text("request"), args, deadline_s=LONG_S, progress=request.progress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -413,3 +414,16 @@ def test_a_mount_root_that_is_a_symlink(idle_daemon: DaemonProcess, local_remote
 def _link(path: Path, target: Path) -> Path:
     path.symlink_to(target)
     return path
+
+
+def test_what_asks_for_a_mount_that_is_not_there_yet(daemon: DaemonProcess) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        remote = f"git://127.0.0.1:{silent.getsockname()[1]}/hello.git"
+        daemon.run("add-repo", "--name", "hello", "--remote", remote, "--async")
+        wait_until(lambda: daemon.status("hello")["state"] == "cloning", "the clone")
+        for command in (("trace",), ("prefetch",), ("diff-overlay",), ("switch", "x")):
+            refused = daemon.run(*command, "--name", "hello", check=False)
+            error, hint = refused.stderr.splitlines()[-2:]
+            assert error.startswith("error: hello is not mounted yet"), refused.stderr
+            assert hint == "hint: artifact-fs wait --name hello"
+        daemon.run("remove-repo", "--name", "hello", "--force")
