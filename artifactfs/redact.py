@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/@\s'\"]+@")
+_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^/@\s'\"]+)@")
 _TOKEN = re.compile(r"\bart_v\d_[A-Za-z0-9_]+(?:\?expires=\d+)?")
 _HEADER = re.compile(r"(?i)\b(authorization\s*[:=]\s*)(?:(?:basic|bearer)\s+)?[^\s,;'\"]+")
 _FIELD = re.compile(r"(?i)\b((?:password|passwd|secret|api_token|access_token)\s*[:=]\s*)\S+")
@@ -20,11 +20,20 @@ MASK = "***"
 
 
 def redact(text: str) -> str:
-    """Return `text` without URL userinfo, Artifacts tokens, Authorization values and passwords."""
-    text = _USERINFO.sub(rf"\g<scheme>{MASK}@", text)
+    """Return `text` without URL userinfo, Artifacts tokens, Authorization values and passwords.
+
+    The login name of ssh stays: it is no secret, and part of the address.
+    """
+    text = _USERINFO.sub(_masked, text)
     text = _TOKEN.sub(MASK, text)
     text = _HEADER.sub(rf"\g<1>{MASK}", text)
     return _FIELD.sub(rf"\g<1>{MASK}", text)
+
+
+def _masked(match: re.Match[str]) -> str:
+    if match["scheme"].lower() == "ssh://" and ":" not in match["user"]:
+        return match[0]
+    return f"{match['scheme']}{MASK}@"
 
 
 def foreign_text(words: bytes | str) -> str:

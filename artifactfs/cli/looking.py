@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -57,17 +59,23 @@ def status(
       artifact-fs status --name hello --json
       artifact-fs status --watch --interval 5s
     """
-    looks = count if watch else 1
-    while True:
-        repos, running = _look(name)
-        if as_json:
-            click.echo(json.dumps(repos, indent=None if watch else 2))
-        else:
-            _show(repos, running, afresh=watch and output.on_terminal())
-        looks = None if looks is None else looks - 1
-        if looks == 0:
-            return
-        time.sleep(interval)
+    if not watch:
+        _show_once(name, as_json, watch=False)
+        return
+    looks = range(count) if count is not None else itertools.count()
+    with suppress(KeyboardInterrupt):
+        for look in looks:
+            if look:
+                time.sleep(interval)
+            _show_once(name, as_json, watch=True)
+
+
+def _show_once(name: str | None, as_json: bool, *, watch: bool) -> None:
+    repos, running = _look(name)
+    if as_json:
+        click.echo(json.dumps(repos, indent=None if watch else 2))
+    else:
+        _show(repos, running, afresh=watch and output.on_terminal())
 
 
 def _look(name: str | None) -> tuple[list[Fields], bool]:

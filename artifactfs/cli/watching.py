@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from artifactfs.cli.context import Duration, RepoName, daemon, json_option, name
 from artifactfs.cli.output import human_bytes
 
 Fields = dict[str, Any]
+Looks = Iterator[tuple[list[Fields], dict[str, tuple[float, float]]]]
 HEADER = ("NAME", "STATE", "HERE", "QUEUE", "FLIGHTS", "REQ/S", "BYTES/S", "FAILED", "DIRTY")
 
 
@@ -32,7 +34,11 @@ def top(name: str | None, interval: float, count: int | None, as_json: bool) -> 
       artifact-fs top
       artifact-fs top --name hello --count 1 --json
     """
-    looks = _looks(name, interval, count)
+    with suppress(KeyboardInterrupt):
+        _show(_looks(name, interval, count), as_json)
+
+
+def _show(looks: Looks, as_json: bool) -> None:
     if as_json:
         for repos, _rates in looks:
             click.echo(json.dumps({"time": time.time(), "repos": repos}))
@@ -45,9 +51,7 @@ def top(name: str | None, interval: float, count: int | None, as_json: bool) -> 
                 click.echo(line)
 
 
-def _looks(
-    name: str | None, interval: float, count: int | None
-) -> Iterator[tuple[list[Fields], dict[str, tuple[float, float]]]]:
+def _looks(name: str | None, interval: float, count: int | None) -> Looks:
     """The status again and again, with requests and bytes a second by name."""
     before: dict[str, tuple[float, int, int]] = {}
     seen = 0
@@ -101,7 +105,7 @@ def _readers(repos: list[Fields]) -> Iterator[str]:
             yield f"{repo['name']}: process {reader['pid']} {waits}"
 
 
-def _live(looks: Iterator[tuple[list[Fields], dict[str, tuple[float, float]]]]) -> None:
+def _live(looks: Looks) -> None:
     from rich.console import Group
     from rich.live import Live
     from rich.table import Table
@@ -133,7 +137,7 @@ def trace(name: str, follow: bool, as_json: bool) -> None:
       artifact-fs trace --name hello --json | jq -r 'select(.reason == "read") | .path'
     """
     since = 0
-    with daemon() as client:
+    with daemon() as client, suppress(KeyboardInterrupt):
         while True:
             args = {"since": since}
             for record in client.request("worker", name=name, request="trace", args=args):

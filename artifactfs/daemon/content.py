@@ -91,10 +91,6 @@ class ContentRequests:
     async def _matching(self, patterns: Sequence[str]) -> AsyncIterator[Oid]:
         """Blobs of the mounted tree whose path matches one of `patterns`; all without any."""
         odb = self._worker.odb
-        cleaned = [
-            pattern.strip("/") for pattern in patterns if pattern.strip("/") not in ("", ".")
-        ]
-        wanted = compile_globs([f"/{p}" if "/" in p else p for p in cleaned]) if cleaned else None
         wanted = compile_globs([glob for pattern in patterns if (glob := _anchored(pattern))])
         everything = wanted is None
         queue: deque[tuple[Oid, bytes]] = deque([(self._worker.filesystem.base.tree, b"")])
@@ -130,6 +126,8 @@ class ContentRequests:
         """The last fetches after ``since`` (a count of all so far), oldest first."""
         trace = self._worker.hydrator.trace
         since = int(request.args.get("since") or 0)
+        if since > trace.total:  # of the mount's process before this one
+            since = 0
         first = trace.total - len(trace)
         records = []
         for number, record in enumerate(trace, start=first + 1):

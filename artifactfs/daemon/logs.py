@@ -2,8 +2,9 @@
 
 ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, ``pid``, then ``repo`` in a worker,
 and whatever ``extra=`` gave; ``exception`` holds a traceback. One message template of one logger
-is written at most `BURST` times in `WINDOW_S`; the next line that passes says in ``suppressed``
-how many were not. The same words with the same arguments are written once in `SAME_S`.
+about one repository is written at most `BURST` times in `WINDOW_S`; the next line that passes says
+in ``suppressed`` how many were not. The same words with the same arguments are written once in
+`SAME_S`.
 """
 
 from __future__ import annotations
@@ -68,22 +69,22 @@ class RateLimit(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._windows: dict[tuple[str, str], tuple[float, int]] = {}
-        self._said: dict[tuple[str, str], float] = {}
+        self._windows: dict[tuple[str, str, str], tuple[float, int]] = {}
+        self._said: dict[tuple[str, str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         now = time.monotonic()
         if len(self._windows) + len(self._said) > 2000:
             self._windows.clear()
             self._said.clear()
-        said = (record.name, record.getMessage())
+        said = (record.name, record.getMessage(), _subject(record))
         if record.args and now - self._said.get(said, -SAME_S) < SAME_S:
             return False
         self._said[said] = now
         return self._within_burst(record, now)
 
     def _within_burst(self, record: logging.LogRecord, now: float) -> bool:
-        key = (record.name, str(record.msg))
+        key = (record.name, str(record.msg), _subject(record))
         start, count = self._windows.get(key, (now, 0))
         if now - start > WINDOW_S:
             if count > BURST:
@@ -91,6 +92,11 @@ class RateLimit(logging.Filter):
             start, count = now, 0
         self._windows[key] = (start, count + 1)
         return count < BURST
+
+
+def _subject(record: logging.LogRecord) -> str:
+    """The repository that the daemon's own line is about: it says the same of each."""
+    return str(getattr(record, "repo", ""))
 
 
 def configure(level: str, **fixed: str) -> None:

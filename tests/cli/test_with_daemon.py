@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from artifactfs.daemon.client import ControlClient
+from artifactfs.paths import StateLayout
 from tests.e2e.mount_table import mounted_at
 from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
 
@@ -427,3 +429,36 @@ def test_what_asks_for_a_mount_that_is_not_there_yet(daemon: DaemonProcess) -> N
             assert error.startswith("error: hello is not mounted yet"), refused.stderr
             assert hint == "hint: artifact-fs wait --name hello"
         daemon.run("remove-repo", "--name", "hello", "--force")
+
+
+@pytest.mark.parametrize(
+    "command", [("top",), ("status", "--watch"), ("trace", "--follow", "--name", "hello")]
+)
+def test_watching_ends_with_ctrl_c_and_without_a_word(
+    hello: Path, daemon: DaemonProcess, command: tuple[str, ...]
+) -> None:
+    (hello / "README.md").read_text()
+    process = subprocess.Popen(
+        [PROGRAMS / "artifact-fs", *command],
+        env=daemon.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_trace_goes_on_after_a_restart(hello: Path, daemon: DaemonProcess) -> None:
+    (hello / "README.md").read_text()
+    with ControlClient(StateLayout(daemon.state)) as client:
+        args = {"since": 1_000_000}  # what an earlier process of the mount had counted
+        answer = client.request("worker", name="hello", request="trace", args=args)
+    assert [record["path"] for record in answer] == ["README.md"]
+
+
+def test_the_login_name_of_ssh_is_shown(daemon: DaemonProcess) -> None:
+    refused = daemon.run("add-repo", "--name", "x", "--remote", "ftp://host/x", check=False)
+    assert "ssh://user@host/path" in refused.stderr

@@ -73,6 +73,17 @@ for _ in range(3):
     assert [line["message"] for line in lines] == ["reading a failed", "reading b failed"]
 
 
+def test_each_repository_is_told_of() -> None:
+    """The daemon says the same of each, at once when it starts."""
+    lines = log_of("""
+logs.configure("info")
+for number in range(50):
+    logging.getLogger("x").info("mounted", extra={"repo": f"r{number}"})
+    logging.getLogger("x").error("cannot mount: %s", "refused", extra={"repo": f"r{number}"})
+""")
+    assert len(lines) == 100
+
+
 def test_unknown_level() -> None:
     with pytest.raises(InvalidInput, match="loud"):
         logs.configure("loud")
