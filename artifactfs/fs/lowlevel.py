@@ -227,7 +227,7 @@ def _slot_offset(elf: bytes, function: bytes, relocation: int) -> int:
             if info & 0xFFFFFFFF != relocation:
                 continue
             (name,) = struct.unpack_from("<I", elf, symbols + (info >> 32) * 24)
-            if elf[names + name :].startswith(function + b"\0") if name else False:
+            if name and elf.startswith(function + b"\0", names + name):
                 return int(place)
     raise NotAsExpected(f"pyfuse3 does not import {function.decode()}")
 
