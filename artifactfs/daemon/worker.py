@@ -192,7 +192,6 @@ class Worker:
         async with locked(self.layout):
             await trio.to_thread.run_sync(mounts.clear_dead, self.settings.mount_point)
             tip = await self._clone_if_needed()
-            await self.event("state", state="mounting")
             self.odb = ObjectDatabase(self.layout.gitdir)
             self.hydrator = Hydrator(
                 state=self.state,
@@ -202,18 +201,27 @@ class Worker:
                 connect=self.remotes.open_for_hydration,
                 cache_limit=self._cache_limit,
             )
-            self.filesystem = FileSystem(
-                layout=self.layout,
-                settings=self.settings,
-                odb=self.odb,
-                hydrator=self.hydrator,
-                tip=tip or self._tip_of_head(),
-            )
-            try:
-                await recover(self)
-                await self._mount()
-            finally:
-                self.filesystem.close()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.hydrator.run)
+                if tip is not None:
+                    self.hydrator.bring_first(tip.tree)
+                await self.event("state", state="mounting")
+                await self._serve_files(tip)
+                nursery.cancel_scope.cancel()
+
+    async def _serve_files(self, tip: Tip | None) -> None:
+        self.filesystem = FileSystem(
+            layout=self.layout,
+            settings=self.settings,
+            odb=self.odb,
+            hydrator=self.hydrator,
+            tip=tip or self._tip_of_head(),
+        )
+        try:
+            await recover(self)
+            await self._mount()
+        finally:
+            self.filesystem.close()
 
     async def _clone_if_needed(self) -> Tip | None:
         if self.layout.gitdir.exists():
@@ -250,7 +258,6 @@ class Worker:
 
     async def _mount(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.hydrator.run)
             async with trio.open_nursery() as mounting:
                 await mounting.start(serve, self.filesystem, self.settings.mount_point)
                 nursery.start_soon(self._behind_the_mount)

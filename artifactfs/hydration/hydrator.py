@@ -60,6 +60,7 @@ from artifactfs.hydration.large_blobs import LargeBlobStore
 from artifactfs.hydration.link import RemoteLink
 from artifactfs.hydration.local import LocalBlobs
 from artifactfs.hydration.nearby import blobs_below
+from artifactfs.hydration.opening import opening_files
 from artifactfs.hydration.patience import STALLED_S, patience_ends
 from artifactfs.hydration.planner import Planner
 from artifactfs.hydration.priority import Priority, classify, compile_globs
@@ -382,6 +383,10 @@ class Hydrator:
             raise copy_of(error)
 
     # -- the background
+
+    def bring_first(self, tree: bytes) -> None:
+        """Ask for what is read first in `tree`, which was just cloned; done by `run`."""
+        self._lanes.add_window(opening_files(self._odb.tree, tree, self._absent))
 
     def start_sweep(self, tree: bytes) -> None:
         """The tree that the background works on from now on: its sizes, then its contents."""

@@ -19,9 +19,10 @@ from artifactfs.hydration.nearby import TreeReader, is_gitlink, read_tree
 from artifactfs.hydration.priority import Priority
 
 OID = 20
-_ENTRIES_A_STEP = 1_000
-"""Entries between two checkpoints: about 3 ms."""
-_CHECKS_A_STEP = 2_000
+_ENTRIES_A_STEP = 250
+"""Entries between two checkpoints: about 1 ms. Who waits for an answer of the remote needs a dozen
+turns of the event loop, and waits for such a step in each."""
+_CHECKS_A_STEP = 200
 
 Classifier = Callable[[bytes, int], Priority]
 
@@ -148,7 +149,7 @@ class TreeInventory:
             self.here_bytes += size - before
 
     async def count(self, missing: Callable[[list[bytes]], list[bytes]]) -> None:
-        """Look again which blobs are here. A checkpoint every few milliseconds."""
+        """Look again which blobs are here. A checkpoint every millisecond."""
         for start in range(0, len(self._sorted), _CHECKS_A_STEP):
             chunk = list(self._sorted.slice(start, _CHECKS_A_STEP))
             absent = set(missing(chunk))
@@ -172,7 +173,7 @@ class TreeInventory:
 
 
 async def take_inventory(read: TreeReader, tree: bytes, classify: Classifier) -> TreeInventory:
-    """Walk `tree` breadth first. A checkpoint every few milliseconds; no network."""
+    """Walk `tree` breadth first. A checkpoint every millisecond; no network."""
     inventory = TreeInventory(tree)
     seen: set[bytes] = set()
     queue: deque[tuple[bytes, bytes, int]] = deque([(tree, b"", -1)])

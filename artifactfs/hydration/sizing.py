@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 10_000
 """Oids a request: half a megabyte out, some 30 ms on the server."""
-_LOOKUPS_A_STEP = 1_000
-"""Look-ups between two checkpoints: about 3 ms."""
+_LOOKUPS_A_STEP = 150
+"""Look-ups between two checkpoints: about 1 ms."""
 _MAX_BACKOFF_S = 5.0
 
 
