@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from artifactfs.daemon.client import ControlClient, DaemonNotRunning
+from artifactfs.errors import ArtifactFSError
 from artifactfs.paths import StateLayout, check_repo_name, default_state_root
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     _OptionalFloatType = click.ParamType[float | None]
     _IntType = click.ParamType[int]
     _StrType = click.ParamType[str]
@@ -111,6 +114,20 @@ class RepoName(_StrType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return check_repo_name(str(value))
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        from artifactfs.cli.looking import registered
+
+        try:
+            with ctx.scope(cleanup=False):
+                names = [repo["name"] for repo in registered()]
+        except ArtifactFSError:
+            return []
+        return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
 
 
 def name_option(function: _F) -> _F:

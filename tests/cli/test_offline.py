@@ -328,3 +328,15 @@ def test_mount_says_why_its_daemon_did_not_start(
             "hint: see artifact-fs daemon --help",
         ]
     assert not where.exists()
+
+
+def test_the_shell_completes_names(
+    idle_daemon: DaemonProcess, local_remote: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(idle_daemon, local_remote)
+    monkeypatch.setenv("_ARTIFACT_FS_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "artifact-fs fetch --name he")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert idle_daemon.run().stdout == "plain,hello\n"
+    monkeypatch.setenv("COMP_WORDS", "artifact-fs fetch --name x")
+    assert idle_daemon.run().stdout.strip() == ""
