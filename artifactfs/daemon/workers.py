@@ -22,7 +22,9 @@ from artifactfs.errors import DaemonError
 log = logging.getLogger(__name__)
 
 FORK_DEADLINE_S = 20.0  # the first fork waits for the imports of the fork server
-RESTART_DELAY_S = 0.5
+FIRST_RESTART_DELAY_S = 0.5
+LONGEST_RESTART_DELAY_S = 10.0
+STABLE_S = 30.0  # a fork server that lived this long is started again with the first delay
 EXIT_STATUS_WAIT_S = 0.3  # the pidfd and the fork server's message come at the same moment
 
 
@@ -63,11 +65,38 @@ class WorkerPool:
         self._told = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a fork server running until cancelled; it then sees the workers out by itself."""
-        started = False
+        """Keep a fork server running until cancelled; it then sees the workers out by itself.
+
+        Raises: OSError where not even the first can be started.
+        """
+        process, connection = await self._start()
+        task_status.started()
+        delay = FIRST_RESTART_DELAY_S
         while True:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            command = [sys.executable, "-P", "-m", "artifactfs.daemon.forkserver"]
+            began = trio.current_time()
+            try:
+                await self._receive(connection)
+            finally:
+                self._lost()
+                connection.close()
+            log.error("the fork server ended", extra={"status": await process.wait()})
+            lived = trio.current_time() - began
+            delay = FIRST_RESTART_DELAY_S if lived > STABLE_S else delay
+            while True:
+                await trio.sleep(delay)
+                delay = min(delay * 2, LONGEST_RESTART_DELAY_S)
+                try:
+                    process, connection = await self._start()
+                except OSError as error:  # no memory for it, say: the mounts go on meanwhile
+                    log.error("cannot start the fork server: %s", error)
+                else:
+                    break
+
+    async def _start(self) -> tuple[trio.Process, trio.socket.SocketType]:
+        """Raises: OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-P", "-m", "artifactfs.daemon.forkserver"]
+        try:
             with theirs:
                 process = await trio.lowlevel.open_process(
                     [*command, str(theirs.fileno()), self._log_level],
@@ -75,20 +104,14 @@ class WorkerPool:
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone
                 )
-            self.pid = process.pid
-            ours.setblocking(False)
-            self._connection = trio.socket.from_stdlib_socket(ours)
-            self._ready.set()
-            if not started:
-                started = True
-                task_status.started()
-            try:
-                await self._receive(self._connection)
-            finally:
-                self._lost()
-                ours.close()
-            log.error("the fork server ended", extra={"status": await process.wait()})
-            await trio.sleep(RESTART_DELAY_S)
+        except BaseException:
+            ours.close()
+            raise
+        self.pid = process.pid
+        ours.setblocking(False)
+        self._connection = trio.socket.from_stdlib_socket(ours)
+        self._ready.set()
+        return process, self._connection
 
     async def _receive(self, connection: trio.socket.SocketType) -> None:
         space = socket.CMSG_SPACE(4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon import mounts, supervision
+from artifactfs.daemon import mounts, supervision, workers
 from artifactfs.daemon.supervision import Supervision
 from artifactfs.daemon.workers import WorkerPool
 from artifactfs.errors import DaemonError, MountError, RemoteError
@@ -133,6 +134,29 @@ def test_workers_outlive_the_fork_server(state: StateLayout, settings: RepoSetti
         assert one.pid == worker
         os.kill(worker, signal.SIGKILL)
         await until_replaced(one, worker)
+
+    supervised(state, settings, body)
+
+
+def test_a_fork_server_that_cannot_be_started_is_tried_again(
+    state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "FIRST_RESTART_DELAY_S", 0.1)
+
+    async def body(pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        first = pool.pid
+        assert first is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/nowhere/python")
+            os.kill(first, signal.SIGKILL)
+            await trio.sleep(0.5)
+        assert one.state == "mounted"
+        worker = one.pid
+        assert worker is not None
+        os.kill(worker, signal.SIGKILL)
+        await until_replaced(one, worker)
+        assert pool.pid != first
 
     supervised(state, settings, body)
 
