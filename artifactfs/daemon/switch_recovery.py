@@ -7,6 +7,7 @@ here; where it was not, nothing had changed.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,10 @@ async def recover(worker: Worker) -> None:
             await _finish(worker, move)
     except (ArtifactFSError, MissingObject, OSError) as error:
         log.warning("an interrupted switch could not be finished: %s", error)
-    intent.remove()
+    except Exception as error:  # a record that is not what we wrote must not keep the mount away
+        log.error("an interrupted switch could not be finished", exc_info=error)
+    with suppress(OSError):  # a disk that is read-only: the next time, then
+        intent.remove()
 
 
 async def _finish(worker: Worker, move: Move) -> None:

@@ -462,3 +462,25 @@ def test_trace_goes_on_after_a_restart(hello: Path, daemon: DaemonProcess) -> No
 def test_the_login_name_of_ssh_is_shown(daemon: DaemonProcess) -> None:
     refused = daemon.run("add-repo", "--name", "x", "--remote", "ftp://host/x", check=False)
     assert "ssh://user@host/path" in refused.stderr
+
+
+def test_a_record_of_a_switch_that_makes_no_sense(
+    hello: Path, daemon: DaemonProcess, local_remote: Any
+) -> None:
+    """It costs the switch, never the mount."""
+    git(hello, "checkout", "-q", "--detach")
+    head = git(hello, "rev-parse", "HEAD")
+    record = {
+        **dict.fromkeys(("ref", "branch", "track")),
+        **dict.fromkeys(("from", "to"), head),
+        "tree": git(hello, "rev-parse", "HEAD^{tree}"),
+        "shown": "main",
+        "lock": 1,
+        "advance": True,  # of no branch
+    }
+    daemon.run("unmount", "--name", "hello")
+    path = daemon.state / "repos" / "hello" / "switch.json"
+    path.write_text(json.dumps(record))
+    daemon.run("remount", "--name", "hello")
+    assert (hello / "README.md").exists()
+    assert not path.exists()
