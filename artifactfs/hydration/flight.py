@@ -266,7 +266,7 @@ class FlightControl:
                 continue
             if flight.reason is Reason.READ and (want.settled or (retried and not want.readers)):
                 continue  # readers come first when something is wrong: leave the siblings out
-            if want.oid not in self.lacking or want.readers:
+            if want.oid not in self.lacking or (want.readers and not want.settled):
                 candidates.append(want.oid)
         oids = self._absent(candidates)
         absent = set(oids)

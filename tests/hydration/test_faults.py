@@ -258,6 +258,25 @@ def test_an_object_that_the_remote_lacks_fails_only_its_own_reader(
     trio.run(main)
 
 
+def test_a_prefetch_brings_the_others_where_the_remote_lacks_one(
+    holed: tuple[TreeRepository, Backend], tmp_path: Path
+) -> None:
+    repository, backend = holed
+    others = [b"src/p0/m0/f01.py", b"src/p0/m0/f02.py"]
+
+    async def main() -> None:
+        async with cold_mount(backend.url + "/tree.git", tmp_path / "state") as mount:
+            oids = [mount.oid(path) for path in (others[0], OTHER, others[1])]
+            before = backend.commands().count("fetch")
+            with trio.fail_after(20), pytest.raises(HydrationFailed, match="does not have"):
+                await mount.hydrator.prefetch(oids)
+            assert backend.commands().count("fetch") - before == 2
+            for path in others:
+                assert await mount.read(path) == repository.contents[path]
+
+    trio.run(main)
+
+
 def test_a_full_disk_is_reported_as_such(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
