@@ -12,7 +12,8 @@ handler of the mount   `open_local`, `known_size`: synchronous, so atomic. `hydr
                        a `Want` and raises its reader count without an await in between; then only
                        waits. Cancellation lowers the reader count and leaves the want alone.
 urgent lanes           take explicit wants and their companions and carry them, one flight at a
-                       time each. Nothing else uses the urgent connections.
+                       time each. Nothing else uses the urgent connections. Relief lanes do the same
+                       for wants that wait because every urgent lane is at something slow.
 background lanes       the same for readahead windows, prefetches and batches of the sweep; the
                        first lanes take windows only, so that a scan never queues behind the sweep.
 planner                walks the tree of `start_sweep`, asks for sizes, then gives the inventory to

@@ -22,6 +22,11 @@ from artifactfs.hydration.trace import FetchRecord, FetchTrace
 
 URGENT_LANES = 4
 """Readers that come while all of them are busy share the next request."""
+RELIEF_LANES = 3
+"""More of them for readers that come while the others carry what takes long (large files). With
+them there is one request less at a time than a remote has urgent connections."""
+RELIEF_S = 0.3
+"""A reader's want that no urgent lane has taken for so long gets another one."""
 URGENT_WANTS = 512
 """Many at once are the files of a directory whose sizes only their contents can tell."""
 URGENT_BYTES = 8 << 20
@@ -66,6 +71,8 @@ class Lanes:
         async with trio.open_nursery() as nursery:
             for _ in range(URGENT_LANES):
                 nursery.start_soon(self._urgent_lane)
+            for _ in range(RELIEF_LANES):
+                nursery.start_soon(self._relief_lane)
             for _ in range(WINDOW_LANES):
                 nursery.start_soon(self._window_lane)
             for _ in range(BACKGROUND_LANES):
@@ -108,6 +115,18 @@ class Lanes:
                 await self._queue.changed()
             else:
                 await self._fly(flight)
+
+    async def _relief_lane(self) -> None:
+        while True:
+            waiting = self._queue.first(Priority.EXPLICIT)
+            if waiting is None:
+                await self._queue.changed()
+                continue
+            await trio.sleep(RELIEF_S)
+            if self._queue.first(Priority.EXPLICIT) is waiting:
+                flight = self._next_urgent()
+                if flight is not None:
+                    await self._fly(flight)
 
     async def _window_lane(self) -> None:
         while True:

@@ -132,6 +132,13 @@ class WantQueue:
         """Wait for the next `push` or `wake`. A checkpoint; check your condition again after."""
         await self._lot.park()
 
+    def first(self, priority: Priority) -> Want | None:
+        """The want of that priority that `take` would give first."""
+        lane = self._lanes[priority]
+        while lane and (not lane[0].queued or lane[0].priority is not priority):
+            lane.popleft()  # was raised, taken or settled: its real entry is elsewhere
+        return lane[0] if lane else None
+
     def take(self, priorities: Sequence[Priority], *, max_wants: int, max_bytes: int) -> list[Want]:
         """Remove up to that much from the queue, in order; at least one where there is one.
 
@@ -141,16 +148,11 @@ class WantQueue:
         taken: list[Want] = []
         budget = max_bytes
         for priority in priorities:
-            lane = self._lanes[priority]
-            while lane and len(taken) < max_wants:
-                want = lane[0]
-                if not want.queued or want.priority is not priority:
-                    lane.popleft()  # was raised, taken or settled: its real entry is elsewhere
-                    continue
+            while len(taken) < max_wants and (want := self.first(priority)) is not None:
                 cost = want.size if want.size is not None else _UNKNOWN_SIZE
                 if taken and cost > budget:
                     return taken
-                lane.popleft()
+                self._lanes[priority].popleft()
                 want.queued = False
                 self._lengths[priority] -= 1
                 budget -= cost

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import trio
 
 from artifactfs.hydration.blobs import FileBlob
+from artifactfs.hydration.lanes import URGENT_LANES
 from tests.e2e.delay_proxy import DelayProxy, Request
+from tests.git.http_backend import Backend
 from tests.hydration.cold_mount import cold_mount
 from tests.hydration.tree_repository import TreeRepository
 
@@ -232,5 +235,31 @@ def test_stats_and_trace_tell_what_was_fetched_and_why(
             (record,) = mount.hydrator.trace
             assert (record.path, record.reason, record.pid) == (path, "read", 77)
             assert record.size == len(tree_repository.contents[path])
+
+    trio.run(main)
+
+
+def test_a_reader_does_not_wait_for_the_slow_requests_of_others(
+    backend: Backend, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    slow = [b"src/p%d/m0/f00.py" % n for n in range(URGENT_LANES)]
+
+    async def main() -> None:
+        async with cold_mount(backend.url + "/tree.git", tmp_path, deadline_s=60) as mount:
+            await mount.read(b"data/table.csv")
+            stalled = backend.stall = threading.Event()
+            try:
+                async with trio.open_nursery() as nursery:
+                    for number, path in enumerate(slow):
+                        nursery.start_soon(mount.read, path, number)
+                        await trio.to_thread.run_sync(backend.stalled.acquire)
+                    backend.stall = None
+                    with trio.fail_after(10):
+                        got = await mount.read(b"deep/a/b/c/d/leaf.txt", 99)
+                    assert got == tree_repository.contents[b"deep/a/b/c/d/leaf.txt"]
+                    assert len(mount.hydrator.stats().readers) == len(slow)
+                    stalled.set()
+            finally:
+                stalled.set()
 
     trio.run(main)
