@@ -270,10 +270,12 @@ class Hydrator:
         else:
             self._readahead.used(oid)
         want.readers += 1
+        want.takers += 1
         try:
             await self._settled(want)
         finally:
             want.readers -= 1
+            want.takers -= 1
         return want
 
     async def _settled(self, want: Want) -> None:

@@ -41,6 +41,8 @@ class Want:
     queued: bool = False
     carriers: list[Flight] = field(default_factory=list)
     readers: int = 0
+    takers: int = 0
+    """Those of the readers that take the content; the others wait until it is here."""
     companions: list[NearbyBlob] = field(default_factory=list)
     """Small siblings to bring with it."""
     trouble: str = ""
@@ -170,8 +172,7 @@ class WantQueue:
             self._lengths[want.priority] -= 1
         if self._wants.get(want.oid) is want:
             del self._wants[want.oid]
-        # Without a reader, or for a prefetch, nobody would look at it.
-        want.data = data if want.readers and want.priority is Priority.EXPLICIT else None
+        want.data = data if want.takers else None
         want.error = error
         want.done.set()
 

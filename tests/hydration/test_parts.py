@@ -94,6 +94,23 @@ def test_the_queue_has_each_oid_once_and_the_urgent_first() -> None:
     trio.run(main)
 
 
+def test_content_is_kept_only_for_a_reader_that_takes_it() -> None:
+    async def main() -> None:
+        queue = WantQueue()
+        sized = queue.join(b"a" * 20, Priority.EXPLICIT)
+        read = queue.join(b"b" * 20, Priority.EXPLICIT)
+        sized.readers += 1  # a `stat` that only a download can answer
+        read.readers += 1
+        read.takers += 1
+        queue.settle(sized, data=b"x")
+        queue.settle(read, data=b"x")
+        assert sized.settled
+        assert sized.data is None
+        assert read.data == b"x"
+
+    trio.run(main)
+
+
 def test_a_batch_is_bounded_by_wants_and_bytes_but_never_empty() -> None:
     async def main() -> None:
         queue = WantQueue()
