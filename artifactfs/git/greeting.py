@@ -33,7 +33,8 @@ Version = Literal[2, 1, 0, "dumb"]
 
 
 class PackStream:
-    """The bytes of one pack, as they arrive.
+    """The bytes of one pack, as they arrive; none at all (``b""``) are a sign of life of a server
+    that is still looking for deltas.
 
     `shallow` and `unshallow` are commits whose parents were left out, or are no longer; `named` has
     the objects of refs that were wanted by name. All are complete before the first chunk.
@@ -57,8 +58,7 @@ class PackStream:
                 self._ended = True
                 await self._exchange.finish()
             elif isinstance(packet, bytes):
-                if data := side_band_data(packet):
-                    return data
+                return side_band_data(packet)
             else:
                 raise ProtocolError("the remote's pack has a section in its middle")
         raise StopAsyncIteration

@@ -313,11 +313,18 @@ class FlightControl:
         scope: trio.CancelScope,
         stall_s: float,
     ) -> AsyncIterator[bytes]:
+        """`chunks`, while `scope` is given `stall_s` from each on: from a sign of life without
+        content, too, but not for longer than the repository's deadline."""
+        came = trio.current_time()
         async for chunk in chunks:
+            now = trio.current_time()
+            if not chunk:
+                scope.deadline = min(now + stall_s, came + self._deadline_s)
+                continue
             flight.received += len(chunk)
             self.counters.bytes += len(chunk)
-            flight.moved = trio.current_time()
-            scope.deadline = flight.moved + stall_s
+            flight.moved = came = now
+            scope.deadline = now + stall_s
             yield chunk
             if flight.reason is Reason.SWEEP and self._urgent:
                 # What is not read here leaves the line to the reader's request.

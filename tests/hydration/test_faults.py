@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from artifactfs.git.credentials import CredentialFile
+from artifactfs.hydration import flight
 from artifactfs.hydration.errors import HydrationError, HydrationFailed
 from tests.e2e.delay_proxy import DelayProxy
 from tests.git.http_backend import Backend, http_backend
@@ -113,6 +114,25 @@ def test_a_stalled_request_is_given_up_and_tried_again(
                 await mount.until(lambda stats: stats.failures > 0)
                 await trio.to_thread.run_sync(line.resume)
             assert got == [tree_repository.contents[PATH]]
+
+    trio.run(main)
+
+
+def test_a_server_that_says_it_is_still_working_is_not_given_up(
+    tree_repository: TreeRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text('#!/bin/sh\nsleep 5\nexec "$@"\n')
+    slow.chmod(0o755)
+    config = tmp_path / "gitconfig"
+    config.write_text(f"[uploadpack]\n\tkeepAlive = 1\n\tpackObjectsHook = {slow}\n")
+
+    async def main() -> None:
+        async with cold_mount(str(tree_repository.path), tmp_path / "state") as mount:
+            monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+            monkeypatch.setattr(flight, "MAX_STALL_S", 2.0)
+            assert await mount.read(PATH) == tree_repository.contents[PATH]
+            assert mount.hydrator.stats().failures == 0
 
     trio.run(main)
 
