@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-import logging
-import os
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,30 +28,17 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.credentials import Credential, CredentialFile, credential_for
+from artifactfs.git.http_clients import Line, Lines, http_config, httpx
 from artifactfs.git.pktline import FLUSH, Packet, PacketDecoder
-from artifactfs.git.protocol import AGENT
 from artifactfs.git.transport import Advertisement, Exchange, RequestCounters
 from artifactfs.git.url import RemoteURL, parse_remote
 from artifactfs.redact import foreign_text, redact
 
-# httpx imports its command line (click, rich, pygments) unless this is there: half of its import.
-sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
-import httpx  # noqa: E402
-
-# They log a line for every request, and at debug level the headers, credentials included.
-for _name in ("httpx", "httpcore", "hpack", "h2"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
-
-BACKGROUND_CONNECTIONS = 8
-URGENT_CONNECTIONS = 8
-_CONNECT_DEADLINE_S = 15.0
-# Servers close idle connections after 5 s (hypercorn) to 75 s (nginx); httpcore notices.
-_KEEP_ALIVE_S = 60.0
 _GZIP_ABOVE = 1024
 _COMPRESS_IN_THREAD_ABOVE = 64 << 10
 _ERROR_BODY_LIMIT = 2048
+_ADVERTISEMENT_LIMIT = 64 << 20
 _MAX_REDIRECTS = 5
 _MAX_CAUSES = 12
 # A burst of refused requests asks the user's credential helpers once, not once for each.
@@ -116,8 +100,7 @@ class HttpTransport:
         self._credential_lock = trio.Lock()
         self._asked: _Asked | None = None
         self._deadline_s = deadline_s
-        self._config = config
-        self._background, self._urgent = _clients(url, config, deadline_s)
+        self._lines = Lines(url, config, deadline_s)
 
     async def advertisement(self) -> Advertisement:
         """GET info/refs; a redirect moves the remote, as it does for git."""
@@ -127,14 +110,23 @@ class HttpTransport:
             async with self._send(
                 "GET", url, headers, b"", "capabilities", urgent=True
             ) as response:
-                with self.errors():
-                    body = await response.aread()
-                self.counters.bytes_in += len(body)
+                body = await self._body(response)
                 location = response.next_request
                 if location is None:
                     return self._advertised(response, body)
             await self._move(str(location.url))
         raise RemoteUnreachable(f"{self.url.url} redirects without end")
+
+    async def _body(self, response: httpx.Response) -> bytes:
+        """A whole answer. Raises: ProtocolError where it has no end."""
+        body = bytearray()
+        with self.errors():
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > _ADVERTISEMENT_LIMIT:
+                    raise ProtocolError(f"{self.url.url} does not stop answering")
+        self.counters.bytes_in += len(body)
+        return bytes(body)
 
     def _advertised(self, response: httpx.Response, body: bytes) -> Advertisement:
         kind = response.headers.get("content-type", "").partition(";")[0].strip()
@@ -172,8 +164,7 @@ class HttpTransport:
         """Nothing to do: the server has them."""
 
     async def aclose(self) -> None:
-        await self._background.aclose()
-        await self._urgent.aclose()
+        await self._lines.aclose()
 
     def errors(self) -> _HttpErrors:
         """A context in which httpx's exceptions become RemoteUnreachable."""
@@ -192,13 +183,16 @@ class HttpTransport:
     ) -> AsyncIterator[httpx.Response]:
         """A good response, after one retry with other credentials where there are any."""
         used = self._credential
-        response = await self._attempt(method, url, headers, body, kind, used, urgent)
+        line = self._lines.urgent if urgent else self._lines.background
+        line.requests += 1
+        response: httpx.Response | None = None
         try:
+            response = await self._attempt(method, url, headers, body, kind, used, line)
             if response.status_code in (401, 403):
                 fresh = await self._fresh_credential(used)
                 if fresh is not None:
                     await response.aclose()
-                    response = await self._attempt(method, url, headers, body, kind, fresh, urgent)
+                    response = await self._attempt(method, url, headers, body, kind, fresh, line)
                     if response.status_code == 200:
                         self._credential = fresh
             redirect = method == "GET" and response.next_request is not None
@@ -207,7 +201,20 @@ class HttpTransport:
             yield response
         finally:
             with trio.CancelScope(shield=True):
-                await response.aclose()
+                await self._end(line, response)
+
+    async def _end(self, line: Line, response: httpx.Response | None) -> None:
+        """A request on `line` is over; `response` is None where it brought none.
+
+        What an HTTP/2 server sends of an answer that was given up is never acknowledged by
+        httpcore: two large ones, and the server may send nothing more on that connection.
+        """
+        given_up = response is None or (response.status_code == 200 and not response.is_closed)
+        if response is not None:
+            await response.aclose()
+        await line.ended()
+        if given_up and line.http2:
+            await self._lines.replace_urgent(line)
 
     async def _attempt(
         self,
@@ -217,17 +224,18 @@ class HttpTransport:
         body: bytes,
         kind: str,
         credential: Credential | None,
-        urgent: bool,
+        line: Line,
     ) -> httpx.Response:
         """Send once; once more where a kept connection turned out to be closed by the server."""
         headers = headers | _authorization(credential)
-        client = self._urgent if urgent else self._background
         with self.errors():
             for last in (False, True):
+                if line.client.is_closed:
+                    raise RemoteUnreachable(f"the connection to {self.url.origin} was given up")
                 self.counters.count(kind, len(body))
-                request = client.build_request(method, url, headers=headers, content=body)
+                request = line.client.build_request(method, url, headers=headers, content=body)
                 try:
-                    return await client.send(request, stream=True)
+                    return await line.client.send(request, stream=True)
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                     if last:
                         raise
@@ -264,9 +272,11 @@ class HttpTransport:
         upgraded = self.url.scheme == "https" and (old.host, old.port) == (self.url.host, None)
         if self.url.origin != old.origin and not (upgraded and self.url.port is None):
             self._credential = self._credentials.get(self.url.url) if self._credentials else None
-        if self.url.scheme != old.scheme:
-            await self.aclose()
-            self._background, self._urgent = _clients(self.url, self._config, self._deadline_s)
+        if self.url.origin != old.origin:
+            # Proxy, certificates and extra headers (which may be credentials) are those of a URL.
+            config = await http_config(self.url)
+            lines, self._lines = self._lines, Lines(self.url, config, self._deadline_s)
+            await lines.retire()
 
     async def _refusal(self, response: httpx.Response) -> RemoteError:
         """The exception for a status other than 200."""
@@ -391,69 +401,5 @@ async def open_http(
     counters: RequestCounters,
 ) -> HttpTransport:
     """Make the clients. Reads the user's ``http.*`` git settings; sends nothing."""
-    config = await _http_config(url)
+    config = await http_config(url)
     return HttpTransport(url, credentials, deadline_s=deadline_s, counters=counters, config=config)
-
-
-def _clients(
-    url: RemoteURL, config: dict[str, str], deadline_s: float
-) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:
-    """The client of background requests and the one of urgent requests.
-
-    Reading the system's certificates takes tens of milliseconds, so http:// does without: its
-    context trusts nobody.
-    """
-    https = url.scheme == "https"
-    context = _tls(config) if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    background = _client(context, config, deadline_s, BACKGROUND_CONNECTIONS, http2=False)
-    urgent = _client(context, config, deadline_s, URGENT_CONNECTIONS, http2=https)
-    return background, urgent
-
-
-def _client(
-    context: ssl.SSLContext,
-    config: dict[str, str],
-    deadline_s: float,
-    connections: int,
-    *,
-    http2: bool,
-) -> httpx.AsyncClient:
-    headers = {"User-Agent": AGENT}
-    extra, colon, value = config.get("http.extraheader", "").partition(":")
-    if colon:
-        headers[extra.strip()] = value.strip()
-    return httpx.AsyncClient(
-        verify=context,
-        http2=http2,
-        headers=headers,
-        proxy=config.get("http.proxy") or None,
-        timeout=httpx.Timeout(deadline_s, connect=min(deadline_s, _CONNECT_DEADLINE_S)),
-        limits=httpx.Limits(
-            max_connections=connections,
-            max_keepalive_connections=connections,
-            keepalive_expiry=_KEEP_ALIVE_S,
-        ),
-    )
-
-
-async def _http_config(url: RemoteURL) -> dict[str, str]:
-    """The user's ``http.*`` settings that apply to `url`: proxy, certificates, extra header."""
-    try:
-        output = await run_git("config", "--get-urlmatch", "http", url.url, deadline_s=10)
-    except GitFailed:
-        return {}
-    lines = output.decode("utf-8", "replace").splitlines()
-    return {name.lower(): value for name, _, value in (line.partition(" ") for line in lines)}
-
-
-def _tls(config: dict[str, str]) -> ssl.SSLContext:
-    """Certificates as git would check them: the system's, or http.sslCAInfo / http.sslVerify."""
-    authority = os.environ.get("GIT_SSL_CAINFO") or config.get("http.sslcainfo")
-    try:
-        context = ssl.create_default_context(cafile=authority or None)
-    except OSError as error:
-        raise RemoteUnreachable(f"http.sslCAInfo cannot be read: {error.strerror}") from error
-    if "GIT_SSL_NO_VERIFY" in os.environ or config.get("http.sslverify") == "false":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
