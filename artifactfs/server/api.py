@@ -35,6 +35,7 @@ ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
         (422, "The remote asks for credentials"),
         (429, "Too many requests; see Retry-After"),
         (502, "The remote cannot be reached"),
+        (503, "Too much to do; see Retry-After"),
     )
 }
 

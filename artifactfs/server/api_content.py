@@ -17,10 +17,11 @@ from artifactfs.server.api import (
     RepoName,
     RepositoriesOf,
 )
-from artifactfs.server.blob_answer import blob_answer
+from artifactfs.server.blob_answer import SAFE, blob_answer
 from artifactfs.server.commits import CommitInfo, commit_info
 from artifactfs.server.content import Content, EntryType, NoSuchContent
 from artifactfs.server.context import Context
+from artifactfs.server.differences import diff, two_ends
 from artifactfs.server.problems import Code, Problem
 from artifactfs.server.records import Repo
 from artifactfs.server.schemas import Envelope
@@ -34,6 +35,9 @@ _BYTES: dict[int | str, dict[str, Any]] = {
         "description": "The bytes",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
+}
+_DIFF: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The diff", "content": {"text/x-diff": {"schema": {"type": "string"}}}}
 }
 _ANY_BYTES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -99,6 +103,36 @@ async def get_refs(
     repo = repositories.get_ready(caller.account_id, namespace, name)
     refs = await read_content(context, repo, lambda content: content.refs())
     return Envelope(result=[RefItem(name=ref.name, hash=ref.hash) for ref in refs])
+
+
+@router.get(
+    "/repos/{name}/diff",
+    response_class=Response,
+    responses=_DIFF,
+    summary="What changed between two commits, as a unified diff",
+)
+async def get_diff(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    head: Annotated[str, Query(max_length=500)] = "HEAD",
+    base: Annotated[
+        str | None, Query(max_length=500, description="default: the first parent of head")
+    ] = None,
+    path: Annotated[
+        list[str] | None, Query(max_length=100, description="only these files and folders")
+    ] = None,
+) -> Response:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    ends = await read_content(context, repo, lambda content: two_ends(content, base, head))
+    if any(not each or "\0" in each for each in path or ()):
+        raise Problem(Code.INVALID_INPUT, "The path is not valid", pointer="/path")
+    found = await diff(context, repo, ends, tuple(path or ()), context.limits.diff_bytes)
+    if not found.whole:
+        raise Problem(Code.MEMORY_LIMIT, "The diff is too large; make it with git")
+    return Response(found.data, headers={**SAFE, "Content-Type": "text/x-diff; charset=utf-8"})
 
 
 @router.get("/repos/{name}/commit/{hash}", summary="One commit")

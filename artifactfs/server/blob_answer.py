@@ -17,7 +17,7 @@ from artifactfs.server.records import Repo
 log = logging.getLogger(__name__)
 
 _OPAQUE = "application/octet-stream"
-_SAFE = {
+SAFE = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'",
 }
@@ -28,7 +28,7 @@ def blob_answer(context: Context, repo: Repo, blob: Blob, *, sniffed: bool) -> R
     if blob.data is None:
         return _Streamed(context, repo, blob, sniffed=sniffed)
     kind = sniff(blob.data) if sniffed else _OPAQUE
-    return Response(blob.data, headers={**_SAFE, "Content-Type": kind})
+    return Response(blob.data, headers={**SAFE, "Content-Type": kind})
 
 
 class _Streamed(Response):
@@ -38,7 +38,7 @@ class _Streamed(Response):
     """
 
     def __init__(self, context: Context, repo: Repo, blob: Blob, *, sniffed: bool) -> None:
-        super().__init__(headers=_SAFE)
+        super().__init__(headers=SAFE)
         self._context = context
         self._repo = repo
         self._blob = blob

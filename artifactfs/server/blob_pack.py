@@ -20,6 +20,8 @@ from artifactfs.server.pktline import FLUSH, MAX_PKT, encode
 
 MAX_BLOBS = 32
 MAX_BYTES = 1024 * 1024
+_LEVEL = 1
+"""A third of the time of the usual level, for a tenth more bytes."""
 _BLOB = 3
 _UNDERSTOOD = frozenset(
     {
@@ -78,7 +80,7 @@ def _pack(blobs: Sequence[bytes]) -> bytes:
     parts = [b"PACK" + struct.pack(">II", 2, len(blobs))]
     for data in blobs:
         parts.append(_entry_header(len(data)))
-        parts.append(zlib.compress(data))
+        parts.append(zlib.compress(data, _LEVEL))
     body = b"".join(parts)
     return body + hashlib.sha1(body).digest()
 

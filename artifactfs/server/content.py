@@ -170,25 +170,9 @@ class Content:
             found.append(Ref(raw.decode("utf-8", "replace"), str(target)))
         return found
 
-    def patch(self, commit: pygit2.Commit, limit: int) -> str:
-        """The changes against the first parent as a unified diff, cut at `limit` characters."""
-        try:
-            if commit.parents:
-                diff = self._repo.diff(commit.parents[0], commit)
-            else:
-                diff = commit.tree.diff_to_tree(swap=True)
-        except KeyError:
-            return ""  # the edge of a shallow history
-        text = []
-        length = 0
-        for patch in diff:
-            piece = patch.data.decode("utf-8", "replace") if patch is not None else ""
-            length += len(piece)
-            if length > limit:
-                text.append("… the rest is too long to show")
-                break
-            text.append(piece)
-        return "".join(text)
+    def has(self, oid: pygit2.Oid) -> bool:
+        """True if the object is there."""
+        return bool(self._repo.odb.exists(oid))
 
     def entry_at(self, ref: str, path: str) -> Entry:
         """What is at a path of a ref. Raises: NoSuchContent."""

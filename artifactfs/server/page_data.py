@@ -10,10 +10,10 @@ from artifactfs.server.analytics import GroupQuery, groups
 from artifactfs.server.charts import Bar, bars
 from artifactfs.server.clock import iso, now_ms
 from artifactfs.server.commits import CommitInfo, commit_info
-from artifactfs.server.content import Content
+from artifactfs.server.content import Content, NoSuchContent
+from artifactfs.server.differences import Diff, two_ends
 
 _HOUR_MS = 3_600_000
-_PATCH_CHARS = 400_000
 _REFS = 200
 
 
@@ -86,13 +86,25 @@ def split_path(path: str) -> list[tuple[str, str]]:
     return [(part, "/".join(parts[: number + 1])) for number, part in enumerate(parts)]
 
 
-def changes(content: Content, hexadecimal: str) -> tuple[CommitInfo, list[tuple[str, str]]]:
-    """A commit and its patch against the first parent as (class, line).
+def commit_and_ends(
+    content: Content, hexadecimal: str
+) -> tuple[CommitInfo, tuple[str, str] | None]:
+    """A commit, and what to compare for its changes; None at the edge of a shallow history.
 
     Raises: NoSuchContent.
     """
-    commit = content.commit(hexadecimal)
-    text = content.patch(commit, _PATCH_CHARS)
-    kinds = {"+": "added", "-": "removed", "@": "place"}
-    lines = [(kinds.get(line[:1], ""), line) for line in text.splitlines()]
-    return commit_info(commit), lines
+    commit = commit_info(content.commit(hexadecimal))
+    try:
+        return commit, two_ends(content, None, hexadecimal)
+    except NoSuchContent:
+        return commit, None
+
+
+def diff_lines(diff: Diff | None) -> list[tuple[str, str]]:
+    """The lines of a diff as (class, text)."""
+    if diff is None or not diff.data:
+        return []
+    kinds = {"+": "added", "-": "removed", "@": "place", "d": "file"}
+    text = diff.data.decode("utf-8", "replace").removesuffix("\n")
+    lines = [(kinds.get(line[:1], ""), line) for line in text.split("\n")]
+    return lines if diff.whole else [*lines, ("place", "… the rest is too long to show")]

@@ -22,7 +22,14 @@ from artifactfs.server.charts import FOOT, HEIGHT, WIDTH
 from artifactfs.server.clock import iso, iso_or_none
 from artifactfs.server.commits import commit_info
 from artifactfs.server.content import Content, NoSuchContent
-from artifactfs.server.page_data import activity, changes, ref_names, split_path
+from artifactfs.server.differences import diff
+from artifactfs.server.page_data import (
+    activity,
+    commit_and_ends,
+    diff_lines,
+    ref_names,
+    split_path,
+)
 from artifactfs.server.paging import PageQuery, RepoQuery, list_namespaces, list_repos, list_tokens
 from artifactfs.server.problems import Code, Problem
 from artifactfs.server.records import ApiToken, Repo, Scope
@@ -333,8 +340,11 @@ async def get_commit(
     hexadecimal: str,
 ) -> Response:
     repo = _repo(visitor, repositories, namespace, name)
-    commit, patch = await read_content(context, repo, lambda content: changes(content, hexadecimal))
-    return _page("commit.html", visitor, repo=repo, commit=commit, patch=patch)
+    commit, ends = await read_content(
+        context, repo, lambda content: commit_and_ends(content, hexadecimal)
+    )
+    found = None if ends is None else await diff(context, repo, ends, (), _SHOWN_BYTES)
+    return _page("commit.html", visitor, repo=repo, commit=commit, patch=diff_lines(found))
 
 
 @router.get("/ui/ns/{namespace}/{name}/tokens")

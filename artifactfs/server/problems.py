@@ -25,6 +25,7 @@ class Code(Enum):
     METHOD_NOT_ALLOWED = (10405, 405)
     TOO_SLOW = (10408, 408)
     RATE_LIMITED = (10429, 429)
+    BUSY = (10503, 503)
     STORAGE_LIMIT = (10403, 413)
 
     @property

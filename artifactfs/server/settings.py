@@ -58,6 +58,7 @@ class Limits:
     fetch_body_bytes: int = 64 * MiB
     held_bytes: int = 1 * MiB
     """The largest blob that the content API holds in memory; git streams what is larger."""
+    diff_bytes: int = 8 * MiB
     content_streams: int = 8
     """How many larger ones are sent at once."""
     git_processes: int = field(default_factory=lambda: 8 * (os.cpu_count() or 1))

@@ -103,3 +103,18 @@ def test_large_files_are_streamed(server: Server, git: Git, work: Path, name: st
         kind = "text/plain; charset=utf-8" if "raw" in path else "application/octet-stream"
         assert answer.headers["content-type"] == kind
         assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_diff(server: Server, git: Git, work: Path, repo: str) -> None:
+    answer = server.api("GET", f"{repo}/diff")
+    assert answer.headers["content-type"] == "text/x-diff; charset=utf-8"
+    assert answer.text == git("diff", "--full-index", "main~1", "main", cwd=work)
+    first = server.api("GET", f"{repo}/diff", head="feature/one").text
+    assert first.count("diff --git") == 4 and "+# Demo" in first
+    back = server.api("GET", f"{repo}/diff", base="main", head="feature/one", path=["src"]).text
+    assert "-print('two')" in back
+    assert server.api("GET", f"{repo}/diff", path="README.md").text == ""
+    for wrong in ({"head": "nope"}, {"base": "0" * 40}, {"base": "--output=/tmp/x"}):
+        assert server.api("GET", f"{repo}/diff", **wrong).status_code == 404
+    assert server.api("GET", f"{repo}/diff", path="").status_code == 400
+    assert server.api("GET", f"{repo}/diff", path=":(exclude)src").text == ""
