@@ -16,6 +16,7 @@ from artifactfs.client.models import (
     CreatedRepo,
     CreatedToken,
     Namespace,
+    Ref,
     RepoInfo,
     RepoPage,
     Scope,
@@ -76,10 +77,16 @@ class AsyncArtifacts:
         description: str | None = None,
         read_only: bool = False,
         default_branch: str = "main",
+        anonymous_read: bool | None = None,
     ) -> CreatedRepo:
-        """Make an empty repository; its write token is in the result."""
+        """Make an empty repository; its write token is in the result.
+
+        `anonymous_read`: let git fetch from it without a token.
+        """
         return await self._do(
-            calls.create(self.namespace, name, description, read_only, default_branch)
+            calls.create(
+                self.namespace, name, description, read_only, default_branch, anonymous_read
+            )
         )
 
     async def get(self, name: str) -> AsyncRepo:
@@ -173,6 +180,26 @@ class AsyncRepo:
         """What the server knows of it."""
         return await self._artifacts._do(calls.get(self._artifacts.namespace, self.name))
 
+    async def update(
+        self,
+        *,
+        description: str | None = None,
+        default_branch: str | None = None,
+        read_only: bool | None = None,
+        anonymous_read: bool | None = None,
+    ) -> RepoInfo:
+        """Change what is given; an empty description takes it away."""
+        return await self._artifacts._do(
+            calls.update(
+                self._artifacts.namespace,
+                self.name,
+                description=description,
+                default_branch=default_branch,
+                read_only=read_only,
+                anonymous_read=anonymous_read,
+            )
+        )
+
     async def create_token(self, scope: Scope = "write", ttl: int = 86_400) -> CreatedToken:
         """Make a token that lasts `ttl` seconds (60 to 31,536,000)."""
         return await self._artifacts._do(
@@ -211,8 +238,12 @@ class AsyncRepo:
         description: str | None = None,
         read_only: bool = False,
         default_branch_only: bool = False,
+        namespace: str | None = None,
+        anonymous_read: bool | None = None,
     ) -> CreatedRepo:
-        """Fork it; the fork's write token is in the result."""
+        """Fork it, into another `namespace` if that is given; the fork's write token is in the
+        result.
+        """
         return await self._artifacts._do(
             calls.fork(
                 self._artifacts.namespace,
@@ -221,6 +252,8 @@ class AsyncRepo:
                 description,
                 read_only,
                 default_branch_only,
+                namespace,
+                anonymous_read,
             )
         )
 
@@ -228,6 +261,16 @@ class AsyncRepo:
         """Commits of a ref, first parents, newest first; none for an unknown ref."""
         return await self._artifacts._do(
             calls.log(self._artifacts.namespace, self.name, ref, limit, offset)
+        )
+
+    async def refs(self) -> tuple[Ref, ...]:
+        """All refs, by name."""
+        return await self._artifacts._do(calls.refs(self._artifacts.namespace, self.name))
+
+    async def diff(self, head: str = "HEAD", base: str | None = None, *paths: str) -> bytes:
+        """What changed from `base` (else the first parent) to `head`, as a unified diff."""
+        return await self._artifacts._do(
+            calls.diff(self._artifacts.namespace, self.name, head, base, paths)
         )
 
     async def read_file(self, path: str, ref: str = "HEAD") -> bytes:

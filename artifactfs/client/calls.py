@@ -6,7 +6,7 @@ The synchronous and the asynchronous client differ only in how they carry these 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -19,6 +19,7 @@ from artifactfs.client.models import (
     CreatedRepo,
     CreatedToken,
     Namespace,
+    Ref,
     RepoInfo,
     RepoPage,
     Scope,
@@ -107,15 +108,24 @@ def create(
     description: str | None,
     read_only: bool,
     default_branch: str,
+    anonymous_read: bool | None,
 ) -> Call[CreatedRepo]:
     body = _given(
-        name=name, description=description, read_only=read_only, default_branch=default_branch
+        name=name,
+        description=description,
+        read_only=read_only,
+        default_branch=default_branch,
+        anonymous_read=anonymous_read,
     )
     return Call("POST", f"{_space(namespace)}/repos", _result(CreatedRepo.of), json=body)
 
 
 def get(namespace: str, name: str) -> Call[RepoInfo]:
     return Call("GET", _repo(namespace, name), _result(RepoInfo.of))
+
+
+def update(namespace: str, name: str, **changes: str | bool | None) -> Call[RepoInfo]:
+    return Call("PATCH", _repo(namespace, name), _result(RepoInfo.of), json=_given(**changes))
 
 
 def list_repos(
@@ -148,12 +158,16 @@ def fork(
     description: str | None,
     read_only: bool,
     default_branch_only: bool,
+    into: str | None,
+    anonymous_read: bool | None,
 ) -> Call[CreatedRepo]:
     body = _given(
         name=name,
         description=description,
         read_only=read_only,
         default_branch_only=default_branch_only,
+        namespace=into,
+        anonymous_read=anonymous_read,
     )
     return Call("POST", f"{_repo(namespace, parent)}/fork", _result(CreatedRepo.of), json=body)
 
@@ -175,6 +189,17 @@ def revoke_token(namespace: str, token_id: str) -> Call[None]:
 def log(namespace: str, repo: str, ref: str, limit: int, offset: int) -> Call[tuple[Commit, ...]]:
     params = {"ref": ref, "limit": limit, "offset": offset}
     return Call("GET", f"{_repo(namespace, repo)}/log", _each(Commit.of), params=params)
+
+
+def refs(namespace: str, repo: str) -> Call[tuple[Ref, ...]]:
+    return Call("GET", f"{_repo(namespace, repo)}/refs", _each(Ref.of))
+
+
+def diff(
+    namespace: str, repo: str, head: str, base: str | None, paths: Sequence[str]
+) -> Call[bytes]:
+    params = _given(head=head, base=base, path=list(paths) or None)
+    return Call("GET", f"{_repo(namespace, repo)}/diff", bytes, params=params, raw=True)
 
 
 def read_file(namespace: str, repo: str, path: str, ref: str) -> Call[bytes]:

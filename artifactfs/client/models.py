@@ -81,6 +81,7 @@ class RepoInfo:
     last_push_at: datetime | None
     source: str | None
     read_only: bool
+    anonymous_read: bool
     remote: str
     status: str
 
@@ -96,6 +97,7 @@ class RepoInfo:
             last_push_at=_time_or_none(data["last_push_at"]),
             source=data["source"],
             read_only=data["read_only"],
+            anonymous_read=data.get("anonymous_read", False),
             remote=data.get("remote", ""),
             status=data.get("status", "ready"),
         )
@@ -202,6 +204,18 @@ class Namespace:
             _time(data["created_at"]),
             _time(data["updated_at"]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A ref by its full name, and the oid that it points to."""
+
+    name: str
+    hash: str
+
+    @classmethod
+    def of(cls, data: Json) -> Ref:
+        return cls(data["name"], data["hash"])
 
 
 @dataclass(frozen=True, slots=True)

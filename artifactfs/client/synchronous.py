@@ -16,6 +16,7 @@ from artifactfs.client.models import (
     CreatedRepo,
     CreatedToken,
     Namespace,
+    Ref,
     RepoInfo,
     RepoPage,
     Scope,
@@ -76,9 +77,17 @@ class Artifacts:
         description: str | None = None,
         read_only: bool = False,
         default_branch: str = "main",
+        anonymous_read: bool | None = None,
     ) -> CreatedRepo:
-        """Make an empty repository; its write token is in the result."""
-        return self._do(calls.create(self.namespace, name, description, read_only, default_branch))
+        """Make an empty repository; its write token is in the result.
+
+        `anonymous_read`: let git fetch from it without a token.
+        """
+        return self._do(
+            calls.create(
+                self.namespace, name, description, read_only, default_branch, anonymous_read
+            )
+        )
 
     def get(self, name: str) -> Repo:
         """A handle of a repository that is there and ready."""
@@ -176,6 +185,26 @@ class Repo:
         """What the server knows of it."""
         return self._artifacts._do(calls.get(self._artifacts.namespace, self.name))
 
+    def update(
+        self,
+        *,
+        description: str | None = None,
+        default_branch: str | None = None,
+        read_only: bool | None = None,
+        anonymous_read: bool | None = None,
+    ) -> RepoInfo:
+        """Change what is given; an empty description takes it away."""
+        return self._artifacts._do(
+            calls.update(
+                self._artifacts.namespace,
+                self.name,
+                description=description,
+                default_branch=default_branch,
+                read_only=read_only,
+                anonymous_read=anonymous_read,
+            )
+        )
+
     def create_token(self, scope: Scope = "write", ttl: int = 86_400) -> CreatedToken:
         """Make a token that lasts `ttl` seconds (60 to 31,536,000)."""
         return self._artifacts._do(
@@ -213,8 +242,12 @@ class Repo:
         description: str | None = None,
         read_only: bool = False,
         default_branch_only: bool = False,
+        namespace: str | None = None,
+        anonymous_read: bool | None = None,
     ) -> CreatedRepo:
-        """Fork it; the fork's write token is in the result."""
+        """Fork it, into another `namespace` if that is given; the fork's write token is in the
+        result.
+        """
         return self._artifacts._do(
             calls.fork(
                 self._artifacts.namespace,
@@ -223,6 +256,8 @@ class Repo:
                 description,
                 read_only,
                 default_branch_only,
+                namespace,
+                anonymous_read,
             )
         )
 
@@ -230,6 +265,16 @@ class Repo:
         """Commits of a ref, first parents, newest first; none for an unknown ref."""
         return self._artifacts._do(
             calls.log(self._artifacts.namespace, self.name, ref, limit, offset)
+        )
+
+    def refs(self) -> tuple[Ref, ...]:
+        """All refs, by name."""
+        return self._artifacts._do(calls.refs(self._artifacts.namespace, self.name))
+
+    def diff(self, head: str = "HEAD", base: str | None = None, *paths: str) -> bytes:
+        """What changed from `base` (else the first parent) to `head`, as a unified diff."""
+        return self._artifacts._do(
+            calls.diff(self._artifacts.namespace, self.name, head, base, paths)
         )
 
     def read_file(self, path: str, ref: str = "HEAD") -> bytes:

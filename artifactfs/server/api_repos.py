@@ -37,6 +37,7 @@ from artifactfs.server.schemas import (
     ImportRepo,
     RepoInfo,
     TokenInfo,
+    UpdateRepo,
 )
 
 router = APIRouter(tags=["repos"])
@@ -54,6 +55,7 @@ def repo_info(request: Request, context: Context, repo: Repo) -> RepoInfo:
         last_push_at=iso_or_none(repo.last_push_at),
         source=repo.source,
         read_only=repo.read_only,
+        anonymous_read=repo.anonymous_read,
         remote=remote_url(request, context, repo.namespace, repo.name),
         status=repo.status,
     )
@@ -85,6 +87,7 @@ async def create_repo(
         description=body.description,
         default_branch=body.default_branch,
         read_only=body.read_only,
+        anonymous_read=body.anonymous_read,
     )
     return Envelope(
         result=CreatedRepo(
@@ -139,6 +142,26 @@ async def get_repo(
     return Envelope(result=repo_info(request, context, repo))
 
 
+@router.patch("/repos/{name}", summary="Change what a repository is")
+async def update_repo(
+    request: Request,
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    body: UpdateRepo,
+) -> Envelope[RepoInfo]:
+    repo = await repositories.update(
+        repositories.get_ready(caller.account_id, namespace, name),
+        description=body.description,
+        default_branch=body.default_branch,
+        read_only=body.read_only,
+        anonymous_read=body.anonymous_read,
+    )
+    return Envelope(result=repo_info(request, context, repo))
+
+
 @router.delete("/repos/{name}", status_code=202, summary="Delete a repository")
 async def delete_repo(
     caller: CallerOf, repositories: RepositoriesOf, namespace: NamespaceName, name: RepoName
@@ -163,8 +186,10 @@ async def fork_repo(
     repo, token, objects = await jobs.fork(
         parent,
         body.name,
+        namespace=body.namespace,
         description=body.description,
         read_only=body.read_only,
+        anonymous_read=body.anonymous_read,
         default_branch_only=body.default_branch_only,
     )
     return Envelope(
@@ -173,7 +198,7 @@ async def fork_repo(
             name=repo.name,
             description=repo.description,
             default_branch=repo.default_branch,
-            remote=remote_url(request, context, namespace, repo.name),
+            remote=remote_url(request, context, repo.namespace, repo.name),
             token=token,
             objects=objects,
         )
@@ -198,6 +223,7 @@ async def import_repo(
         branch=body.branch,
         depth=body.depth,
         read_only=body.read_only,
+        anonymous_read=body.anonymous_read,
     )
     return Envelope(
         result=CreatedRepo(

@@ -198,9 +198,9 @@ def add_repo(
             Code.ALREADY_EXISTS, f"Repository {repo.name!r} already exists", pointer="/name"
         )
     db.conn.execute(
-        "INSERT INTO repos (id, namespace, name, description, default_branch, read_only, status,"
-        " source, job, created_at, updated_at, last_push_at, own_bytes)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO repos (id, namespace, name, description, default_branch, read_only,"
+        " anonymous_read, status, source, job, created_at, updated_at, last_push_at, own_bytes)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             repo.id,
             repo.namespace,
@@ -208,6 +208,7 @@ def add_repo(
             repo.description,
             repo.default_branch,
             int(repo.read_only),
+            int(repo.anonymous_read),
             repo.status,
             repo.source,
             None if repo.job is None else json.dumps(repo.job),

@@ -84,6 +84,11 @@ def m001_first_tables(db: Database) -> None:
     )
 
 
+@metadata_migrations()
+def m002_anonymous_read(db: Database) -> None:
+    db.conn.execute("ALTER TABLE repos ADD COLUMN anonymous_read INTEGER NOT NULL DEFAULT 0")
+
+
 def open_database(path: Path, migrations: Migrations, *, durable: bool = True) -> Database:
     """Open (or create, mode 0600) a database and bring its schema up to date.
 

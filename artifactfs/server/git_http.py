@@ -129,18 +129,19 @@ class GitHTTP:
         presented = tokens.credential_from_header(
             None if header is None else header.decode("latin-1")
         )
-        if presented is None:
-            raise Refused(*_UNAUTHORIZED)
         catalog = self._context.catalog
+        repo = catalog.repo(route.namespace, route.repo)
+        if presented is None:
+            if repo is None or push or not repo.anonymous_read:
+                raise Refused(*_UNAUTHORIZED)
+            return _ready(repo)
         token = catalog.repo_token(presented)
         if token is None or token.state(now_ms()) != "active":
             raise Refused(403, "Invalid or expired token")
         exchange.actor = token.id
-        repo = catalog.repo(route.namespace, route.repo)
         if repo is None or repo.id != token.repo_id:
             raise Refused(403, "Invalid or expired token")
-        if repo.status != "ready":
-            raise Refused(409, f"The repository is still {repo.status}", ((b"retry-after", b"1"),))
+        _ready(repo)
         if push and token.scope != "write":
             raise Refused(403, "Insufficient permissions")
         if push and repo.read_only:
@@ -200,6 +201,13 @@ class GitHTTP:
     async def _answer_unless_started(self, exchange: Exchange, status: int, text: str) -> None:
         if not exchange.started:
             await exchange.answer(status, text.encode() + b"\n")
+
+
+def _ready(repo: Repo) -> Repo:
+    """Raises: Refused while a fork or import goes on."""
+    if repo.status != "ready":
+        raise Refused(409, f"The repository is still {repo.status}", ((b"retry-after", b"1"),))
+    return repo
 
 
 def _service_of(route: Route, exchange: Exchange) -> bytes:

@@ -115,6 +115,13 @@ def create_gitdir(gitdir: Path, default_branch: str, *, pools: tuple[Path, ...] 
     (gitdir / "HEAD").write_text(f"ref: refs/heads/{default_branch}\n")
 
 
+def point_head(gitdir: Path, branch: str) -> None:
+    """Make another branch the default one, atomically."""
+    temporary = gitdir / "HEAD.new"
+    temporary.write_text(f"ref: refs/heads/{branch}\n")
+    temporary.replace(gitdir / "HEAD")
+
+
 def mend_gitdir(gitdir: Path, default_branch: str) -> bool:
     """Put back what a power failure took from a gitdir that was just made; True if something was.
 

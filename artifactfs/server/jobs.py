@@ -71,8 +71,10 @@ class Jobs:
         parent: Repo,
         name: str,
         *,
+        namespace: str | None = None,
         description: str | None,
         read_only: bool,
+        anonymous_read: bool,
         default_branch_only: bool,
     ) -> tuple[Repo, str, int]:
         """Fork a repository: the fork, a write token, how many objects it shares.
@@ -83,11 +85,12 @@ class Jobs:
         require_ready(parent)
         fresh = self._repositories.new_record(
             parent.account_id,
-            parent.namespace,
+            parent.namespace if namespace is None else namespace,
             name,
             description=parent.description if description is None else description,
             default_branch=parent.default_branch,
             read_only=read_only,
+            anonymous_read=anonymous_read,
         )
         repo = fork_record(fresh, parent, default_branch_only=default_branch_only)
         token = await self._insert(repo)
@@ -104,6 +107,7 @@ class Jobs:
         branch: str | None,
         depth: int | None,
         read_only: bool,
+        anonymous_read: bool,
     ) -> tuple[Repo, str]:
         """Import a repository: it, and a write token. Waits for a while. Raises: Problem."""
         if branch is not None:
@@ -121,6 +125,7 @@ class Jobs:
             description=None,
             default_branch=choose_branch(found, branch),
             read_only=read_only,
+            anonymous_read=anonymous_read,
         )
         repo = import_record(fresh, url, found, branch, depth)
         token = await self._insert(repo)

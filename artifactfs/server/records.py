@@ -58,7 +58,10 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """A repository. `job`: what the background still has to do while it is not ready."""
+    """A repository. `job`: what the background still has to do while it is not ready.
+
+    `anonymous_read`: git may fetch from it without a token.
+    """
 
     id: str
     namespace: str
@@ -67,6 +70,7 @@ class Repo:
     description: str | None
     default_branch: str
     read_only: bool
+    anonymous_read: bool
     status: Status
     source: str | None
     job: dict[str, Any] | None
@@ -85,6 +89,7 @@ class Repo:
             row["description"],
             row["default_branch"],
             bool(row["read_only"]),
+            bool(row["anonymous_read"]),
             row["status"],
             row["source"],
             None if row["job"] is None else json.loads(row["job"]),

@@ -18,7 +18,7 @@ from artifactfs.server import catalog, tokens
 from artifactfs.server.clock import now_ms
 from artifactfs.server.context import Context
 from artifactfs.server.events import ActionType, Event, Notice
-from artifactfs.server.gitdir import create_gitdir, remove_later
+from artifactfs.server.gitdir import create_gitdir, point_head, remove_later
 from artifactfs.server.problems import Code, Problem, not_found
 from artifactfs.server.records import Repo, RepoToken, Scope
 from artifactfs.server.settings import NAME_HINTS, name_is_valid
@@ -79,6 +79,7 @@ class Repositories:
         description: str | None,
         default_branch: str,
         read_only: bool,
+        anonymous_read: bool = False,
     ) -> tuple[Repo, str]:
         """Make an empty repository; returns it and a write token. Raises: Problem."""
         started = time.perf_counter()
@@ -89,6 +90,7 @@ class Repositories:
             description=description,
             default_branch=check_branch(default_branch, "/default_branch"),
             read_only=read_only,
+            anonymous_read=anonymous_read,
         )
         gitdir = self._context.layout.gitdir(repo.id)
 
@@ -117,6 +119,7 @@ class Repositories:
         description: str | None,
         default_branch: str,
         read_only: bool,
+        anonymous_read: bool = False,
     ) -> Repo:
         """A record with a new id, not stored yet. Raises: Problem for bad names."""
         now = now_ms()
@@ -128,6 +131,7 @@ class Repositories:
             description=description,
             default_branch=default_branch,
             read_only=read_only,
+            anonymous_read=anonymous_read,
             status="ready",
             source=None,
             job=None,
@@ -136,6 +140,29 @@ class Repositories:
             last_push_at=None,
             own_bytes=0,
         )
+
+    async def update(
+        self,
+        repo: Repo,
+        *,
+        description: str | None = None,
+        default_branch: str | None = None,
+        read_only: bool | None = None,
+        anonymous_read: bool | None = None,
+    ) -> Repo:
+        """Change what is given; an empty description takes it away. Raises: Problem."""
+        changes: dict[str, object] = {
+            "description": description or None if description is not None else repo.description,
+            "read_only": repo.read_only if read_only is None else read_only,
+            "anonymous_read": repo.anonymous_read if anonymous_read is None else anonymous_read,
+        }
+        with trio.CancelScope(shield=True):
+            if default_branch is not None:
+                changes["default_branch"] = check_branch(default_branch, "/default_branch")
+                gitdir = self._context.layout.gitdir(repo.id)
+                await trio.to_thread.run_sync(point_head, gitdir, default_branch)
+            await self._context.store.write(lambda db: catalog.update_repo(db, repo.id, **changes))
+        return self.get(repo.account_id, repo.namespace, repo.name)
 
     async def delete(self, account_id: str, namespace: str, name: str) -> str:
         """Delete a repository, or say again that it is; returns its id. Raises: Problem."""

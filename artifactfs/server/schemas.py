@@ -72,12 +72,24 @@ class CreateRepo(_Request):
     description: Description | None = None
     default_branch: BranchName = "main"
     read_only: bool = False
+    anonymous_read: bool = Field(False, description="git may fetch without a token")
+
+
+class UpdateRepo(_Request):
+    """What is not given stays as it is."""
+
+    description: Description | None = None
+    default_branch: BranchName | None = None
+    read_only: bool | None = None
+    anonymous_read: bool | None = None
 
 
 class ForkRepo(_Request):
     name: str
     description: Description | None = None
+    namespace: str | None = Field(None, description="where to; default: beside the ancestor")
     read_only: bool = False
+    anonymous_read: bool = False
     default_branch_only: bool = False
 
 
@@ -86,6 +98,7 @@ class ImportRepo(_Request):
     branch: BranchName | None = None
     depth: Annotated[int, Field(ge=1, le=2_147_483_647, strict=True)] | None = None
     read_only: bool = False
+    anonymous_read: bool = False
 
 
 class CreatedRepo(BaseModel):
@@ -111,6 +124,7 @@ class RepoInfo(BaseModel):
     last_push_at: str | None
     source: str | None
     read_only: bool
+    anonymous_read: bool
     remote: str
     status: Literal["creating", "ready", "importing", "forking"]
 

@@ -39,6 +39,13 @@ def test_life_of_a_repository(artifacts: Artifacts, git: Git, work: Path) -> Non
     assert repo.revoke_token("0" * 16) is False
     assert [t.id for t in repo.list_tokens("revoked")] == [token.id]
 
+    assert [(r.name, r.hash) for r in repo.refs()] == [("refs/heads/main", repo.log()[0].hash)]
+    assert b"+print('two')" in repo.diff() and repo.diff("main", "main") == b""
+    assert repo.update(description="done").description == "done"
+    away = repo.fork("away", namespace=f"{artifacts.namespace}-b", anonymous_read=True)
+    assert f"/{artifacts.namespace}-b/away.git" in away.remote
+    assert git("ls-remote", away.remote, "main").split()[0] == repo.log()[0].hash
+
     fork = repo.fork("retry")
     assert fork.objects and fork.name == "retry"
     assert {r.name for r in artifacts.repos()} == {"task", "retry"}

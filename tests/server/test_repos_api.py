@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from artifactfs.server.settings import NameRule, name_is_valid
-from tests.server.running import ACCOUNT, Server, ServerFactory
+from tests.server.running import ACCOUNT, Git, Server, ServerFactory, with_token
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 REPOS = "/namespaces/team/repos"
@@ -225,3 +226,35 @@ def test_extended_names_are_compared_without_case(start_server: ServerFactory) -
     assert server.result("GET", "/namespaces/TEAM")["repo_count"] == 1
     again = server.api("POST", "/namespaces/team/repos", {"name": "MY_REPO"})
     assert error_of(again) == (409, 10201)
+
+
+def test_update(server: Server, git: Git, work: Path, name: str) -> None:
+    made = server.create(name, description="before")
+    remote = with_token(made["remote"], made["token"])
+    git("push", "-q", remote, "main", "main:trunk", cwd=work)
+    path = f"/namespaces/team/repos/{name}"
+    changed = server.result("PATCH", path, {"default_branch": "trunk", "read_only": True})
+    assert (changed["description"], changed["default_branch"]) == ("before", "trunk")
+    assert changed["read_only"] is True and changed == server.result("GET", path)
+    assert "ref: refs/heads/trunk\tHEAD" in git("ls-remote", "--symref", remote)
+    assert "read-only" in git("push", remote, "main:x", cwd=work, fails=True)
+    assert server.result("PATCH", path, {"description": ""})["description"] is None
+    for wrong in ({"default_branch": "a..b"}, {"read_only": "perhaps"}, []):
+        assert server.api("PATCH", path, wrong).status_code == 400
+    assert server.api("PATCH", f"{path}-absent", {}).status_code == 404
+
+
+def test_a_fork_in_another_namespace(server: Server, name: str) -> None:
+    server.create(name)
+    path = f"/namespaces/team/repos/{name}/fork"
+    made = server.result("POST", path, {"name": name, "namespace": "elsewhere"})
+    assert f"/elsewhere/{name}.git" in made["remote"]
+    info = server.result("GET", f"/namespaces/elsewhere/repos/{name}")
+    assert info["source"] == f"artifacts:team/{name}"
+    bad = server.api("POST", path, {"name": name, "namespace": "No!"})
+    assert bad.status_code == 400
+    stranger = server.make_token(account="e" * 32)
+    with server.client(stranger) as client:
+        client.post("/v1/api/namespaces/theirs/repos", json={"name": "first"}).raise_for_status()
+    taken = server.api("POST", path, {"name": name, "namespace": "theirs"})
+    assert (taken.status_code, taken.json()["errors"][0]["code"]) == (409, 10201)

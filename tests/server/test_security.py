@@ -118,6 +118,21 @@ def test_read_only_repositories_take_no_push(server: Server, name: str) -> None:
     assert (answer.status_code, answer.text) == (403, "The repository is read-only\n")
 
 
+def test_anonymous_read_lets_git_fetch_and_nothing_else(
+    server: Server, git: Git, work: Path, name: str, tmp_path: Path
+) -> None:
+    made = server.create(name, anonymous_read=True)
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+    git("clone", "-q", made["remote"], tmp_path / "copy")
+    assert refs(made["remote"], None, "git-receive-pack").status_code == 401
+    assert refs(made["remote"], "Bearer art_v1_" + "f" * 40).status_code == 403
+    path = f"/v1/api/namespaces/team/repos/{name}"
+    assert httpx.get(server.url + path).status_code == 403
+    closed = server.result("PATCH", f"/namespaces/team/repos/{name}", {"anonymous_read": False})
+    assert closed["anonymous_read"] is False
+    assert refs(made["remote"], None).status_code == 401
+
+
 def test_no_secret_on_disk_or_in_logs(
     start_server: ServerFactory, git: Git, work: Path, tmp_path: Path
 ) -> None:
