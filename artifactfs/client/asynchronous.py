@@ -153,7 +153,11 @@ class AsyncArtifacts:
             failure: httpx.HTTPError | None = None
             try:
                 response = await self._http.request(
-                    call.method, call.path, json=call.json, params=call.params
+                    call.method,
+                    call.path,
+                    json=call.json,
+                    content=call.content,
+                    params=call.params,
                 )
             except httpx.ConnectError as error:
                 failure = error
@@ -277,4 +281,49 @@ class AsyncRepo:
         """The content of a file."""
         return await self._artifacts._do(
             calls.read_file(self._artifacts.namespace, self.name, path, ref)
+        )
+
+    async def write_file(
+        self,
+        path: str,
+        data: bytes,
+        *,
+        branch: str | None = None,
+        message: str | None = None,
+        expected: str | None = None,
+    ) -> Commit:
+        """Commit a file to a branch; `expected` is the commit that the branch must be at.
+
+        At most 1 MiB. CONFLICT if the branch is elsewhere, or moved meanwhile.
+        """
+        return await self._artifacts._do(
+            calls.write_file(
+                self._artifacts.namespace,
+                self.name,
+                path,
+                data,
+                branch=branch,
+                message=message,
+                expected=expected,
+            )
+        )
+
+    async def delete_file(
+        self,
+        path: str,
+        *,
+        branch: str | None = None,
+        message: str | None = None,
+        expected: str | None = None,
+    ) -> Commit:
+        """Commit the removal of a file; otherwise like `write_file`."""
+        return await self._artifacts._do(
+            calls.delete_file(
+                self._artifacts.namespace,
+                self.name,
+                path,
+                branch=branch,
+                message=message,
+                expected=expected,
+            )
         )

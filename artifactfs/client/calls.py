@@ -43,6 +43,7 @@ class Call(Generic[T]):
     path: str
     read: Callable[[Any], T]
     json: Mapping[str, Any] | None = None
+    content: bytes | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     raw: bool = False
 
@@ -205,6 +206,19 @@ def diff(
 def read_file(namespace: str, repo: str, path: str, ref: str) -> Call[bytes]:
     params = {"path": path, "ref": ref}
     return Call("GET", f"{_repo(namespace, repo)}/file", bytes, params=params, raw=True)
+
+
+def write_file(
+    namespace: str, repo: str, path: str, data: bytes, **options: str | None
+) -> Call[Commit]:
+    params = _given(path=path, **options)
+    where = f"{_repo(namespace, repo)}/file"
+    return Call("PUT", where, _result(Commit.of), content=data, params=params)
+
+
+def delete_file(namespace: str, repo: str, path: str, **options: str | None) -> Call[Commit]:
+    params = _given(path=path, **options)
+    return Call("DELETE", f"{_repo(namespace, repo)}/file", _result(Commit.of), params=params)
 
 
 def list_namespaces() -> Call[tuple[Namespace, ...]]:

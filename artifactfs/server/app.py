@@ -9,7 +9,15 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
 import artifactfs
-from artifactfs.server import api_account, api_content, api_namespaces, api_public, api_repos, pages
+from artifactfs.server import (
+    api_account,
+    api_content,
+    api_namespaces,
+    api_public,
+    api_repos,
+    api_writing,
+    pages,
+)
 from artifactfs.server.access_log import RequestRecord
 from artifactfs.server.api import (
     ERROR_ANSWERS,
@@ -34,7 +42,7 @@ from artifactfs.server.problems import Code, Problem
 from artifactfs.server.repositories import Repositories
 from artifactfs.server.sessions import Sessions
 
-_IN_NAMESPACE = (api_repos.router, api_content.router)
+_IN_NAMESPACE = (api_repos.router, api_content.router, api_writing.router)
 
 _BASES = (
     ("/client/v4/accounts/{account_id}/artifacts", caller_by_path),

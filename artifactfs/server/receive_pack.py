@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import trio
-
-from artifactfs.server import catalog
-from artifactfs.server.clock import now_ms
 from artifactfs.server.context import Context
-from artifactfs.server.events import Event, Notice
 from artifactfs.server.exchange import NO_CACHE, Exchange
 from artifactfs.server.git_process import git_process
 from artifactfs.server.git_stream import (
@@ -21,10 +16,9 @@ from artifactfs.server.git_stream import (
     refuse,
     turn,
 )
-from artifactfs.server.gitdir import own_bytes
 from artifactfs.server.pktline import PktError
-from artifactfs.server.push_notice import pushed_payloads
-from artifactfs.server.push_report import PushCommands, PushReport, RefUpdate
+from artifactfs.server.push_report import PushCommands, PushReport
+from artifactfs.server.pushes import note_push, remaining_bytes
 from artifactfs.server.records import Repo
 
 _RESULT = b"application/x-git-receive-pack-result"
@@ -42,7 +36,7 @@ class ReceivePack:
         """Answer one request. Raises: ClientGone, BadBody."""
         exchange.record.command = "push"
         commands = PushCommands()
-        remaining = self._remaining(repo)
+        remaining = remaining_bytes(self._context, repo)
         # No bound here: git itself stops at `remaining`, and what comes then is dropped.
         body = exchange.body(None)
         try:
@@ -91,37 +85,13 @@ class ReceivePack:
             return
         updates = report.succeeded(commands)
         if updates:
-            await self._pushed(repo, exchange, updates)
+            actor, ms = exchange.actor, exchange.record.ms
+            await note_push(context, repo, updates, actor=actor, ms=ms)
         elif commands.updates:
             self._refused(repo, exchange, report, remaining)
         if not exchange.started:
             await exchange.start(_RESULT, NO_CACHE)
         await exchange.finish()
-
-    def _remaining(self, repo: Repo) -> int:
-        """How many bytes a push may still bring."""
-        limits, known = self._context.limits, self._context.catalog
-        of_repo = limits.repo_bytes - repo.own_bytes - known.pool_bytes(repo.id)
-        return max(0, min(of_repo, limits.account_bytes - known.account_bytes(repo.account_id)))
-
-    async def _pushed(self, repo: Repo, exchange: Exchange, updates: list[RefUpdate]) -> None:
-        """Bring the database up to date before the client hears that it is done."""
-        context = self._context
-        gitdir = context.layout.gitdir(repo.id)
-        size = await trio.to_thread.run_sync(own_bytes, gitdir)
-        now = now_ms()
-        await context.store.write(
-            lambda db: catalog.update_repo(
-                db, repo.id, last_push_at=now, updated_at=now, own_bytes=size
-            )
-        )
-        where = (repo.account_id, repo.namespace, repo.name)
-        context.events.record(Event(*where, "push", exchange.record.ms))
-        if context.webhooks.wanted(repo.account_id, "pushed"):
-            actor = exchange.actor
-            payloads = await trio.to_thread.run_sync(pushed_payloads, gitdir, updates, actor)
-            for payload in payloads:
-                context.events.notify(Notice(*where, "pushed", payload))
 
     def _refused(self, repo: Repo, exchange: Exchange, report: PushReport, remaining: int) -> None:
         """git took nothing of it, and told the client why."""

@@ -41,6 +41,9 @@ def test_life_of_a_repository(artifacts: Artifacts, git: Git, work: Path) -> Non
 
     assert [(r.name, r.hash) for r in repo.refs()] == [("refs/heads/main", repo.log()[0].hash)]
     assert b"+print('two')" in repo.diff() and repo.diff("main", "main") == b""
+    wrote = repo.write_file("notes.md", b"# Notes\n", message="Take notes")
+    assert repo.read_file("notes.md") == b"# Notes\n" and repo.log()[0] == wrote
+    assert repo.delete_file("notes.md", expected=wrote.hash).parents == (wrote.hash,)
     assert repo.update(description="done").description == "done"
     away = repo.fork("away", namespace=f"{artifacts.namespace}-b", anonymous_read=True)
     assert f"/{artifacts.namespace}-b/away.git" in away.remote

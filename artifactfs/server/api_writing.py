@@ -1,0 +1,115 @@
+"""REST: commits of one file, for those who have no working tree at hand."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import trio
+from fastapi import APIRouter, Query, Request
+
+from artifactfs.server.api import (
+    CallerOf,
+    ContextOf,
+    NamespaceName,
+    RepoName,
+    RepositoriesOf,
+)
+from artifactfs.server.api_content import read_content
+from artifactfs.server.commits import CommitInfo, commit_info
+from artifactfs.server.content import NoSuchContent
+from artifactfs.server.context import Context
+from artifactfs.server.problems import Code, Problem
+from artifactfs.server.records import Repo
+from artifactfs.server.repositories import check_branch
+from artifactfs.server.schemas import Envelope
+from artifactfs.server.writing import FileChange, check_path, write_file
+
+router = APIRouter(tags=["content"])
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+_PERSON = r"^[^<>\x00-\x1f\x7f]*$"
+
+Path = Annotated[str, Query(max_length=4_096)]
+Branch = Annotated[
+    str | None, Query(max_length=200, description="default: the default branch; made if absent")
+]
+Message = Annotated[str | None, Query(max_length=10_000, pattern=r"^[^\x00]*$")]
+Person = Annotated[str | None, Query(max_length=200, pattern=_PERSON)]
+Expected = Annotated[
+    str | None,
+    Query(pattern="^[0-9a-f]{40}$", description="commit the branch must be at; zeros: absent"),
+]
+
+
+@router.put("/repos/{name}/file", summary="Write a file: a commit on a branch", openapi_extra=_BODY)
+async def put_file(
+    request: Request,
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    path: Path,
+    branch: Branch = None,
+    message: Message = None,
+    author_name: Person = None,
+    author_email: Person = None,
+    expected: Expected = None,
+) -> Envelope[CommitInfo]:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    change = FileChange(
+        branch=check_branch(branch or repo.default_branch, "/branch"),
+        path=check_path(path),
+        data=await request.body(),
+        message=message or f"Write {path}",
+        author=_author(author_name, author_email),
+        expected=expected,
+    )
+    return await _commit(context, repo, change, caller.token.id)
+
+
+@router.delete("/repos/{name}/file", summary="Delete a file: a commit on a branch")
+async def delete_file(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    path: Path,
+    branch: Branch = None,
+    message: Message = None,
+    author_name: Person = None,
+    author_email: Person = None,
+    expected: Expected = None,
+) -> Envelope[CommitInfo]:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    change = FileChange(
+        branch=check_branch(branch or repo.default_branch, "/branch"),
+        path=check_path(path),
+        data=None,
+        message=message or f"Delete {path}",
+        author=_author(author_name, author_email),
+        expected=expected,
+    )
+    return await _commit(context, repo, change, caller.token.id)
+
+
+def _author(name: str | None, email: str | None) -> tuple[str, str]:
+    return (name or "artifacts-server").strip(), (email or "artifacts-server@localhost").strip()
+
+
+async def _commit(
+    context: Context, repo: Repo, change: FileChange, actor: str
+) -> Envelope[CommitInfo]:
+    try:
+        made = await write_file(context, repo, change, actor=actor)
+    except NoSuchContent:
+        raise Problem(Code.NOT_FOUND, "Not found in this repository") from None
+    with trio.CancelScope(shield=True):
+        found = await read_content(context, repo, lambda content: commit_info(content.commit(made)))
+    return Envelope(result=found)
