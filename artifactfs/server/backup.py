@@ -28,8 +28,17 @@ _COPY_TRIES = 5
 
 
 def back_up(source: DataLayout, target: DataLayout) -> int:
-    """Copy a data folder; how many repositories are in the copy. Raises: StateError."""
-    target.prepare()
+    """Copy a data folder; how many repositories are in the copy.
+
+    Raises: StateError; InvalidInput if one folder is within the other.
+    """
+    real, there = source.root.resolve(), target.root.resolve()
+    if real.is_relative_to(there) or there.is_relative_to(real):
+        raise InvalidInput("a backup must lie outside the data folder")
+    try:
+        target.prepare()
+    except OSError as error:
+        raise StateError(f"{target.root} cannot be used: {error.strerror}") from error
     for name in ("metadata_db", "events_db"):
         _copy_database(getattr(source, name), getattr(target, name))
     shutil.copy2(source.git_config, target.git_config)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import os
+import resource
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import click
 import trio
@@ -15,12 +18,9 @@ import trio
 from artifactfs.errors import ArtifactFSError, InvalidInput, StateError
 from artifactfs.redact import redact
 from artifactfs.server.admin_commands import COMMANDS
-from artifactfs.server.catalog import add_api_token, set_setting, setting
-from artifactfs.server.cli_options import data_option, layout_of
-from artifactfs.server.clock import iso
-from artifactfs.server.database import metadata_migrations, open_database, write_now
-from artifactfs.server.records import Permission
+from artifactfs.server.cli_options import Size, data_option, layout_of
 from artifactfs.server.settings import Limits, NameRule, ServerSettings
+from artifactfs.server.token_commands import token
 
 if TYPE_CHECKING:
     from artifactfs.server.context import Context
@@ -31,32 +31,64 @@ class _Redacting(logging.Formatter):
         return redact(super().format(record))
 
 
-class _Group(click.Group):
-    """Turns our errors into one line and an exit status."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except ModuleNotFoundError as error:
-            _fail(StateError(f"{error.name} is not installed", hint=_EXTRA))
-        except ArtifactFSError as error:
-            _fail(error)
-
-
 _EXTRA = "the server has requirements of its own: pip install 'artifactfs[server]'"
 
 
-def _fail(error: ArtifactFSError) -> NoReturn:
-    click.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
-    sys.exit(error.exit_code)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="artifactfs")
-def main() -> None:
+def cli() -> None:
     """A Git server for agents: thousands of small repositories, forks, short-lived tokens."""
+
+
+def main() -> NoReturn:
+    """The console command. Errors are ``error: …`` and ``hint: …``, one line each."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit status."""
+    try:
+        cli.main(arguments, "artifacts-server", standalone_mode=False)
+    except ArtifactFSError as error:
+        return _report(error.message, error.hint, error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "artifacts-server"
+        return _report(error.format_message(), f"see {path} --help", 2)
+    except click.ClickException as error:
+        return _report(error.format_message(), None, error.exit_code)
+    except ModuleNotFoundError as error:
+        return _report(f"{error.name} is not installed", _EXTRA, StateError.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _report("interrupted", None, 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads: not worth a message
+        return 141
+    except OSError as error:
+        what = error.strerror or str(error)
+        return _report(f"{error.filename}: {what}" if error.filename else what, None, 1)
+    return 0
+
+
+def _report(message: str, hint: str | None, exit_code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    return exit_code
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_COUNT = click.IntRange(min=1)
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+_LIMITS = Limits()
+
+
+def _bound(
+    name: str, kind: click.ParamType[Any], default: float | str | None, text: str
+) -> Callable[[F], F]:
+    return click.option(name, type=kind, default=default, show_default=True, help=text)
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -67,12 +99,26 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-@main.command()
+def check_origin(url: str) -> str:
+    """An origin such as https://host:port, with a path if a proxy has one. Raises: InvalidInput."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise InvalidInput(f"{url!r} is not an origin such as https://git.example.org")
+    return url
+
+
+def _allow_many_files() -> None:
+    """A connection is a file or more: the usual 1,024 would be few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@cli.command()
 @data_option
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, help="HOST:PORT.")
 @click.option("--public-url", help="Origin in the remotes handed out, e.g. behind a proxy.")
-@click.option("--tls-cert", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--tls-key", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--tls-cert", type=_FILE, help="PEM file: the certificate, and those above it.")
+@click.option("--tls-key", type=_FILE, help="PEM file: its key.")
 @click.option(
     "--names",
     type=click.Choice([rule.value for rule in NameRule]),
@@ -84,14 +130,16 @@ def parse_listen(text: str) -> tuple[str, int]:
 @click.option("--log-oids", is_flag=True, help="List the wanted oids in the access log.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning"]))
 @click.option("--allow-private-networks", is_flag=True, help="Import from private addresses.")
-@click.option("--max-requests", default=2_000, help="Control plane requests in 10 s.")
-@click.option("--max-git-requests", default=2_000, help="Git requests in 10 s and namespace.")
-@click.option("--max-repo-bytes", default=Limits().repo_bytes, help="Size of a repository.")
-@click.option("--max-account-bytes", default=Limits().account_bytes, help="Size of an account.")
-@click.option("--max-git-processes", default=Limits().git_processes, help="At the same time.")
-@click.option("--max-git-memory", default=Limits().git_memory_bytes, help="Bytes, of each.")
-@click.option("--git-time-limit", default=3_600.0, help="Seconds for one Git request.")
-@click.option("--client-timeout", default=60.0, help="Seconds that a silent client is waited for.")
+@_bound("--max-requests", _COUNT, _LIMITS.control_requests, "Control plane requests in 10 s.")
+@_bound("--max-git-requests", _COUNT, _LIMITS.git_requests, "Git requests in 10 s and namespace.")
+@_bound(
+    "--max-repo-bytes", Size(), f"{_LIMITS.repo_bytes >> 30}G", "Size of a repository, such as 10G."
+)
+@_bound("--max-account-bytes", Size(), f"{_LIMITS.account_bytes >> 30}G", "Size of an account.")
+@_bound("--max-git-processes", _COUNT, None, "At the same time.  [8 for each core]")
+@_bound("--max-git-memory", Size(), f"{_LIMITS.git_memory_bytes >> 30}G", "Of one git process.")
+@_bound("--git-time-limit", _SECONDS, _LIMITS.git_time_s, "Seconds for one Git request.")
+@_bound("--client-timeout", _SECONDS, _LIMITS.client_idle_s, "Seconds a silent client has.")
 def serve(
     data: Path,
     listen: str,
@@ -107,7 +155,7 @@ def serve(
     max_git_requests: int,
     max_repo_bytes: int,
     max_account_bytes: int,
-    max_git_processes: int,
+    max_git_processes: int | None,
     max_git_memory: int,
     git_time_limit: float,
     client_timeout: float,
@@ -127,18 +175,19 @@ def serve(
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=log_level.upper(), handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    _allow_many_files()
     host, port = parse_listen(listen)
     layout = layout_of(data)
     settings = ServerSettings(
         layout=layout,
-        public_url=public_url,
+        public_url=None if public_url is None else check_origin(public_url),
         names=NameRule(names),
         limits=Limits(
             control_requests=max_requests,
             git_requests=max_git_requests,
             repo_bytes=max_repo_bytes,
             account_bytes=max_account_bytes,
-            git_processes=max_git_processes,
+            git_processes=max_git_processes or _LIMITS.git_processes,
             git_memory_bytes=max_git_memory,
             git_time_s=git_time_limit,
             client_idle_s=client_timeout,
@@ -169,98 +218,8 @@ def serve(
         trio.run(partial(run_server, settings, sockets, tls=tls, ready=ready))
 
 
-@main.group()
-def token() -> None:
-    """API tokens: create, list, revoke."""
-
-
-@token.command("create")
-@data_option
-@click.option("--account", help="Account id; default: the one of this data folder.")
-@click.option("--permission", type=click.Choice(["edit", "read"]), default="edit")
-@click.option("--name", default="", help="What it is for.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the token and nothing else.")
-def token_create(
-    data: Path, account: str | None, permission: Permission, name: str, quiet: bool
-) -> None:
-    """Make an API token. It is shown once: the server keeps a hash."""
-    if account is not None and not _account_ok(account):
-        raise InvalidInput("an account id has 1 to 64 characters of a-z, 0-9, '-' and '_'")
-    db = open_database(layout_of(data).metadata_db, metadata_migrations)
-    try:
-        account_id = account or write_now(db, _default_account)
-        made, plaintext = write_now(db, lambda d: add_api_token(d, account_id, name, permission))
-    finally:
-        db.close()
-    if quiet:
-        click.echo(plaintext)
-        return
-    click.echo(f"account     {made.account_id}")
-    click.echo(f"permission  {made.permission}")
-    click.echo(f"id          {made.id}")
-    click.echo(f"token       {plaintext}")
-
-
-def _account_ok(account: str) -> bool:
-    return 0 < len(account) <= 64 and all(
-        c.isascii() and (c.isalnum() or c in "-_") for c in account
-    )
-
-
-def _default_account(db: object) -> str:
-    from sqlite_utils import Database
-
-    assert isinstance(db, Database)
-    known = setting(db, "account_id")
-    if known is None:
-        known = secrets.token_hex(16)
-        set_setting(db, "account_id", known)
-    return known
-
-
-@token.command("list")
-@data_option
-def token_list(data: Path) -> None:
-    """List API tokens."""
-    db = open_database(layout_of(data).metadata_db, metadata_migrations)
-    try:
-        for row in db.query("SELECT * FROM api_tokens ORDER BY created_at"):
-            state = "active" if row["revoked_at"] is None else "revoked"
-            click.echo(
-                f"{row['id']}  {state:7}  {row['permission']:4}  {row['account_id']}"
-                f"  {iso(row['created_at'])}  {row['name']}"
-            )
-    finally:
-        db.close()
-
-
-@token.command("revoke")
-@data_option
-@click.argument("token_id")
-def token_revoke(data: Path, token_id: str) -> None:
-    """Revoke the API token with this id, at once."""
-    from artifactfs.server.clock import now_ms
-
-    db = open_database(layout_of(data).metadata_db, metadata_migrations)
-    try:
-        changed = write_now(
-            db,
-            lambda d: (
-                d.conn.execute(
-                    "UPDATE api_tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL",
-                    (now_ms(), token_id),
-                ).rowcount
-            ),
-        )
-    finally:
-        db.close()
-    if not changed:
-        raise InvalidInput(f"no active token has the id {token_id}")
-    click.echo(f"revoked {token_id}")
-
-
-for _command in COMMANDS:
-    main.add_command(_command)
+for _command in (token, *COMMANDS):
+    cli.add_command(_command)
 
 
 if __name__ == "__main__":

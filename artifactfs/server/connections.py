@@ -27,6 +27,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
+from artifactfs.errors import StateError
+
 log = logging.getLogger(__name__)
 
 _PEEK_S = 0.2
@@ -74,11 +76,15 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.2 or newer, HTTP/2 and HTTP/1.1."""
+    """TLS 1.2 or newer, HTTP/2 and HTTP/1.1. Raises: StateError."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2", "http/1.1"])
-    context.load_cert_chain(certificate, key)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError too
+        reason = error.strerror or error
+        raise StateError(f"{certificate} and {key} cannot be used: {reason}") from error
     return context
 
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,13 @@ from sqlite_utils import Database
 
 from artifactfs.server.catalog import update_repo
 from artifactfs.server.database import Row, write_now
-from artifactfs.server.gitdir import find_git, git_environment, own_bytes, write_alternates
+from artifactfs.server.gitdir import (
+    find_git,
+    git_environment,
+    own_bytes,
+    tree_bytes,
+    write_alternates,
+)
 from artifactfs.server.settings import DataLayout
 
 MANY_POOLS = 8
@@ -33,6 +39,26 @@ class Finding:
 
     what: str
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What gc did with a repository or pool. `before` and `after` are bytes."""
+
+    what: str
+    before: int
+    after: int
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{self.what}: {self.error}"
+        removed = self.what.startswith("pool ")
+        done = "removed" if removed else f"{self.before} -> {self.after} bytes"
+        return f"{self.what}: {done}"
 
 
 class Caretaker:
@@ -86,8 +112,8 @@ class Caretaker:
             if not (self._layout.pool(row["id"]) / "objects").is_dir():
                 yield Finding(f"pool {row['id']}", "its folder is missing")
 
-    def gc(self, *, grace_s: int = GRACE_S) -> Iterator[str]:
-        """Repack every repository and remove pools that nobody claims; a line for each."""
+    def gc(self, *, grace_s: int = GRACE_S) -> Iterator[Collected]:
+        """Repack every repository and remove pools that nobody claims."""
         for row in self.repos():
             gitdir = self._layout.gitdir(row["id"])
             if not gitdir.exists():
@@ -101,7 +127,7 @@ class Caretaker:
             columns = {"own_bytes": after, "updated_at": row["updated_at"]}
             write_now(self._db, partial(update_repo, repo_id=row["id"], **columns))
             name = f"{row['namespace']}/{row['name']}"
-            yield f"{name}: {before} -> {after} bytes" if error is None else f"{name}: {error}"
+            yield Collected(name, before, after, error)
         yield from self._remove_pools(grace_s)
 
     def _repack(self, gitdir: Path, *, borrowing: bool) -> str | None:
@@ -137,7 +163,7 @@ class Caretaker:
         if directory.exists():
             os.utime(directory)
 
-    def _remove_pools(self, grace_s: int) -> Iterator[str]:
+    def _remove_pools(self, grace_s: int) -> Iterator[Collected]:
         known = {row["id"] for row in self._db.query("SELECT id FROM pools")}
         claimed = {row["pool_id"] for row in self._db.query("SELECT pool_id FROM repo_pools")}
         for directory in sorted(self._layout.pools.iterdir()):
@@ -150,8 +176,9 @@ class Caretaker:
                 continue
             if pool in known and not self._release(pool):
                 continue
+            size = tree_bytes(directory)
             shutil.rmtree(directory, ignore_errors=True)
-            yield f"pool {pool}: removed"
+            yield Collected(f"pool {pool}", size, 0)
 
     def _release(self, pool: str) -> bool:
         """Take a pool out of the database, unless a fork claimed it meanwhile."""

@@ -86,7 +86,11 @@ async def run_server(
     git = find_git()
     shutdown = trio.Event()
     store = Store(layout.metadata_db, metadata_migrations)
-    access_log = AccessLog(settings.access_log, oids=settings.log_oids)
+    try:
+        access_log = AccessLog(settings.access_log, oids=settings.log_oids)
+    except OSError as error:
+        store.close()
+        raise StateError(f"{settings.access_log} cannot be written: {error.strerror}") from error
     catalog = Catalog(store)
     metrics = Metrics()
     webhooks = Webhooks(store, metrics, allow_private=settings.allow_private_networks)

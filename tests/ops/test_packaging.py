@@ -83,8 +83,8 @@ def test_it_installs_in_a_clean_environment(built: Path, tmp_path: Path, kind: s
 
 def test_the_server_says_which_extra_it_needs(tmp_path: Path) -> None:
     without = (
-        "import sys; sys.modules['hypercorn'] = None; from artifactfs.server.cli import main; "
-        "main(['serve', '--data', sys.argv[1]])"
+        "import sys; sys.modules['hypercorn'] = None; from artifactfs.server.cli import run; "
+        "sys.exit(run(['serve', '--data', sys.argv[1]]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", without, tmp_path / "data"], capture_output=True, text=True

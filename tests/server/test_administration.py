@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
+import pytest
 
-from tests.server.running import SERVER, Git, Server, ServerFactory, with_token
+from artifactfs.server.cli import run
+from tests.server.running import ACCOUNT, SERVER, Git, Server, ServerFactory, with_token
 
 
 def test_an_empty_folder_is_served_and_the_first_token_explained(tmp_path: Path) -> None:
@@ -38,16 +42,84 @@ def test_an_empty_folder_is_served_and_the_first_token_explained(tmp_path: Path)
     process.stdout.close()
 
 
-def test_bad_arguments_are_one_line(tmp_path: Path) -> None:
-    for words in (["--listen", "nonsense"], ["--tls-cert", __file__], ["--listen", "1.2.3.4:1"]):
-        done = subprocess.run(
-            [*SERVER, "serve", "--data", str(tmp_path), *words],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode != 0 and done.stderr.startswith("error: ")
-        assert len(done.stderr.splitlines()) == 1
+class Fails(Protocol):
+    def __call__(self, *words: object) -> str: ...
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fails:
+    """Run a command that must fail with one line of error, and perhaps one of hint; that error."""
+    monkeypatch.setattr("artifactfs.server.cli.resource.setrlimit", lambda *_: None)
+
+    def run_it(*words: object) -> str:
+        assert run([str(word) for word in words]) > 0
+        first, *more = capsys.readouterr().err.splitlines()
+        assert first.startswith("error: ") and len(more) <= 1, (first, more)
+        assert all(line.startswith("hint: ") for line in more), more
+        return first
+
+    return run_it
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--listen", "nonsense"], "HOST:PORT"),
+        (["--listen", "1.2.3.4:1"], "cannot listen"),
+        (["--tls-cert", __file__], "go together"),
+        (["--tls-cert", __file__, "--tls-key", __file__], "cannot be used"),
+        (["--public-url", "nonsense"], "not an origin"),
+        (["--access-log", "/nowhere/log"], "cannot be written"),
+        (["--max-git-processes", "0"], "0 is not in the range"),
+        (["--max-repo-bytes", "much"], "not a size"),
+        (["--client-timeout", "-1"], "not in the range"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_bad_options_of_serve_are_one_line(
+    tmp_path: Path, fails: Fails, words: list[str], text: str
+) -> None:
+    assert text in fails("serve", "--data", tmp_path, "--listen", "127.0.0.1:0", *words)
+
+
+def test_commands_on_folders_that_are_none(tmp_path: Path, fails: Fails) -> None:
+    empty = tmp_path / "empty"
+    for words in (["usage"], ["fsck"], ["gc"], ["token", "list"], ["token", "revoke", "x"]):
+        assert "is not a data folder" in fails(*words, "--data", empty)
+    assert "is not a backup" in fails("restore", tmp_path, "--data", empty)
+    assert not empty.exists()
+    assert "nonsense" in fails("nonsense")
+
+
+def test_a_backup_never_goes_into_the_data_folder(
+    start_server: ServerFactory, git: Git, work: Path, fails: Fails
+) -> None:
+    server = start_server()
+    remote = filled(server, git, work, "whole")
+    for place in (server.data, server.data / "backup", server.root):
+        assert "outside the data folder" in fails("backup", place, "--data", server.data)
+    git("ls-remote", remote)
+
+
+def test_every_command_speaks_json(start_server: ServerFactory, git: Git, work: Path) -> None:
+    server = start_server("--max-repo-bytes", "1G")
+    filled(server, git, work, "one")
+
+    def objects(*words: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in server.command(*words, "--json").splitlines()]
+
+    (made,) = objects("token", "create", "--name", "robot", "--account", ACCOUNT)
+    assert made["token"].startswith("aft_") and made["permission"] == "edit"
+    assert [each["state"] for each in objects("token", "list")] == ["active", "active"]
+    assert objects("token", "revoke", made["id"]) == [{"revoked": made["id"]}]
+    assert objects("fsck") == [{"checked": 1, "problems": []}]
+    (collected,) = objects("gc")
+    assert (collected["what"], collected["error"]) == ("team/one", None)
+    place = str(server.root / "backup")
+    assert objects("backup", place) == [{"repositories": 1, "destination": place}]
+    assert {each["account"] for each in objects("usage")} <= {ACCOUNT}
+    script = subprocess.run([*SERVER, "completion", "bash"], capture_output=True, text=True)
+    assert "_ARTIFACTS_SERVER_COMPLETE" in script.stdout
 
 
 def filled(server: Server, git: Git, work: Path, name: str) -> str:
