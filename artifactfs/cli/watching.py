@@ -16,7 +16,18 @@ from artifactfs.cli.output import human_bytes
 
 Fields = dict[str, Any]
 Looks = Iterator[tuple[list[Fields], dict[str, tuple[float, float]]]]
-HEADER = ("NAME", "STATE", "HERE", "QUEUE", "FLIGHTS", "REQ/S", "BYTES/S", "FAILED", "DIRTY")
+HEADER = (
+    "NAME",
+    "STATE",
+    "HERE",
+    "HITS",
+    "QUEUE",
+    "FLIGHTS",
+    "REQ/S",
+    "BYTES/S",
+    "FAILED",
+    "DIRTY",
+)
 
 
 @click.command()
@@ -27,7 +38,8 @@ HEADER = ("NAME", "STATE", "HERE", "QUEUE", "FLIGHTS", "REQ/S", "BYTES/S", "FAIL
 def top(name: str | None, interval: float, count: int | None, as_json: bool) -> None:
     """Watch what the mounts do: requests, bytes, the queue, and who waits for what.
 
-    Ends with Ctrl-C, or after --count looks. With --json one object a line.
+    HITS is the share of contents that were here when a program asked for them. Ends with Ctrl-C, or
+    after --count looks. With --json one object a line.
 
     \b
     Examples:
@@ -82,12 +94,13 @@ def _looks(name: str | None, interval: float, count: int | None) -> Looks:
 def _row(repo: Fields, rates: dict[str, tuple[float, float]]) -> list[str]:
     hydration = repo.get("hydration")
     if not hydration:
-        return [repo["name"], repo["state"], *[""] * 7]
+        return [repo["name"], repo["state"], *[""] * 8]
     requests, received = rates.get(repo["name"], (0.0, 0.0))
     return [
         repo["name"],
         repo["state"],
         f"{hydration['blobs_here']}/{hydration['blobs_total']}",
+        _hits(hydration),
         str(sum(hydration["queue"].values())),
         str(hydration["in_flight"]),
         f"{requests:.1f}",
@@ -95,6 +108,12 @@ def _row(repo: Fields, rates: dict[str, tuple[float, float]]) -> list[str]:
         str(hydration["failures"]),
         str(repo.get("overlay", {}).get("dirty_files", "")),
     ]
+
+
+def _hits(hydration: Fields) -> str:
+    """The share of contents that were here when a program asked; the kernel's cache not counted."""
+    asked = hydration["reads_here"] + hydration["reads_waited"]
+    return f"{hydration['reads_here'] * 100 // asked}%" if asked else ""
 
 
 def _readers(repos: list[Fields]) -> Iterator[str]:

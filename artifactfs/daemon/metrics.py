@@ -172,6 +172,8 @@ _SIMPLE: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("received_bytes_total", "counter", "Bytes received.", ("hydration", "received_bytes")),
     ("requests_total", "counter", "Requests for contents.", ("hydration", "requests")),
     ("failures_total", "counter", "Requests that failed.", ("hydration", "failures")),
+    ("reads_here_total", "counter", "Contents asked for, here.", ("hydration", "reads_here")),
+    ("reads_waited_total", "counter", "Contents waited for.", ("hydration", "reads_waited")),
     ("in_flight_requests", "gauge", "Requests under way.", ("hydration", "in_flight")),
     ("memory_cache_bytes", "gauge", "Contents held in memory.", ("hydration", "memory_bytes")),
     ("overlay_files", "gauge", "Files with local data.", ("overlay", "dirty_files")),

@@ -116,6 +116,7 @@ class Hydrator:
         self._memory = MemoryCache(memory_bytes)
         self._large = LargeBlobStore(state.large_blobs)
         self._sizes = SizeStore(state.sizes_db)
+        self._reads_here = self._reads_waited = 0
         self._link = RemoteLink(connect)
         self._health = RemoteHealth(
             repo=settings.name,
@@ -215,6 +216,7 @@ class Hydrator:
         """
         blob = self._local.open(oid)
         if blob is not None:
+            self._reads_here += 1
             self._readahead.used(oid)
         return blob
 
@@ -257,6 +259,7 @@ class Hydrator:
 
     async def _read(self, oid: bytes, context: ReadContext) -> Want:
         """Wait until somebody has settled the want of `oid`, with the reader counted in."""
+        self._reads_waited += 1
         coming = self._queue.get(oid)
         want = self._queue.join(
             oid,
@@ -438,6 +441,8 @@ class Hydrator:
             failures=counters.failures,
             blobs_received=counters.blobs,
             received_bytes=counters.bytes,
+            reads_here=self._reads_here,
+            reads_waited=self._reads_waited,
             readers=readers,
             remote=state,
             outage_since=outage.since if outage is not None else None,

@@ -20,7 +20,9 @@ class HydrationStats:
     """A snapshot. Bytes are of content, except `received_bytes`, which came over the wire.
 
     `blobs_total` counts the distinct blobs of the mounted tree (0 until it was walked),
-    `bytes_total` those whose size is known. `queue` has the length for each priority.
+    `bytes_total` those whose size is known. `reads_here` counts contents that were here when a
+    program asked, `reads_waited` those that had to be brought: what the kernel has cached is in
+    neither. `queue` has the length for each priority.
     `remote` is ``up``, ``down`` or ``unused``; the `outage_…` fields say since when (seconds since
     1970) and why. `recent_state` is that of recent history: ``off``, ``waiting``, ``running`` or
     ``done``; ``done`` also where nobody asked for it.
@@ -38,6 +40,8 @@ class HydrationStats:
     failures: int
     blobs_received: int
     received_bytes: int
+    reads_here: int
+    reads_waited: int
     readers: tuple[WaitingReader, ...]
     remote: str
     outage_since: float | None

@@ -247,7 +247,10 @@ def test_trace_and_top(hello: Path, daemon: DaemonProcess) -> None:
     shown = daemon.run("top", "--count", "2", "--interval", "0.1s").stdout
     assert "hello" in shown
     (look,) = daemon.run("top", "--count", "1", "--json").stdout.splitlines()
-    assert json.loads(look)["repos"][0]["name"] == "hello"
+    (repo,) = json.loads(look)["repos"]
+    assert repo["name"] == "hello"
+    assert repo["hydration"]["reads_waited"] >= 1
+    assert "%" in shown
 
 
 def test_status_again_and_again(hello: Path, daemon: DaemonProcess) -> None:
