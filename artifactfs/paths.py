@@ -29,7 +29,7 @@ def default_state_root() -> Path:
         return Path(given).absolute()
     if os.geteuid() == 0:
         return Path("/var/lib/artifact-fs")
-    data_home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    data_home = os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share"
     return Path(data_home) / "artifact-fs"
 
 
@@ -38,7 +38,18 @@ def default_mount_root() -> Path:
     given = os.environ.get("ARTIFACT_FS_MOUNT_ROOT")
     if given:
         return Path(given).absolute()
-    return Path("/mnt/artifact-fs") if os.geteuid() == 0 else Path.home() / "artifact-fs"
+    return Path("/mnt/artifact-fs") if os.geteuid() == 0 else _home() / "artifact-fs"
+
+
+def _home() -> Path:
+    """Raises: InvalidInput where there is none, as for the arbitrary users of some containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise InvalidInput(
+            "there is no home directory to keep things in",
+            hint="set $HOME, or both $ARTIFACT_FS_ROOT and $ARTIFACT_FS_MOUNT_ROOT",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

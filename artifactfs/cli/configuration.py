@@ -28,13 +28,16 @@ Settings = dict[str, Any]
 
 
 def configuration_file() -> Path | None:
-    """Where the file is, or would be. None when ``$ARTIFACT_FS_CONFIG`` is empty."""
+    """Where the file is, or would be. None when ``$ARTIFACT_FS_CONFIG`` is empty, or there is no
+    home."""
     given = os.environ.get("ARTIFACT_FS_CONFIG")
     if given is not None:
         return Path(given).absolute() if given else None
     if os.geteuid() == 0:
         return Path("/etc/artifact-fs/config.toml")
-    config_home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    config_home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    if not os.path.isabs(config_home):  # no home either
+        return None
     return Path(config_home) / "artifact-fs" / "config.toml"
 
 

@@ -125,6 +125,10 @@ def run(arguments: list[str]) -> int:
         return 141
     except BaseExceptionGroup as group:
         return _report_group(group)
+    except FileNotFoundError as error:
+        if error.filename is not None:
+            return _report(f"{os.fsdecode(error.filename)}: {error.strerror}", None, 1)
+        return _report("the current directory is not there any more", "cd to one that is", 1)
     except OSError as error:
         what = error.strerror or str(error)
         what = f"{os.fsdecode(error.filename)}: {what}" if error.filename else what

@@ -141,8 +141,8 @@ def _may_have_hooks(gitdir: Path) -> bool:
     """Asking git costs a process, so only where a hook or ``core.hooksPath`` can be seen."""
     if (gitdir / "hooks" / "post-checkout").exists():
         return True
-    for path in (gitdir / "config", Path.home() / ".gitconfig", Path("/etc/gitconfig")):
-        with suppress(OSError):
-            if "hookspath" in path.read_text(errors="replace").lower():
+    for path in (gitdir / "config", Path("~/.gitconfig"), Path("/etc/gitconfig")):
+        with suppress(OSError, RuntimeError):  # there may be no home
+            if "hookspath" in path.expanduser().read_text(errors="replace").lower():
                 return True
     return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,49 @@ def _has(process: Path, mark: bytes) -> bool:
         return process.name.isdigit() and mark in (process / "environ").read_bytes()
     except OSError:
         return False
+
+
+NOBODY_KNOWN = """
+import os, sys
+from artifactfs.cli import adding, daemon, doctor, looking, main, one_line  # while they can be read
+from artifactfs.daemon import logs, offline, registration, registry, supervisor
+from artifactfs.doctor import examination
+os.setgid(54321)
+os.setuid(54321)
+sys.exit(main.run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["status", "daemon", "list-repos", "doctor"])
+def test_a_user_without_a_home(command: str) -> None:
+    """Containers are run as users that no passwd file knows."""
+
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", NOBODY_KNOWN, command],
+            env={"PATH": os.environ["PATH"], **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    refused = run()
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[0] == "error: there is no home directory to keep things in"
+    if command == "status":
+        answered = run(ARTIFACT_FS_ROOT="/nowhere", ARTIFACT_FS_MOUNT_ROOT="/nowhere/mnt")
+        assert (answered.returncode, answered.stdout) == (0, ""), answered.stderr
+
+
+def test_the_current_directory_is_gone(idle_daemon: DaemonProcess) -> None:
+    line = 'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$2" mount ./somewhere'
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", idle_daemon.directory / "gone", PROGRAMS / "artifact-fs"],
+        env=idle_daemon.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: the current directory is not there any more",
+        "hint: cd to one that is",
+    ]
