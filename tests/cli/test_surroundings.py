@@ -122,7 +122,7 @@ NOBODY_KNOWN = """
 import os, sys
 from artifactfs.cli import adding, daemon, doctor, looking, main, one_line  # while they can be read
 from artifactfs.daemon import logs, offline, registration, registry, supervisor
-from artifactfs.doctor import examination
+from artifactfs.doctor import examination, report
 os.setgid(54321)
 os.setuid(54321)
 sys.exit(main.run(sys.argv[1:]))
