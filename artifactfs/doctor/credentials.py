@@ -16,6 +16,7 @@ from artifactfs.redact import redact
 SOON_S = 3600.0
 """A token that ends within this many seconds is worth a word before it does."""
 
+LAST_S = 253_402_300_799  # the end of the year 9999, after which there are no dates
 _EXPIRES = re.compile(r"[?&]expires=(\d+)$")
 
 
@@ -48,7 +49,7 @@ def _check_expiry(path: Path, repo: str, url: str, now: float) -> Iterator[Findi
     if not ends:
         yield ok("credentials.stored", f"{repo}: credentials are stored", repo)
         return
-    end = max(ends)
+    end = min(max(ends), LAST_S)
     when = datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d %H:%M UTC")
     mend = f"ARTIFACT_FS_TOKEN=NEW_TOKEN artifact-fs set-remote --name {repo} --remote {url}"
     if end <= now:
@@ -67,6 +68,7 @@ def _check_expiry(path: Path, repo: str, url: str, now: float) -> Iterator[Findi
 
 def expiry_times(path: Path) -> list[int]:
     """Unix seconds of every ``?expires=`` in the passwords of a git-credential-store file."""
-    passwords = (urlsplit(line).password for line in path.read_text().splitlines() if line)
+    lines = path.read_text(errors="replace").splitlines()
+    passwords = (urlsplit(line).password for line in lines if line)
     found = (_EXPIRES.search(unquote(password)) for password in passwords if password)
     return [int(match[1]) for match in found if match]

@@ -15,6 +15,7 @@ from artifactfs.daemon.registration import resolve_mount_point
 from artifactfs.doctor import credentials, liveness, machine, storage
 from artifactfs.doctor.finding import Finding, Patient, Severity, problem, warning
 from artifactfs.paths import StateLayout
+from artifactfs.redact import redact
 
 Check = Callable[[Patient], Iterable[Finding]]
 
@@ -156,11 +157,25 @@ def _collect(check: Check, patient: Patient) -> list[Finding]:
                 "run artifact-fs doctor as the user who owns the state root",
             )
         )
+    except Exception as error:  # what nobody thought of must not cost the other findings
+        name = check.__name__.removeprefix("check_")
+        findings.append(_puzzled(f"{name}.failed", f"the check of {name}", error))
     return findings
+
+
+def _puzzled(code: str, what: str, error: Exception) -> Finding:
+    return problem(
+        code,
+        f"{what} could not go on: {type(error).__name__}: {redact(str(error))}",
+        "report this with what artifact-fs doctor --json prints",
+    )
 
 
 async def _run_remote(patient: Patient, repo: RepoSettings, slot: list[Finding]) -> None:
     from artifactfs.doctor.remotes import check_remote
 
-    async for finding in check_remote(patient, repo):
-        slot.append(finding)
+    try:
+        async for finding in check_remote(patient, repo):
+            slot.append(finding)
+    except Exception as error:
+        slot.append(_puzzled("remote.failed", f"the check of {repo.name}'s remote", error))

@@ -21,8 +21,8 @@ import pytest
 from artifactfs.config import RepoSettings
 from artifactfs.daemon import redirects
 from artifactfs.daemon.redirects import Tree
-from artifactfs.doctor import machine
-from artifactfs.doctor.finding import Finding, Patient, Severity
+from artifactfs.doctor import examination, machine
+from artifactfs.doctor.finding import Finding, Patient, Severity, ok
 from artifactfs.git.credentials import CredentialFile
 from artifactfs.paths import StateLayout
 from tests.doctor.conftest import Sick, as_nobody, make_state, tiny_mount, tmpfs
@@ -170,6 +170,7 @@ def test_credentials_open_to_others(sick: Sick) -> None:
         (-60, "credentials.expired", Severity.PROBLEM),
         (600, "credentials.expire-soon", Severity.WARNING),
         (86400, "credentials.valid", Severity.OK),
+        (10**18, "credentials.valid", Severity.OK),
     ],
 )
 def test_token_expiry(sick: Sick, seconds: int, code: str, severity: Severity) -> None:
@@ -360,3 +361,15 @@ def test_subprocesses_end(sick: Sick) -> None:
     names = [Path("/proc", pid, "comm").read_text().strip() for pid in children]
     assert "git" not in names
     assert subprocess.run(["true"], check=True).returncode == 0
+
+
+def test_a_check_that_fails_costs_no_other(sick: Sick, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_nothing(_patient: Patient) -> Iterator[Finding]:
+        yield ok("nothing.first", "this is said")
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(examination, "LOCAL_CHECKS", (check_nothing, *examination.LOCAL_CHECKS))
+    found = {finding.code: finding for finding in sick.examine().findings}
+    assert found["nothing.failed"].severity is Severity.PROBLEM
+    assert "KeyError" in found["nothing.failed"].what
+    assert {"nothing.first", "database.registry"} <= set(found)
