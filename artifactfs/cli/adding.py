@@ -137,7 +137,8 @@ def add_repo(
     if answer.get("seconds") is not None:
         click.echo(f"{name}: {answer['state']} at {answer['mount_point']} ({answer['seconds']} s)")
     else:
-        click.echo(f"{name}: {answer['state']}, will be at {answer['mount_point']}")
+        where = "at" if answer["state"] == "mounted" else "and will be at"
+        click.echo(f"{name}: {answer['state']} {where} {answer['mount_point']}")
 
 
 def origin_of(git_dir: Path | None) -> str:

@@ -57,6 +57,39 @@ def example_repository(tmp_path: Path) -> Path:
     return target
 
 
+@pytest.mark.parametrize("line", ["artifact-fs mount", "artifact-fs daemon"])
+def test_mounting(
+    line: str,
+    idle_daemon: DaemonProcess,
+    example_repository: Path,
+) -> None:
+    """Both blocks as they are, each at home in a folder of its own; then a commit."""
+    home = idle_daemon.directory / "home"
+    home.mkdir()
+    remote = example_repository.rename(example_repository.with_name("hello.git"))
+    block = shell_block(line).replace("https://host/org/hello.git", str(remote))
+    block = block.replace("$PWD/.venv/bin", str(PROGRAMS))
+    environment = idle_daemon.environment | {
+        "HOME": str(home),
+        "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+        "GIT_CONFIG_GLOBAL": str(home / ".gitconfig"),
+    }
+    commit = "echo more >> README.rst && git commit -qam More && git log -1 --format=%s && pwd"
+    done = subprocess.run(
+        ["bash", "-ec", f"{block}{commit}; cd ~; kill %1 || true"],
+        cwd=home,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=(idle_daemon.directory / "errors").open("w"),
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, (idle_daemon.directory / "errors").read_text()
+    where = home / "mnt" / "hello" if "daemon" in line else home / "hello"
+    assert done.stdout.splitlines()[-2:] == ["More", str(where)]
+
+
 def test_sessions_in_a_mount(
     daemon: DaemonProcess,
     remote_repo: Callable[..., ServedRepository],
