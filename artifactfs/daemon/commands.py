@@ -138,7 +138,8 @@ class Commands:
             answer.update(await supervision.request("status", deadline_s=STATUS_S))
         except DaemonError as error:
             answer["state"] = "not answering"
-            answer["error"] = {"message": error.message}
+            hint = error.hint or "artifact-fs doctor says what it waits for"
+            answer["error"] = {"message": error.message, "hint": hint}
 
     # -- adding and removing -----------------------------------------------------------------
 

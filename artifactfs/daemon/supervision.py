@@ -303,6 +303,10 @@ class Supervision:
             await channel.request("stop", deadline_s=STOP_S)
         except DaemonError as error:
             log.debug("stop: %s", error, extra={"repo": self.name})
+            if not channel.closed.is_set():  # it would have answered at once, and then begun
+                log.error("the mount's process hangs; killing it", extra={"repo": self.name})
+                await self._kill(worker)
+                return
         await self._escalate(worker)
 
     async def _see_out(self, worker: WorkerProcess) -> None:
