@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 
 from artifactfs.daemon.registration import Secret
-from artifactfs.errors import StateError
+from artifactfs.errors import RemoteUnreachable, StateError
 from artifactfs.git.credentials import Credential, CredentialFile
 from artifactfs.git.gitdir import set_remote
 from artifactfs.git.greeting import TipWish
@@ -35,6 +35,7 @@ class RemoteConnection:
         self._shared: Remote | None = None
         self._cloned: Remote | None = None
         self._opening = trio.Lock()
+        self._open_scope = trio.CancelScope()  # of `shared`, while it waits
 
     async def open(self, *, expect_refs: bool = False, expect_tip: TipWish | None = None) -> Remote:
         """A new remote, the caller's to close. Raises: RemoteError."""
@@ -78,7 +79,10 @@ class RemoteConnection:
         """The remote of the background jobs. Raises: RemoteError; the next call tries again."""
         async with self._opening:
             if self._shared is None:
-                self._shared = await self.open()
+                with trio.CancelScope() as self._open_scope:
+                    self._shared = await self.open()
+            if self._shared is None:
+                raise RemoteUnreachable("the remote was changed while it was being opened")
             return self._shared
 
     async def change(self, url: str) -> None:
@@ -87,7 +91,8 @@ class RemoteConnection:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what is open here. Takes at most a few seconds."""
+        """Close what is open here, and what is being opened. Takes at most a few seconds."""
+        self._open_scope.cancel()
         async with self._opening:
             open_ones = [one for one in (self._shared, self._cloned) if one is not None]
             self._shared = self._cloned = None
