@@ -20,7 +20,7 @@ import signal
 import socket
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from artifactfs.daemon import logs, mounts, redirects
 from artifactfs.daemon.control import LineStream, innermost, serve_requests
 from artifactfs.daemon.jobs import Jobs
 from artifactfs.daemon.messages import error_fields
+from artifactfs.daemon.old_versions import OldVersions
 from artifactfs.daemon.prepared import adopt_gitdir
 from artifactfs.daemon.remotes import RemoteConnection
 from artifactfs.daemon.requests import Requests
@@ -43,6 +44,7 @@ from artifactfs.git.clone import Tip, clone_tip, tip_wish
 from artifactfs.git.command import run_git
 from artifactfs.git.gitdir import config_text, read_head
 from artifactfs.git.objects import MissingObject, ObjectDatabase
+from artifactfs.git.offered import offer, withdraw
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.hydration.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.paths import RepoLayout, StateLayout
@@ -191,6 +193,7 @@ class Worker:
     async def _serve(self) -> None:
         async with locked(self.layout):
             await trio.to_thread.run_sync(mounts.clear_dead, self.settings.mount_point)
+            withdraw(self.layout.gitdir)  # a worker that was killed has left it
             tip = await self._clone_if_needed()
             self.odb = ObjectDatabase(self.layout.gitdir)
             self.hydrator = Hydrator(
@@ -216,11 +219,14 @@ class Worker:
             odb=self.odb,
             hydrator=self.hydrator,
             tip=tip or self._tip_of_head(),
+            offer=self.hydrator.offered,
         )
         try:
             await recover(self)
             await self._mount()
         finally:
+            with suppress(OSError):
+                withdraw(self.layout.gitdir)
             self.filesystem.close()
 
     async def _clone_if_needed(self) -> Tip | None:
@@ -263,7 +269,18 @@ class Worker:
                 nursery.start_soon(self._behind_the_mount)
             nursery.cancel_scope.cancel()
 
+    def offer_objects(self) -> None:
+        """Let git see the blobs of the tree as objects that are here. Without it git works too."""
+        line = self.filesystem.offered_alternate
+        try:
+            if line and self.filesystem.offered is not None:
+                self.filesystem.offered.before_missing = OldVersions(self).before_missing
+                offer(self.layout.gitdir, line)
+        except OSError as error:
+            log.warning("git will not see the blobs of the tree: %s", error)
+
     async def _behind_the_mount(self) -> None:
+        await trio.to_thread.run_sync(self.offer_objects)
         await trio.to_thread.run_sync(redirects.apply, self._redirected_tree())
         await self.event(
             "mounted",

@@ -26,8 +26,7 @@ from artifactfs.fs.interrupt import unless_interrupted
 from artifactfs.fs.mutations import Mutations, fail
 from artifactfs.fs.tree import Tree
 from artifactfs.git.objects import Oid
-from artifactfs.hydration.blobs import Blob
-from artifactfs.hydration.hydrator import ReadContext
+from artifactfs.hydration.blobs import Blob, ReadContext
 
 _COPY_PIECE = 1 << 20
 _IN_HANDLER = 256 << 10

@@ -41,8 +41,7 @@ from artifactfs.git.conversion import (
     ancestors,
 )
 from artifactfs.git.objects import Oid
-from artifactfs.hydration.blobs import Blob
-from artifactfs.hydration.hydrator import ReadContext
+from artifactfs.hydration.blobs import Blob, ReadContext
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)

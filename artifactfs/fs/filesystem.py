@@ -26,6 +26,7 @@ from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.listings import Listings
 from artifactfs.fs.lowlevel import Adjustments
 from artifactfs.fs.mutations import Mutations
+from artifactfs.fs.offered import BlobOffer, OfferedObjects, alternate_line
 from artifactfs.fs.operations import Operations
 from artifactfs.fs.overlay import (
     Overlay,
@@ -110,8 +111,13 @@ class FileSystem:
         odb: ObjectDatabase,
         hydrator: BlobSource,
         tip: TipLike | None,
+        offer: BlobOffer | None = None,
     ) -> None:
-        """Open the overlay, or create it from `tip`. Raises: StateError."""
+        """Open the overlay, or create it from `tip`. Raises: StateError.
+
+        `offer` is what git is told to have beside what is in its packs.
+        """
+        self._offer = offer
         self.layout = layout
         self.settings = settings
         self.odb = odb
@@ -179,12 +185,13 @@ class FileSystem:
         self._compaction = Compaction(
             self.tree, self.walker, self.layout.gitdir, self.contents.equals_blob
         )
+        of_owner = {"uid": owner.uid, "gid": owner.gid, "time_ns": self.base.time_ns}
+        self.offered = OfferedObjects(self._offer, **of_owner) if self._offer else None
         self._virtual = VirtualFiles(
             os.fsencode(self.layout.gitdir),
             self._answer_fsmonitor,
-            uid=owner.uid,
-            gid=owner.gid,
-            time_ns=self.base.time_ns,
+            offered=self.offered,
+            **of_owner,
         )
         self._virtual.avoid(self.tree.entries(self.tree.root))
         self.operations = Operations(
@@ -244,6 +251,13 @@ class FileSystem:
             "case $caller in *diff*) printf '%s\\0/' \"$2\";; "
             f"*) cat \"{file}/$2\" 2>/dev/null || printf 'unknown\\0/\\0';; esac #"
         )
+
+    @property
+    def offered_alternate(self) -> bytes:
+        """The line of an alternates file that names what git is offered; empty: there is none."""
+        if self.offered is None:
+            return b""
+        return alternate_line(self.settings.mount_point, self._virtual.control_name)
 
     # Looking
 

@@ -124,9 +124,13 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Waits only for names of objects that git is offered; the caller can be killed."""
         if len(name) > NAME_MAX:
             raise FUSEError(errno.ENAMETOOLONG)
         if self._virtual.reserves(parent, name):
+            offered = self._virtual.offered
+            if offered is not None and offered.owns(parent):
+                return await offered.lookup(parent, name, ctx.pid)
             ino = self._virtual.lookup(parent, name)
             return negative_entry() if ino is None else self._virtual.attributes(ino)
         directory = self._tree.directory(parent)
@@ -195,6 +199,9 @@ class Operations(pyfuse3.Operations):
     @_answering
     async def readlink(self, ino: int, ctx: RequestContext) -> bytes:
         """Waits for the content; the caller can be killed."""
+        offered = self._virtual.offered
+        if offered is not None and offered.is_object(ino):
+            return await offered.bring(ino, ctx.pid)
         return await self._contents.link_target(self._tree.get(ino), ctx.pid)
 
     # Changing names
@@ -339,6 +346,7 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start: int, token: ReaddirToken) -> None:
         """Entries 1 and 2 are ``.`` and ``..``; in the root the gitfile follows."""
         if self._virtual.owns(fh):
+            self._list_offered(fh, start, token)
             return
         tree, directory = self._tree, self._tree.directory(fh)
         listing, position = self._unfinished.resume(start)
@@ -378,6 +386,12 @@ class Operations(pyfuse3.Operations):
                 return False
             inode.nlookup += 1
         return True
+
+    def _list_offered(self, ino: int, start: int, token: ReaddirToken) -> None:
+        offered = self._virtual.offered
+        for name, entry, after in offered.entries(ino, start) if offered is not None else ():
+            if not pyfuse3.readdir_reply(token, name, entry, after):
+                return
 
     def _attributes(self, inode: Inode) -> EntryAttributes:
         self._tree.settle(inode)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Container
 import pyfuse3
 
 from artifactfs.fs.attributes import FOREVER
+from artifactfs.fs.offered import OFFERED_INO, OfferedObjects
 from artifactfs.inode_numbers import ROOT_INO
 
 GITFILE = b".git"
@@ -37,8 +38,16 @@ class VirtualFiles:
     """The inodes below `FIRST_ALLOCATED_INO`, and the token files."""
 
     def __init__(
-        self, gitdir: bytes, answer: Callable[[str], bytes], *, uid: int, gid: int, time_ns: int
+        self,
+        gitdir: bytes,
+        answer: Callable[[str], bytes],
+        *,
+        offered: OfferedObjects | None = None,
+        uid: int,
+        gid: int,
+        time_ns: int,
     ) -> None:
+        self.offered = offered
         self.gitfile = b"gitdir: " + gitdir + b"\n"
         self.control_name = b".artifact-fs"
         self._answer = answer
@@ -57,7 +66,13 @@ class VirtualFiles:
         self.control_name = name
 
     def owns(self, ino: int) -> bool:
-        return GITFILE_INO <= ino <= _FSMONITOR_INO or _TOKENS <= ino < 2 * _TOKENS
+        if GITFILE_INO <= ino <= _FSMONITOR_INO or _TOKENS <= ino < 2 * _TOKENS:
+            return True
+        return self.offers(ino)
+
+    def offers(self, ino: int) -> bool:
+        """Whether `ino` belongs to the object directory that git is shown."""
+        return self.offered is not None and self.offered.owns(ino)
 
     def reserves(self, parent: int, name: bytes) -> bool:
         """Whether nothing may be made, moved or removed under that name."""
@@ -72,6 +87,8 @@ class VirtualFiles:
                 return GITFILE_INO
             return _CONTROL_INO if name == self.control_name else None
         if parent == _CONTROL_INO:
+            if name == b"objects" and self.offered is not None:
+                return OFFERED_INO
             return _FSMONITOR_INO if name == b"fsmonitor" else None
         if parent == _FSMONITOR_INO and len(name) <= _MAX_TOKEN:
             return self._token(name.decode("utf-8", "replace"))
@@ -89,6 +106,8 @@ class VirtualFiles:
         self._answers.pop(ino, None)
 
     def attributes(self, ino: int) -> pyfuse3.EntryAttributes:
+        if self.offered is not None and self.offered.owns(ino):
+            return self.offered.attributes(ino)
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = ino
         entry.st_uid = self._uid

@@ -68,14 +68,19 @@ def _blobs_of_raw(output: bytes) -> Iterator[Oid]:
 
 
 async def blobs_of_recent_commits(
-    odb: ObjectDatabase, commit: Oid, *, commits: int = 100, max_blobs: int = 4_000
+    odb: ObjectDatabase,
+    commit: Oid,
+    *,
+    commits: int = 100,
+    max_blobs: int = 4_000,
+    max_of_commit: int | None = None,
 ) -> list[Oid]:
     """Both sides of what the last `commits` commits up to `commit` changed, newest first.
 
     Merges are compared with their first parents. A commit that would make the list longer than
-    `max_blobs` is left out. Never asks the network: what is not here is left out too, as are the
-    parents of a shallow commit. A checkpoint for each commit, of which one takes 1 ms.
-    Raises: CorruptData.
+    `max_blobs`, or that changed more than `max_of_commit` by itself, is left out. Never asks the
+    network: what is not here is left out too, as are the parents of a shallow commit. A checkpoint
+    for each commit, of which one takes 1 ms. Raises: CorruptData.
     """
     found: dict[Oid, None] = {}
     pending = [(0, commit)]
@@ -88,7 +93,8 @@ async def blobs_of_recent_commits(
             info = odb.commit(heapq.heappop(pending)[1])
             parents = [(oid, odb.commit(oid)) for oid in info.parents]
             before = parents[0][1].tree if parents else None
-            changed = _changed_blobs(odb, before, info.tree, max_blobs - len(found))
+            limit = min(max_blobs - len(found), max_of_commit or max_blobs)
+            changed = _changed_blobs(odb, before, info.tree, limit)
         except MissingObject:
             continue
         found |= dict.fromkeys(changed)

@@ -30,6 +30,7 @@ from artifactfs.git.objectformat import (
     parse_tree,
     tag_target,
 )
+from artifactfs.git.offered import is_offered
 from artifactfs.git.packformat import Content, Kind, Oid
 from artifactfs.git.packindex import PackIndex
 from artifactfs.git.packread import PIECE, BaseCache, PackBytes, Scratch, write_bytes
@@ -366,7 +367,10 @@ def _object_directory(gitdir: Path) -> Path:
 
 
 def _with_alternates(objects: Path, depth: int) -> Iterator[Path]:
-    """`objects` and the object directories its ``info/alternates`` lead to, each once."""
+    """`objects` and the object directories its ``info/alternates`` lead to, each once.
+
+    But what a mount offers: to ask the mount that this process serves would wait for ever.
+    """
     seen: dict[Path, None] = {objects: None}
     queue = [(objects, depth)]
     while queue:
@@ -379,7 +383,7 @@ def _with_alternates(objects: Path, depth: int) -> Iterator[Path]:
             if not line or line.startswith(b"#"):
                 continue
             path = Path(os.path.normpath(directory / os.fsdecode(_unquote(line))))
-            if path not in seen:
+            if path not in seen and not is_offered(path):
                 seen[path] = None
                 queue.append((path, left - 1))
     yield from seen

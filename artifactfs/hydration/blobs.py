@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -93,3 +94,13 @@ class FileBlob:
 
     def __del__(self) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadContext:
+    """Who reads what: `path` in the tree, `trees` the clean trees of the directories above it,
+    nearest first, and the reading process."""
+
+    path: bytes = b""
+    trees: tuple[bytes, ...] = ()
+    pid: int = 0

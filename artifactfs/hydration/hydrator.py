@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import trio
 
@@ -49,7 +48,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.git.objects import ObjectDatabase
 from artifactfs.git.packstore import PackStore
 from artifactfs.git.remote import Remote
-from artifactfs.hydration.blobs import Blob, MemoryBlob
+from artifactfs.hydration.blobs import Blob, MemoryBlob, ReadContext
 from artifactfs.hydration.cache import DEFAULT_MEMORY, MemoryCache
 from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout, copy_of
 from artifactfs.hydration.failure_log import FailureLog
@@ -61,6 +60,7 @@ from artifactfs.hydration.large_blobs import LargeBlobStore
 from artifactfs.hydration.link import RemoteLink
 from artifactfs.hydration.local import LocalBlobs
 from artifactfs.hydration.nearby import blobs_below
+from artifactfs.hydration.offered import OfferedBlobs
 from artifactfs.hydration.opening import opening_files
 from artifactfs.hydration.patience import STALLED_S, patience_ends
 from artifactfs.hydration.planner import Planner
@@ -77,19 +77,8 @@ from artifactfs.hydration.turn import SweepTurn
 from artifactfs.hydration.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.paths import RepoLayout, StateLayout
 
-PACK_POLL_S = 0.01
 PREFETCH_SLICE = 5_000
 """Wants that one `prefetch` has in the queue at a time: some 5 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadContext:
-    """Who reads what: `path` in the tree, `trees` the clean trees of the directories above it,
-    nearest first, and the reading process."""
-
-    path: bytes = b""
-    trees: tuple[bytes, ...] = ()
-    pid: int = 0
 
 
 class Hydrator:
@@ -181,6 +170,13 @@ class Hydrator:
             classify=lambda path, mode: classify(path, mode, None, first=first),
             begun=self._queue.wake,
             turn=self._turn,
+        )
+        self.offered = OfferedBlobs(
+            planner=self._planner,
+            odb=odb,
+            control=self._control,
+            hydrate=self.hydrate,
+            prefetch=self.prefetch,
         )
         self._recent = RecentHistory(
             odb=odb, sizing=self._sizing, sweep=self._sweep, begun=self._queue.wake
@@ -327,9 +323,7 @@ class Hydrator:
         """
         inventory = self._planner.inventory
         oids = inventory.of_priority(Priority.GIT) if inventory is not None else []
-        await self.prefetch(oids)
-        while self._odb.missing(oids):  # noqa: ASYNC110 readers have them before the pack is whole
-            await trio.sleep(PACK_POLL_S)
+        await self.offered.bring_all(oids)
 
     def _join_all(self, oids: Iterable[bytes], priority: Priority) -> list[Want]:
         """Wants for all of `oids`, each with one reader more."""

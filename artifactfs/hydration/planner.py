@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class Planner:
     """Walks the tree that is set, learns its sizes and hands it to the sweep.
 
-    `inventory` is that of the last tree that was walked; `begun` is called when the sweep has
-    something to do.
+    `inventory` is that of the last tree that was walked, and `walked` is set while that is the one
+    to work on; `begun` is called when the sweep has something to do.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Planner:
     ) -> None:
         self._turn = turn
         self.inventory: TreeInventory | None = None
+        self.walked = trio.Event()
         self._odb = odb
         self._link = link
         self._sizing = sizing
@@ -52,6 +53,8 @@ class Planner:
     def start(self, tree: bytes) -> None:
         """Work on `tree` from now on, and no longer on the one before."""
         self._tree = tree
+        if self.walked.is_set():
+            self.walked = trio.Event()
         self._tree_set.set()
         self._scope.cancel()
 
@@ -78,6 +81,8 @@ class Planner:
         inventory = await take_inventory(self._odb.tree, tree, self._classify)
         await inventory.count(self._odb.missing)
         self.inventory = inventory
+        if tree == self._tree:
+            self.walked.set()
         self._sweep.begin(inventory)
         self._begun()
         self.take_turn()

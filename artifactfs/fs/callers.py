@@ -1,0 +1,73 @@
+"""Which git command a request comes from."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+_WITH_A_VALUE = (
+    "-C",
+    "-c",
+    "--attr-source",
+    "--config-env",
+    "--exec-path",
+    "--git-dir",
+    "--list-cmds",
+    "--namespace",
+    "--super-prefix",
+    "--work-tree",
+)
+"""Options before the name of the command that may have their value in the next argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class GitCommand:
+    """``git NAME ARGUMENTS``, run by the thread `pid`."""
+
+    pid: int
+    name: str
+    arguments: tuple[str, ...]
+
+    def directories(self) -> list[str]:
+        """Where its arguments may be relative to, likely ones first.
+
+        Git goes to the top of the tree before it reads objects, so it is asked where its shell is.
+        """
+        found = []
+        with suppress(OSError), open(f"/proc/{self.pid}/environ", "rb") as file:
+            variables = file.read().split(b"\0")
+            found = [os.fsdecode(v[4:]) for v in variables if v.startswith(b"PWD=/")]
+        for pid in (self.parent(), self.pid):
+            with suppress(OSError):
+                found.append(os.readlink(f"/proc/{pid}/cwd"))
+        return found
+
+    def parent(self) -> int:
+        """The process that started it; 0 where that cannot be seen."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                return int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            return 0
+
+
+def git_command(pid: int) -> GitCommand | None:
+    """The git command that the thread `pid` runs; None where it is no git, or not to be seen."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            line = file.read()
+    except OSError:
+        return None
+    program, *arguments = os.fsdecode(line.rstrip(b"\0")).split("\0")
+    program = os.path.basename(program)
+    if program.startswith("git-"):
+        return GitCommand(pid, program.removeprefix("git-"), tuple(arguments))
+    if program != "git":
+        return None
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("-"):
+        at += 2 if arguments[at] in _WITH_A_VALUE else 1
+    if at >= len(arguments):
+        return None
+    return GitCommand(pid, arguments[at], tuple(arguments[at + 1 :]))

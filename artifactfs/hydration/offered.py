@@ -1,0 +1,94 @@
+"""What git is told that it has: the blobs of the mounted tree, brought when it opens one.
+
+Git looks into its own object directories and never asks us, so `fs/offered.py` shows it an object
+directory in which these blobs have names. This is what stands behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from artifactfs.errors import CorruptData
+from artifactfs.git.objects import MissingObject, ObjectDatabase
+from artifactfs.hydration.blobs import Blob, ReadContext
+from artifactfs.hydration.flight import FlightControl
+from artifactfs.hydration.inventory import TreeInventory
+from artifactfs.hydration.patience import STALLED_S
+from artifactfs.hydration.planner import Planner
+
+WALK_S = 10.0
+"""Git waits so long at most for the first walk through the tree (100,000 files: 0.5 s)."""
+
+Hydrate = Callable[[bytes, ReadContext], Awaitable[Blob]]
+
+
+class OfferedBlobs:
+    """The blobs of the tree of the last `start_sweep`, by name."""
+
+    def __init__(
+        self,
+        *,
+        planner: Planner,
+        odb: ObjectDatabase,
+        control: FlightControl,
+        hydrate: Hydrate,
+        prefetch: Callable[[Sequence[bytes]], Awaitable[None]],
+    ) -> None:
+        self._planner = planner
+        self._odb = odb
+        self._control = control
+        self._hydrate = hydrate
+        self._prefetch = prefetch
+
+    @property
+    def inventory(self) -> TreeInventory | None:
+        """That of the tree; of the one before while it is walked; None before the first walk."""
+        return self._planner.inventory
+
+    async def walked(self) -> None:
+        """Wait until `inventory` is that of the tree, or for `WALK_S`."""
+        if not self._planner.walked.is_set():
+            with trio.move_on_after(WALK_S):
+                await self._planner.walked.wait()
+
+    async def bring(self, oid: bytes, pid: int) -> None:
+        """Bring `oid`, with what a scan in the order of the tree needs next, into a pack.
+
+        Waits for the network, and until the pack is in place: git will look for it there.
+        Raises: HydrationTimeout, HydrationFailed.
+        """
+        if self._odb.contains(oid):
+            return
+        path, trees = self._place(oid)
+        blob = await self._hydrate(oid, ReadContext(path, trees, pid))
+        blob.close()
+        await self._landed({oid})
+
+    async def bring_all(self, oids: Sequence[bytes]) -> None:
+        """Bring all of `oids` into packs, as `bring`, without readahead. Raises: HydrationFailed,
+        after trying all."""
+        try:
+            await self._prefetch(oids)
+        finally:
+            await self._landed(set(oids))
+
+    async def _landed(self, oids: set[bytes]) -> None:
+        """Wait for the packs in which `oids` have come, but not for a remote that stalls."""
+        with trio.move_on_after(STALLED_S):
+            for flight in list(self._control.active):
+                if not oids.isdisjoint(flight.brought):
+                    await flight.landed.wait()
+
+    def _place(self, oid: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+        """The path of a blob, and the trees above it, nearest first."""
+        inventory = self._planner.inventory
+        trees = inventory.directory_of(oid) if inventory is not None else ()
+        names = []
+        try:
+            for child, tree in zip((oid, *trees), trees, strict=False):
+                names.append(next(e.name for e in self._odb.tree(tree) if e.oid == child))
+        except (MissingObject, CorruptData, StopIteration):
+            return b"", ()
+        return b"/".join(reversed(names)), trees

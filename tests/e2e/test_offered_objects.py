@@ -1,0 +1,203 @@
+"""Git commands in a mount where no content is: what they download, and who fetches it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.delay_proxy import DelayProxy
+from tests.e2e.odd_repository import OddRepository
+from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
+
+
+@pytest.fixture
+def ready(mounted: Path, daemon: DaemonProcess) -> Path:
+    """The mount with its index and all of history; no content but what git reads always."""
+    (mounted / ".git").read_bytes()
+    daemon.wait_for("odd", "history")
+    return mounted
+
+
+class Traced:
+    """A git command, what it printed, and how many fetches it began."""
+
+    def __init__(self, mount: Path, *arguments: str, cwd: str = "") -> None:
+        trace = mount.parent.parent / f"trace-{len(os.listdir(mount.parent.parent))}"
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=mount / cwd,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, "GIT_TRACE2_EVENT": str(trace), "PWD": str(mount / cwd)},
+        )
+        self.status, self.output, self.errors = done.returncode, done.stdout, done.stderr
+        self.fetches = len(re.findall(r'"fetch_count"', trace.read_text()))
+
+
+def blobs_wanted(proxy: DelayProxy, first: int, repository: OddRepository) -> set[str]:
+    """The paths of the tree whose blobs were asked for since request number `first`."""
+    paths = {oid: path for path, oid in repository.blobs().items()}
+    wanted = {oid for request in proxy.requests[first:] for oid in request.wants}
+    return {paths[oid] for oid in wanted & paths.keys()}
+
+
+def test_a_commit_downloads_nothing(
+    ready: Path, proxy: DelayProxy, odd_repository: OddRepository
+) -> None:
+    (ready / "new.txt").write_text("new\n")
+    first = len(proxy.requests)
+    for arguments in (
+        ("add", "new.txt"),
+        ("commit", "-qm", "one"),
+        ("stash", "list"),
+        ("switch", "-qc", "other"),
+        ("commit", "-q", "--amend", "--allow-empty", "-m", "two"),
+        ("reset", "-q", "--hard", "HEAD"),
+        ("merge", "-q", "main"),
+        ("write-tree",),
+    ):
+        done = Traced(ready, *arguments)
+        assert (done.status, done.fetches) == (0, 0), (arguments, done.errors)
+    assert not blobs_wanted(proxy, first, odd_repository)
+    assert Traced(ready, "status", "--porcelain").output == ""
+
+
+def test_git_reads_through_the_mount(
+    ready: Path, proxy: DelayProxy, odd_repository: OddRepository
+) -> None:
+    for path, oid in sorted(odd_repository.blobs().items())[:40]:
+        done = Traced(ready, "cat-file", "blob", oid)
+        assert (done.status, done.fetches) == (0, 0), (path, done.errors)
+    first = len(proxy.requests)
+    done = Traced(ready, "grep", "-c", "", "HEAD", "--", ":!assets")
+    assert (done.status, done.fetches) == (0, 0), done.errors
+    assert len(proxy.requests) - first < 25  # not one for each of 350 files
+
+
+def test_what_checks_sees_only_what_is_here(
+    ready: Path, proxy: DelayProxy, odd_repository: OddRepository
+) -> None:
+    first = len(proxy.requests)
+    Traced(ready, "write-tree")  # the kernel knows the names by now
+    for arguments in (
+        ("fsck", "--no-dangling"),
+        ("gc", "-q"),
+        ("repack", "-adq"),
+        ("count-objects", "-v"),
+        ("cat-file", "--batch-all-objects", "--batch-check"),
+    ):
+        done = Traced(ready, *arguments)
+        assert (done.status, done.fetches) == (0, 0), (arguments, done.errors)
+        assert odd_repository.oid("assets/big.bin") not in done.output
+    missing = Traced(ready, "rev-list", "--objects", "--missing=print", "HEAD").output
+    assert f"?{odd_repository.oid('assets/big.bin')}" in missing
+    assert not blobs_wanted(proxy, first, odd_repository)
+
+
+def test_adding_what_the_remote_has_makes_an_object_of_our_own(ready: Path) -> None:
+    content = (ready / "LICENSE").read_bytes()
+    (ready / "copy").write_bytes(content)
+    assert Traced(ready, "add", "copy").status == 0
+    assert Traced(ready, "commit", "-qm", "copy").status == 0
+    assert Traced(ready, "show", "HEAD:copy").output == content.decode()
+
+
+def test_git_says_what_is_wrong_when_the_remote_is_down(
+    ready: Path, proxy: DelayProxy, odd_repository: OddRepository
+) -> None:
+    (ready / "new.txt").write_text("new\n")
+    proxy.refuse()
+    assert Traced(ready, "add", "new.txt").status == 0
+    assert Traced(ready, "commit", "-qm", "offline").status == 0
+    done = Traced(ready, "cat-file", "blob", odd_repository.oid("src/hello.c"))
+    assert done.status != 0
+    assert "promisor remote" in done.errors
+    proxy.accept()
+    done = Traced(ready, "cat-file", "blob", odd_repository.oid("src/hello.c"))
+    assert done.status == 0, done.errors
+
+
+def test_nothing_is_left_where_there_is_no_mount(
+    ready: Path, daemon: DaemonProcess, proxy: DelayProxy
+) -> None:
+    gitdir = daemon.state / "repos" / "odd" / "git"
+    offered = gitdir / "artifactfs/offered/info/alternates"
+    assert offered.exists()
+    daemon.kill()
+    wait_until(lambda: not offered.exists(), "the end of the orphaned mount")
+    done = subprocess.run(
+        ["git", "--git-dir", gitdir, "log", "-1", "--format=%s"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    daemon.start()
+    wait_until(lambda: os.path.ismount(ready), "the mount")
+    (ready / "new.txt").write_text("new\n")
+    assert Traced(ready, "add", "new.txt").fetches == 0
+    done = Traced(ready, "commit", "-qm", "one")
+    assert (done.status, done.fetches, done.errors) == (0, 0, "")
+
+
+def make_versions(work: Path, count: int) -> None:
+    """Commits that each change a line of two files."""
+    lines = [f"line {number}" for number in range(count)]
+    (work / "sub").mkdir()
+    for number in range(count):
+        lines[number] = f"changed in {number}"
+        for path in ("sub/long.txt", "other.txt"):
+            (work / path).write_text("\n".join(lines) + f"\n{path}\n")
+        subprocess.run(["git", "add", "-A"], cwd=work, check=True)
+        subprocess.run(["git", "commit", "-qm", f"Change {number}"], cwd=work, check=True)
+
+
+@pytest.fixture
+def versions(
+    tmp_path: Path,
+    daemon: DaemonProcess,
+    proxy: DelayProxy,
+    remote_repo: Callable[..., ServedRepository],
+) -> Path:
+    """A mount of a repository in which two files have 40 versions, with its history."""
+    work, bare = tmp_path / "work", tmp_path / "bare.git"
+    work.mkdir()
+    subprocess.run(["git", "init", "-qb", "main"], cwd=work, check=True)
+    make_versions(work, 40)
+    subprocess.run(["git", "clone", "-q", "--bare", work, bare], check=True)
+    mount = daemon.add_repo("odd", proxy.url(remote_repo(bare).url))
+    (mount / ".git").read_bytes()
+    daemon.wait_for("odd", "history")
+    return mount
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cwd"),
+    [
+        (("blame", "sub/long.txt"), ""),
+        (("blame", "-L1,30", "HEAD", "--", "long.txt"), "sub"),
+        (("log", "-p", "--", "sub/long.txt"), ""),
+        (("log", "-p", "-L1,20:sub/long.txt"), ""),
+        (("log", "--stat", "sub"), ""),
+        (("log", "-p", "-n", "30"), ""),
+        (("-c", "alias.x=log -p", "log", "-p", "-G", "changed in"), ""),
+    ],
+)
+def test_old_versions_come_in_one_batch(
+    versions: Path, proxy: DelayProxy, arguments: tuple[str, ...], cwd: str
+) -> None:
+    first = len(proxy.requests)
+    done = Traced(versions, *arguments, cwd=cwd)
+    assert done.status == 0, done.errors
+    assert "changed in" in done.output or "long.txt" in done.output
+    fetched = [request for request in proxy.requests[first:] if request.wants]
+    assert len(fetched) <= 3
+    assert done.fetches <= 1
+    # All came at once: the same again asks for nothing.
+    first = len(proxy.requests)
+    again = Traced(versions, *arguments, cwd=cwd)
+    assert (again.output, again.fetches) == (done.output, 0)
+    assert len(proxy.requests) == first
