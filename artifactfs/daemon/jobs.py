@@ -40,6 +40,12 @@ WATCH_S = 2.0
 """How often HEAD and the index are looked at: two `stat`, 4 µs."""
 
 
+COUNT_WAIT_S = 1.0
+
+Pair = tuple[str, str]
+"""A branch's commit and its upstream's, in hex."""
+
+
 class Jobs:
     """The background of one mount."""
 
@@ -47,7 +53,8 @@ class Jobs:
         self._worker = worker
         self._fetching = trio.Lock()
         self._nursery: trio.Nursery
-        self._counts: tuple[tuple[str, str], tuple[int, int] | None] | None = None
+        self._counts: tuple[Pair, tuple[int, int] | None] | None = None
+        self._counting: dict[Pair, trio.Event] = {}
         self.history_done = trio.Event()
         self.index_primed = False
         self.refresh = Refresh(worker.settings.refresh_s, self._refresh, repo=worker.name)
@@ -121,10 +128,24 @@ class Jobs:
             return head, (0, 0)
         if not history_complete(gitdir):
             return head, None
-        pair = (head.oid, head.upstream_oid)
+        return head, await self._distance((head.oid, head.upstream_oid))
+
+    async def _distance(self, pair: Pair) -> tuple[int, int] | None:
+        """Known within `COUNT_WAIT_S`, or when it is asked for again: git may take a while for
+        it, in which the status must not look as if the mount did not answer."""
         if self._counts is None or self._counts[0] != pair:
-            self._counts = (pair, await ahead_behind(gitdir, *pair))
-        return head, self._counts[1]
+            if pair not in self._counting:
+                self._counting[pair] = trio.Event()
+                self.start(self._count, pair)
+            with trio.move_on_after(COUNT_WAIT_S):
+                await self._counting[pair].wait()
+        return self._counts[1] if self._counts is not None and self._counts[0] == pair else None
+
+    async def _count(self, pair: Pair) -> None:
+        try:
+            self._counts = (pair, await ahead_behind(self._worker.layout.gitdir, *pair))
+        finally:
+            self._counting.pop(pair).set()
 
     # -- the index ---------------------------------------------------------------------------
 

@@ -1,0 +1,54 @@
+"""How far a branch is from its upstream, where git takes long to tell."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+
+from artifactfs.daemon import jobs
+from artifactfs.daemon.jobs import Jobs
+from artifactfs.git.gitdir import mark_history_complete
+
+
+def test_the_status_does_not_wait_for_a_slow_count(
+    small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "clone", "-q", str(small_repository), "clone"], cwd=tmp_path, check=True)
+    git = ["git", "-C", str(tmp_path / "clone")]
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "Mine"], check=True)
+    mark_history_complete(tmp_path / "clone" / ".git")
+    counted, go_on = 0, trio.Event()
+    count = jobs.ahead_behind
+
+    async def slow(gitdir: Path, *pair: str) -> tuple[int, int] | None:
+        nonlocal counted
+        counted += 1
+        await go_on.wait()
+        return await count(gitdir, *pair)
+
+    monkeypatch.setattr(jobs, "ahead_behind", slow)
+    monkeypatch.setattr(jobs, "COUNT_WAIT_S", 0.1)
+    worker: Any = SimpleNamespace(
+        name="clone",
+        settings=SimpleNamespace(refresh_s=None),
+        layout=SimpleNamespace(gitdir=tmp_path / "clone" / ".git"),
+    )
+
+    async def main() -> None:
+        ours = Jobs(worker)
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                ours._nursery = nursery
+                for _ in range(2):
+                    head, distance = await ours.head()
+                    assert (head.branch, distance) == ("main", None)
+                go_on.set()
+        assert (await ours.head())[1] == (1, 0)
+
+    trio.run(main)
+    assert counted == 1
