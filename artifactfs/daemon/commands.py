@@ -34,6 +34,7 @@ QUICK_S = 30.0
 LONG_S = 24 * 3600.0  # has progress or deadlines of its own; a client that leaves cancels it
 STATUS_S = 3.0  # a worker that answers later is shown as not answering
 ROLL_BACK_S = 30.0
+ASK_AGAIN_S = 1.0
 
 
 READY_WORDS = {
@@ -279,8 +280,9 @@ class Commands:
                     answer = await supervision.request(
                         "wait", {"for": goal}, deadline_s=LONG_S, progress=request.progress
                     )
-                except DaemonError:
-                    await supervision.changed.wait()  # it crashed: it will be mounted again
+                except DaemonError:  # it crashed: it will be mounted again
+                    with trio.move_on_after(ASK_AGAIN_S):
+                        await supervision.changed.wait()
                 else:
                     return {"name": name, "for": goal, **answer}
         raise NotYet(f"{name} is not {READY_WORDS[goal]} after {timeout_s:g} s")
