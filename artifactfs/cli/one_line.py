@@ -17,7 +17,7 @@ from artifactfs.cli.adding import DEFAULT_REFRESH_S, register, wanted_ref
 from artifactfs.cli.context import connect, json_option, state
 from artifactfs.cli.looking import known_repos
 from artifactfs.cli.mounting import unmount_by_name
-from artifactfs.cli.remote_argument import TOKEN_VARIABLE, read_remote
+from artifactfs.cli.remote_argument import TOKEN_VARIABLE, RemoteArgument, read_remote
 from artifactfs.config import RepoSettings
 from artifactfs.errors import DaemonError, InvalidInput, NotRegistered
 
@@ -57,7 +57,7 @@ def mount(
     ensure_daemon()
     known = _registered_at(where)
     if known is not None and known["remote"] == parsed.url:
-        answer = _remount(known["name"], quiet=as_json)
+        answer = _remount(known["name"], parsed, quiet=as_json)
     else:
         settings = RepoSettings(
             name=_free_name(where.name),
@@ -151,11 +151,15 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _remount(name: str, *, quiet: bool) -> dict[str, Any]:
+def _remount(name: str, remote: RemoteArgument, *, quiet: bool) -> dict[str, Any]:
+    """With the credentials that were given now, if any: the stored ones may have expired."""
     client = connect()
     if client is None:
         raise DaemonError("the daemon ended", hint="start it again: artifact-fs daemon")
     with client, output.progress(name, quiet=quiet) as report:
+        if remote.secret is not None:
+            given = remote.secret
+            client.request("set-remote", name=name, remote=remote.url, secret=given, no_check=True)
         answer: dict[str, Any] = client.request("remount", on_progress=report, name=name)
         return answer
 

@@ -9,13 +9,15 @@ import socket
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from artifactfs.daemon.client import ControlClient
 from artifactfs.paths import StateLayout
 from tests.e2e.mount_table import mounted_at
-from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
+from tests.e2e.odd_repository import OddRepository
+from tests.e2e.processes import PROGRAMS, ArtifactsProcess, DaemonProcess, wait_until
 
 
 @pytest.fixture
@@ -350,6 +352,21 @@ def test_mount_and_umount_in_one_line(idle_daemon: DaemonProcess, local_remote: 
     finally:
         stop_own_daemon(idle_daemon)
     assert not mounted_at(where)
+
+
+def test_mount_again_takes_the_token_that_is_given(
+    daemon: DaemonProcess, artifacts_server: ArtifactsProcess, odd_repository: OddRepository
+) -> None:
+    """The stored one may have expired since it was unmounted."""
+    served = artifacts_server.create("mounted-again", odd_repository.path)
+    old = artifacts_server.token("mounted-again")
+    where = daemon.directory / "again"
+    url = served.remote.replace("://", f"://x:{quote(old['plaintext'], safe='')}@")
+    daemon.run("mount", url, where)
+    daemon.run("umount", where)
+    artifacts_server.revoke(old["id"])
+    daemon.run("mount", served.url, where)
+    assert daemon.json("fetch", "--name", "again")["result"] == "up to date"
 
 
 def stop_own_daemon(daemon: DaemonProcess) -> None:
