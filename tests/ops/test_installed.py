@@ -37,7 +37,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A clean environment with the wheel in it, where every user can run it."""
+    """A clean environment with the wheel and the entrypoint, where every user can run them."""
     directory = Path("/tmp") / f"afs-installed-{os.getpid()}"
     directory.mkdir(mode=0o755)
     try:
@@ -47,6 +47,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         python = directory / "venv/bin/python"
         subprocess.run([python, *pip, "wheel", "--no-deps", "-w", wheels, ROOT], check=True)
         subprocess.run([python, *pip, "install", *wheels.glob("*.whl")], check=True)
+        shutil.copy(ROOT / "containers/entrypoint", directory / "venv/bin")
         subprocess.run(["chmod", "-R", "a+rX", directory], check=True)
         yield directory / "venv/bin"
     finally:
@@ -100,7 +101,7 @@ def entrypoint(
     def start(*command: str, **more: str) -> subprocess.Popen[str]:
         given = {"ARTIFACTS_GIT_REMOTE": remote.remote, "ARTIFACTS_TOKEN": remote.token, **more}
         return subprocess.Popen(
-            [ROOT / "containers/entrypoint", *command],
+            [programs / "entrypoint", *command],
             env=environment(programs, place, **given),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -200,7 +201,7 @@ def test_a_sidecar_mounts_for_a_container_without_rights(
         "ARTIFACTS_USER": f"{NOBODY}:{NOBODY}",
     }
     sidecar = subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "unchanged", "--", ROOT / "containers/entrypoint"],
+        ["unshare", "--mount", "--propagation", "unchanged", "--", programs / "entrypoint"],
         env=environment(programs, place, **given),
         stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
