@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -36,6 +37,7 @@ INDEX_DEADLINE_S = 300.0
 SIZES_WAIT_S = 10.0
 SIZES_POLL_S = 0.02
 GIT_FILES_WAIT_S = 5.0
+SOUND_GIT = [2, 43]
 WATCH_S = 2.0
 """How often HEAD and the index are looked at: two `stat`, 4 µs."""
 
@@ -226,7 +228,7 @@ class Jobs:
     async def _use_fsmonitor(self) -> None:
         """Let git ask the mount what changed; only at first, so that a user can turn it off."""
         gitdir = self._worker.layout.gitdir
-        command = self._worker.filesystem.fsmonitor_command()
+        command = self._worker.filesystem.fsmonitor_command(await sound_git())
         for name, value in (("core.fsmonitor", command), ("core.untrackedCache", "true")):
             await run_git("config", name, value, gitdir=gitdir)
 
@@ -264,6 +266,17 @@ class Jobs:
         worker = self._worker
         commit = read_head(worker.layout.gitdir).commit
         return [] if commit is None else [worker.odb.commit(commit).tree]
+
+
+async def sound_git() -> str | None:
+    """The path of git, where it is one that a fsmonitor does not confuse: see
+    `FileSystem.fsmonitor_command`."""
+    path = shutil.which("git")
+    words = (await run_git("version")).decode("utf-8", "replace").split() + [""] * 3
+    numbers = [int(part) for part in words[2].split(".")[:2] if part.isdecimal()]
+    if path is None or numbers < SOUND_GIT:
+        return None
+    return str(await trio.Path(path).resolve())
 
 
 def _stamps(gitdir: os.PathLike[str]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -235,7 +236,7 @@ class FileSystem:
             return answer
         return answer + (b"" if answer.endswith(b"\0") else b"\0") + b".gitmodules"
 
-    def fsmonitor_command(self) -> str:
+    def fsmonitor_command(self, sound_git: str | None = None) -> str:
         """The value of ``core.fsmonitor``: one line for ``sh``, run in the top of the tree.
 
         Git calls it with the version of the protocol and a token. Where the mount is not there,
@@ -243,11 +244,13 @@ class FileSystem:
 
         So it does where the caller is ``git diff`` or ``diff-index``: git before 2.43 looks at an
         uninitialised `struct stat` for entries that a fsmonitor vouches for, and in one of twenty
-        runs of ``git diff HEAD`` takes every file for deleted, on any file system.
+        runs of ``git diff HEAD`` takes every file for deleted, on any file system. `sound_git` is
+        the path of a git that does not.
         """
         file = f"{os.fsdecode(self._virtual.control_name)}/fsmonitor"
+        sound = f"[ /proc/$PPID/exe -ef {shlex.quote(sound_git)} ] || " if sound_git else ""
         return (
-            "{ read -r caller </proc/$PPID/cmdline; } 2>/dev/null; "
+            f"{{ {sound}read -r caller </proc/$PPID/cmdline; }} 2>/dev/null; "
             "case $caller in *diff*) printf '%s\\0/' \"$2\";; "
             f"*) cat \"{file}/$2\" 2>/dev/null || printf 'unknown\\0/\\0';; esac #"
         )

@@ -143,9 +143,9 @@ class Commands:
         assert found is not None
         return [found.ino, found.mode, found.size, found.mtime_ns, found.ctime_ns]
 
-    async def do_fsmonitor(self) -> dict[str, str]:
+    async def do_fsmonitor(self, sound: str | None = None) -> dict[str, str]:
         return {
-            "command": self.fs.fsmonitor_command(),
+            "command": self.fs.fsmonitor_command(sound),
             "initial": self.fs.journal.initial_token,
             "token": self.fs.journal.token(),
         }

@@ -182,6 +182,20 @@ def test_the_command_answers_where_there_is_no_mount(mount: Mount, tmp_path: Pat
     assert output.split(b"\0")[1] == b"/"  # the token depends on who asks
 
 
+def test_a_diff_is_vouched_for_by_a_git_that_can_take_it(mount: Mount) -> None:
+    shell = os.path.realpath(shutil.which("sh") or "")
+    initial = mount.ask("fsmonitor")["initial"]
+    for sound, expected in ((None, b"/"), ("/no/such", b"/"), ("/usr/bin/env", b"/"), (shell, b"")):
+        command = mount.ask("fsmonitor", sound=sound)["command"]
+        for caller in ("diff", "status"):
+            # A program called so, which runs the command as git does.
+            run = [shell, "-c", 'sh -c "$COMMAND" x 2 "$1"; true', caller, initial]
+            environment = {**os.environ, "COMMAND": command}
+            output = subprocess.check_output(run, cwd=mount.path, env=environment)
+            told = output.split(b"\0")[1]
+            assert told == (expected if caller == "diff" else b""), (sound, caller)
+
+
 def test_journal_that_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("artifactfs.fs.journal.MAX_PATHS", 10)
     journal = ChangeJournal()
