@@ -63,6 +63,7 @@ __all__ = [
 ]
 
 _OID = re.compile(r"[0-9a-f]{40}")
+_SHORT_OID = re.compile(r"[0-9a-f]{4,39}")
 _BRANCHES_NAMED = 10
 _TEMPORARY = ".git."
 
@@ -164,9 +165,10 @@ def resolve(advertised: RefAdvertisement, ref: str | None) -> Resolved:
             return Resolved(name, oid, advertised.peeled.get(name, oid))
     if _OID.fullmatch(ref):
         return Resolved(None, bytes.fromhex(ref), bytes.fromhex(ref))
+    hint = None if _SHORT_OID.fullmatch(ref) else _branches(advertised)
     raise RemoteNotFound(
         f"the remote has no branch, tag or ref {ref!r}",
-        hint=_branches(advertised) or "a commit is named by all 40 digits of its oid",
+        hint=hint or "a commit is named by all 40 digits of its oid",
     )
 
 
@@ -226,7 +228,9 @@ async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) 
             await sink.finish()
             return pack.shallow
     except ObjectsMissing as error:
-        raise RemoteNotFound(f"the remote has no commit {found.want.hex()}") from error
+        raise RemoteNotFound(
+            f"the remote has no commit {found.want.hex()}", hint="push it, or name a branch or tag"
+        ) from error
     except GitFailed as error:
         raise CorruptData(f"the pack of the tip is not usable: {error.message}") from error
 
@@ -236,7 +240,9 @@ def _read_tip(gitdir: Path, found: Resolved) -> Tip:
         commit = ObjectDatabase(gitdir).commit(found.commit)
     except (MissingObject, CorruptData) as error:
         name = found.ref or found.commit.hex()
-        raise RemoteNotFound(f"{name} is not a commit") from error
+        raise RemoteNotFound(
+            f"{name} is not a commit", hint="name a branch, a tag or a commit"
+        ) from error
     return Tip(commit.oid, commit.tree, found.ref, commit.commit_time)
 
 
@@ -244,5 +250,6 @@ def _check_required(settings: RepoSettings, tip: Tip) -> None:
     required = settings.require_commit
     if required is not None and required.lower() != tip.commit.hex():
         raise InvalidInput(
-            f"{settings.ref or 'HEAD'} is at {tip.commit.hex()}, not at the required {required}"
+            f"{settings.ref or 'HEAD'} is at {tip.commit.hex()}, not at the required {required}",
+            hint="mount that commit by --ref, or require the new one",
         )

@@ -67,7 +67,10 @@ def parse_capabilities(packets: Iterable[Packet]) -> ServerCapabilities:
         features[name] = frozenset(value.split())
     formats = features.get("object-format", frozenset({"sha1"}))
     if "sha1" not in formats:
-        raise ProtocolError("repositories with SHA-256 object names are not supported")
+        raise ProtocolError(
+            "repositories with SHA-256 object names are not supported",
+            hint="mount one with SHA-1 names: git init --object-format=sha1",
+        )
     return ServerCapabilities(features)
 
 

@@ -26,6 +26,8 @@ from artifactfs.git.pktline import (
 
 Oid = bytes
 
+UNREACHABLE_HINT = "check the URL and the network; the remote may be down"
+
 
 @dataclass(slots=True)
 class RequestCounters:

@@ -31,7 +31,7 @@ from artifactfs.errors import (
 from artifactfs.git.credentials import Credential, CredentialFile, credential_for
 from artifactfs.git.http_clients import Line, Lines, http_config, httpx
 from artifactfs.git.pktline import FLUSH, Packet, PacketDecoder
-from artifactfs.git.transport import Advertisement, Exchange, RequestCounters
+from artifactfs.git.transport import UNREACHABLE_HINT, Advertisement, Exchange, RequestCounters
 from artifactfs.git.url import RemoteURL, parse_remote
 from artifactfs.redact import foreign_text, redact
 
@@ -316,6 +316,11 @@ class _HttpErrors:
         if not isinstance(error, httpx.HTTPError | httpx.StreamError):
             return
         where = self._where
+        hint = (
+            UNREACHABLE_HINT
+            if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError)
+            else None
+        )
         if isinstance(error, httpx.ConnectTimeout):
             message = f"no connection to {where} in time"
         elif isinstance(error, httpx.TimeoutException):
@@ -324,7 +329,7 @@ class _HttpErrors:
             message = f"no connection to {where}: {_reason(error)}"
         else:
             message = f"the connection to {where} broke: {_reason(error)}"
-        raise RemoteUnreachable(message) from error
+        raise RemoteUnreachable(message, hint=hint) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from artifactfs.git.command import (
     open_process,
     run_git,
 )
-from artifactfs.git.transport import RequestCounters
+from artifactfs.git.transport import UNREACHABLE_HINT, RequestCounters
 from artifactfs.git.transport_stream import Connector, StreamConnection, StreamTransport
 from artifactfs.git.url import DEFAULT_PORTS, RemoteURL
 from artifactfs.redact import redact
@@ -108,7 +108,9 @@ def process_failure(name: str, stderr: str) -> RemoteError:
             f"{name} belongs to another user, and git does not trust it",
             hint=f"where it lies: git config --global --add safe.directory {foreign[1]}",
         )
-    return RemoteUnreachable(f"{name} ended the connection" + (f": {said}" if said else ""))
+    return RemoteUnreachable(
+        f"{name} ended the connection" + (f": {said}" if said else ""), hint=UNREACHABLE_HINT
+    )
 
 
 def local_transport(
@@ -139,8 +141,8 @@ def local_repository(url: RemoteURL) -> Path:
         if (candidate / "objects").is_dir() or candidate.is_file():
             return candidate
     if path.exists():
-        raise RemoteNotFound(f"{url.path} is not a Git repository")
-    raise RemoteNotFound(f"{url.path} does not exist")
+        raise RemoteNotFound(f"{url.path} is not a Git repository", hint="check the path")
+    raise RemoteNotFound(f"{url.path} does not exist", hint="check the path")
 
 
 async def ssh_transport(

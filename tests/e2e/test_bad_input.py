@@ -53,6 +53,7 @@ def test_remote_that_cannot_be_cloned(
     }[kind]
     options = ("--branch", "no-such-branch") if kind == "branch" else ()
     message = assert_refused(idle_daemon, "add-repo", "--name", "bad", "--remote", remote, *options)
+    assert "\nhint: " in message
     assert served.token.partition("?")[0] not in message
     assert_nothing_left(idle_daemon, "bad")
 
