@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import statistics
@@ -72,10 +73,24 @@ class ProxyProcess:
 
     def traffic(self) -> tuple[int, int]:
         """Return (requests, bytes of answers) so far."""
-        self._input.write("stats\n")
-        self._input.flush()
-        requests, received = self._output.readline().split()
+        requests, received = self._ask("stats").split()
         return int(requests), int(received)
+
+    def requests(self) -> list[tuple[str, list[str]]]:
+        """Return the command and the wanted oids of every request so far."""
+        return [(command, wants) for command, wants in json.loads(self._ask("requests"))]
+
+    def refuse(self) -> None:
+        """Be like a server that was killed, until `accept`."""
+        self._ask("refuse")
+
+    def accept(self) -> None:
+        self._ask("accept")
+
+    def _ask(self, line: str) -> str:
+        self._input.write(line + "\n")
+        self._input.flush()
+        return self._output.readline()
 
     def close(self) -> None:
         self._input.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import json
 import re
 import socket
 import struct
@@ -303,7 +304,11 @@ class DelayProxy:
 
 
 def main() -> None:
-    """Run as a process of its own, for measurements: prints the port, stops at end of input."""
+    """Run as a process of its own, for measurements: prints the port, stops at end of input.
+
+    Lines of input are ``stats`` (answered by requests and bytes so far), ``requests`` (by JSON:
+    command and wants of each), ``refuse`` and ``accept`` (by themselves, when done).
+    """
     parser = argparse.ArgumentParser(description="TCP proxy that adds delay")
     parser.add_argument("target", help="HOST:PORT")
     parser.add_argument("--rtt-ms", type=float, default=0.0)
@@ -315,6 +320,12 @@ def main() -> None:
             while line := input():
                 if line == "stats":
                     print(len(proxy.requests), proxy.bytes_down, flush=True)
+                elif line == "requests":
+                    known = [(request.command, request.wants) for request in proxy.requests]
+                    print(json.dumps(known), flush=True)
+                elif line in ("refuse", "accept"):
+                    getattr(proxy, line)()
+                    print(line, flush=True)
 
 
 if __name__ == "__main__":
