@@ -103,6 +103,8 @@ def umount(directory: Path, force: bool, as_json: bool) -> None:
 
 def ensure_daemon() -> None:
     """Start a daemon of the user's own where none runs. Raises: DaemonError."""
+    from artifactfs.doctor.liveness import daemon_holds_lock
+
     client = connect()
     if client is not None:
         client.close()
@@ -128,8 +130,10 @@ def ensure_daemon() -> None:
         if client is not None:
             client.close()
             return
-        if process.poll() is not None:
-            raise _not_started(log_path, began_at)
+        if process.poll() is not None and not daemon_holds_lock(state()):
+            raise _not_started(
+                log_path, began_at
+            )  # else another was faster, and is about to listen
         time.sleep(0.02)
     raise DaemonError("the daemon does not answer", hint=f"see {log_path}")
 

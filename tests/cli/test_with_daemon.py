@@ -354,6 +354,24 @@ def test_mount_and_umount_in_one_line(idle_daemon: DaemonProcess, local_remote: 
     assert not mounted_at(where)
 
 
+def test_mount_while_a_daemon_is_being_started(
+    idle_daemon: DaemonProcess, local_remote: Any
+) -> None:
+    """By somebody else: it has the lock, and does not listen yet."""
+    idle_daemon.start()
+    listening, hidden = idle_daemon.state / "control.sock", idle_daemon.state / "hidden.sock"
+    listening.rename(hidden)
+    where = idle_daemon.directory / "hello"
+    command = [PROGRAMS / "artifact-fs", "mount", local_remote.path, where]
+    mounting = subprocess.Popen(command, env=idle_daemon.environment, stderr=subprocess.DEVNULL)
+    log = idle_daemon.state / "daemon.log"
+    wait_until(lambda: log.exists() and "already" in log.read_text(), "the second daemon's end")
+    assert mounting.poll() is None
+    hidden.rename(listening)
+    assert mounting.wait(20) == 0
+    assert (where / "README.md").exists()
+
+
 def test_mount_again_takes_the_token_that_is_given(
     daemon: DaemonProcess, artifacts_server: ArtifactsProcess, odd_repository: OddRepository
 ) -> None:
