@@ -29,16 +29,22 @@ def unmount(name: str, force: bool, as_json: bool) -> None:
 
 
 def unmount_by_name(name: str, *, force: bool) -> None:
-    """By the daemon; where none runs, it is only noted that none is to mount it."""
+    """By the daemon. Where none runs, clears a dead mount away; the next daemon makes none."""
     client = connect()
     if client is not None:
         with client:
             client.request("unmount", name=name, force=force)
         return
+    from artifactfs.daemon import mounts
+    from artifactfs.daemon.registration import resolve_mount_point
     from artifactfs.daemon.registry import Registry
 
     with Registry(state().registry_db) as registry:
         registry.set_enabled(name, False)
+        settings = registry.get(name).settings
+    mount_point = resolve_mount_point(settings, state().mount_root())
+    if mounts.probe(mount_point) is mounts.MountState.DEAD:
+        mounts.clear_dead(mount_point)
 
 
 @click.command()

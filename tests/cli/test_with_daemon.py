@@ -13,9 +13,10 @@ from urllib.parse import quote
 
 import pytest
 
+from artifactfs.daemon import mounts
 from artifactfs.daemon.client import ControlClient
 from artifactfs.paths import StateLayout
-from tests.e2e.mount_table import mounted_at
+from tests.e2e.mount_table import descendants, mounted_at
 from tests.e2e.odd_repository import OddRepository
 from tests.e2e.processes import PROGRAMS, ArtifactsProcess, DaemonProcess, wait_until
 
@@ -331,6 +332,25 @@ def test_an_interrupted_add_leaves_nothing(
     assert daemon.json("list-repos") == []
     wait_until(lambda: not (daemon.mounts / "slow").exists(), "the mount point's end")
     proxy.resume()
+
+
+def test_umount_clears_what_a_dead_daemon_left(
+    idle_daemon: DaemonProcess, local_remote: Any
+) -> None:
+    idle_daemon.start()
+    mount = idle_daemon.add_repo("hello", str(local_remote.path))
+    everybody = [idle_daemon.pid, *descendants(idle_daemon.pid)]
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)  # so that no one sees the other go, and cleans up
+    for pid in everybody:
+        os.kill(pid, signal.SIGKILL)
+    assert idle_daemon.process is not None
+    idle_daemon.process.wait()
+    wait_until(lambda: mounts.probe(str(mount)) is mounts.MountState.DEAD, "the mount's death")
+    idle_daemon.run("umount", mount)
+    assert not mounted_at(mount)
+    (repo,) = idle_daemon.json("list-repos")
+    assert repo["state"] == "unmounted"
 
 
 def test_mount_and_umount_in_one_line(idle_daemon: DaemonProcess, local_remote: Any) -> None:
