@@ -385,7 +385,8 @@ def test_mount_while_a_daemon_is_being_started(
     command = [PROGRAMS / "artifact-fs", "mount", local_remote.path, where]
     mounting = subprocess.Popen(command, env=idle_daemon.environment, stderr=subprocess.DEVNULL)
     log = idle_daemon.state / "daemon.log"
-    wait_until(lambda: log.exists() and "already" in log.read_text(), "the second daemon's end")
+    wait_until(lambda: log.exists() and "already" in log.read_text(), "the second daemon's error")
+    wait_until(lambda: mounting.poll() is not None or not descendants(mounting.pid), "its end")
     assert mounting.poll() is None
     hidden.rename(listening)
     assert mounting.wait(20) == 0
