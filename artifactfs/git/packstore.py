@@ -140,7 +140,8 @@ class PackStore:
                 parser.close()
             if not parser.count:
                 return PackSummary("", 0, 0, frozenset(missing))
-            name = await trio.to_thread.run_sync(self._publish, directory, fd, parser)
+            with trio.CancelScope(shield=True):  # it is whole: too late to throw it away
+                name = await trio.to_thread.run_sync(self._publish, directory, fd, parser)
         return PackSummary(name, parser.count, parser.size, frozenset(missing))
 
     def _publish(self, directory: Path, fd: int, parser: PackParser) -> str:
@@ -245,7 +246,7 @@ class PackStore:
         os.utime(self._packs / f"{name}.pack", (used, used))
         with self._locked(fcntl.LOCK_EX):
             for pack in group:
-                if pack.name != name:
+                if pack.name != name and pack.path not in merged.corrupt:
                     self._delete(pack.name)
         return name
 

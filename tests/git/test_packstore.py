@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
 from artifactfs.git import packstore
+from artifactfs.git.gitdir_packs import consolidate_gitdir
 from artifactfs.git.objects import ObjectDatabase
 from artifactfs.git.pack import PackedObject, PackEntry
 from artifactfs.git.packindex import PackIndex, encode_index
@@ -407,6 +408,32 @@ def test_a_damaged_pack_is_left_out_and_dropped(store: PackStore, gitdir: Path) 
     odb = ObjectDatabase(gitdir)
     assert odb.blob(blob_id(good)) == good and odb.blob(blob_id(bad)) is None
     assert len(store.packs()) == 1
+
+
+def test_a_damaged_pack_of_a_gitdir_is_left_out_and_stays(store: PackStore, gitdir: Path) -> None:
+    for content in (b"one", b"other"):
+        ingest(store, blob_pack(content))
+    path = store.objects_dir / "pack" / f"{ingest(store, blob_pack(os.urandom(500))).name}.pack"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:100] + b"!!" + content[102:])
+    assert consolidate_gitdir(gitdir) == (3, 2)
+    assert path.exists() and path.with_suffix(".idx").exists()  # for `git fsck`
+
+
+def test_a_whole_pack_is_kept_where_its_fetch_is_cancelled(store: PackStore) -> None:
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+
+            async def chunks() -> AsyncIterator[bytes]:
+                yield blob_pack(b"whole")
+                scope.cancel()  # no checkpoint comes between the last byte and the publishing
+
+            await store.ingest(chunks())
+
+    trio.run(main)
+    assert len(store.packs()) == 1
+    assert not leftovers(store)
 
 
 def test_only_one_consolidates(store: PackStore) -> None:
