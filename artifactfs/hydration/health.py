@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 MAX_GRACE_S = 15.0
 """Requests fail that long before the remote counts as down: a server that restarts is not."""
+FORGOTTEN_S = 60.0
+"""A failure so long after the last one begins anew: nobody may have asked in between."""
 PROBE_TIMEOUT_S = 10.0
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
@@ -83,6 +85,7 @@ class RemoteHealth:
         self._on_down = on_down
         self._on_up = on_up
         self._failing_since: tuple[float, float] | None = None  # trio clock, time of day
+        self._failed_at = 0.0
         self._wake = trio.Event()
         self._probe_ended = trio.Event()
         self._probing = False
@@ -110,8 +113,9 @@ class RemoteHealth:
             return
         self.failures += 1
         now = trio.current_time()
-        if self._failing_since is None:
+        if self._failing_since is None or now - self._failed_at > FORGOTTEN_S:
             self._failing_since = (now, time.time())
+        self._failed_at = now
         began, since = self._failing_since
         if self.outage is not None:
             self.outage = Outage(self.outage.since, type(error).__name__, redact(error.message))

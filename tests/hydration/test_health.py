@@ -75,6 +75,19 @@ def test_failures_become_an_outage_only_after_a_while(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_a_failure_of_long_ago_does_not_count(tmp_path: Path) -> None:
+    async def body(remote: Remote) -> None:
+        remote.health.note_failure(RemoteUnreachable("a blip"))
+        await trio.sleep(3_600)
+        remote.health.note_failure(RemoteUnreachable("another"))
+        assert remote.health.up
+        await trio.sleep(20)
+        remote.health.note_failure(RemoteUnreachable("still"))
+        assert not remote.health.up
+
+    run(tmp_path, body)
+
+
 def test_the_probe_finds_out_by_itself_that_the_remote_is_back(tmp_path: Path) -> None:
     async def body(remote: Remote) -> None:
         remote.error = AuthenticationFailed("no")
