@@ -64,7 +64,7 @@ class Upkeep:
             self._due = trio.Event()
             try:
                 await self.once()
-            except (OSError, sqlite3.Error, ArtifactFSError) as error:
+            except (OSError, ArtifactFSError) as error:
                 log.warning("the cache could not be kept in order: %s", error)
 
     async def _guarded_clean(self) -> None:
@@ -77,9 +77,12 @@ class Upkeep:
     async def once(self) -> None:
         """Write sizes, publish large blobs, drop damaged packs, merge small ones, keep the limit.
 
-        Raises: OSError, sqlite3.Error.
+        Raises: OSError.
         """
-        await self._sizes.flush()
+        try:
+            await self._sizes.flush()
+        except sqlite3.Error as error:  # a full disk, say: all the more reason to go on
+            log.warning("sizes could not be written: %s", error)
         for oid in self._large.unsettled():
             await self._large.settle(oid)
         async with self._lock:

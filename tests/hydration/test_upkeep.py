@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from pathlib import Path
 
+import pytest
 import trio
 
 from artifactfs.git.packstore import PackStore
@@ -60,6 +62,24 @@ def test_the_size_limit_is_kept_and_what_was_evicted_comes_again(
                 path = b"data/large.bin"
                 assert await mount.read(path) == tree_repository.contents[path]
             assert requests
+
+    trio.run(main)
+
+
+def test_the_size_limit_is_kept_where_sizes_cannot_be_written(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, cache_limit=1_000) as mount:
+            await mount.read(b"data/table.csv")
+            await mount.landed()
+
+            def refuse(rows: object) -> None:
+                raise sqlite3.OperationalError("database or disk is full")
+
+            monkeypatch.setattr(mount.hydrator._sizes, "_write", refuse)
+            await mount.hydrator._upkeep.once()
+            assert PackStore(mount.state.shared_objects).total_bytes() == 0
 
     trio.run(main)
 
