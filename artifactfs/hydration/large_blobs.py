@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,8 @@ class LargeBlobStore:
             return self._open_settling(oid)
         blob = FileBlob(fd)
         if time.time() - os.fstat(fd).st_mtime > _TOUCH_S:
-            os.utime(fd)
+            with suppress(OSError):  # a file system that became read-only can still be read
+                os.utime(fd)
         return blob
 
     def _open_settling(self, oid: bytes) -> FileBlob | None:
@@ -87,8 +89,10 @@ class LargeBlobStore:
 
         Synchronous: a hard link where both are on one file system, which they are under a state
         root. Readers in this worker see it at once; `settle` makes it durable and public.
-        Raises: OSError.
+        One that two requests brought is kept once. Raises: OSError.
         """
+        if oid in self._settling:
+            return
         temporary = self.temporary()
         try:
             os.link(spooled, temporary)
@@ -100,6 +104,9 @@ class LargeBlobStore:
 
     def adopt_temporary(self, oid: bytes, temporary: Path) -> None:
         """Take over a complete, verified file that was written at a path from `temporary`."""
+        if oid in self._settling:
+            temporary.unlink()
+            return
         self._settling[oid] = temporary
 
     def unsettled(self) -> list[bytes]:

@@ -74,6 +74,7 @@ class SweepTurn:
                 await self._wanted.wait()
             if self._tree != tree:
                 return
+            self._wanted = trio.Event()  # asked for the same tree again
         if waited:
             await self._came()
         if self._tree == tree:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from artifactfs.hydration.blobs import FileBlob, MemoryBlob
 from artifactfs.hydration.cache import MemoryCache
@@ -16,6 +17,7 @@ from artifactfs.hydration.inventory import PackedOids, TreeInventory, partition
 from artifactfs.hydration.large_blobs import LargeBlobStore
 from artifactfs.hydration.priority import Priority, classify, compile_globs
 from artifactfs.hydration.queue import WantQueue
+from artifactfs.hydration.turn import SweepTurn
 
 FILE = 0o100644
 
@@ -205,6 +207,26 @@ def test_a_large_blob_has_its_name_only_when_it_is_on_the_disk(tmp_path: Path) -
     trio.run(main)
 
 
+def test_a_large_blob_that_two_requests_brought_is_kept_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = LargeBlobStore(tmp_path / "blobs")
+        oid = b"o" * 20
+        for _ in range(2):
+            spooled = tmp_path / "spool"
+            spooled.write_bytes(b"y" * 5_000)
+            store.adopt(oid, spooled)
+            spooled.unlink()
+        unpacked = store.temporary()
+        unpacked.write_bytes(b"y" * 5_000)
+        store.adopt_temporary(oid, unpacked)
+        assert len(list(store.directory.iterdir())) == 1
+        await store.settle(oid)
+        assert store.total_bytes() == 5_000
+        assert not list(store.directory.glob("tmp-*"))
+
+    trio.run(main)
+
+
 def test_packed_oids_are_a_sequence() -> None:
     oids = PackedOids()
     for number in range(5):
@@ -251,3 +273,29 @@ def test_a_partition_has_no_tree_twice() -> None:
     ]
     chosen = partition(inventory, max_blobs=400, min_blobs=100)
     assert [oid[:1] for oid in chosen] == [b"b", b"d", b"e"]
+
+
+def test_who_waits_for_a_turn_and_asks_again_does_not_spin(tmp_path: Path) -> None:
+    async def came() -> None:
+        pass
+
+    async def main() -> None:
+        tree = b"t" * 20
+        one, two = (SweepTurn(tmp_path, came=came, begun=lambda: None) for _ in range(2))
+        async with trio.open_nursery() as nursery:
+            for turn in (one, two):
+                nursery.start_soon(turn.run)
+                turn.want(tree)
+                await trio.testing.wait_all_tasks_blocked()
+            assert one.mine and not two.mine
+            two.release()  # an outage that ends at once
+            two.want(tree)
+            with trio.fail_after(5):
+                await trio.testing.wait_all_tasks_blocked()
+            one.release()
+            with trio.fail_after(5):
+                while not two.mine:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
