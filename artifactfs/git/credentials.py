@@ -140,7 +140,7 @@ async def _fill(remote: RemoteURL, username: str | None) -> Credential | None:
     except GitFailed:
         return None
     answer = dict(
-        line.split("=", 1) for line in output.decode("utf-8", "replace").splitlines() if "=" in line
+        line.split("=", 1) for line in output.decode("utf-8", "replace").split("\n") if "=" in line
     )
     if "password" not in answer:
         return None

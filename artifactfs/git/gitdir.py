@@ -33,6 +33,7 @@ _PACKED_HEADER = "# pack-refs with: peeled fully-peeled sorted \n"
 _BAD_REF = re.compile(
     r"(^|/)\.|\.\.|[\x00-\x20\x7f~^:?*\[\\]|@\{|/{2}|/$|\.$|\.lock(/|$)|^@$", re.ASCII
 )
+_BLANK = " \t\r\n"
 _HEX_OID = re.compile(r"[0-9a-f]{40}")
 
 
@@ -191,7 +192,7 @@ def read_refs(gitdir: Path) -> dict[str, Oid]:
     refs: dict[str, Oid] = {}
     with suppress(FileNotFoundError):
         text = (gitdir / "packed-refs").read_text("utf-8", "surrogateescape")
-        for line in text.splitlines():
+        for line in text.split("\n"):  # names may have what Unicode takes for the end of a line
             oid, _, name = line.partition(" ")
             if _HEX_OID.fullmatch(oid):
                 refs[name] = bytes.fromhex(oid)
@@ -220,7 +221,7 @@ def read_head(gitdir: Path) -> Head:
         return Head(None, bytes.fromhex(content))
     if not content.startswith("ref: "):
         raise StateError(f"{gitdir / 'HEAD'} is missing or malformed")
-    ref = content.removeprefix("ref: ").strip()
+    ref = content.removeprefix("ref: ").strip(_BLANK)
     loose = _read_line(gitdir / ref) if valid_ref(ref) else ""
     commit = bytes.fromhex(loose) if _HEX_OID.fullmatch(loose) else read_refs(gitdir).get(ref)
     return Head(ref, commit)
@@ -271,7 +272,7 @@ def adopt_packs(source: Path, objects: Path) -> None:
 
 def _read_line(path: Path) -> str:
     try:
-        return path.read_text("utf-8", "surrogateescape").strip()
+        return path.read_text("utf-8", "surrogateescape").strip(_BLANK)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return ""
 

@@ -5,6 +5,7 @@ Names of trees are bytes: git does not say what they are encoded in.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ def parse_tree(content: bytes) -> list[TreeEntry]:
             space = content.index(b" ", position)
             nul = content.index(b"\0", space)
             mode = int(content[position:space], 8)
+            if not 0 <= mode <= _MAX_MODE:
+                raise CorruptData("a tree object has an impossible mode")
             position = nul + 21
             name = content[space + 1 : nul]
             if (name[:1] in _SUSPECT or b"/" in name) and is_refused(name):
@@ -57,6 +60,10 @@ def parse_tree(content: bytes) -> list[TreeEntry]:
     return entries
 
 
+_MAX_MODE = 0o177777
+_MAX_TIME = 1 << 33
+"""Still a number of nanoseconds in 64 bits."""
+_TIME = re.compile(rb" *([0-9]{1,20})(?: |$)")
 _SUSPECT = frozenset((b"", b"."))
 
 
@@ -70,7 +77,10 @@ def is_refused(name: bytes) -> bool:
 
 
 def parse_commit(oid: Oid, content: bytes) -> CommitInfo:
-    """A commit object's content, parsed. Raises: CorruptData."""
+    """A commit object's content, parsed; a malformed time counts as 0, as for git.
+
+    Raises: CorruptData.
+    """
     head, _, message = content.partition(b"\n\n")
     tree: Oid | None = None
     parents: list[Oid] = []
@@ -84,18 +94,24 @@ def parse_commit(oid: Oid, content: bytes) -> CommitInfo:
             elif key == b"parent":
                 parents.append(bytes.fromhex(value.decode("ascii")))
             elif key == b"committer":
-                commit_time = int(value.rsplit(b" ", 2)[1])
+                commit_time = _time_of(value)
             elif key == b"encoding":
-                encoding = value.decode("ascii")
-    except (ValueError, IndexError):
+                encoding = value.decode("latin-1")
+    except ValueError:
         raise CorruptData(f"commit {oid.hex()} is malformed") from None
-    if tree is None:
-        raise CorruptData(f"commit {oid.hex()} has no tree")
+    if tree is None or any(len(name) != 20 for name in (tree, *parents)):
+        raise CorruptData(f"commit {oid.hex()} lacks a tree or has an impossible parent")
     try:
         text = message.decode(encoding, "replace")
-    except LookupError:
+    except (LookupError, ValueError):
         text = message.decode("utf-8", "replace")
     return CommitInfo(oid, tree, tuple(parents), commit_time, text)
+
+
+def _time_of(signature: bytes) -> int:
+    """Seconds since 1970 of ``NAME <EMAIL> SECONDS ZONE``."""
+    found = _TIME.match(signature.rpartition(b">")[2])
+    return min(int(found[1]), _MAX_TIME) if found is not None else 0
 
 
 def tag_target(oid: Oid, content: bytes) -> Oid:

@@ -148,8 +148,8 @@ class MirrorTransport(StreamTransport):
         filters = ["--filter=blob:none"] if self._partial else []
         await self._git("fetch", "--quiet", "--prune", *filters, "origin", seconds=seconds)
         answer = await self._git("ls-remote", "--symref", "origin", "HEAD", seconds=_UPDATE_S)
-        for line in answer.decode("utf-8", "replace").splitlines():
-            if line.startswith("ref: ") and line.endswith("\tHEAD"):
+        for line in answer.decode("utf-8", "surrogateescape").split("\n"):
+            if line.startswith("ref: refs/") and line.endswith("\tHEAD"):
                 branch = line.removeprefix("ref: ").removesuffix("\tHEAD")
                 await run_git("symbolic-ref", "HEAD", branch, gitdir=self._mirror)
 

@@ -114,6 +114,20 @@ def test_the_tip_is_here_after_one_fetch(clone: Clone, hosted: Sample, backend: 
     assert leftovers(clone) == []
 
 
+def test_refs_with_names_that_unicode_would_cut(tmp_path: Path) -> None:
+    git("init", "-q", "-b", "main", cwd=tmp_path)
+    git("commit", "-q", "--allow-empty", "-m", "x", cwd=tmp_path)
+    oid = bytes.fromhex(git("rev-parse", "HEAD", cwd=tmp_path))
+    names = ("line\u2028end", "next\x85line", "space\u3000")
+    for name in names:
+        git("branch", name, cwd=tmp_path)
+    git("symbolic-ref", "HEAD", f"refs/heads/{names[2]}", cwd=tmp_path)
+    for _ in ("loose", "packed"):
+        assert read_refs(tmp_path / ".git") == {f"refs/heads/{n}": oid for n in ("main", *names)}
+        assert read_head(tmp_path / ".git").commit == oid
+        git("pack-refs", "--all", cwd=tmp_path)
+
+
 @pytest.mark.parametrize("ref", [None, "refs/heads/topic/one"])
 def test_the_tip_comes_with_the_refs_where_the_server_takes_names(
     clone: Clone, hosted: Sample, backend: Backend, ref: str | None

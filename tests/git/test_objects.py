@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
 from artifactfs.git import packformat
+from artifactfs.git.objectformat import parse_commit, parse_tree
 from artifactfs.git.objects import MissingObject, ObjectDatabase, TreeEntry
 from artifactfs.git.packstore import PackStore
 from tests.git.pack_samples import SampleRepository, git, ingest
@@ -65,6 +66,35 @@ def test_trees_have_exact_names_and_modes(sample: SampleRepository) -> None:
     assert odb.tree(tree) == listed
     assert b"caf\xe9 \xff" in {entry.name for entry in listed}
     assert {0o100644, 0o100755, 0o120000, 0o40000} <= {entry.mode for entry in listed}
+
+
+@pytest.mark.parametrize(
+    ("committer", "seconds"),
+    [
+        (b"a <a> 12 +0000", 12),
+        (b"a <a>12", 12),
+        (b"a 34 <a> 12 +0000 junk", 12),
+        (b"a <a>", 0),
+        (b"a", 0),
+        (b"a <a> -5 +0000", 0),
+        (b"a <a> 99999999999999999 +0000", 1 << 33),
+    ],
+)
+def test_the_time_of_a_commit_that_is_not_well_formed(committer: bytes, seconds: int) -> None:
+    content = b"tree %b\ncommitter %b\nencoding \xff\n\nx" % (b"0" * 40, committer)
+    assert parse_commit(bytes(20), content).commit_time == seconds
+
+
+@pytest.mark.parametrize("mode", [b"-4", b"777777777777777777777", b"9", b""])
+def test_a_tree_with_an_impossible_mode(mode: bytes) -> None:
+    with pytest.raises(CorruptData):
+        parse_tree(mode + b" name\0" + bytes(20))
+
+
+@pytest.mark.parametrize("name", [b"tree 12", b"tree %b" % (b"0" * 64), b"parent 12"])
+def test_a_commit_with_an_impossible_name(name: bytes) -> None:
+    with pytest.raises(CorruptData):
+        parse_commit(bytes(20), b"tree %b\n%b\n\nx" % (b"0" * 40, name))
 
 
 def test_commits(sample: SampleRepository) -> None:
