@@ -52,7 +52,9 @@ class CredentialFile:
         if not remote.is_http:
             raise InvalidInput("only http and https remotes have stored credentials")
         scheme, _, rest = remote.origin.partition("://")
-        userinfo = f"{quote(username, safe='')}:{quote(password, safe='')}"
+        userinfo = ":".join(
+            quote(part, safe="", errors="surrogateescape") for part in (username, password)
+        )
         self._write([*self._lines_without(remote.origin), f"{scheme}://{userinfo}@{rest}"])
 
     def remove(self, url: str) -> None:
@@ -133,14 +135,16 @@ async def _fill(remote: RemoteURL, username: str | None) -> Credential | None:
         output = await run_git(
             "credential",
             "fill",
-            stdin=f"{request}\n".encode(),
+            stdin=f"{request}\n".encode("utf-8", "surrogateescape"),
             deadline_s=_HELPER_DEADLINE_S,
             env=environment,
         )
     except GitFailed:
         return None
     answer = dict(
-        line.split("=", 1) for line in output.decode("utf-8", "replace").split("\n") if "=" in line
+        line.split("=", 1)
+        for line in output.decode("utf-8", "surrogateescape").split("\n")
+        if "=" in line
     )
     if "password" not in answer:
         return None

@@ -354,7 +354,7 @@ def _reason(error: BaseException) -> str:
 def _authorization(credential: Credential | None) -> dict[str, str]:
     if credential is None:
         return {}
-    pair = f"{credential.username}:{credential.password}".encode()
+    pair = f"{credential.username}:{credential.password}".encode("utf-8", "surrogateescape")
     return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import quote, unquote
 
@@ -60,6 +59,22 @@ class RemoteURL:
         return f"{self.scheme}://{_bracketed(self.host)}{_port_suffix(self.port)}"
 
 
+def _encoded(path: str, safe: str = "/") -> str:
+    return quote(path, safe=safe, errors="surrogateescape")
+
+
+def _decoded(path: str) -> str:
+    """Raises: InvalidInput for what would be more than one argument, or line, of a request."""
+    decoded = unquote(path, errors="surrogateescape")
+    _check_control(decoded)
+    return decoded
+
+
+def _check_control(text: str) -> None:
+    if any(ord(char) < 32 or ord(char) == 127 for char in text):
+        raise InvalidInput("the remote contains a control character", hint=_USE)
+
+
 def parse_remote(text: str) -> RemoteURL:
     """Parse what a user gave as a remote. A relative path is made absolute.
 
@@ -67,8 +82,7 @@ def parse_remote(text: str) -> RemoteURL:
     """
     if not text.strip():
         raise InvalidInput("the remote is empty", hint=_USE)
-    if any(ord(char) < 32 or ord(char) == 127 for char in text):
-        raise InvalidInput("the remote contains a control character", hint=_USE)
+    _check_control(text)
     match = _SCHEME.fullmatch(text)
     if match is None:
         return _parse_scp_or_path(text)
@@ -99,13 +113,13 @@ def _parse_http(scheme: Literal["http", "https"], rest: str) -> RemoteURL:
 def _parse_ssh(rest: str) -> RemoteURL:
     userinfo, host, port, path = _split_authority(rest, "ssh")
     username, password = _split_userinfo(userinfo)
-    path = unquote(path)
+    path = _decoded(path)
     if len(path) < 2:
         raise InvalidInput("the remote names a host but no repository", hint=_USE)
     if path.startswith("/~"):
         path = path[1:]
-    login = f"{quote(username, safe='')}@" if username else ""
-    quoted = quote(path if path.startswith("/") else f"/{path}", safe="/~")
+    login = f"{_encoded(username, safe='')}@" if username else ""
+    quoted = _encoded(path if path.startswith("/") else f"/{path}", safe="/~")
     url = f"ssh://{login}{_bracketed(host)}{_port_suffix(port)}{quoted}"
     return RemoteURL("ssh", url, _no_option(username), password, _no_option(host), port, path)
 
@@ -117,7 +131,7 @@ def _parse_git(rest: str) -> RemoteURL:
     if len(path) < 2:
         raise InvalidInput("the remote names a host but no repository", hint=_USE)
     url = f"git://{_bracketed(host)}{_port_suffix(port)}{path}"
-    return RemoteURL("git", url, None, None, _no_option(host), port, unquote(path))
+    return RemoteURL("git", url, None, None, _no_option(host), port, _decoded(path))
 
 
 def _parse_file(rest: str) -> RemoteURL:
@@ -125,8 +139,8 @@ def _parse_file(rest: str) -> RemoteURL:
         rest = rest.removeprefix("localhost")
     if not rest.startswith("/"):
         raise InvalidInput("a file:// remote needs an absolute path: file:///srv/repo.git")
-    path = unquote(rest)
-    return RemoteURL("file", f"file://{quote(path)}", path=path)
+    path = _decoded(rest)
+    return RemoteURL("file", f"file://{_encoded(path)}", path=path)
 
 
 def _parse_scp_or_path(text: str) -> RemoteURL:
@@ -137,7 +151,7 @@ def _parse_scp_or_path(text: str) -> RemoteURL:
     colon = text.find(":", bracket.end() if bracket else 0)
     slash = text.find("/")
     if colon < 0 or (0 <= slash < colon and not bracket) or os.path.exists(text):
-        path = os.path.abspath(Path(text).expanduser())
+        path = os.path.abspath(os.path.expanduser(text))
         return RemoteURL("file", path, path=path)
     address, path = text[:colon], text[colon + 1 :]
     username, _, host = address.rpartition("@")
@@ -146,7 +160,7 @@ def _parse_scp_or_path(text: str) -> RemoteURL:
     if not path or not _HOST.fullmatch(_bracketed(host)):
         raise InvalidInput("this is not a remote that git understands", hint=_USE)
     login = _no_option(username) or None
-    return RemoteURL("ssh", text, login, None, _no_option(host), port, path)
+    return RemoteURL("ssh", text, login, None, _no_option(host), port, _no_option(path))
 
 
 def _split_authority(rest: str, scheme: str) -> tuple[str | None, str, int | None, str]:
@@ -185,13 +199,13 @@ def _split_userinfo(userinfo: str | None) -> tuple[str | None, str | None]:
     if userinfo is None:
         return None, None
     username, colon, password = userinfo.partition(":")
-    return unquote(username), unquote(password) if colon else None
+    return _decoded(username), _decoded(password) if colon else None
 
 
 def _no_option(text: _Name) -> _Name:
-    """A host or login name that `ssh` would take for an option is an attack, not a name."""
+    """What `ssh`, or the program it starts, would take for an option is an attack, not a name."""
     if text and text.startswith("-"):
-        raise InvalidInput("a host or user name of a remote cannot start with '-'")
+        raise InvalidInput("a host, user name or path of a remote cannot start with '-'")
     return text
 
 

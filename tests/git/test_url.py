@@ -135,6 +135,12 @@ def test_what_git_understands_is_understood(text: str, expected: RemoteURL) -> N
         "https://host/p?x=1",
         "https://user:pa/ss@host/p",
         "https://exa mple/p",
+        "git://host/repo%0ahost=other",
+        "ssh://host/repo%00",
+        "ssh://us%0aer@host/repo",
+        "file:///srv/%0a",
+        "host:-path",
+        "host:--upload-pack=x",
         "https://host/a\nb",
         "ftp://host/path",
         "ext::sh -c true",
@@ -160,6 +166,18 @@ def test_a_refused_url_is_not_repeated(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_remote(text)
     assert "S3CRET" not in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("text", ["ssh://h/caf\udce9.git", "file:///caf\udce9", "file:///caf%E9"])
+def test_paths_need_not_be_utf_8(text: str) -> None:
+    remote = parse_remote(text)
+    assert os.fsencode(remote.path).startswith(b"/caf\xe9")
+    assert "%E9" in remote.url
+    assert parse_remote(remote.url) == remote
+
+
+def test_a_home_directory_of_nobody_is_a_path() -> None:
+    assert parse_remote("~no-such-user/repo").path.endswith("/~no-such-user/repo")
 
 
 def test_the_password_is_not_shown() -> None:
