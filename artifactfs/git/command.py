@@ -184,6 +184,9 @@ async def open_process(
     except OSError as error:
         os.close(stderr)
         raise GitFailed(f"{command[0]} could not be started: {error.strerror}") from error
+    except BaseException:
+        os.close(stderr)
+        raise
     return PipedProcess(process, stderr)
 
 

@@ -6,7 +6,7 @@ import enum
 import re
 from collections.abc import Iterable
 
-from artifactfs.errors import ObjectsMissing, ProtocolError, RemoteError
+from artifactfs.errors import ObjectsMissing, ProtocolError, RemoteError, RemoteNotFound
 from artifactfs.redact import foreign_text
 
 MAX_PAYLOAD = 65516
@@ -93,6 +93,8 @@ def remote_error(message: bytes | str) -> RemoteError:
     if missing := _NOT_OUR_REF.findall(text):
         oids = frozenset(bytes.fromhex(oid) for oid in missing)
         return ObjectsMissing(f"the remote lacks {', '.join(sorted(set(missing)))}", oids)
+    if "repository not exported" in text:  # git-daemon(1)
+        return RemoteNotFound(f"the remote refused: {text}", hint="check the path")
     return ProtocolError(f"the remote refused: {text}")
 
 

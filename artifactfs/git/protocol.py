@@ -11,6 +11,8 @@ from artifactfs.git.pktline import DELIM, FLUSH, Packet, encode
 
 Oid = bytes
 
+_SIZE_DIGITS = 18
+"""Larger sizes fit in no 64 bits."""
 AGENT = f"git/artifactfs-{__version__}"
 
 
@@ -165,7 +167,7 @@ def parse_sizes(packets: Iterable[Packet]) -> dict[Oid, int]:
         oid, _, size = packet.strip().partition(b" ")
         if not size:
             continue
-        if not size.isdigit():
+        if not size.isdigit() or len(size) > _SIZE_DIGITS:
             raise ProtocolError("the remote's answer to object-info is malformed")
         sizes[parse_oid(oid.decode("ascii", "replace"))] = int(size)
     return sizes

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from artifactfs.errors import RemoteUnreachable
+from artifactfs.errors import ProtocolError, RemoteUnreachable
 from artifactfs.git.pktline import (
     DELIM,
     FLUSH,
@@ -114,6 +114,8 @@ class PacketReader:
             packet = await self.next()
             if packet is FLUSH or packet is DELIM:
                 return packets, packet
+            if isinstance(packet, Special):
+                raise ProtocolError("the remote ends an answer in the middle of a section")
             packets.append(packet)
 
 

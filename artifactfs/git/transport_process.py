@@ -233,7 +233,11 @@ def daemon_transport(
         try:
             await connection.send_all(b"%04x" % (len(hello) + 4) + hello)
         except trio.BrokenResourceError as error:
+            await connection.close(gracefully=False)
             raise connection.failure() from error
+        except BaseException:
+            await connection.close(gracefully=False)
+            raise
         return connection
 
     return StreamTransport(

@@ -192,6 +192,8 @@ class StreamTransport:
         data = b""
         while (end := _flush_end(data)) is None:
             data += await self.receive(connection)
+            if data[4:8] == b"ERR " and len(data) >= _pkt_length(data):
+                raise remote_error(data[8 : _pkt_length(data)])  # no flush packet follows
             if len(data) > _ADVERTISEMENT_LIMIT:
                 raise RemoteUnreachable(f"{self._name} does not stop advertising")
         return data[:end], data[end:]
@@ -201,6 +203,15 @@ class StreamTransport:
             self._idle.append((trio.current_time(), connection))
         else:
             await connection.close(gracefully=reusable)
+
+
+def _pkt_length(data: bytes) -> int:
+    """What the first packet's length says. Raises: ProtocolError."""
+    try:
+        return int(data[:4], 16)
+    except ValueError:
+        PacketDecoder().feed(data)  # words the error
+        raise
 
 
 def _flush_end(data: bytes) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from artifactfs.errors import ObjectsMissing, ProtocolError
 from artifactfs.git.pktline import (
@@ -17,6 +18,8 @@ from artifactfs.git.pktline import (
     remote_error,
     side_band_data,
 )
+from artifactfs.git.protocol import parse_sizes
+from artifactfs.git.transport import PacketReader
 
 PACKETS: list[Packet] = [b"command=fetch\n", DELIM, b"x" * MAX_PAYLOAD, b"a", FLUSH]
 
@@ -81,3 +84,23 @@ def test_other_errors_are_repeated_without_secrets() -> None:
 def test_what_a_remote_says_cannot_act_on_a_terminal() -> None:
     said = b"\x1b]0;title\x07no \x1b[31mroom\x1b[0m\xc2\x9b2J\r\nask \x08me\x00"
     assert remote_error(said).message == "the remote refused: no room\n\nask me"
+
+
+@pytest.mark.parametrize("size", [b"-1", b"1x", b"9" * 19, b"9" * 5_000])
+def test_impossible_sizes(size: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        parse_sizes([b"size\n", b"%b %b\n" % (b"0" * 40, size)])
+
+
+def test_an_end_of_the_answer_within_a_section() -> None:
+    class Answer:
+        async def receive(self) -> bytes:
+            return b"0009word\n0002"
+
+        async def finish(self) -> None: ...
+
+    async def main() -> None:
+        with pytest.raises(ProtocolError, match="in the middle"):
+            await PacketReader(Answer()).section()
+
+    trio.run(main)

@@ -219,7 +219,7 @@ def test_git_daemon(hosted: Sample) -> None:
 
     with git_daemon(hosted.bare.parent) as url:
         with_remote(f"{url}/sample.git", body)
-        with pytest.raises(RemoteError):
+        with pytest.raises(RemoteNotFound, match="not exported"):
             with_remote(f"{url}/absent.git", list_refs)
     with pytest.raises(RemoteUnreachable):
         with_remote(f"{url}/sample.git", list_refs)
