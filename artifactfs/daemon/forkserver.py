@@ -129,8 +129,10 @@ class ForkServer:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stderr.flush()
-            os._exit(status)
+            try:
+                sys.stderr.flush()
+            finally:  # also where the log is on a full disk: never go on as a second fork server
+                os._exit(status)
 
     def _reap(self, pidfd: int) -> None:
         pid, _mount_point = self._children.pop(pidfd)

@@ -118,6 +118,21 @@ def _has(process: Path, mark: bytes) -> bool:
         return False
 
 
+def test_a_log_that_takes_nothing(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    """As on a full disk: mounts come and go all the same."""
+    start(idle_daemon, "exec 2>/dev/full;")
+    mount = idle_daemon.add_repo("hello", str(local_remote.path))
+    os.kill(idle_daemon.status("hello")["pid"], signal.SIGKILL)
+    wait_until(lambda: idle_daemon.status("hello")["restarts"] == 1, "another worker")
+    idle_daemon.run("wait", "--name", "hello")
+    assert (mount / "README.md").exists()
+    idle_daemon.run("unmount", "--name", "hello")
+    assert idle_daemon.status("hello")["state"] == "unmounted"
+    idle_daemon.run("remount", "--name", "hello")
+    assert idle_daemon.stop() == 0
+    assert not mounts_below(idle_daemon.mounts)
+
+
 NOBODY_KNOWN = """
 import os, sys
 from artifactfs.cli import adding, daemon, doctor, looking, main, one_line  # while they can be read
