@@ -3,8 +3,8 @@
 A remote is known to be down when it refused us (credentials, no such repository), or when
 requests have failed, with none succeeding, for `grace_s`. A probe then asks it again and again
 with a growing delay, and the first answer ends the outage. A read that comes meanwhile has the
-probe done at once, unless one has just failed, so that the first read after the remote is back
-works; and a changed credential file is tried at once.
+probe done at once, or as soon as may be where one has just failed, so that the first read after the
+remote is back works; and a changed credential file is tried at once.
 
 Plain state for one event loop; `admit` and `run` are the only methods that wait.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,14 @@ QUICK_SPACING_S = 0.05
 """The same where the last probe failed at once, as a refused connection does: the first read after
 the remote is back must work."""
 QUICK_S = 0.05
+WAITS = 20
+WAITS_WITHIN_S = 10.0
+"""A reader who comes right after a probe that failed waits for the next one, since the remote may
+be back by then; but a scan of absent files is not to take as long as all of their waits."""
+
+
+_FINAL = (AuthenticationFailed, RemoteNotFound)
+_FINAL_KINDS = tuple(kind.__name__ for kind in _FINAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,7 @@ class RemoteHealth:
         self._probe_ended = trio.Event()
         self._probing = False
         self._next_probe_at = 0.0
+        self._waits: deque[float] = deque()
 
     @property
     def up(self) -> bool:
@@ -126,7 +136,7 @@ class RemoteHealth:
 
     def _begin(self, outage: Outage) -> None:
         self.outage = outage
-        final = outage.kind in (AuthenticationFailed.__name__, RemoteNotFound.__name__)
+        final = outage.kind in _FINAL_KINDS
         spacing = MIN_SPACING_S if final else QUICK_SPACING_S
         self._next_probe_at = trio.current_time() + spacing
         self._credentials_seen = self._signature()
@@ -151,15 +161,36 @@ class RemoteHealth:
         """
         if self.outage is None:
             return
-        changed = self._signature() != self._credentials_seen
-        if self._probing or changed or trio.current_time() >= self._next_probe_at:
-            if changed:
-                self._next_probe_at = 0.0
-            self._wake.set()
-            with trio.move_on_after(READER_WAITS_S):
-                await self._probe_ended.wait()
+        with trio.move_on_after(READER_WAITS_S):
+            await self._ask_for_probe()
         if self.outage is not None:
             raise self.failure()
+
+    async def _ask_for_probe(self) -> None:
+        """Wait for the end of a probe; return at once where readers have had enough of them."""
+        if self._signature() != self._credentials_seen:
+            self._next_probe_at = 0.0
+        left_s = self._next_probe_at - trio.current_time()
+        if left_s > 0 and not self._probing:
+            if not self._may_wait():
+                return
+            await trio.sleep(left_s)
+            if self.outage is None:
+                return
+        self._wake.set()
+        await self._probe_ended.wait()
+
+    def _may_wait(self) -> bool:
+        """Whether a reader may wait for the next probe, where the last one has only just failed."""
+        if self.outage is not None and self.outage.kind in _FINAL_KINDS:
+            return False
+        now = trio.current_time()
+        while self._waits and self._waits[0] < now - WAITS_WITHIN_S:
+            self._waits.popleft()
+        if len(self._waits) >= WAITS:
+            return False
+        self._waits.append(now)
+        return True
 
     def failure(self) -> HydrationFailed:
         """The error of a reader that comes during the outage."""
@@ -218,4 +249,4 @@ class RemoteHealth:
 
 def _is_final(error: ArtifactFSError) -> bool:
     """Whether asking again soon is of no use."""
-    return isinstance(error, AuthenticationFailed | RemoteNotFound)
+    return isinstance(error, _FINAL)

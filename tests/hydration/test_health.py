@@ -123,6 +123,45 @@ def test_a_reader_has_the_remote_probed_but_not_all_the_time(tmp_path: Path) -> 
     run(tmp_path, body)
 
 
+def unreachable(remote: Remote) -> None:
+    """Let the remote be down because nobody reaches it."""
+    remote.error = RemoteUnreachable("refused")
+    remote.health.note_failure(remote.error)
+
+
+@pytest.mark.parametrize("probe_s", [0.001, 0.2])
+def test_the_first_reader_after_the_remote_is_back_is_served_however_soon(
+    tmp_path: Path, probe_s: float
+) -> None:
+    async def body(remote: Remote) -> None:
+        remote.answers_after_s = probe_s
+        unreachable(remote)
+        await trio.sleep(100)
+        unreachable(remote)
+        await trio.sleep(1)
+        with pytest.raises(HydrationFailed):
+            await remote.health.admit()
+        remote.error = None
+        await remote.health.admit()
+        assert remote.health.up
+
+    run(tmp_path, body)
+
+
+def test_a_scan_of_absent_files_fails_fast(tmp_path: Path) -> None:
+    async def body(remote: Remote) -> None:
+        unreachable(remote)
+        await trio.sleep(100)
+        unreachable(remote)
+        started = trio.current_time()
+        for _ in range(1_000):
+            with pytest.raises(HydrationFailed):
+                await remote.health.admit()
+        assert trio.current_time() - started < 2
+
+    run(tmp_path, body)
+
+
 def test_a_black_hole_costs_a_reader_two_seconds_and_the_next_nothing(tmp_path: Path) -> None:
     async def body(remote: Remote) -> None:
         remote.answers_after_s = 1_000
