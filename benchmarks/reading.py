@@ -194,7 +194,7 @@ def run_reads(bench: Bench) -> None:
 def one_file_in_each_directory(source: Path) -> list[str]:
     """30 paths whose blobs no two of them share."""
     blobs: dict[str, list[str]] = {}
-    for line in run_git("-C", source, "ls-tree", "-r", "HEAD").splitlines():
+    for line in ls_tree(source):
         description, _, path = line.partition("\t")
         blobs.setdefault(description.split()[2], []).append(path)
     chosen: dict[str, str] = {}
@@ -231,7 +231,8 @@ def run_grep(bench: Bench) -> None:
 def directory_of(source: Path, count: int) -> tuple[str, int]:
     """The directory whose number of files is nearest to `count`."""
     counts: dict[str, int] = {}
-    for path in run_git("-C", source, "ls-tree", "-r", "--name-only", "HEAD").splitlines():
+    for line in ls_tree(source):
+        path = line.partition("\t")[2]
         while path := os.path.dirname(path):
             counts[path] = counts.get(path, 0) + 1
     return min(counts.items(), key=lambda item: abs(item[1] - count))
@@ -271,7 +272,8 @@ def run_whole(bench: Bench) -> None:
 
 
 def ls_tree(source: Path) -> list[str]:
-    return run_git("-C", source, "ls-tree", "-r", "HEAD").splitlines()
+    """Mode, type, oid, tab and path of every file."""
+    return run_git("-C", source, "ls-tree", "-r", "-z", "HEAD").split("\0")[:-1]
 
 
 def differences(one: Mapping[bytes, object], other: Mapping[bytes, object]) -> int:
