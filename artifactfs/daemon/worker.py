@@ -33,6 +33,7 @@ from artifactfs.daemon.jobs import Jobs
 from artifactfs.daemon.messages import error_fields
 from artifactfs.daemon.old_versions import OldVersions
 from artifactfs.daemon.prepared import adopt_gitdir
+from artifactfs.daemon.relocation import follow_state_root
 from artifactfs.daemon.remotes import RemoteConnection
 from artifactfs.daemon.requests import Requests
 from artifactfs.daemon.switch_recovery import recover
@@ -231,6 +232,7 @@ class Worker:
 
     async def _clone_if_needed(self) -> Tip | None:
         if self.layout.gitdir.exists():
+            follow_state_root(self.state, self.layout, self.settings.remote)
             await self._follow_mount_point()
             return None
         await self.event("state", state="cloning")
