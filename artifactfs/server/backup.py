@@ -18,9 +18,16 @@ from sqlite_utils import Database
 
 from artifactfs.errors import InvalidInput, StateError
 from artifactfs.server.catalog import remove_repo
+from artifactfs.server.clock import now_ms
 from artifactfs.server.database import metadata_migrations, open_database, write_now
-from artifactfs.server.gitdir import find_git, git_environment
-from artifactfs.server.pools import own_object_files
+from artifactfs.server.gitdir import (
+    borrowed_pools,
+    find_git,
+    git_environment,
+    tree_bytes,
+    write_alternates,
+)
+from artifactfs.server.pools import count_objects, own_object_files
 from artifactfs.server.records import Repo
 from artifactfs.server.settings import DataLayout
 
@@ -47,11 +54,14 @@ def back_up(source: DataLayout, target: DataLayout) -> int:
         for row in list(db.query("SELECT id FROM pools")):
             _copy_pool(source.pool(row["id"]), target.pool(row["id"]))
         for repo in _ready_repos(db):
-            if not _copy_repo(source.gitdir(repo.id), target.gitdir(repo.id), target.git_config):
+            pools = _copy_repo(source, target, repo.id)
+            if pools is None:
                 # Deleted since the database was copied.
                 write_now(db, partial(remove_repo, repo=repo, tombstone=True))
+            else:
+                write_now(db, partial(_claim, target=target, repo=repo, pools=pools))
         kept = _ready_repos(db)
-        _remove_strangers(target, {repo.id for repo in kept})
+        _remove_strangers(target, db, {repo.id for repo in kept})
         return len(kept)
     finally:
         db.close()
@@ -104,19 +114,43 @@ def _copy_pool(source: Path, target: Path) -> None:
         building.rename(target)
 
 
-def _copy_repo(source: Path, target: Path, config: Path) -> bool:
-    """Copy one gitdir; False if it is gone. Raises: StateError."""
+def _copy_repo(source: DataLayout, target: DataLayout, repo_id: str) -> list[str] | None:
+    """Copy one gitdir and what it borrows; the pools, None if it is gone. Raises: StateError.
+
+    A fork moves objects into a new pool, and gc may take them back: what was borrowed at either
+    end of the copy is borrowed in the copy.
+    """
+    gitdir, copy = source.gitdir(repo_id), target.gitdir(repo_id)
     for _ in range(_COPY_TRIES):
-        if not (source / "HEAD").exists():
-            return False
+        if not (gitdir / "HEAD").exists():
+            return None
         try:
-            refs = _packed_refs(source, config)
-            _copy_objects(source / "objects", target / "objects")
-            _copy_rest(source, target, refs)
+            before = borrowed_pools(gitdir)
+            refs = _packed_refs(gitdir, target.git_config)
+            _copy_objects(gitdir / "objects", copy / "objects")
+            pools = list(dict.fromkeys([*before, *borrowed_pools(gitdir)]))
+            for pool in pools:
+                _copy_pool(source.pool(pool), target.pool(pool))
+                if not target.pool(pool).is_dir():
+                    raise FileNotFoundError(pool)
+            _copy_rest(gitdir, copy, refs)
         except FileNotFoundError:
             continue  # a repack replaced packs, or the repository was deleted
-        return True
-    raise StateError(f"{source} keeps changing")
+        write_alternates(copy, tuple(target.pool(pool) for pool in pools))
+        return pools
+    raise StateError(f"{gitdir} keeps changing")
+
+
+def _claim(db: Database, target: DataLayout, repo: Repo, pools: list[str]) -> None:
+    """Let the copied database know what a copied repository borrows."""
+    for pool in pools:
+        known = next(iter(db.query("SELECT 1 FROM pools WHERE id = ?", (pool,))), None)
+        if known is None:
+            size = tree_bytes(target.pool(pool))
+            objects = count_objects(target.pool(pool) / "objects")
+            row = (pool, repo.account_id, now_ms(), size, objects)
+            db.conn.execute("INSERT INTO pools VALUES (?, ?, ?, ?, ?)", row)
+        db.conn.execute("INSERT OR IGNORE INTO repo_pools VALUES (?, ?)", (repo.id, pool))
 
 
 def _packed_refs(gitdir: Path, config: Path) -> str:
@@ -153,15 +187,19 @@ def _copy_rest(source: Path, target: Path, refs: str) -> None:
     for part in ("refs/heads", "refs/tags"):
         (target / part).mkdir(parents=True)
     (target / "packed-refs").write_text(refs, encoding="utf-8", errors="surrogateescape")
-    for name in ("config", "shallow", "objects/info/alternates", "HEAD"):
-        if (source / name).exists():
-            shutil.copy2(source / name, target / name)
-        else:
-            (target / name).unlink(missing_ok=True)
+    (target / "shallow").unlink(missing_ok=True)
+    if (source / "shallow").exists():
+        shutil.copy2(source / "shallow", target / "shallow")
+    for name in ("config", "HEAD"):
+        shutil.copy2(source / name, target / name)
 
 
-def _remove_strangers(target: DataLayout, known: set[str]) -> None:
+def _remove_strangers(target: DataLayout, db: Database, known: set[str]) -> None:
     """Remove what an earlier backup had and this one has not."""
+    pools = {row["id"] for row in db.query("SELECT id FROM pools")}
+    for pool in target.pools.iterdir():
+        if pool.name not in pools:
+            shutil.rmtree(pool)
     for gitdir in _gitdirs(target):
         if gitdir.name.removesuffix(".git") not in known:
             shutil.rmtree(gitdir)

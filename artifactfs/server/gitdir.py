@@ -166,6 +166,15 @@ def write_alternates(gitdir: Path, pools: tuple[Path, ...]) -> None:
     temporary.replace(target)
 
 
+def borrowed_pools(gitdir: Path) -> list[str]:
+    """The ids of the pools in ``objects/info/alternates``, in their order."""
+    try:
+        text = (gitdir / "objects" / "info" / "alternates").read_text()
+    except FileNotFoundError:
+        return []
+    return [Path(line).parent.name for line in text.splitlines()]
+
+
 def own_bytes(gitdir: Path) -> int:
     """Bytes of the objects that only this gitdir has; what it shares with a pool is the pool's."""
     return tree_bytes(gitdir / "objects", shared=False)

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import httpx
 import pytest
 
+from artifactfs.server import backup
 from artifactfs.server.cli import run
+from artifactfs.server.settings import DataLayout
 from tests.server.running import ACCOUNT, SERVER, Git, Server, ServerFactory, with_token
 
 
@@ -216,6 +218,43 @@ def test_backup_while_serving_and_restore(
         git("clone", "-q", remote, tmp_path / "copy")
         assert git("log", "-1", "--format=%s", cwd=tmp_path / "copy") == "Later\n"
         assert [r["name"] for r in restored.result("GET", "/namespaces/team/repos")] == ["kept"]
+        assert "0 problems" in restored.command("fsck")
+    finally:
+        restored.kill()
+
+
+def test_a_backup_during_which_everything_changes(
+    start_server: ServerFactory, git: Git, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the database and the objects: a fork, gc, a push to the fork, and a deletion."""
+    server = start_server()
+    filled(server, git, work, "moved")
+    filled(server, git, work, "gone")
+    copied = backup._copy_objects
+    changes = iter([True])
+
+    def change_and_copy(source: Path, target: Path) -> None:
+        if next(changes, False):
+            server.result("POST", "/namespaces/team/repos/moved/fork", {"name": "late"})
+            server.command("gc", "--grace", "0")
+            server.result("DELETE", "/namespaces/team/repos/gone")
+        copied(source, target)
+
+    monkeypatch.setattr(backup, "_copy_objects", change_and_copy)
+    source, target = DataLayout(server.data), DataLayout(server.root / "backup")
+    assert backup.back_up(source, target) == 1
+    done = subprocess.run(
+        [*SERVER, "fsck", "--data", str(target.root), "--json"], capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == {"checked": 1, "problems": []}
+    assert len(list(target.pools.iterdir())) == 1
+    restored = Server(server.root.with_name("again"), url="", api_token=server.api_token)
+    restored.root.mkdir()
+    backup.restore(target, DataLayout(restored.data))
+    restored.start()
+    try:
+        assert len(restored.result("GET", "/namespaces/team/repos/moved/log")) == 2
+        restored.command("gc", "--grace", "0")
         assert "0 problems" in restored.command("fsck")
     finally:
         restored.kill()
