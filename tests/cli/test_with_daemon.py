@@ -9,16 +9,13 @@ import socket
 import subprocess
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 
-from artifactfs.daemon import mounts
 from artifactfs.daemon.client import ControlClient
 from artifactfs.paths import StateLayout
-from tests.e2e.mount_table import descendants, mounted_at
-from tests.e2e.odd_repository import OddRepository
-from tests.e2e.processes import PROGRAMS, ArtifactsProcess, DaemonProcess, wait_until
+from tests.e2e.mount_table import mounted_at
+from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
 
 
 @pytest.fixture
@@ -332,91 +329,6 @@ def test_an_interrupted_add_leaves_nothing(
     assert daemon.json("list-repos") == []
     wait_until(lambda: not (daemon.mounts / "slow").exists(), "the mount point's end")
     proxy.resume()
-
-
-def test_umount_clears_what_a_dead_daemon_left(
-    idle_daemon: DaemonProcess, local_remote: Any
-) -> None:
-    idle_daemon.start()
-    mount = idle_daemon.add_repo("hello", str(local_remote.path))
-    everybody = [idle_daemon.pid, *descendants(idle_daemon.pid)]
-    for pid in everybody:
-        os.kill(pid, signal.SIGSTOP)  # so that no one sees the other go, and cleans up
-    for pid in everybody:
-        os.kill(pid, signal.SIGKILL)
-    assert idle_daemon.process is not None
-    idle_daemon.process.wait()
-    wait_until(lambda: mounts.probe(str(mount)) is mounts.MountState.DEAD, "the mount's death")
-    idle_daemon.run("umount", mount)
-    assert not mounted_at(mount)
-    (repo,) = idle_daemon.json("list-repos")
-    assert repo["state"] == "unmounted"
-
-
-def test_mount_and_umount_in_one_line(idle_daemon: DaemonProcess, local_remote: Any) -> None:
-    """`mount` starts a daemon of its own."""
-    where = idle_daemon.directory / "src" / "hello"
-    try:
-        answer = idle_daemon.json("mount", str(local_remote.path), where)
-        assert answer["mount_point"] == str(where)
-        (where / "mine").write_text("kept")
-        idle_daemon.run("umount", where)
-        assert not mounted_at(where)
-        idle_daemon.run("mount", str(local_remote.path), where)
-        assert (where / "mine").read_text() == "kept"
-        again = idle_daemon.run("mount", str(local_remote.path), where, check=False)
-        assert again.returncode == 0, "it is there already, which is what was asked for"
-        other = idle_daemon.directory / "other" / "hello"
-        assert idle_daemon.json("mount", str(local_remote.path), other)["name"] == "hello-2"
-        assert idle_daemon.run("umount", "/nowhere", check=False).returncode == 1
-    finally:
-        stop_own_daemon(idle_daemon)
-    assert not mounted_at(where)
-
-
-def test_mount_while_a_daemon_is_being_started(
-    idle_daemon: DaemonProcess, local_remote: Any
-) -> None:
-    """By somebody else: it has the lock, and does not listen yet."""
-    idle_daemon.start()
-    listening, hidden = idle_daemon.state / "control.sock", idle_daemon.state / "hidden.sock"
-    listening.rename(hidden)
-    where = idle_daemon.directory / "hello"
-    command = [PROGRAMS / "artifact-fs", "mount", local_remote.path, where]
-    mounting = subprocess.Popen(command, env=idle_daemon.environment, stderr=subprocess.DEVNULL)
-    log = idle_daemon.state / "daemon.log"
-    wait_until(lambda: log.exists() and "already" in log.read_text(), "the second daemon's error")
-    wait_until(lambda: mounting.poll() is not None or not descendants(mounting.pid), "its end")
-    assert mounting.poll() is None
-    hidden.rename(listening)
-    assert mounting.wait(20) == 0
-    assert (where / "README.md").exists()
-
-
-def test_mount_again_takes_the_token_that_is_given(
-    daemon: DaemonProcess, artifacts_server: ArtifactsProcess, odd_repository: OddRepository
-) -> None:
-    """The stored one may have expired since it was unmounted."""
-    served = artifacts_server.create("mounted-again", odd_repository.path)
-    old = artifacts_server.token("mounted-again")
-    where = daemon.directory / "again"
-    url = served.remote.replace("://", f"://x:{quote(old['plaintext'], safe='')}@")
-    daemon.run("mount", url, where)
-    daemon.run("umount", where)
-    artifacts_server.revoke(old["id"])
-    daemon.run("mount", served.url, where)
-    assert daemon.json("fetch", "--name", "again")["result"] == "up to date"
-
-
-def stop_own_daemon(daemon: DaemonProcess) -> None:
-    """End the daemon that `mount` started: it is the one that holds the lock."""
-    for entry in Path("/proc").iterdir():
-        command = entry / "cmdline"
-        if entry.name.isdigit() and command.exists():
-            words = command.read_bytes().split(b"\0")
-            if b"daemon" in words and str(daemon.state).encode() in words:
-                os.kill(int(entry.name), signal.SIGTERM)
-                wait_until(lambda entry=entry: not entry.exists(), "the daemon's end")
 
 
 def test_inside_a_mount_the_name_can_be_left_out(daemon: DaemonProcess, local_remote: Any) -> None:
