@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INDEX_DEADLINE_S = 300.0
+CONFIG_DEADLINE_S = 5.0  # less than the supervisor waits for the end
 SIZES_WAIT_S = 10.0
 SIZES_POLL_S = 0.02
 GIT_FILES_WAIT_S = 5.0
@@ -230,7 +231,8 @@ class Jobs:
         gitdir = self._worker.layout.gitdir
         command = self._worker.filesystem.fsmonitor_command(await sound_git())
         for name, value in (("core.fsmonitor", command), ("core.untrackedCache", "true")):
-            await run_git("config", name, value, gitdir=gitdir)
+            with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
+                await run_git("config", name, value, gitdir=gitdir, deadline_s=CONFIG_DEADLINE_S)
 
     # -- compaction --------------------------------------------------------------------------
 

@@ -112,7 +112,8 @@ async def store_remote(layout: RepoLayout, url: str, secret: Secret | None) -> N
     if secret is not None:
         await trio.to_thread.run_sync(_store, layout, url, secret)
     if layout.gitdir.exists():
-        await set_remote(layout.gitdir, url, layout.credentials)
+        with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
+            await set_remote(layout.gitdir, url, layout.credentials)
 
 
 def _store(layout: RepoLayout, url: str, secret: Secret) -> None:

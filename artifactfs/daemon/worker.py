@@ -251,7 +251,8 @@ class Worker:
         section = config_text([("core", [("worktree", self.settings.mount_point)])])
         if section.splitlines()[1] not in config.read_text(errors="surrogateescape"):
             arguments = ("config", "--file", str(config), "core.worktree")
-            await run_git(*arguments, self.settings.mount_point)
+            with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
+                await run_git(*arguments, self.settings.mount_point)
 
     def _tip_of_head(self) -> Tip | None:
         """What to mount if there is no overlay yet though the clone is there (a crash between)."""

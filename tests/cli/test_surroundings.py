@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,28 @@ def test_a_log_that_takes_nothing(idle_daemon: DaemonProcess, local_remote: Any)
     idle_daemon.run("remount", "--name", "hello")
     assert idle_daemon.stop() == 0
     assert not mounts_below(idle_daemon.mounts)
+
+
+SLOW_CONFIG = """#!/bin/sh
+case " $* " in *" config core.fsmonitor "*) : >{lock}; sleep 0.5; rm {lock} ;; esac
+exec {git} "$@"
+"""
+
+
+def test_an_unmount_leaves_no_lock_of_git(
+    idle_daemon: DaemonProcess, local_remote: Any, tmp_path: Path
+) -> None:
+    """Git that is killed while it writes the config may leave the lock, which is in the way of
+    every later change of it."""
+    lock, programs = tmp_path / "lock", tmp_path / "bin"
+    programs.mkdir()
+    (programs / "git").write_text(SLOW_CONFIG.format(lock=lock, git=shutil.which("git")))
+    (programs / "git").chmod(0o755)
+    start(idle_daemon, PATH=f"{programs}:{os.environ['PATH']}")
+    idle_daemon.add_repo("hello", str(local_remote.path))
+    wait_until(lock.exists, "git config")
+    idle_daemon.run("unmount", "--name", "hello")
+    assert not lock.exists()
 
 
 NOBODY_KNOWN = """
