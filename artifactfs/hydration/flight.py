@@ -303,7 +303,7 @@ class FlightControl:
             except OSError as error:
                 return disk_failure(error)
         if scope.cancelled_caught:
-            return RemoteUnreachable(f"the remote sent nothing for {stall_s:g} s")
+            return RemoteUnreachable(f"the remote sent nothing for {round(stall_s, 1):g} s")
         return None
 
     async def _metered(
