@@ -22,7 +22,8 @@ from artifactfs.doctor.machine import FUSECTL
 from artifactfs.errors import CorruptData
 from artifactfs.paths import StateLayout
 
-START_DAEMON = "systemctl restart artifact-fs  (or: artifact-fs daemon)"
+START_DAEMON = "artifact-fs daemon  (where it is a service: systemctl start artifact-fs)"
+RESTART_DAEMON = "systemctl restart artifact-fs  (or end it, then: artifact-fs daemon)"
 
 
 def check_daemon(patient: Patient) -> Iterator[Finding]:
@@ -44,28 +45,28 @@ def check_daemon(patient: Patient) -> Iterator[Finding]:
             yield problem(
                 "daemon.no-socket",
                 f"a daemon holds {state.lock}, but nothing listens on {state.control_socket}",
-                START_DAEMON,
+                RESTART_DAEMON,
             )
         else:
             yield problem(
                 "daemon.stale-socket",
                 f"{state.control_socket} is left over from a daemon that did not end well",
-                f"rm {shlex.quote(str(state.control_socket))} && artifact-fs daemon",
+                START_DAEMON,
             )
         return
     except TimeoutError:
         yield problem(
             "daemon.stuck",
             f"the daemon did not answer within {patient.deadline_s:.0f} s",
-            START_DAEMON,
+            RESTART_DAEMON,
         )
         return
     except (OSError, ValueError) as error:
-        yield problem("daemon.unusable", f"the daemon cannot be asked: {error}", START_DAEMON)
+        yield problem("daemon.unusable", f"the daemon cannot be asked: {error}", RESTART_DAEMON)
         return
     yield ok("daemon.running", f"the daemon answers on {state.control_socket}")
     if "error" in answer:
-        yield warning("daemon.error", f"status failed: {answer['error']['message']}", START_DAEMON)
+        yield warning("daemon.error", f"status failed: {answer['error']['message']}", RESTART_DAEMON)
         return
     for repo in answer.get("result") or ():
         if repo.get("state") in ("failed", "restarting", "not answering"):

@@ -231,7 +231,7 @@ def test_pack_is_cut_short(sick: Sick) -> None:
 def test_socket_of_a_dead_daemon(sick: Sick) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(sick.state.control_socket))
-    assert is_problem(sick.found("daemon.stale-socket"), mend="rm ")
+    assert is_problem(sick.found("daemon.stale-socket"), mend="artifact-fs daemon")
 
 
 def test_daemon_that_hangs(sick: Sick) -> None:
