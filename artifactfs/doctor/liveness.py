@@ -66,7 +66,8 @@ def check_daemon(patient: Patient) -> Iterator[Finding]:
         return
     yield ok("daemon.running", f"the daemon answers on {state.control_socket}")
     if "error" in answer:
-        yield warning("daemon.error", f"status failed: {answer['error']['message']}", RESTART_DAEMON)
+        message = answer["error"]["message"]
+        yield warning("daemon.error", f"status failed: {message}", RESTART_DAEMON)
         return
     for repo in answer.get("result") or ():
         if repo.get("state") in ("failed", "restarting", "not answering"):
