@@ -82,6 +82,8 @@ class TreeInventory:
     _places: array[int] = field(default_factory=lambda: array("I"))
     """For each blob in `order`, the directory in which it was met first."""
     _sorted: PackedOids = field(default_factory=PackedOids)
+    _fanout: list[int] = field(default_factory=list)
+    """Where the oids begin that begin with each byte, and their end; empty before `finish`."""
     _here: bytearray = field(default_factory=bytearray)
     _sizes: array[int] = field(default_factory=lambda: array("q"))
     here: int = 0
@@ -122,8 +124,7 @@ class TreeInventory:
 
     def beginning_with(self, byte: int) -> range:
         """The positions, in the order of oids, of the blobs whose oid begins with `byte`."""
-        end = len(self._sorted) if byte == 0xFF else bisect_left(self._sorted, bytes([byte + 1]))
-        return range(bisect_left(self._sorted, bytes([byte])), end)
+        return range(self._fanout[byte], self._fanout[byte + 1]) if self._fanout else range(0)
 
     def oid_at(self, position: int) -> bytes:
         """The oid at a position in the order of oids."""
@@ -136,8 +137,11 @@ class TreeInventory:
 
     def position(self, oid: bytes) -> int:
         """Where `oid` is in the order of oids; -1: it is not a blob of the tree."""
-        at = bisect_left(self._sorted, oid)
-        return at if at < len(self._sorted) and self._sorted[at] == oid else -1
+        if not self._fanout:
+            return -1
+        end = self._fanout[oid[0] + 1]
+        at = bisect_left(self._sorted, oid, self._fanout[oid[0]], end)
+        return at if at < end and self._sorted[at] == oid else -1
 
     def chain(self, tree: bytes) -> tuple[bytes, ...]:
         """`tree` and the directories above it, nearest first; only `tree` if it is not known."""
@@ -156,7 +160,7 @@ class TreeInventory:
         at = self.position(oid)
         if at < 0:
             return
-        self.note_size(oid, size)
+        self._note_size(at, size)
         if not self._here[at]:
             self._here[at] = 1
             self.here += 1
@@ -165,9 +169,13 @@ class TreeInventory:
     def note_size(self, oid: bytes, size: int) -> None:
         """The size of the blob `oid` is known."""
         at = self.position(oid)
-        if at < 0 or self._sizes[at] == size:
-            return
+        if at >= 0:
+            self._note_size(at, size)
+
+    def _note_size(self, at: int, size: int) -> None:
         before = self._sizes[at]
+        if before == size:
+            return
         self._sizes[at] = size
         if before < 0:
             self.sizes_known += 1
@@ -196,6 +204,8 @@ class TreeInventory:
     def finish(self, oids: set[bytes]) -> None:
         """Take the distinct blobs of the walk."""
         self._sorted = PackedOids(b"".join(sorted(oids)))
+        self._fanout = [bisect_left(self._sorted, bytes([first])) for first in range(256)]
+        self._fanout.append(len(oids))
         self._here = bytearray(len(oids))
         self._sizes = array("q", [-1]) * len(oids)
 

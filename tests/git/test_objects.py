@@ -44,6 +44,20 @@ def test_every_object_reads_as_git_prints_it(gitdir: Path, sample: SampleReposit
             assert odb.blob(oid) == content
 
 
+@pytest.mark.parametrize("count", [3, 60], ids=["few", "many"])
+def test_what_is_missing_is_told_from_what_is_here(
+    gitdir: Path, sample: SampleRepository, count: int
+) -> None:
+    odb = ObjectDatabase(gitdir)
+    here = list(sample.contents)[:count]
+    # Some begin like objects that are here, so their folders of loose objects exist.
+    absent = [oid[:1] + bytes([number]) * 19 for number, oid in enumerate(here)]
+    mixed = [oid for pair in zip(absent, here, strict=True) for oid in pair]
+    assert odb.missing(mixed) == absent
+    (gitdir / "objects" / "7b").mkdir(exist_ok=True)
+    assert odb.missing([b"\x7b" * 20] * count) == [b"\x7b" * 20] * count
+
+
 def test_blobs_are_exported_to_files(
     gitdir: Path, sample: SampleRepository, tmp_path: Path
 ) -> None:
