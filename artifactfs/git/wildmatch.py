@@ -8,6 +8,7 @@ stop at slashes and ``**`` between slashes does not. A malformed pattern matches
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _SPECIAL = re.compile(rb"[*?\[\\]")
 _NEVER = re.compile(rb"(?!)")
@@ -56,6 +57,7 @@ def _compile(pattern: bytes, plain: bytes, *, slashes: bool) -> re.Pattern[bytes
 def _translate(pattern: bytes, slashes: bool) -> bytes | None:
     """The expression for `pattern`; `slashes`: wildcards match them. None: malformed."""
     out: list[bytes] = []
+    groups: list[tuple[int, bool]] = []
     one = b"." if slashes else b"[^/]"
     at, end = 0, len(pattern)
     while at < end:
@@ -65,6 +67,7 @@ def _translate(pattern: bytes, slashes: bool) -> bytes | None:
             while pattern[at : at + 1] == b"*":
                 at += 1
             piece, at = _stars(pattern, stars, at, slashes)
+            groups.append((len(out), not slashes and not piece.startswith(b"[^/]")))
             out.append(piece)
             continue
         at += 1
@@ -83,23 +86,42 @@ def _translate(pattern: bytes, slashes: bool) -> bytes | None:
             at += 1
         else:
             out.append(re.escape(char))
+    return _atomic(out, groups)
+
+
+def _atomic(pieces: list[bytes], asterisks: list[tuple[int, bool]]) -> bytes:
+    """Join `pieces` so that no pattern of a stranger takes exponential time.
+
+    `asterisks` are (where in `pieces`, whether it passes slashes). What stands between two of them
+    has one length, so its first place is as good as any other, and nothing is gained by trying
+    the next: it is an atomic group (``(?>…)``). What follows ``**`` goes on to the next ``**``,
+    with groups of its own. The last of each kind is none, since it has to end where the path does.
+    """
+    out = list(pieces)
+    for wide in (False, True):
+        mine = [place for place, passes in asterisks if passes == wide]
+        for place, following in pairwise(mine):
+            ends = [place for place, passes in asterisks if passes] if not wide else []
+            end = min([following, *(at for at in ends if at > place)])
+            out[place] = b"(?>" + out[place]
+            out[end - 1] += b")"
     return b"".join(out)
 
 
 def _stars(pattern: bytes, start: int, end: int, slashes: bool) -> tuple[bytes, int]:
     """The asterisks from `start` to `end`, and where to go on."""
     if slashes:
-        return b".*", end
+        return b".*?", end
     alone = end - start == 1
     rest = pattern[end:]
     between = (start == 0 or pattern[start - 1 : start] == b"/") and (
         not rest or rest.startswith((b"/", b"\\/"))
     )
     if alone or not between:
-        return b"[^/]*", end
+        return b"[^/]*?", end
     if rest.startswith(b"/"):
-        return b"(?:.*/)?", end + 1
-    return b".*", end
+        return b"(?:.*?/)??", end + 1
+    return b".*?", end
 
 
 def _bracket(pattern: bytes, at: int, slashes: bool) -> tuple[bytes, int] | None:

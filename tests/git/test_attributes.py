@@ -113,3 +113,17 @@ def test_whether_a_path_matters() -> None:
 
     assert not by_path(b"*.bat eol=crlf\n/docs/*.md diff\n")
     assert by_path(b"/docs/*.md text\n")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        (b"*a" * 40 + b"*b", b"a" * 250),
+        (b"x/" + b"*a" * 40 + b"*b/y", b"x/" + b"a" * 250),
+        (b"**/*a*a/" * 20 + b"b", b"aaa/" * 300),
+    ],
+)
+def test_no_pattern_takes_forever(pattern: bytes, path: bytes) -> None:
+    lines = parse(pattern + b" text\n", macros=True)
+    assert lines
+    assert not Attributes([Source(b"", lines)], (b"text",)).lookup(path)
