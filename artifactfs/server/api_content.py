@@ -19,7 +19,7 @@ from artifactfs.server.api import (
 )
 from artifactfs.server.blob_answer import SAFE, blob_answer
 from artifactfs.server.commits import CommitInfo, commit_info
-from artifactfs.server.content import Content, EntryType, NoSuchContent
+from artifactfs.server.content import Content, EntryType, NoSuchContent, TooLarge
 from artifactfs.server.context import Context
 from artifactfs.server.differences import diff, two_ends
 from artifactfs.server.problems import Code, Problem
@@ -66,6 +66,8 @@ async def read_content(context: Context, repo: Repo, read: Callable[[Content], T
         return await trio.to_thread.run_sync(lambda: read(Content(gitdir)))
     except NoSuchContent:
         raise Problem(Code.NOT_FOUND, "Not found in this repository") from None
+    except TooLarge:
+        raise Problem(Code.MEMORY_LIMIT, "An object is too large to be shown") from None
     except pygit2.GitError as error:
         raise Problem(Code.INTERNAL_ERROR, "The repository cannot be read") from error
 

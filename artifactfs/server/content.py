@@ -26,6 +26,8 @@ _KINDS: dict[int, EntryType] = {
     FileMode.LINK: "symlink",
     FileMode.COMMIT: "gitlink",
 }
+_LARGEST = 64 * 1024 * 1024
+"""Bytes of a tree with a million entries."""
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -42,6 +44,10 @@ pygit2.option(pygit2.enums.Option.SET_OWNER_VALIDATION, 0)
 
 class NoSuchContent(Exception):
     """The ref, object or path is not in the repository."""
+
+
+class TooLarge(Exception):
+    """The commit or tree is larger than any real one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +101,19 @@ class Content:
 
     def _peel(self, oid: pygit2.Oid) -> pygit2.Oid:
         try:
-            return self._repo[oid].peel(pygit2.Commit).id
+            return self._load(oid).peel(pygit2.Commit).id
         except (KeyError, ValueError, pygit2.GitError):
             raise NoSuchContent(str(oid)) from None
+
+    def _load(self, oid: pygit2.Oid) -> pygit2.Object:
+        """Read a commit, tag or tree, which is held in memory whole.
+
+        Raises: KeyError; TooLarge: a delta of a few bytes can stand for gigabytes.
+        """
+        _, size = self._repo.odb.read_header(oid)
+        if size > _LARGEST:
+            raise TooLarge(str(oid))
+        return self._repo[oid]
 
     def commit(self, hexadecimal: str) -> pygit2.Commit:
         """Raises: NoSuchContent."""
@@ -118,7 +134,7 @@ class Content:
     def _first_parents(self, oid: pygit2.Oid) -> Iterator[pygit2.Commit]:
         while True:
             try:
-                commit = self._repo[oid]
+                commit = self._load(oid)
             except KeyError:
                 return  # the edge of a shallow history
             assert isinstance(commit, pygit2.Commit)
@@ -206,7 +222,7 @@ class Content:
         if not OID.fullmatch(hexadecimal):
             raise NoSuchContent(hexadecimal)
         try:
-            found = self._repo[pygit2.Oid(hex=hexadecimal)]
+            found = self._load(pygit2.Oid(hex=hexadecimal))
         except (KeyError, ValueError, pygit2.GitError):
             raise NoSuchContent(hexadecimal) from None
         if found.type not in kinds:

@@ -28,6 +28,7 @@ from artifactfs.server.exchange import (
 )
 from artifactfs.server.git_process import run_git
 from artifactfs.server.git_stream import environment_for
+from artifactfs.server.limits import RateLimiter
 from artifactfs.server.pktline import FLUSH, encode
 from artifactfs.server.receive_pack import ReceivePack
 from artifactfs.server.records import Repo
@@ -42,6 +43,8 @@ _PATH = re.compile(
 )
 _PROTOCOL = re.compile(rb"[A-Za-z0-9.=:_-]{1,200}")
 _ADVERTISE_S = 60.0
+_STRANGERS = 100
+"""Refusals of unknown tokens that are recorded for one namespace in a window of time."""
 _SERVICES = (b"git-upload-pack", b"git-receive-pack")
 
 
@@ -88,6 +91,7 @@ class GitHTTP:
         self._context = context
         self._upload_pack = UploadPack(context)
         self._receive_pack = ReceivePack(context)
+        self._strangers = RateLimiter(_STRANGERS, context.limits.window_s)
 
     async def __call__(self, route: Route, scope: Message, receive: Receive, send: Send) -> None:
         record = RequestRecord(scope["method"], scope["path"])
@@ -136,9 +140,11 @@ class GitHTTP:
                 raise Refused(*_UNAUTHORIZED)
             return _ready(repo)
         token = catalog.repo_token(presented)
-        if token is None or token.state(now_ms()) != "active":
+        if token is None:
             raise Refused(403, "Invalid or expired token")
         exchange.actor = token.id
+        if token.state(now_ms()) != "active":
+            raise Refused(403, "Invalid or expired token")
         if repo is None or repo.id != token.repo_id:
             raise Refused(403, "Invalid or expired token")
         _ready(repo)
@@ -185,6 +191,9 @@ class GitHTTP:
             "SELECT account_id FROM namespaces WHERE name = ?", (route.namespace,)
         )
         if row is None:
+            return
+        # Without a token of ours anybody may come: that must not fill a log.
+        if exchange.actor is None and self._strangers.take(route.namespace) is not None:
             return
         repo = self._context.catalog.repo(route.namespace, route.repo)
         self._context.events.record(

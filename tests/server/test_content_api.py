@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from artifactfs.server import content
 from tests.server.running import Git, Server, with_token
 
 
@@ -103,6 +104,17 @@ def test_large_files_are_streamed(server: Server, git: Git, work: Path, name: st
         kind = "text/plain; charset=utf-8" if "raw" in path else "application/octet-stream"
         assert answer.headers["content-type"] == kind
         assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_an_object_that_is_larger_than_any_real_one(
+    git: Git, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "_LARGEST", 300)
+    found = content.Content(work / ".git")
+    assert len(found.log("main", 5, 0)) == 2
+    git("commit", "-q", "--allow-empty", "-m", "x" * 400, cwd=work)
+    with pytest.raises(content.TooLarge):
+        found.log("main", 5, 0)
 
 
 def test_diff(server: Server, git: Git, work: Path, repo: str) -> None:
