@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from artifactfs.server.context import Context
 
 
+log = logging.getLogger(__name__)
+
+
 class _Redacting(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
@@ -110,7 +113,10 @@ def check_origin(url: str) -> str:
 def _allow_many_files() -> None:
     """A connection is a file or more: the usual 1,024 would be few."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except OSError:
+        log.warning("setrlimit is not permitted: the memory of git processes is not bounded")
 
 
 @cli.command()
@@ -195,7 +201,7 @@ def serve(
         allow_private_networks=allow_private_networks,
         access_log=access_log,
         log_oids=log_oids,
-        secure_cookies=tls_cert is not None,
+        secure_cookies=tls_cert is not None or (public_url or "").startswith("https://"),
     )
     with locked(layout):
         try:

@@ -98,7 +98,7 @@ async def git_process(
         cwd=cwd,
         start_new_session=True,
     )
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):  # `serve` tells if it is not permitted
         resource.prlimit(process.pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     git = GitProcess(process)
     _widen(process)
