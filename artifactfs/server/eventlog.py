@@ -29,6 +29,7 @@ _FLUSH_S = 0.5
 _STORAGE_S = 10.0
 _PRUNE_S = 3_600.0
 _MAX_PENDING = 100_000
+_MESSAGE_CHARS = 500
 
 event_migrations = Migrations("artifacts-events")
 
@@ -116,6 +117,9 @@ class EventLog:
             if not self._failing:
                 log.error("events cannot be written: %s", error)
             self._failing = True
+        except Exception:
+            # They would fail again; better without them than without a server.
+            log.exception("%d events are lost", len(events))
         else:
             self._failing = False
 
@@ -140,6 +144,11 @@ class EventLog:
         )
 
 
+def _storable(text: str) -> str:
+    """What git says may name a ref in any bytes, and at any length."""
+    return text[:_MESSAGE_CHARS].encode("utf-8", "replace").decode()
+
+
 def _write(db: Database, events: list[Event], stored: list[_Stored]) -> None:
     db.conn.executemany(
         "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -151,7 +160,7 @@ def _write(db: Database, events: list[Event], stored: list[_Stored]) -> None:
                 event.repository,
                 event.kind,
                 event.event_type,
-                event.error_message,
+                _storable(event.error_message),
                 event.duration_ms,
             )
             for event in events

@@ -94,7 +94,7 @@ async def look(url: str, *, allow_private: bool) -> Look:
                 current = _redirected(current, answer.headers.get("location", ""))
     except Forbidden as error:
         raise Problem(Code.INVALID_URL, f"Cannot import: {error}", pointer="/url") from None
-    except (Unresolvable, httpx.HTTPError, trio.TooSlowError) as error:
+    except (Unresolvable, httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError) as error:
         text = redact(str(error)) or type(error).__name__
         raise Problem(Code.UPSTREAM_UNAVAILABLE, f"The remote cannot be reached: {text}") from None
     except ImportFailed as error:

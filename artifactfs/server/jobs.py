@@ -165,6 +165,9 @@ class Jobs:
         except sqlite3.Error:
             log.exception("the work on %s failed; it goes on at the next start", job.repo.full_name)
             job.failure = Problem(Code.INTERNAL_ERROR, "The result cannot be stored")
+        except Exception:
+            log.exception("the work on %s failed", job.repo.full_name)
+            await self._give_up(job, "internal error")
         finally:
             if self._context.catalog.repo_by_id(job.repo.id) is None:
                 # Deleted while the work went on.

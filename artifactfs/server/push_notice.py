@@ -26,7 +26,7 @@ def pushed_payloads(
         commits, total = _new_commits(repo, update)
         payloads.append(
             {
-                "ref": update.ref,
+                "ref": update.ref.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
                 "before": update.before,
                 "after": update.after,
                 "commits": commits,

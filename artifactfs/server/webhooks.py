@@ -243,7 +243,7 @@ class Webhooks:
                 status = await _post_to(target, headers, body)
         except (Forbidden, Unresolvable) as error:
             return str(error)
-        except (httpx.HTTPError, trio.TooSlowError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError, ValueError) as error:
             return redact(str(error)) or type(error).__name__
         return None if 200 <= status < 300 else f"the subscriber answered {status}"
 

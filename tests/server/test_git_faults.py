@@ -218,6 +218,26 @@ def test_bad_ref_names_are_refused(endpoint: Endpoint) -> None:
     assert (endpoint.server.data / "gitconfig").exists()
 
 
+def test_a_refused_ref_of_any_bytes_is_an_event(
+    start_server: ServerFactory, git: Git, work: Path
+) -> None:
+    """Its name comes back in the reason; one that is not UTF-8 ended the server."""
+    server = start_server()
+    found = Endpoint(server, git, work, "bytes")
+    names = [b"refs/heads/a \xff\xfe", b"refs/heads/\xff..", b"refs/heads/\xff" + b"x" * 2_000]
+    for ref in names:
+        command = b"%s %s %s\0report-status" % (b"0" * 40, found.head.encode(), ref)
+        answer = found.post("receive-pack", pkt(command) + b"0000" + make_pack(), 0)
+        assert answer.status_code < 500
+    query = "{viewer{accounts{artifactsEventsAdaptiveGroups{count dimensions{errorMessage}}}}}"
+    with server.client() as client:
+        body = client.post("/client/v4/graphql", json={"query": query}).json()
+    rows = body["data"]["viewer"]["accounts"][0]["artifactsEventsAdaptiveGroups"]
+    messages = [row["dimensions"]["errorMessage"] for row in rows]
+    assert any(messages) and all(len(message) <= 500 for message in messages)
+    git("ls-remote", found.url)
+
+
 def raw_request(endpoint: Endpoint, service: str, body: bytes, length: int | None) -> socket.socket:
     """Send a request by hand; without a length it is chunked and never ended."""
     parts = urlsplit(endpoint.remote)
