@@ -28,6 +28,8 @@ from artifactfs.fs.tree import Tree
 from artifactfs.git.objects import Oid
 from artifactfs.hydration.blobs import Blob, ReadContext
 
+_BLOBS = (stat.S_IFREG, stat.S_IFLNK)
+
 _COPY_PIECE = 1 << 20
 _IN_HANDLER = 256 << 10
 """Larger contents are copied in a thread."""
@@ -213,13 +215,19 @@ class Contents:
         finally:
             content.close()
 
+    def sizes_in(self, directory: Directory) -> dict[Oid, int]:
+        """Of the blobs in the base of `directory`, as far as they are known: one query, where
+        asking for each takes 6 µs."""
+        return self._blobs.known_sizes(list(self._blobs_in(directory)))
+
     def _unknown_sizes(self, directory: Directory, first: Oid) -> list[Oid]:
-        oids = {first: None}
-        for entry in self._tree.entries(directory).values():
-            if entry.mode & 0o170000 in (0o100000, 0o120000):
-                oids[entry.oid] = None
+        oids = {first: None, **self._blobs_in(directory)}
         known = self._blobs.known_sizes(list(oids))
         return [oid for oid in oids if oid not in known]
+
+    def _blobs_in(self, directory: Directory) -> dict[Oid, None]:
+        entries = self._tree.entries(directory).values()
+        return {entry.oid: None for entry in entries if entry.mode & 0o170000 in _BLOBS}
 
     # Writing
 

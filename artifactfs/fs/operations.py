@@ -354,10 +354,10 @@ class Operations(pyfuse3.Operations):
             names = tree.listing(directory)
             if directory is tree.root:
                 names.insert(0, GITFILE)
-            listing = self._unfinished.begin(names)
+            listing = self._unfinished.begin(names, self._contents.sizes_in(directory))
         for number in range(position, min(2, position + 2)):
             dots = directory if number == 0 else directory.parent or directory
-            entry, cookie = self._attributes(dots), listing.cookie(number + 1)
+            entry, cookie = self._attributes(dots, listing), listing.cookie(number + 1)
             if not pyfuse3.readdir_reply(token, b"." * (number + 1), entry, cookie):
                 self._unfinished.keep(listing)
                 return
@@ -381,7 +381,7 @@ class Operations(pyfuse3.Operations):
             inode = lookup(directory, name, rows)
             if inode is None:  # removed since the listing began
                 continue
-            if not reply(token, name, self._attributes(inode), cookie(position + 1)):
+            if not reply(token, name, self._attributes(inode, listing), cookie(position + 1)):
                 tree.drop_if_unused(inode)
                 return False
             inode.nlookup += 1
@@ -393,8 +393,8 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, name, entry, after):
                 return
 
-    def _attributes(self, inode: Inode) -> EntryAttributes:
-        self._tree.settle(inode)
+    def _attributes(self, inode: Inode, listing: Listing) -> EntryAttributes:
+        self._tree.settle(inode, listing.sizes)
         return entry_attributes(inode, self._tree.owner)
 
     @_answering

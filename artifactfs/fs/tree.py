@@ -182,8 +182,11 @@ class Tree:
             directory.subdirectories = count
         return count
 
-    def settle(self, inode: Inode) -> bool:
-        """Bring size, blocks and times up to date. False where the size is not known here."""
+    def settle(self, inode: Inode, sizes: Mapping[Oid, int] | None = None) -> bool:
+        """Bring size, blocks and times up to date. False where the size is not known here.
+
+        `sizes`: of blobs, where those that are known were looked up already.
+        """
         data = inode.data
         if data is not None:
             if data.blocks < 0:
@@ -201,7 +204,7 @@ class Tree:
         elif stat.S_ISREG(inode.mode) and not self._conversions.shows_blob(inode):
             size = self._conversions.known_size(inode)
         else:
-            size = self._known_size(oid)
+            size = self._known_size(oid) if sizes is None else sizes.get(oid)
         if size is None:
             return False
         inode.size = size

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+
+from artifactfs.git.objects import Oid
 
 _POSITION_BITS = 32
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
@@ -16,11 +19,13 @@ class Listing:
     """The names of a directory as they were when it was (re)wound. Nobody opens or closes
     directories (see `lowlevel`), so each position that the kernel is given names the listing."""
 
-    __slots__ = ("_first", "names", "number")
+    __slots__ = ("_first", "names", "number", "sizes")
 
-    def __init__(self, number: int, names: list[bytes]) -> None:
+    def __init__(self, number: int, names: list[bytes], sizes: Mapping[Oid, int]) -> None:
         self.number = number
         self.names = names
+        self.sizes = sizes
+        """Of the blobs in the directory, as far as they were known."""
         self._first = number << _POSITION_BITS
 
     def cookie(self, position: int) -> int:
@@ -35,9 +40,9 @@ class UnfinishedListings:
         self._kept: OrderedDict[int, Listing] = OrderedDict()
         self._next = 1
 
-    def begin(self, names: list[bytes]) -> Listing:
+    def begin(self, names: list[bytes], sizes: Mapping[Oid, int]) -> Listing:
         """A new listing; it is forgotten unless it is kept."""
-        listing = Listing(self._next, names)
+        listing = Listing(self._next, names, sizes)
         self._next = self._next % _LAST_LISTING + 1
         return listing
 

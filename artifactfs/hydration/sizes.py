@@ -4,7 +4,7 @@ A size comes from the remote's ``object-info``, from an object header, or from t
 content has the last word: a size that turns out wrong is replaced.
 
 The table is ``WITHOUT ROWID`` (half the space, one B-tree look-up), which sqlite-utils cannot
-write, so the schema is plain SQL here. A look-up of one oid takes 5 µs.
+write, so the schema is plain SQL here. A look-up of one oid takes 5 µs, of many 2 µs each.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _SELECT_MANY = 500
 _INSERT_MANY = 10_000
 _MEMORY_ENTRIES = 16_384
 """Sizes kept in memory: 2.5 MB, a few thousand directories of the usual kind."""
+_MAPPED = 64 << 20
+"""Bytes of the database, 1.5 million sizes, that are read without a system call: oids are random,
+so nearly each look-up reads another page. All workers share the memory."""
 _BUSY_S = 10.0
 
 
@@ -44,6 +47,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA cache_size=-1024")
+            connection.execute(f"PRAGMA mmap_size={_MAPPED}")
             connection.execute(_SCHEMA)
             return connection
         except sqlite3.OperationalError as error:
