@@ -136,7 +136,7 @@ def test_the_first_reader_after_the_remote_is_back_is_served_however_soon(
     async def body(remote: Remote) -> None:
         remote.answers_after_s = probe_s
         unreachable(remote)
-        await trio.sleep(100)
+        await trio.sleep(30)
         unreachable(remote)
         await trio.sleep(1)
         with pytest.raises(HydrationFailed):
@@ -151,7 +151,7 @@ def test_the_first_reader_after_the_remote_is_back_is_served_however_soon(
 def test_a_scan_of_absent_files_fails_fast(tmp_path: Path) -> None:
     async def body(remote: Remote) -> None:
         unreachable(remote)
-        await trio.sleep(100)
+        await trio.sleep(30)
         unreachable(remote)
         started = trio.current_time()
         for _ in range(1_000):
