@@ -245,6 +245,9 @@ class Webhooks:
             return str(error)
         except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError, ValueError) as error:
             return redact(str(error)) or type(error).__name__
+        except Exception as error:
+            log.exception("a webhook delivery failed")
+            return type(error).__name__
         return None if 200 <= status < 300 else f"the subscriber answered {status}"
 
 
