@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from artifactfs.client import Artifacts, ArtifactsError, AsyncArtifacts
+from artifactfs.server.problems import Code
 from tests.server.running import ACCOUNT, Git, Server, with_token
 
 
@@ -55,6 +56,12 @@ def test_life_of_a_repository(artifacts: Artifacts, git: Git, work: Path) -> Non
     assert artifacts.delete("retry") is True
     assert artifacts.delete("never") is False
     assert artifacts.namespace in {n.namespace for n in artifacts.namespaces()}
+
+
+def test_the_client_knows_every_code_of_the_server() -> None:
+    for code in Code:
+        answer = {"errors": [{"code": code.number, "message": "no"}]}
+        assert ArtifactsError.from_answer(code.status, answer).code == code.name
 
 
 def test_errors_have_codes(artifacts: Artifacts, server: Server) -> None:
