@@ -20,6 +20,7 @@ from benchmarks.make_django_history import DEFAULT_CACHE
 
 FILES_PER_DIRECTORY = 20
 DIRECTORIES_PER_DIRECTORY = 10
+LARGE_BYTES = 300 << 20
 _WORDS = re.findall(
     r"\w+",
     "return self value index for in range length if not None else import from class def "
@@ -74,6 +75,25 @@ def synthetic_repository(count: int, cache: Path = DEFAULT_CACHE) -> Path:
         unfinished = target.with_suffix(".making")
         shutil.rmtree(unfinished, ignore_errors=True)
         make_files(unfinished, count)
+        unfinished.rename(target)
+    return target
+
+
+def large_repository(cache: Path = DEFAULT_CACHE) -> Path:
+    """Return the bare repository with one file of 300 MB that does not compress."""
+    target = cache / "large.git"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_suffix(".making")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        rng = random.Random(300)
+        with FastImport(unfinished) as stream:
+            files = {b"README.md": (FILE, stream.blob(b"# One large file\n"))}
+            for number in range(20):
+                blob = stream.blob(file_content(number, rng))
+                files[b"small/file%d.py" % number] = (FILE, blob)
+            files[b"large.bin"] = (FILE, stream.blob(rng.randbytes(LARGE_BYTES)))
+            stream.commit("Add a large file\n", files)
         unfinished.rename(target)
     return target
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -39,6 +40,10 @@ class Workload:
     copied_directory: str
     """Copied by `cp -a`; some 500 files."""
     edited: str
+    blamed: str | None = None
+    """A file with some history."""
+    large: str | None = None
+    """A file of hundreds of megabytes."""
     releases: tuple[str, str] | None = None
     """Two tags to switch between; the first is the tree that was mounted."""
 
@@ -143,16 +148,66 @@ def measure_cold_reads(run: Run, workload: Workload, tree: Path) -> None:
         run.figures["cold read of a file (median of 30)"] = statistics.median(times)
 
 
-def measure_commands(run: Run, contender: Contender, workload: Workload, tree: Path) -> None:
-    """Every command, cold ones first."""
+def commit_command(workload: Workload) -> str:
+    return (
+        f"echo '# line' >> {workload.edited} && git -c user.name=b -c user.email=b@example.org"
+        " commit -qam bench"
+    )
+
+
+def measure_git_at_once(
+    run: Run, contender: Contender, workload: Workload, tree: Path, proxy: ProxyProcess
+) -> None:
+    """Git where hardly any content is here: what it takes, and what it downloads."""
     figures = run.figures
     figures["git log at once"] = shell("git log --oneline | wc -l", tree)
     contender.settle()
+    requests, _ = proxy.traffic()
+    figures["git status, first"] = shell("git status", tree)
+    figures["git status, second"] = shell("git status", tree)
+    figures["requests of both"] = proxy.traffic()[0] - requests
+    figures["git diff, first"] = shell("git diff", tree)
+    figures["git diff"] = shell("git diff", tree)
+    _, received = proxy.traffic()
+    figures["commit of one line, nothing here"] = shell(commit_command(workload), tree)
+    figures["bytes of that commit"] = proxy.traffic()[1] - received
+    if workload.blamed is not None:
+        figures["git blame, nothing here"] = shell(f"git blame {workload.blamed}", tree)
+
+
+def measure_large_file(run: Run, tree: Path, name: str) -> None:
+    """The file comes; then it is read with nothing in memory, as a whole and here and there."""
+    path = tree / name
+    with run.clock("large file, first read"):
+        read_all(path)
+    drop_caches()
+    with run.clock("large file, sequential"):
+        read_all(path)
+    drop_caches()
+    rng = random.Random(1)
+    with run.clock("large file, 200 random reads of 4 KB"), path.open("rb", buffering=0) as file:
+        for _ in range(200):
+            os.pread(file.fileno(), 4096, rng.randrange(path.stat().st_size) & ~4095)
+
+
+def read_all(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+
+
+def drop_caches() -> None:
+    """Have the kernel forget what it read, if we may; else the reads are warm for everybody."""
+    os.sync()
+    with suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("1\n")
+
+
+def measure_commands(run: Run, contender: Contender, workload: Workload, tree: Path) -> None:
+    """Every command, cold ones first."""
+    figures = run.figures
     measure_cold_reads(run, workload, tree)
     for name, command in (
-        ("git status, first", "git status"),
-        ("git status, second", "git status"),
-        ("git diff", "git diff"),
         ("find, first", "find . -path ./.git -prune -o -print"),
         ("find, warm", "find . -path ./.git -prune -o -print"),
         ("ls -lR, first", "ls -lR ."),
@@ -174,11 +229,7 @@ def measure_changes(run: Run, contender: Contender, workload: Workload, tree: Pa
         figures["switch to another release"] = shell(contender.switch_command(other), tree)
         figures["switch back"] = shell(contender.switch_command(here), tree)
         figures["git status after switch"] = shell("git status", tree)
-    figures["commit of one line"] = shell(
-        f"echo '# line' >> {workload.edited} && git -c user.name=b -c user.email=b@example.org"
-        " commit -qam bench",
-        tree,
-    )
+    figures["commit of one line"] = shell(commit_command(workload), tree)
     figures["whole tree: grep -r, warm"] = None
     for _ in range(2):
         figures["whole tree: grep -r, warm"] = shell("grep -r zzzabsent . ; true", tree)
@@ -249,7 +300,10 @@ def run_once(
     try:
         with opened(kind, directory) as contender:
             tree = measure_opening(run, contender, workload, through, proxy)
+            measure_git_at_once(run, contender, workload, tree, proxy)
             measure_commands(run, contender, workload, tree)
+            if workload.large is not None:
+                measure_large_file(run, tree, workload.large)
             run.figures |= {name: float(size) for name, size in contender.memory().items()}
             with run.clock("everything hydrated after that"):
                 contender.hydrate()

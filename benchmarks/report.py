@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measures import Run
+from benchmarks.targets import Figures, summary
 
 OURS = "artifact-fs"
 BASE = "git clone"
@@ -67,6 +68,16 @@ def format_figure(measure: str, values: list[float]) -> str:
     text = f"{middle * scale:,.{digits}f} {unit}"
     spread = (max(values) - min(values)) / 2 / middle if middle else 0
     return f"{text} ±{spread:.0%}" if len(values) > 1 else text
+
+
+def figures_of(results: Iterable[Result]) -> Figures:
+    """Every value of every measure."""
+    return {
+        (result.workload, result.rtt_ms, result.contender, measure): values
+        for result in results
+        for measure in measures_of([result])
+        if (values := result.values(measure))
+    }
 
 
 def measures_of(results: Iterable[Result]) -> list[str]:
@@ -161,7 +172,14 @@ def write_page(results: list[Result], page: Path, *, where: str) -> None:
         f"({where}), against the bundled server through a proxy that adds the round trip. "
         "Take ratios from it: absolute times vary by machine.",
         "",
+        "## Targets",
+        "",
+        "| what | where | target | found | met |",
+        "|---|---|---|---:|---|",
+        *("| " + " | ".join(row) + " |" for row in summary(figures_of(results))),
+        "",
     ]
+    page.parent.mkdir(parents=True, exist_ok=True)
     for number, (workload, rtt, group) in enumerate(groups(results)):
         chart = f"benchmark-{number + 1}.svg"
         title = f"{workload}, {rtt:g} ms of round trip"

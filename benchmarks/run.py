@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,7 +22,7 @@ from benchmarks.contenders import (
     ShallowClone,
 )
 from benchmarks.make_django_history import DEFAULT_CACHE, RELEASES, django_history
-from benchmarks.make_synthetic import synthetic_repository
+from benchmarks.make_synthetic import large_repository, synthetic_repository
 from benchmarks.measures import Run, Workload, run_once
 from benchmarks.report import Result, machine, print_tables, read_json, write_json, write_page
 from tests.e2e.processes import ArtifactsProcess
@@ -29,8 +30,28 @@ from tests.e2e.processes import ArtifactsProcess
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One workload with some delays (ms of round trip), so many runs of each."""
+
+    workload: str
+    rtts: tuple[float, ...]
+    runs: int
+
+
+DOCUMENTED = (
+    Part("django", (0, 20, 100), 3),
+    Part("synthetic-1000", (20,), 3),
+    Part("synthetic-10000", (20,), 3),
+    Part("synthetic-100000", (20,), 2),
+    Part("large", (0,), 2),
+)
+"""What docs/benchmarks.md shows: some 20 minutes on two cores with nothing else to do."""
+QUICK = (Part("django", (20,), 1), Part("synthetic-10000", (20,), 1))
+
+
 def make_workload(name: str, cache: Path) -> Workload:
-    """Return the workload ``django`` or ``synthetic-COUNT``."""
+    """Return the workload ``django``, ``large`` or ``synthetic-COUNT``."""
     if name == "django":
         return Workload(
             name=f"Django history ({RELEASES[-1]}: 6,798 files, 3,206 commits)",
@@ -39,7 +60,18 @@ def make_workload(name: str, cache: Path) -> Workload:
             grep_directory="django/contrib",
             copied_directory="django/conf/locale",
             edited="README.rst",
+            blamed="django/db/models/query.py",
             releases=(RELEASES[-1], RELEASES[-2]),
+        )
+    if name == "large":
+        return Workload(
+            name="one file of 300 MB",
+            source=large_repository(cache),
+            readme="README.md",
+            grep_directory="small",
+            copied_directory="small",
+            edited="README.md",
+            large="large.bin",
         )
     count = int(name.partition("-")[2])
     return Workload(
@@ -58,10 +90,11 @@ def parse_arguments() -> argparse.Namespace:
         "--workload",
         action="append",
         metavar="NAME",
-        help="django or synthetic-COUNT; repeatable (default: django and three synthetic ones)",
+        help="django, large or synthetic-COUNT; repeatable (default: what the documentation shows)",
     )
-    parser.add_argument("--rtt", default="0,20,100", metavar="MS,…", help="(default: 0,20,100)")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="two workloads, one run: minutes")
+    parser.add_argument("--rtt", metavar="MS,…", help="round trips (default: by workload)")
+    parser.add_argument("--runs", type=int, help="of each (default: by workload)")
     parser.add_argument("--peer", type=Path, metavar="PATH", help="another implementation")
     parser.add_argument("--only", metavar="NAME", help="only contenders whose name contains NAME")
     parser.add_argument("--json", type=Path, default=PROJECT / "build" / "benchmark.json")
@@ -77,6 +110,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def chosen_parts(options: argparse.Namespace) -> list[Part]:
+    parts = list(QUICK if options.quick else DOCUMENTED)
+    if options.workload:
+        known = {part.workload: part for part in DOCUMENTED}
+        parts = [known.get(name, Part(name, (20,), 3)) for name in options.workload]
+    if options.rtt:
+        rtts = tuple(map(float, options.rtt.split(",")))
+        parts = [replace(part, rtts=rtts) for part in parts]
+    return [replace(part, runs=options.runs or part.runs) for part in parts]
+
+
 def measure(options: argparse.Namespace, scratch: Path) -> list[Result]:
     kinds: list[type[Contender]] = [ArtifactFS, PlainClone, BloblessClone, ShallowClone]
     if options.peer:
@@ -84,17 +128,16 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[Result]:
         kinds.append(Peer)
     if options.only:
         kinds = [kind for kind in kinds if options.only in kind.name]
-    names = options.workload or ["django", "synthetic-1000", "synthetic-10000", "synthetic-100000"]
     server = ArtifactsProcess(scratch / "server")
     server.start()
     results: list[Result] = []
     try:
-        for name in names:
-            workload = make_workload(name, options.cache)
-            url = server.create(name, workload.source).url
-            for rtt in map(float, options.rtt.split(",")):
+        for part in chosen_parts(options):
+            workload = make_workload(part.workload, options.cache)
+            url = server.create(part.workload, workload.source).url
+            for rtt in part.rtts:
                 results += measure_side_by_side(
-                    kinds, scratch, server, workload, url, rtt, options.runs
+                    kinds, scratch, server, workload, url, rtt, part.runs
                 )
                 write_json(results, options.json)
     finally:

@@ -71,6 +71,9 @@ class _Reader:
 class OldVersions:
     """The git commands that walk through history in one mount."""
 
+    COMMANDS = frozenset((*_OF_A_FILE, *_OF_COMMITS, "fetch"))
+    """Those that `before_missing` can do something for."""
+
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._readers: OrderedDict[int, _Reader] = OrderedDict()

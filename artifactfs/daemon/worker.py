@@ -278,6 +278,7 @@ class Worker:
         try:
             if line and self.filesystem.offered is not None:
                 self.filesystem.offered.before_missing = OldVersions(self).before_missing
+                self.filesystem.offered.told_of = OldVersions.COMMANDS
                 offer(self.layout.gitdir, line)
         except OSError as error:
             log.warning("git will not see the blobs of the tree: %s", error)

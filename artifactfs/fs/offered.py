@@ -72,6 +72,8 @@ class BlobOffer(Protocol):
 
     @property
     def inventory(self) -> Inventory | None: ...
+    @property
+    def is_walked(self) -> bool: ...
     async def walked(self) -> None: ...
     async def bring(self, oid: Oid, pid: int) -> None: ...
 
@@ -90,6 +92,8 @@ class OfferedObjects:
         self.before_missing: Callable[[GitCommand, Oid | None], Awaitable[None]] | None = None
         """Awaited where a git command looks for an object that it is not offered, or lists some
         (None); and where its lazy fetch looks whether the objects have come meanwhile."""
+        self.told_of: frozenset[str] = frozenset()
+        """The commands that it is awaited for."""
 
     @staticmethod
     def owns(ino: int) -> bool:
@@ -130,7 +134,8 @@ class OfferedObjects:
             await self._announce(command, oid)
             # An empty folder, of no inventory: its names will be looked up.
             return _hidden() if oid else self.attributes(_FOLDERS | int(name, 16))
-        await unless_interrupted(pid, self._offer.walked)
+        if not self._offer.is_walked:
+            await unless_interrupted(pid, self._offer.walked)
         self._note_inventory()
         if self._shown is None:
             return _hidden()
@@ -145,7 +150,7 @@ class OfferedObjects:
         return self.attributes(_OBJECTS | self._generation << _OBJECT_BITS | position)
 
     async def _announce(self, command: GitCommand, oid: Oid | None) -> None:
-        if self.before_missing is not None:
+        if self.before_missing is not None and command.name in self.told_of:
             await unless_interrupted(command.pid, partial(self.before_missing, command, oid))
 
     def _note_inventory(self) -> None:

@@ -47,11 +47,15 @@ class OfferedBlobs:
         """That of the tree; of the one before while it is walked; None before the first walk."""
         return self._planner.inventory
 
+    @property
+    def is_walked(self) -> bool:
+        """Whether `inventory` is that of the tree."""
+        return self._planner.walked.is_set()
+
     async def walked(self) -> None:
         """Wait until `inventory` is that of the tree, or for `WALK_S`."""
-        if not self._planner.walked.is_set():
-            with trio.move_on_after(WALK_S):
-                await self._planner.walked.wait()
+        with trio.move_on_after(WALK_S):
+            await self._planner.walked.wait()
 
     async def bring(self, oid: bytes, pid: int) -> None:
         """Bring `oid`, with what a scan in the order of the tree needs next, into a pack.
