@@ -21,7 +21,9 @@ from typing import Any
 
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -88,13 +90,13 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def http_config() -> Config:
-    """Bounds of the HTTP layer."""
+def http_config(idle_s: float) -> Config:
+    """Bounds of the HTTP layer. A connection without a request ends a bit after `idle_s`."""
     config = Config()
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")  # through our redacting handler
     config.include_server_header = False
-    config.keep_alive_timeout = 75.0
+    config.keep_alive_timeout = 1.25 * idle_s
     config.keep_alive_max_requests = 100_000
     config.h11_max_incomplete_size = 32 * 1024
     config.h2_max_header_list_size = 32 * 1024
@@ -114,7 +116,7 @@ async def serve_connections(
 
     A connection ends when its client takes nothing of an answer for `idle_s`.
     """
-    config = http_config()
+    config = http_config(idle_s)
     context = WorkerContext(None)
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     listeners = [_listener(sock, tls) for sock in sockets]
@@ -136,13 +138,22 @@ def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> Any:
 
 
 class _Server(TCPServer):
-    """hypercorn closes a stream from one task while another still writes to it."""
+    """hypercorn's connection, without two of its faults."""
 
     async def protocol_send(self, event: Event) -> None:
         try:
             await super().protocol_send(event)
         except trio.BusyResourceError:
+            # It closes a stream from one task while another still writes to it.
             await self.protocol.handle(Closed())
+        if isinstance(event, RawData) and _waits_for_http2(self.protocol):
+            # It would wait without end for a request behind the preface of HTTP/2.
+            await self.idle_task.restart(self._task_group, self._idle_timeout)
+
+
+def _waits_for_http2(protocol: ProtocolWrapper) -> bool:
+    inner = getattr(protocol, "protocol", None)
+    return isinstance(inner, H2Protocol) and inner.idle
 
 
 async def _handle(

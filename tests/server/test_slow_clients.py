@@ -100,6 +100,24 @@ def test_a_client_that_reads_nothing_is_left(impatient: Server, git: Git, work: 
     assert memory_mib(impatient) < 300
 
 
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHos",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+    ],
+)
+def test_a_connection_without_a_request_ends(impatient: Server, beginning: bytes) -> None:
+    parts = urlsplit(impatient.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+        sock.sendall(beginning)
+        while sock.recv(65_536):
+            pass
+
+
 def test_a_websocket_is_refused(server: Server) -> None:
     head = "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     head += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
