@@ -8,6 +8,7 @@ that has readers by then, is queued again as explicit.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -155,6 +156,14 @@ class FlightControl:
     def disk_full(self) -> bool:
         """Whether the disk of the cache was full a moment ago, and nothing could be evicted."""
         return trio.current_time() < self._full_until
+
+    def moved(self, oid: bytes) -> float:
+        """When bytes came last of a request that brings `oid`; long ago where none have."""
+        want = self._queue.get(oid)
+        flights = [*want.carriers] if want is not None else []
+        if (flight := self.bringing(oid)) is not None:
+            flights.append(flight)
+        return max((flight.moved for flight in flights if flight.received), default=-math.inf)
 
     def bringing(self, oid: bytes) -> Flight | None:
         """The flight that brought `oid` already, but whose pack is not in place yet."""

@@ -217,15 +217,19 @@ class Hydrator:
         return blob
 
     async def hydrate(self, oid: bytes, context: ReadContext) -> Blob:
-        """The content of `oid`; waits for the network, at most the repository's deadline.
+        """The content of `oid`; waits for the network, at most the repository's deadline. It begins
+        anew whenever bytes of a request for `oid` have come: a large file takes the time it takes.
 
         Any number of readers share a request. Cancellation leaves the request to go on. Raises:
         HydrationTimeout, HydrationFailed; each failure is one line in the log.
         """
         deadline_s = self._settings.deadline_s
+        ends = trio.current_time() + deadline_s
         try:
-            with trio.move_on_after(deadline_s):
-                return await self._bring(oid, context)
+            while ends > trio.current_time():
+                with trio.move_on_at(ends):
+                    return await self._bring(oid, context)
+                ends = self._control.moved(oid) + deadline_s
             want = self._queue.get(oid)
             trouble = f": {want.trouble}" if want is not None and want.trouble else ""
             raise HydrationTimeout(f"not here after {deadline_s:g} s{trouble}")

@@ -313,3 +313,19 @@ def test_a_full_disk_is_reported_as_such(
             assert await mount.read(PATH)
 
     trio.run(main)
+
+
+def test_a_large_file_may_take_longer_than_the_deadline(
+    url: str, line: DelayProxy, tmp_path: Path, tree_repository: TreeRepository
+) -> None:
+    """What counts is that its bytes go on coming: 3 MB by 1 MB a second, and a deadline of 1 s."""
+    path = b"data/large.bin"
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=1.0) as mount:
+            line.bandwidth = 1_000_000
+            began = trio.current_time()
+            assert await mount.read(path) == tree_repository.contents[path]
+            assert trio.current_time() - began > 2
+
+    trio.run(main)
