@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import struct
 from typing import Any
 
 import trio
 
 from artifactfs.errors import CorruptData, StateError
+from artifactfs.fs.overlay import read_base
 from artifactfs.git.command import run_git
 from artifactfs.paths import RepoLayout
 
@@ -72,17 +74,12 @@ def read_overlay(layout: RepoLayout) -> tuple[int, str | None]:
     if not layout.overlay_db.exists():
         return 0, None
     try:
-        connection = sqlite3.connect(f"file:{layout.overlay_db}?mode=ro", uri=True, timeout=5.0)
-        try:
-            dirty = int(connection.execute("SELECT count(*) FROM dirents").fetchone()[0])
-            row = connection.execute("SELECT value FROM meta WHERE key = 'base_commit'").fetchone()
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
+        dirty, commit = read_base(layout.overlay_db)
+    except (sqlite3.DatabaseError, StateError, ValueError, LookupError, struct.error) as error:
         raise CorruptData(
             f"{layout.overlay_db} cannot be read: {error}", hint="give --force to delete it anyway"
         ) from error
-    return dirty, bytes(row[0]).hex() if row and row[0] else None
+    return dirty, commit.hex() if commit else None
 
 
 def refuse(name: str, found: dict[str, Any]) -> None:

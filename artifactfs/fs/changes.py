@@ -1,7 +1,7 @@
-"""One change of the tree: written to the database first, to memory when that has succeeded.
+"""One change of the tree: written to the overlay first, to memory when that has succeeded.
 
-A `Change` collects edited copies of rows and dirents. `commit` runs them as one transaction and
-only then lets them replace what is in memory, so that a full disk leaves both as they were.
+A `Change` collects edited copies of rows and dirents. `commit` writes them as one record and only
+then lets them replace what is in memory, so that a full disk leaves both as they were.
 
 Invariant: whoever has a row is reached by dirents from the root. So the first change below a
 clean directory gives rows and dirents to it and to its parents.
@@ -10,18 +10,8 @@ clean directory gives rows and dirents to it and to its parents.
 from __future__ import annotations
 
 from artifactfs.fs.inodes import Directory, Inode, Row
-from artifactfs.fs.overlay import (
-    Statement,
-    delete_dirent,
-    delete_dirents,
-    delete_inode,
-    delete_xattrs,
-    put_dirent,
-    put_inode,
-)
+from artifactfs.fs.pending import ABSENT, Edit, drop_inode, put_dirent, put_inode
 from artifactfs.fs.tree import Tree
-
-_ABSENT = -1
 
 
 class Change:
@@ -34,7 +24,7 @@ class Change:
         self._rows: dict[int, Row] = {}
         self._inodes: dict[int, Inode] = {}
         self._dirents: dict[tuple[Directory, bytes], int] = {}
-        self._more: list[Statement] = []
+        self._more: list[Edit] = []
 
     def edit(self, inode: Inode) -> Row:
         """A copy of the inode's row to be changed; a clean inode gets one."""
@@ -67,34 +57,28 @@ class Change:
 
     def unlink(self, parent: Directory, name: bytes, *, in_base: bool) -> None:
         """Remove a name; `in_base`: the base tree has it, so that its absence must be kept."""
-        self._dirents[parent, name] = 0 if in_base else _ABSENT
+        self._dirents[parent, name] = 0 if in_base else ABSENT
 
     def touch(self, directory: Directory, time_ns: int) -> None:
         row = self.edit(directory)
         row.mtime_ns = row.ctime_ns = time_ns
 
-    def also(self, statement: Statement) -> None:
-        self._more.append(statement)
+    def also(self, edit: Edit) -> None:
+        self._more.append(edit)
 
     def commit(self) -> None:
         """Raises: OSError; then nothing has changed."""
-        statements = self._more
+        edits = self._more
         for ino, row in self._rows.items():
             if row.nlink > 0:
-                statements.append(put_inode(ino, row))
+                edits.append(put_inode(ino, row))
             elif (before := self._inodes[ino].row) is not None and before.nlink > 0:
-                statements.append(delete_inode(ino))
-                statements.append(delete_xattrs(ino))
-                if type(self._inodes[ino]) is Directory:
-                    statements.append(delete_dirents(ino))
+                edits.append(drop_inode(ino))
         for (parent, name), ino in self._dirents.items():
-            if ino == _ABSENT:
-                statements.append(delete_dirent(parent.ino, name))
-            else:
-                statements.append(put_dirent(parent.ino, name, ino))
-        if statements:
-            frees = any(ino in (0, _ABSENT) for ino in self._dirents.values())
-            self._tree.overlay.apply(statements, frees=frees)
+            edits.append(put_dirent(parent.ino, name, ino))
+        if edits:
+            frees = any(ino in (0, ABSENT) for ino in self._dirents.values())
+            self._tree.overlay.apply(edits, frees=frees)
         for ino, row in self._rows.items():
             inode = self._inodes[ino]
             if inode.row is None and type(inode) is Directory:
@@ -105,7 +89,7 @@ class Change:
         for (parent, name), ino in self._dirents.items():
             names = parent.names
             assert names is not None, "a directory with changed names has a row and its names"
-            if ino == _ABSENT:
+            if ino == ABSENT:
                 names.pop(name, None)
             else:
                 names[name] = ino

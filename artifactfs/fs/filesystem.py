@@ -29,14 +29,8 @@ from artifactfs.fs.lowlevel import Adjustments
 from artifactfs.fs.mutations import Mutations
 from artifactfs.fs.offered import BlobOffer, OfferedObjects, alternate_line
 from artifactfs.fs.operations import Operations
-from artifactfs.fs.overlay import (
-    Overlay,
-    Statement,
-    create_overlay,
-    delete_meta,
-    put_inode,
-    put_meta,
-)
+from artifactfs.fs.overlay import Overlay, create_overlay
+from artifactfs.fs.pending import Edit, delete_meta, put_inode, put_meta
 from artifactfs.fs.stale import StaleEntries
 from artifactfs.fs.sweep import sweep_orphans
 from artifactfs.fs.switch import Switch, SwitchResult
@@ -216,10 +210,10 @@ class FileSystem:
         if not self._mark([delete_meta("closed")]):
             self.journal.everything_changed()
 
-    def _mark(self, statements: list[Statement]) -> bool:
+    def _mark(self, edits: list[Edit]) -> bool:
         """Note something about the overlay as a whole. False on a full disk: the mount works."""
         try:
-            self._overlay.apply(statements, frees=True)
+            self._overlay.apply(edits, frees=True)
         except OSError as error:
             log.warning("the overlay could not be marked: %s", error)
             return False
@@ -377,6 +371,7 @@ class FileSystem:
             log.warning("left-over files stay until the next start: %s", error)
 
     async def _checkpoint(self) -> None:
+        self._overlay.begin_checkpoint()
         try:
             await trio.to_thread.run_sync(self._overlay.checkpoint)
         except sqlite3.Error as error:

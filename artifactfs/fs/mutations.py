@@ -20,7 +20,7 @@ from artifactfs.fs.changes import Change
 from artifactfs.fs.clock import now_ns, see
 from artifactfs.fs.inodes import Data, Directory, Inode, Row
 from artifactfs.fs.journal import ChangeJournal
-from artifactfs.fs.overlay import put_meta
+from artifactfs.fs.pending import put_meta
 from artifactfs.fs.tree import Tree
 from artifactfs.inode_numbers import FIRST_ALLOCATED_INO
 

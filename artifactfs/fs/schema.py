@@ -48,4 +48,9 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (ino, name)
     ) WITHOUT ROWID;
     """,
+    """
+    -- There may be a log of changes beside the database (commitlog.py): a program that does not
+    -- know of it must not open this.
+    INSERT INTO meta VALUES ('sequence', 0);
+    """,
 )

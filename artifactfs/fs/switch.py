@@ -29,7 +29,7 @@ from artifactfs.fs.inodes import (
 from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.listings import base_tree_of, is_directory_entry
 from artifactfs.fs.mutations import Mutations
-from artifactfs.fs.overlay import put_meta
+from artifactfs.fs.pending import put_meta
 from artifactfs.fs.stale import StaleEntries
 from artifactfs.fs.tree import Tree
 from artifactfs.git.objects import Oid, TreeEntry

@@ -8,6 +8,7 @@ from artifactfs.fs.changes import Change
 from artifactfs.fs.clock import now_ns
 from artifactfs.fs.inodes import Inode
 from artifactfs.fs.mutations import fail
+from artifactfs.fs.pending import Edit, delete_xattr, put_xattr
 from artifactfs.fs.tree import Tree
 
 _PREFIX = b"user."
@@ -32,18 +33,16 @@ class Xattrs:
 
     def set(self, inode: Inode, name: bytes, value: bytes) -> None:
         _check(name)
-        self._change(
-            inode, "INSERT OR REPLACE INTO xattrs VALUES (?, ?, ?)", (inode.ino, name, value)
-        )
+        self._change(inode, put_xattr(inode.ino, name, value))
 
     def remove(self, inode: Inode, name: bytes) -> None:
         self.get(inode.ino, name)
-        self._change(inode, "DELETE FROM xattrs WHERE ino = ? AND name = ?", (inode.ino, name))
+        self._change(inode, delete_xattr(inode.ino, name))
 
-    def _change(self, inode: Inode, sql: str, parameters: tuple[object, ...]) -> None:
+    def _change(self, inode: Inode, edit: Edit) -> None:
         change = Change(self._tree)
         change.edit(inode).ctime_ns = now_ns()
-        change.also((sql, parameters))
+        change.also(edit)
         change.commit()
 
 
