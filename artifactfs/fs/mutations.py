@@ -290,6 +290,8 @@ class Mutations:
             if row.has_data:
                 self._tree.stamp(inode, mtime_ns)
         row.ctime_ns = now
+        if row == inode.row:  # as `tar` does it to a new file within a tick of the clock
+            return
         change.commit()
         if type(inode) is not Directory:
             self.note_file(inode)

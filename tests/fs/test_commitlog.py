@@ -1,0 +1,270 @@
+"""The log of changes, and the overlay that is made of it and a database."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifactfs.fs.commitlog import CommitLog
+from artifactfs.fs.inodes import Row
+from artifactfs.fs.overlay import Overlay, create_overlay, read_base
+from artifactfs.fs.pending import (
+    Edit,
+    decode,
+    delete_dirent,
+    delete_meta,
+    delete_xattr,
+    drop_inode,
+    put_dirent,
+    put_inode,
+    put_meta,
+    put_xattr,
+)
+from tests.fs.mounting import Mount, MountFailed
+
+FILE, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
+
+
+def row(mode: int = FILE, **more: Any) -> Row:
+    return Row(mode, 1, 2, 1, 0, -3, 4, 5 << 40, **more)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "overlay.db"
+    create_overlay(path, [put_inode(1, row(DIRECTORY))])
+    return path
+
+
+def replayed(database: Path, folded: int = 0) -> list[bytes]:
+    return list(CommitLog(database, folded).replay())
+
+
+def segments(database: Path) -> list[Path]:
+    return sorted(database.parent.glob("overlay.db-changes-*"))
+
+
+def test_every_edit_reads_as_it_was_written() -> None:
+    edits = [
+        put_inode(1 << 62, row(oid=b"\1" * 20, base_time_ns=9)),
+        put_inode(7, row(LINK, target=b"to\0" * 1000)),
+        put_inode(8, row(has_data=True)),
+        drop_inode(9),
+        put_dirent(1, b"\xff" * 255, 8),
+        put_dirent(1, b"gone", 0),
+        delete_dirent(1, b"never"),
+        put_meta("next_ino", 1 << 60),
+        put_meta("closed", b"a\0b" * 100_000),
+        delete_meta("closed"),
+        put_xattr(8, b"user.x", b""),
+        put_xattr(8, b"user.y", b"\0" * 70_000),
+        delete_xattr(8, b"user.x"),
+    ]
+    assert list(decode(b"".join(edit[4] for edit in edits))) == edits
+
+
+def test_a_record_that_is_not_whole_ends_the_log(database: Path) -> None:
+    log = CommitLog(database, 0)
+    for payload in (b"one", b"two", b"three"):
+        log.append(payload)
+    log.close(folded=False)
+    (segment,) = segments(database)
+    whole = segment.read_bytes()
+    for size in range(len(whole) - 20, len(whole)):
+        segment.write_bytes(whole[:size])
+        assert replayed(database) == [b"one", b"two"]
+    segment.write_bytes(whole[:-3] + b"\0\0\0")
+    log = CommitLog(database, 0)
+    assert list(log.replay()) == [b"one", b"two"]
+    log.append(b"other")
+    log.close(folded=False)
+    assert replayed(database) == [b"one", b"two", b"other"]
+    assert replayed(database, 1) == [b"two", b"other"]
+    assert replayed(database, 7) == []
+
+
+def test_what_lies_beyond_a_gap_is_never_applied(database: Path) -> None:
+    log = CommitLog(database, 0)
+    for number in range(6):
+        if number % 2 == 0:
+            log.begin_segment()
+        log.append(b"%d" % number)
+    log.close(folded=False)
+    middle = segments(database)[1]
+    middle.write_bytes(middle.read_bytes()[:-1])
+    log = CommitLog(database, 0)
+    assert list(log.replay()) == [b"0", b"1", b"2"]
+    log.append(b"new")
+    log.append(b"newer")
+    log.close(folded=False)
+    assert replayed(database) == [b"0", b"1", b"2", b"new", b"newer"]
+
+
+def test_only_segments_that_the_database_contains_are_dropped(database: Path) -> None:
+    log = CommitLog(database, 0)
+    for number in range(6):
+        if number % 2 == 0:
+            log.begin_segment()
+        log.append(b"%d" % number)
+    log.drop(3)
+    assert [path.name for path in segments(database)] == [
+        "overlay.db-changes-3",
+        "overlay.db-changes-5",
+    ]
+    log.sync()
+    log.drop(6)
+    assert [path.name for path in segments(database)] == ["overlay.db-changes-5"]
+    log.close(folded=True)
+    assert segments(database) == []
+
+
+def test_a_write_that_fell_short_is_written_over(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CommitLog(database, 0)
+    log.append(b"before")
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:-2], at))
+    with pytest.raises(OSError, match="No space"):
+        log.append(b"a long one that does not fit")
+    monkeypatch.undo()
+    assert replayed(database) == [b"before"]
+    log.append(b"after")
+    log.close(folded=False)
+    assert replayed(database) == [b"before", b"after"]
+
+
+def test_a_log_without_its_database_is_refused(mount: Mount) -> None:
+    """A database from a backup, with a log that goes on much later."""
+    (mount.path / "first").touch()
+    mount.stop()
+    database = mount.layout / "overlay.db"
+    shutil.copy(database, mount.directory / "backup")
+    mount.start()
+    (mount.path / "second").touch()
+    mount.restart()
+    (mount.path / "third").touch()
+    mount.kill()
+    shutil.copy(mount.directory / "backup", database)
+    for rest in ("-wal", "-shm"):
+        Path(f"{database}{rest}").unlink()
+    before = [path.read_bytes() for path in segments(database)]
+    with pytest.raises(MountFailed, match=r"overlay database .*overlay\.db is older than its log"):
+        mount.start()
+    assert [path.read_bytes() for path in segments(database)] == before
+
+
+def test_changes_that_are_only_in_the_log_count_as_local(database: Path) -> None:
+    overlay = Overlay(database)
+    overlay.apply([put_meta("base_commit", b"\7" * 20)])
+    overlay.apply([put_inode(20, row()), put_dirent(1, b"made", 20)])
+    assert read_base(database) == (1, b"\7" * 20)
+    overlay.close()
+    assert read_base(database) == (1, b"\7" * 20)
+
+
+def random_edits(generator: random.Random, overlay: Overlay) -> list[Edit]:
+    """One change that leaves no dirent without a row; the kind of an inode never changes."""
+    ino, parent = generator.randint(2, 9), generator.randint(1, 4)
+    name = generator.choice([b"a", b"b", b"c"])
+    mode = DIRECTORY if ino < 5 else FILE
+    put = put_inode(ino, row(mode, has_data=generator.random() < 0.5))
+    choices = [
+        [put],
+        [put, put_dirent(parent, name, ino)],
+        [put, put_dirent(parent, name, ino), put_dirent(1, b"d", ino)],
+        [put_dirent(parent, name, 0)],
+        [delete_dirent(parent, name)],
+        [drop_inode(ino), *(delete_dirent(*place) for place in overlay.links(ino))],
+        [put_xattr(ino, name, b"%d" % generator.randint(0, 9))],
+        [delete_xattr(ino, name)],
+        [put_meta("next_ino", generator.randint(1, 99))],
+    ]
+    return generator.choice(choices)
+
+
+def answers(overlay: Overlay) -> list[Any]:
+    found: list[Any] = [overlay.inodes_with_data()]
+    for ino in range(1, 10):
+        links = sorted(overlay.links(ino))
+        found += [overlay.row(ino), overlay.names(ino), links, overlay.xattrs(ino)]
+        found += [sorted(overlay.subdirectories(ino)), overlay.count_directories(ino)]
+        rows = overlay.rows_in(ino)
+        found.append(all(overlay.row(number) == value for number, value in rows.items()))
+    return found
+
+
+def test_what_is_pending_answers_like_what_is_stored(tmp_path: Path) -> None:
+    """Random changes: one overlay takes each into its database at once, one seldom, and one is
+    left without being closed from time to time, as by SIGKILL."""
+    generator = random.Random(5)
+    overlays = []
+    for name in ("at-once", "seldom", "killed"):
+        (tmp_path / name).mkdir()
+        create_overlay(tmp_path / name / "overlay.db", [put_inode(1, row(DIRECTORY))])
+        overlays.append(Overlay(tmp_path / name / "overlay.db"))
+    abandoned = []
+    for number in range(1500):
+        edits = random_edits(generator, overlays[0])
+        for overlay in overlays:
+            overlay.apply(edits)
+        assert overlays[0].fold()
+        expected = answers(overlays[0])
+        assert answers(overlays[1]) == expected, f"after change {number}"
+        assert answers(overlays[2]) == expected, f"after change {number}"
+        if number % 97 == 0:
+            overlays[1].fold()
+        if number % 61 == 0:
+            abandoned.append(overlays[2])
+            overlays[2] = Overlay(overlays[2].path)
+        if number % 150 == 0:
+            overlays[2].begin_checkpoint()
+            overlays[2].checkpoint()
+            overlays[2].finish_checkpoint()
+    for overlay in overlays:
+        overlay.close()
+    assert answers(Overlay(overlays[0].path)) == answers(Overlay(overlays[1].path))
+    assert segments(overlays[1].path) == []
+
+
+def test_a_database_that_takes_nothing_loses_nothing(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: changes stay in the log, questions are answered, and later it mends."""
+    overlay = Overlay(database)
+    with monkeypatch.context() as patch:
+        patch.setattr("artifactfs.fs.overlay.FOLD_AT", 3)
+        overlay._connection.execute("PRAGMA query_only = 1")
+        for number in range(20, 40):
+            overlay.apply([put_inode(number, row(has_data=True))])
+            overlay.apply([put_dirent(1, b"%d" % number, number)])
+        assert not overlay.fold()
+        assert overlay.count_with_data() == 20
+        assert len(overlay.names(1)) == 20
+        overlay._connection.execute("PRAGMA query_only = 0")
+    assert overlay.fold()
+    assert overlay.count_with_data() == 20
+    overlay.close()
+
+
+def test_a_full_disk_bounds_what_is_kept_in_memory(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay = Overlay(database)
+    monkeypatch.setattr("artifactfs.fs.overlay._PENDING_AT_MOST", 5)
+    overlay._connection.execute("PRAGMA query_only = 1")
+    made = 0
+    with pytest.raises(OSError, match="overlay database"):
+        for made in range(100):
+            overlay.apply([put_dirent(1, b"%d" % made, 0)])
+    assert len(overlay.names(1)) == made == 6
+    overlay._connection.execute("PRAGMA query_only = 0")
+    overlay.apply([put_dirent(1, b"more", 0)])
+    assert len(overlay.names(1)) == 7
+    overlay.close()
