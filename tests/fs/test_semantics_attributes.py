@@ -55,6 +55,39 @@ def test_chmod_chown(shared: Mount) -> None:
     assert stat.S_IMODE((top / "run.sh").stat().st_mode) == 0o777
 
 
+def test_privileges(shared: Mount) -> None:
+    """Who loses set-user-ID and set-group-ID bits when, against the disk below."""
+    left = []
+    plain = shared.directory / "plain"
+    plain.mkdir()
+    for top in (plain, shared.path):
+        path = top / "privileged"
+        actions: tuple[Callable[[], object], ...] = (
+            lambda: os.chown(path, 0, 0),  # noqa: B023
+            lambda: os.chown(path, -1, 5),  # noqa: B023
+            lambda: os.chown(path, -1, -1),  # noqa: B023
+            lambda: os.utime(path),  # noqa: B023
+            lambda: path.write_bytes(b"by root"),  # noqa: B023
+            lambda: os.truncate(path, 3),  # noqa: B023
+            lambda: as_nobody(shared, f"echo more >> {path}"),  # noqa: B023
+            lambda: as_nobody(shared, f": > {path}"),  # noqa: B023
+            lambda: as_nobody(shared, f"truncate -s 2 {path}"),  # noqa: B023
+        )
+        for mode in (0o6777, 0o4777, 0o2777, 0o0777):
+            for action in actions:
+                path.write_bytes(b"content")
+                path.chmod(mode)
+                action()
+                left.append(oct(path.stat().st_mode))
+                path.unlink()
+        (top / "folder").mkdir()
+        (top / "folder").chmod(0o2777)
+        os.chown(top / "folder", 3, 4)
+        left.append(oct((top / "folder").stat().st_mode))
+    half = len(left) // 2
+    assert left[half:] == left[:half]
+
+
 def test_setgid_directory(top: Path) -> None:
     (top / "group").mkdir()
     os.chown(top / "group", -1, 77)
@@ -207,19 +240,20 @@ def test_listing(top: Path) -> None:
 def test_sync(mount: Mount) -> None:
     """A copy of the state as it is on disk when fsync has returned has everything."""
     top = mount.path
+    unfinished = shutil.ignore_patterns("*.new")
     (top / "src/made").mkdir()
     with open(top / "src/made/file", "wb") as file:
         file.write(b"synced")
         file.flush()
         os.fsync(file.fileno())
         copy = mount.directory / "copy"
-        shutil.copytree(mount.layout, copy)
+        shutil.copytree(mount.layout, copy, ignore=unfinished)
     os.rename(top / "README", top / "renamed")
     descriptor = os.open(top, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
     second = mount.directory / "second"
-    shutil.copytree(mount.layout, second)
+    shutil.copytree(mount.layout, second, ignore=unfinished)
     mount.kill()
     mount.layout = copy
     mount.start()
