@@ -7,10 +7,13 @@ there when it serves again.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +62,8 @@ class Overlaid(RuleBasedStateMachine):
         git("clone", "-q", str(self.origin), str(self.plain), cwd=self.directory)
         shutil.rmtree(self.plain / ".git")
         oid = git("rev-parse", "HEAD", cwd=self.origin).strip()
-        self.mount = Mount(self.directory / "m", self.origin / ".git", oid).start()
+        self.mount = Mount(self.directory / "m", self.origin / ".git", oid)
+        self.mount.start(settings={"xattrs": True})
         self.open: list[tuple[Any, Any]] = []
 
     @initialize()
@@ -131,6 +135,62 @@ class Overlaid(RuleBasedStateMachine):
             results.append((file.read(), status.st_size, status.st_nlink))
         assert results[0] == results[1]
 
+    @rule(path=paths, content=contents, offset=offsets)
+    def write_by_mapping(self, path: str, content: bytes, offset: int) -> None:
+        """What is stored into a shared mapping is in the file, for readers and after `msync`."""
+
+        def action(top: Path) -> Any:
+            with open(top / path, "r+b", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if not content or size < len(content):
+                    return size
+                begin = offset % (size - len(content) + 1)
+                with mmap.mmap(file.fileno(), size) as mapped:
+                    mapped[begin : begin + len(content)] = content
+                    seen = file.read()
+                    mapped.flush()
+                return seen
+
+        self.same(action)
+
+    @rule(path=paths, pieces=st.lists(contents, max_size=4))
+    def append_from_two(self, path: str, pieces: list[bytes]) -> None:
+        def action(top: Path) -> Any:
+            flags = os.O_RDWR | os.O_APPEND
+            first = os.open(top / path, flags | os.O_CREAT, 0o644)
+            try:
+                second = os.open(top / path, flags)
+                try:
+                    for number, piece in enumerate(pieces):
+                        os.write((first, second)[number % 2], piece)
+                    return os.fstat(first).st_size, os.pread(second, 20_000, 0)
+                finally:
+                    os.close(second)
+            finally:
+                os.close(first)
+
+        self.same(action)
+
+    @rule(old=paths, new=paths, name=names, content=contents)
+    def move_with_open_files(self, old: str, new: str, name: str, content: bytes) -> None:
+        """A directory is renamed while a file in it is open, and the file is written then."""
+
+        def action(top: Path) -> Any:
+            fd = os.open(top / old / name, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                os.write(fd, b"before")
+                try:
+                    os.rename(top / old, top / new)
+                    moved = 0
+                except OSError as error:
+                    moved = error.errno
+                os.write(fd, content)
+                return moved, os.pread(fd, 20_000, 0), os.fstat(fd).st_nlink
+            finally:
+                os.close(fd)
+
+        self.same(action)
+
     @rule()
     def close_files(self) -> None:
         for pair in self.open:
@@ -179,6 +239,65 @@ class Overlaid(RuleBasedStateMachine):
         self.same(lambda top: os.utime(top / path, ns=(ns, ns), follow_symlinks=False))
         self.same(lambda top: os.lstat(top / path).st_mtime_ns)
 
+    @rule(
+        path=paths,
+        name=st.sampled_from(["user.a", "user.b"]),
+        value=st.none() | st.binary(max_size=20),
+    )
+    def set_xattr(self, path: str, name: str, value: bytes | None) -> None:
+        def action(top: Path) -> Any:
+            if value is None:
+                os.removexattr(top / path, name)
+            else:
+                os.setxattr(top / path, name, value)
+
+        self.same(action)
+        self.same(lambda top: xattrs(top / path))
+
+    @rule(
+        path=paths,
+        other=paths,
+        number=st.integers(0, 9),
+    )
+    def times_follow(self, path: str, other: str, number: int) -> None:
+        """Which mtimes and ctimes a change moves: those of the file and of both parents."""
+
+        def action(top: Path) -> Any:
+            one, two = top / path, top / other
+            watched = dict.fromkeys((one.parent, two.parent, one, two))
+            actions: tuple[Callable[[], object], ...] = (
+                lambda: os.close(os.open(one, os.O_CREAT | os.O_EXCL, 0o644)),
+                lambda: os.unlink(one),
+                lambda: os.mkdir(one),
+                lambda: os.rmdir(one),
+                lambda: os.rename(one, two),
+                lambda: os.link(one, two, follow_symlinks=False),
+                lambda: os.symlink("x", one),
+                lambda: os.truncate(one, 10),
+                lambda: os.chmod(one, 0o640),
+                lambda: renameat2(one, two, RENAME_EXCHANGE),
+            )
+            inodes = {}
+            for place in watched:
+                if os.path.lexists(place):
+                    os.utime(place, ns=(PAST, PAST), follow_symlinks=False)
+                    status = os.lstat(place)
+                    inodes[status.st_ino] = place, status.st_ctime_ns
+            time.sleep(0.011)  # a tick of the clock that files get their ctime from
+            result = outcome(lambda _: actions[number](), top)
+            moved = []
+            for place in watched:
+                if os.path.lexists(place):
+                    status = os.lstat(place)
+                    before = inodes.get(status.st_ino)
+                    if before is not None:
+                        name = str(place.relative_to(top))
+                        same_ctime = status.st_ctime_ns == before[1]
+                        moved.append((name, status.st_mtime_ns == PAST, same_ctime))
+            return result, moved
+
+        self.same(action)
+
     @rule(path=paths)
     def look(self, path: str) -> None:
         def action(top: Path) -> Any:
@@ -220,6 +339,11 @@ class Overlaid(RuleBasedStateMachine):
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
+def xattrs(path: Path) -> dict[str, bytes]:
+    names = [name for name in os.listxattr(path) if name.startswith("user.")]
+    return {name: os.getxattr(path, name) for name in names}
+
+
 def dirty_count(mount: Mount) -> int:
     import sqlite3
 
@@ -251,6 +375,9 @@ def _walk(directory: Path, prefix: str, exact: bool) -> Iterator[tuple[str, Any]
             described += [status.st_size, path.read_bytes()]
         elif stat.S_ISLNK(status.st_mode):
             described.append(os.readlink(path))
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            with contextlib.suppress(OSError):  # they are off
+                described.append(xattrs(path))
         if exact:
             described += [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
         yield prefix + name, described
