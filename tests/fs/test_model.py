@@ -377,7 +377,7 @@ def _walk(directory: Path, prefix: str, exact: bool) -> Iterator[tuple[str, Any]
             described.append(os.readlink(path))
         if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
             with contextlib.suppress(OSError):  # they are off
-                described.append(xattrs(path))
+                described += sorted(xattrs(path).items())
         if exact:
             described += [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
         yield prefix + name, described
