@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class Forking:
         with trio.CancelScope(shield=True):
             objects = await self._context.store.write(claim)
             paths = tuple(layout.pool(pool_id) for pool_id in pools)
-            await trio.to_thread.run_sync(_build, target, parent.default_branch, paths, refs)
+            await trio.to_thread.run_sync(_build, source, target, parent, paths, refs)
             await trio.to_thread.run_sync(write_alternates, source, paths)
             left = await trio.to_thread.run_sync(own_bytes, source)
 
@@ -130,9 +131,12 @@ class Forking:
         return "# pack-refs with: sorted \n" + output.decode("utf-8", "surrogateescape")
 
 
-def _build(target: Path, default_branch: str, pools: tuple[Path, ...], refs: str) -> None:
+def _build(source: Path, target: Path, parent: Repo, pools: tuple[Path, ...], refs: str) -> None:
     shutil.rmtree(target, ignore_errors=True)
-    create_gitdir(target, default_branch, pools=pools)
+    create_gitdir(target, parent.default_branch, pools=pools)
+    with suppress(FileNotFoundError):
+        # Where the history of an import with a depth ends, and so that of its forks.
+        shutil.copyfile(source / "shallow", target / "shallow")
     (target / "packed-refs").write_text(refs, encoding="utf-8", errors="surrogateescape")
     sync_tree(target)
 

@@ -60,8 +60,11 @@ def test_branch_and_depth(
     made = body["result"]
     remote = with_token(made["remote"], made["token"])  # type: ignore[index]
     assert "refs/heads/main" not in git("ls-remote", remote)
-    git("clone", "-q", remote, tmp_path / "copy")
-    assert git("rev-list", "--count", "HEAD", cwd=tmp_path / "copy") == "1\n"
+    forked = server.result("POST", f"/namespaces/team/repos/{name}/fork", {"name": f"{name}-f"})
+    for number, each in enumerate((remote, with_token(forked["remote"], forked["token"]))):
+        copy = tmp_path / f"copy{number}"
+        git("clone", "-q", each, copy)
+        assert git("rev-list", "--count", "HEAD", cwd=copy) == "1\n"
 
 
 class _FileServer(ThreadingHTTPServer):
