@@ -229,13 +229,13 @@ def run_grep(bench: Bench) -> None:
 
 
 def directory_of(source: Path, count: int) -> tuple[str, int]:
-    """The directory whose number of files is nearest to `count`."""
+    """The smallest directory with at least `count` files, and how many it has."""
     counts: dict[str, int] = {}
     for line in ls_tree(source):
         path = line.partition("\t")[2]
         while path := os.path.dirname(path):
             counts[path] = counts.get(path, 0) + 1
-    return min(counts.items(), key=lambda item: abs(item[1] - count))
+    return min((item for item in counts.items() if item[1] >= count), key=lambda item: item[1])
 
 
 def run_whole(bench: Bench) -> None:
