@@ -96,7 +96,8 @@ class Jobs:
         if not history_complete(worker.layout.gitdir):
             remote = await worker.remotes.shared()
             async with self._fetching:
-                await fetch_history(worker.layout, worker.settings, remote)
+                give_way = worker.hydrator.give_way
+                await fetch_history(worker.layout, worker.settings, remote, give_way=give_way)
             worker.odb.refresh()
             log.info("history is complete")
         self.history_done.set()

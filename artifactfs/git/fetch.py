@@ -8,7 +8,7 @@ taken for a pack.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,10 @@ MAX_DEPTH_AT_ONCE = 100
 """A `--depth` up to this is fetched whole before the mount; of a larger one, only the tip."""
 
 FETCH_PREFIXES = ("refs/heads/", "refs/tags/")
+PAUSE_S = 1.0
+PAUSES_S = 10.0
+"""History waits so long between two chunks, and in all, for what somebody asked for: reading what
+the network brings and indexing it would take half of a small machine."""
 _MAX_HAVES = 256
 _REF_DEADLINE_S = 60.0
 _TRACKING = "refs/remotes/origin/"
@@ -87,10 +91,17 @@ def tracked_refs(
     return refs, peeled
 
 
-async def fetch_history(layout: RepoLayout, settings: RepoSettings, remote: Remote) -> None:
+async def fetch_history(
+    layout: RepoLayout,
+    settings: RepoSettings,
+    remote: Remote,
+    *,
+    give_way: Callable[[float], Awaitable[None]] | None = None,
+) -> None:
     """Phase 2 of a clone: all commits and trees behind every ref. Returns at once when done.
 
-    Interrupted at any point it starts again; a pack cannot be resumed in its middle.
+    `give_way` waits for what is more urgent, at most the seconds that it is given. Interrupted at
+    any point it starts again; a pack cannot be resumed in its middle.
     Raises: RemoteError, CorruptData.
     """
     gitdir = layout.gitdir
@@ -101,17 +112,25 @@ async def fetch_history(layout: RepoLayout, settings: RepoSettings, remote: Remo
         wants = set((await trio.to_thread.run_sync(read_refs, gitdir)).values())
         if (head := read_head(gitdir).commit) is not None:
             wants.add(head)
-        await _fetch_known(remote, gitdir, wants, settings.depth)
+        await _fetch_known(remote, gitdir, wants, settings.depth, give_way)
     if settings.depth is None:
         await _write_commit_graph(gitdir)
     mark_history_complete(gitdir)
 
 
-async def _fetch_known(remote: Remote, gitdir: Path, wants: set[Oid], depth: int | None) -> None:
+async def _fetch_known(
+    remote: Remote,
+    gitdir: Path,
+    wants: set[Oid],
+    depth: int | None,
+    give_way: Callable[[float], Awaitable[None]] | None,
+) -> None:
     """Fetch `wants` without haves; what the remote lost since is left out."""
     while wants:
         try:
-            await receive_pack(remote, gitdir, sorted(wants), folder="history", depth=depth)
+            await receive_pack(
+                remote, gitdir, sorted(wants), folder="history", depth=depth, give_way=give_way
+            )
             return
         except ObjectsMissing as error:
             if not wants & error.oids:
@@ -127,6 +146,7 @@ async def receive_pack(
     folder: str,
     haves: Collection[Oid] = (),
     depth: int | None = None,
+    give_way: Callable[[float], Awaitable[None]] | None = None,
 ) -> None:
     """Fetch a blobless pack into `gitdir`, by way of ``artifactfs/FOLDER``.
 
@@ -145,8 +165,13 @@ async def receive_pack(
                 wants, filter=BLOBLESS, haves=haves, depth=depth, shallow=known_shallow
             ) as pack,
         ):
+            left_s = PAUSES_S if give_way is not None else 0.0
             async for chunk in pack:
                 await sink.send(chunk)
+                if give_way is not None and left_s > 0:
+                    started = trio.current_time()
+                    await give_way(min(PAUSE_S, left_s))
+                    left_s -= trio.current_time() - started
             await sink.finish()
         await trio.to_thread.run_sync(adopt_packs, staging, gitdir / "objects")
         shallow = (known_shallow | pack.shallow) - pack.unshallow

@@ -169,6 +169,12 @@ class FlightControl:
         """The flight that brought `oid` already, but whose pack is not in place yet."""
         return next((flight for flight in self.active if oid in flight.brought), None)
 
+    async def give_way(self, seconds: float) -> None:
+        """Wait, at most so long, while requests are on that somebody asked for."""
+        with trio.move_on_after(seconds):
+            while asked := next((f for f in self.active if f.reason is not Reason.SWEEP), None):
+                await asked.landed.wait()
+
     async def fly(self, flight: Flight) -> None:
         """Carry `flight` to its end. Waits for the network; raises nothing but cancellation."""
         self.active.add(flight)

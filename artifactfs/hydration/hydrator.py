@@ -133,6 +133,7 @@ class Hydrator:
             trace=self.trace,
             deadline_s=settings.deadline_s,
         )
+        self.give_way = self._control.give_way
         self._sizing = Sizing(
             store=self._sizes,
             odb=odb,

@@ -14,6 +14,7 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.errors import InvalidInput, RemoteError, RemoteNotFound, RemoteUnreachable
+from artifactfs.git import fetch as fetching
 from artifactfs.git.clone import Tip, clone_tip, fetch_history, fetch_refs, tip_wish
 from artifactfs.git.credentials import CredentialFile
 from artifactfs.git.gitdir import history_complete, read_head, read_refs, set_remote
@@ -160,6 +161,26 @@ def test_an_early_log_shows_all_of_history(clone: Clone) -> None:
     assert not history_complete(clone.gitdir)
     assert len(clone.git("log", "--oneline").splitlines()) == 12
     assert clone.git("describe", "--tags", "main~3").startswith("v1-4-")
+
+
+def test_history_gives_way_to_what_is_urgent_but_not_for_ever(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "PAUSES_S", 0.01)
+    allowed: list[float] = []
+
+    async def give_way(seconds: float) -> None:
+        allowed.append(seconds)
+        await trio.sleep(seconds)
+
+    async def body(remote: Remote) -> None:
+        await clone.tip(remote)
+        await fetch_history(clone.layout, clone.settings, remote, give_way=give_way)
+
+    clone.run(body)
+    assert allowed[0] == 0.01
+    assert sum(allowed) < 0.02
+    assert len(clone.git_offline("log", "--oneline").splitlines()) == 12
 
 
 def test_after_the_history_git_needs_the_remote_for_blobs_only(

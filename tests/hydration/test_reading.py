@@ -263,3 +263,26 @@ def test_a_reader_does_not_wait_for_the_slow_requests_of_others(
                 stalled.set()
 
     trio.run(main)
+
+
+def test_giving_way_lasts_as_long_as_somebody_waits(
+    url: str, line: DelayProxy, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path) as mount:
+            with trio.fail_after(30):
+                await mount.hydrator.give_way(60)
+            line.stall()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(mount.read, b"src/p1/m1/f01.py")
+                while not mount.hydrator.stats().in_flight:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                with trio.move_on_after(0.1) as scope:
+                    await mount.hydrator.give_way(60)
+                assert scope.cancelled_caught
+                await mount.hydrator.give_way(0.1)
+                await trio.to_thread.run_sync(line.resume)
+                with trio.fail_after(30):
+                    await mount.hydrator.give_way(60)
+
+    trio.run(main)
