@@ -92,7 +92,8 @@ def large_repository(cache: Path = DEFAULT_CACHE) -> Path:
             for number in range(20):
                 blob = stream.blob(file_content(number, rng))
                 files[b"small/file%d.py" % number] = (FILE, blob)
-            files[b"large.bin"] = (FILE, stream.blob(rng.randbytes(LARGE_BYTES)))
+            large = b"".join(rng.randbytes(1 << 20) for _ in range(LARGE_BYTES >> 20))
+            files[b"large.bin"] = (FILE, stream.blob(large))
             stream.commit("Add a large file\n", files)
         unfinished.rename(target)
     return target
