@@ -111,10 +111,11 @@ async def serve_connections(
     shutdown: trio.Event,
     grace_s: float,
     idle_s: float,
-) -> None:
+) -> bool:
     """Serve `app` on `sockets` until `shutdown`; then let open requests end for `grace_s`.
 
-    A connection ends when its client takes nothing of an answer for `idle_s`.
+    A connection ends when its client takes nothing of an answer for `idle_s`. True if every
+    request ended by itself.
     """
     config = http_config(idle_s)
     context = WorkerContext(None)
@@ -130,6 +131,7 @@ async def serve_connections(
             accepting.cancel_scope.cancel()
         await context.terminated.set()
         connections.cancel_scope.deadline = trio.current_time() + grace_s
+    return not connections.cancel_scope.cancelled_caught
 
 
 def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> Any:

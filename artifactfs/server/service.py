@@ -121,12 +121,13 @@ async def run_server(
                     background=background,
                 )
                 _add_gauges(context)
-                await trio.to_thread.run_sync(sweep, layout, _known_ids(store))
+                if not _was_clean(layout):
+                    await trio.to_thread.run_sync(sweep, layout, _known_ids(store))
                 application = Application(context)
                 application.jobs.resume()
                 gc.freeze()
                 ready(context)
-                await serve_connections(
+                clean = await serve_connections(
                     application,
                     sockets,
                     tls=tls,
@@ -139,6 +140,9 @@ async def run_server(
     finally:
         access_log.close()
         store.close()
+    if clean:
+        os.sync()  # what `mend_gitdir` is for cannot happen any more
+        layout.clean.touch()
 
 
 def _add_gauges(context: Context) -> None:
@@ -171,6 +175,15 @@ def _add_gauges(context: Context) -> None:
         "Webhook deliveries that wait",
         lambda: one("SELECT count(*) AS n FROM deliveries"),
     )
+
+
+def _was_clean(layout: DataLayout) -> bool:
+    """Whether the last server left nothing to mend; from now on there may be something."""
+    try:
+        layout.clean.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 async def _until_signal(shutdown: trio.Event) -> None:

@@ -98,6 +98,11 @@ class DataLayout:
         return self.root / "lock"
 
     @property
+    def clean(self) -> Path:
+        """There while no server runs and the last one left nothing undone."""
+        return self.root / "clean"
+
+    @property
     def repos(self) -> Path:
         return self.root / "repos"
 

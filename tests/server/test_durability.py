@@ -158,6 +158,23 @@ def test_a_few_kills(start_server: ServerFactory, git: Git, work: Path) -> None:
     assert run_rounds(server, git, work, kills=3, operations=1) > 0
 
 
+def test_only_an_orderly_end_spares_the_next_start_the_search(
+    start_server: ServerFactory, git: Git, work: Path
+) -> None:
+    server = start_server()
+    made = server.create("kept")
+    assert server.stop() == 0
+    assert (server.data / "clean").exists()
+    stray = server.data / "repos" / "zz" / "zz00000000000000.git"
+    stray.mkdir(parents=True)
+    server.start()
+    assert stray.exists() and not (server.data / "clean").exists()
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+    server.kill()
+    server.start()
+    assert not stray.exists()
+
+
 def test_a_power_failure_that_emptied_new_files(start_server: ServerFactory, git: Git) -> None:
     server = start_server()
     made = server.create("fresh")
