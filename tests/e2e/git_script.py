@@ -95,6 +95,9 @@ STEPS: tuple[str, ...] = (
     "git sparse-checkout disable; ls; git status --short",
     "git -c protocol.file.allow=always submodule --quiet add $SUB mods/sub; git status --short;"
     " git commit -qm 'Add a submodule'; cat mods/sub/sub.txt",
+    "git submodule --quiet deinit -f mods/sub; ls mods/sub; git status --short;"
+    " git -c protocol.file.allow=always submodule --quiet update --init mods/sub; cat mods/sub/sub.txt;"
+    " git submodule status mods/sub",
     "git rm -q mods/sub && git commit -qm 'Remove it' && git status --short; ls -d mods",
     "git push -q origin main; git status -sb | head -1",
     "git push -q origin HEAD:refs/heads/other; git branch -r | sort",
