@@ -6,6 +6,7 @@ local repository, whose blobs arrive only while the gate is open.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import pyfuse3
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.fs import fastloop, session
+from artifactfs.fs import fastloop, lowlevel, session
 from artifactfs.fs.filesystem import FileSystem
 from artifactfs.git.objects import ObjectDatabase, Oid
 from artifactfs.hydration.blobs import Blob, MemoryBlob
@@ -226,6 +227,8 @@ async def _serve(
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     config = json.loads(sys.argv[1])
+    if config.get("plain"):  # as stock pyfuse3 has it
+        lowlevel.adjusted = lambda pyfuse3: contextlib.nullcontext(lowlevel.Adjustments())
     try:
         trio.run(_run, config)
     except Exception as failure:
