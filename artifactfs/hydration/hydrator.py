@@ -483,8 +483,7 @@ class Hydrator:
         return len(self._odb.missing(blob.oid for blob in blobs)) / max(len(blobs), 1)
 
     async def _probe(self) -> None:
-        remote = await self._link.get()
-        await remote.ls_refs(("HEAD",))
+        await (await self._link.get()).ls_refs(("HEAD",))
 
     async def _recount(self) -> None:
         await self._planner.recount()
