@@ -195,7 +195,7 @@ class Hydrator:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._health.run)
                 nursery.start_soon(self._lanes.run)
-                nursery.start_soon(self._upkeep.run)
+                nursery.start_soon(self._upkeep.run, self._planner.recount)
                 nursery.start_soon(self._planner.run)
                 nursery.start_soon(self._recent.run)
                 nursery.start_soon(self._turn.run)

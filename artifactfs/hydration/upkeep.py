@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -53,8 +54,11 @@ class Upkeep:
         """Something was downloaded: there may be work."""
         self._due.set()
 
-    async def run(self) -> None:
-        """Do what is due after each burst of downloads, and once a minute. Cancel it to stop."""
+    async def run(self, recount: Callable[[], Awaitable[None]]) -> None:
+        """Do what is due after each burst of downloads, and once a minute. Cancel it to stop.
+
+        `recount` is told each time: contents may have gone, or come by another mount's worker.
+        """
         async with self._lock:
             await self._guarded_clean()
         while True:
@@ -66,6 +70,7 @@ class Upkeep:
                 await self.once()
             except (OSError, ArtifactFSError) as error:
                 log.warning("the cache could not be kept in order: %s", error)
+            await recount()
 
     async def _guarded_clean(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import socket
 from collections.abc import Callable
@@ -149,15 +150,19 @@ def test_the_cache_keeps_its_limit(
     remote_repo: Callable[..., ServedRepository],
     bulky: tuple[Path, dict[str, str]],
 ) -> None:
-    """Reads of ten times the limit; every byte right, and in the end no more than the limit."""
+    """Reads of ten times the limit; every byte right, and in the end no more than the limit, and
+    the status says so."""
     source, digests = bulky
     idle_daemon.start("--cache-limit", str(LIMIT))
     mount = idle_daemon.add_repo("bulky", remote_repo(source).url)
     most = 0
-    for name in digests:
-        (mount / name).read_bytes()
+    for name, digest in digests.items():
+        assert hashlib.sha256((mount / name).read_bytes()).hexdigest() == digest
         most = max(most, cache_bytes(idle_daemon))
     wait_until(lambda: cache_bytes(idle_daemon) <= LIMIT, "the limit", deadline=30)
+    wait_until(
+        lambda: idle_daemon.status("bulky")["hydrated"]["bytes"] <= LIMIT, "the status", deadline=30
+    )
     print(f"limit {LIMIT >> 20} MiB, most {most >> 20} MiB while reading {len(digests)} MiB")
     assert (mount / next(iter(digests))).stat().st_size == 1 << 20
 
