@@ -15,11 +15,15 @@ from artifactfs.git.objects import MissingObject, ObjectDatabase
 from artifactfs.hydration.blobs import Blob, ReadContext
 from artifactfs.hydration.flight import FlightControl
 from artifactfs.hydration.inventory import TreeInventory
+from artifactfs.hydration.nearby import blobs_below
 from artifactfs.hydration.patience import STALLED_S
 from artifactfs.hydration.planner import Planner
 
 WALK_S = 10.0
 """Git waits so long at most for the first walk through the tree (100,000 files: 0.5 s)."""
+
+AROUND = 2_000
+"""Entries of the largest directory that is brought as a whole for one blob of it."""
 
 Hydrate = Callable[[bytes, ReadContext], Awaitable[Blob]]
 
@@ -69,6 +73,19 @@ class OfferedBlobs:
         blob = await self._hydrate(oid, ReadContext(path, trees, pid))
         blob.close()
         await self._landed({oid})
+        if not self._odb.contains(oid):
+            # In memory since it was read, while its pack was evicted; so are others, then.
+            await self.bring_all([oid, *self._missing_around(oid, trees)])
+
+    def _missing_around(self, oid: bytes, trees: Sequence[bytes]) -> list[bytes]:
+        """Blobs near `oid` that no pack has, of as many of `trees` as hold few: for one request."""
+        missing: list[bytes] = []
+        for tree in trees:
+            blobs = blobs_below(self._odb.tree, tree, b"", max_entries=AROUND)
+            if blobs is None:
+                break
+            missing = self._odb.missing(blob.oid for blob in blobs if blob.oid != oid)
+        return missing
 
     async def bring_all(self, oids: Sequence[bytes]) -> None:
         """Bring all of `oids` into packs, as `bring`, without readahead. Raises: HydrationFailed,

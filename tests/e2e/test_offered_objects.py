@@ -80,6 +80,20 @@ def test_git_reads_through_the_mount(
     assert len(proxy.requests) - first < 25  # not one for each of 350 files
 
 
+def test_what_is_in_memory_alone_is_brought_for_git(
+    ready: Path, daemon: DaemonProcess, odd_repository: OddRepository
+) -> None:
+    """Read before, its pack evicted since: git cannot read it from the mount's memory."""
+    for path in odd_repository.blobs():
+        if not (ready / path).is_symlink():
+            (ready / path).read_bytes()
+    daemon.run("evict-cache", "--max-bytes", "0")
+    before = daemon.status("odd")["hydration"]["requests"]
+    done = Traced(ready, "archive", "--format=tar", "--output=/dev/null", "HEAD")
+    assert (done.status, done.fetches) == (0, 0), done.errors
+    assert daemon.status("odd")["hydration"]["requests"] - before < 40
+
+
 def test_what_checks_sees_only_what_is_here(
     ready: Path, proxy: DelayProxy, odd_repository: OddRepository
 ) -> None:
