@@ -128,6 +128,8 @@ class Worker:
 
     def mend(self) -> None:
         """After a fault, so that one is not counted a hundred times."""
+        lock = self.daemon.state / "repos" / self.name / "git" / "index.lock"
+        lock.unlink(missing_ok=True)  # of a git that was killed because it took too long
         for command in (
             ("reset", "--hard", "-q"),
             ("clean", "-fdq"),
