@@ -211,6 +211,8 @@ class Switching:
         except BaseException:
             await self._take_back(move, old, plan)
             raise
+        worker.hydrator.offered.expect(goal.tree)
+        worker.jobs.start(trio.to_thread.run_sync, worker.offer_objects)  # the name may be another
         worker.jobs.start(self._settle_index, token)
         worker.jobs.start(self._sweep_later, goal.tree)
 

@@ -51,13 +51,25 @@ class OfferedBlobs:
         """That of the tree; of the one before while it is walked; None before the first walk."""
         return self._planner.inventory
 
+    def expect(self, tree: bytes) -> None:
+        """The tree is this one from now on; it is walked when somebody asks, or for the sweep."""
+        self._planner.expected = tree
+
     @property
     def is_walked(self) -> bool:
         """Whether `inventory` is that of the tree."""
-        return self._planner.walked.is_set()
+        return self._planner.walked.is_set() and not self._is_old
+
+    @property
+    def _is_old(self) -> bool:
+        inventory, expected = self._planner.inventory, self._planner.expected
+        return inventory is not None and expected not in (None, inventory.tree)
 
     async def walked(self) -> None:
         """Wait until `inventory` is that of the tree, or for `WALK_S`."""
+        expected = self._planner.expected
+        if expected is not None and self._planner.walked.is_set() and self._is_old:
+            self._planner.start(expected)
         with trio.move_on_after(WALK_S):
             await self._planner.walked.wait()
 

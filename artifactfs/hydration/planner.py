@@ -47,12 +47,14 @@ class Planner:
         self._classify = classify
         self._begun = begun
         self._tree: bytes | None = None
+        self.expected: bytes | None = None
+        """The tree of the mount, where it is known before it is worked on."""
         self._tree_set = trio.Event()
         self._scope = trio.CancelScope()
 
     def start(self, tree: bytes) -> None:
         """Work on `tree` from now on, and no longer on the one before."""
-        self._tree = tree
+        self._tree = self.expected = tree
         if self.walked.is_set():
             self.walked = trio.Event()
         self._tree_set.set()

@@ -40,9 +40,11 @@ class Traced:
         self.fetches = len(re.findall(r'"fetch_count"', trace.read_text()))
 
 
-def blobs_wanted(proxy: DelayProxy, first: int, repository: OddRepository) -> set[str]:
+def blobs_wanted(
+    proxy: DelayProxy, first: int, repository: OddRepository, tree: str = "main"
+) -> set[str]:
     """The paths of the tree whose blobs were asked for since request number `first`."""
-    paths = {oid: path for path, oid in repository.blobs().items()}
+    paths = {oid: path for path, oid in repository.blobs(tree).items()}
     wanted = {oid for request in proxy.requests[first:] for oid in request.wants}
     return {paths[oid] for oid in wanted & paths.keys()}
 
@@ -66,6 +68,20 @@ def test_a_commit_downloads_nothing(
         assert (done.status, done.fetches) == (0, 0), (arguments, done.errors)
     assert not blobs_wanted(proxy, first, odd_repository)
     assert Traced(ready, "status", "--porcelain").output == ""
+
+
+def test_a_commit_right_after_a_switch_downloads_nothing(
+    ready: Path, daemon: DaemonProcess, proxy: DelayProxy, odd_repository: OddRepository
+) -> None:
+    daemon.run("switch", "--name", "odd", "--detach", "v1")
+    first = len(proxy.requests)
+    (ready / "new.txt").write_text("new\n")
+    assert Traced(ready, "add", "new.txt").fetches == 0
+    done = Traced(ready, "commit", "-qm", "one")
+    assert (done.status, done.fetches, done.errors) == (0, 0, "")
+    # A file as new as the index may be read, but that is all.
+    assert len(blobs_wanted(proxy, first, odd_repository, tree="v1")) < 10
+    assert Traced(ready, "cat-file", "blob", "v1:README.md").fetches == 0
 
 
 def test_git_reads_through_the_mount(
