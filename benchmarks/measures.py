@@ -204,15 +204,18 @@ def drop_caches() -> None:
 
 
 def measure_commands(run: Run, contender: Contender, workload: Workload, tree: Path) -> None:
-    """Every command, cold ones first."""
+    """Every command, cold ones first. What is warm was run twice before: after reading a file for
+    the first time, the kernel asks once more for its atime."""
     figures = run.figures
     measure_cold_reads(run, workload, tree)
     for name, command in (
         ("find, first", "find . -path ./.git -prune -o -print"),
+        ("find, second", "find . -path ./.git -prune -o -print"),
         ("find, warm", "find . -path ./.git -prune -o -print"),
         ("ls -lR, first", "ls -lR ."),
         ("ls -lR, warm", "ls -lR ."),
         ("grep -r, cold", f"grep -r zzzabsent {workload.grep_directory}; true"),
+        ("grep -r, second", f"grep -r zzzabsent {workload.grep_directory}; true"),
         ("grep -r, warm", f"grep -r zzzabsent {workload.grep_directory}; true"),
         ("git log -20 --stat", "git log -20 --stat"),
     ):
@@ -231,7 +234,7 @@ def measure_changes(run: Run, contender: Contender, workload: Workload, tree: Pa
         figures["git status after switch"] = shell("git status", tree)
     figures["commit of one line"] = shell(commit_command(workload), tree)
     figures["whole tree: grep -r, warm"] = None
-    for _ in range(2):
+    for _ in range(3):
         figures["whole tree: grep -r, warm"] = shell("grep -r zzzabsent . ; true", tree)
     figures["whole tree: git status"] = shell("git status", tree)
 
