@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,11 @@ os.environ.update(
     GIT_COMMITTER_NAME="C. Committer",
     GIT_COMMITTER_EMAIL="committer@example.org",
 )
+
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that: then
+# Ctrl-C could not be tested.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
