@@ -28,10 +28,11 @@ os.environ.update(
     GIT_COMMITTER_EMAIL="committer@example.org",
 )
 
-# A shell starts what runs in its background with SIGINT ignored, and children inherit that: then
-# Ctrl-C could not be tested.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what runs in its background with SIGINT ignored, and `nohup` with SIGHUP ignored.
+# Children inherit that: then neither Ctrl-C nor a closed terminal could be tested.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

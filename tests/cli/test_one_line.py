@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,10 +22,11 @@ def test_umount_clears_what_a_dead_daemon_left(
     idle_daemon.start()
     mount = idle_daemon.add_repo("hello", str(local_remote.path))
     everybody = [idle_daemon.pid, *descendants(idle_daemon.pid)]
-    for pid in everybody:
-        os.kill(pid, signal.SIGSTOP)  # so that no one sees the other go, and cleans up
-    for pid in everybody:
-        os.kill(pid, signal.SIGKILL)
+    # Stopped first, so that no one sees the other go, and cleans up.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in everybody:
+            with contextlib.suppress(ProcessLookupError):  # a git that has ended meanwhile
+                os.kill(pid, number)
     assert idle_daemon.process is not None
     idle_daemon.process.wait()
     wait_until(lambda: mounts.probe(str(mount)) is mounts.MountState.DEAD, "the mount's death")

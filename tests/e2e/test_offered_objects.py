@@ -142,6 +142,7 @@ def test_adding_what_the_remote_has_makes_an_object_of_our_own(ready: Path) -> N
     assert Traced(ready, "show", "HEAD:copy").output == content.decode()
 
 
+@pytest.mark.long
 def test_git_says_what_is_wrong_when_the_remote_is_down(
     ready: Path, proxy: DelayProxy, odd_repository: OddRepository
 ) -> None:

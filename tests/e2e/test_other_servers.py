@@ -143,6 +143,7 @@ def test_ssh(
     assert "example.invalid" in log.read_text()
 
 
+@pytest.mark.long
 def test_git_alone_can_use_what_we_made(
     daemon: DaemonProcess, hosted: Path, clone: Path, tmp_path: Path
 ) -> None:
