@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import trio
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from artifactfs.server.api import (
     CallerOf,
@@ -46,6 +47,34 @@ Expected = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The query of both."""
+
+    path: Path
+    branch: Branch = None
+    message: Message = None
+    author_name: Person = None
+    author_email: Person = None
+    expected: Expected = None
+
+    def change(self, repo: Repo, verb: str) -> FileChange:
+        """Without data: the file goes. Raises: Problem."""
+        name = self.author_name or "artifacts-server"
+        email = self.author_email or "artifacts-server@localhost"
+        return FileChange(
+            branch=check_branch(self.branch or repo.default_branch, "/branch"),
+            path=check_path(self.path),
+            data=None,
+            message=self.message or f"{verb} {self.path}",
+            author=(name.strip(), email.strip()),
+            expected=self.expected,
+        )
+
+
+AskedOf = Annotated[Asked, Depends()]
+
+
 @router.put("/repos/{name}/file", summary="Write a file: a commit on a branch", openapi_extra=_BODY)
 async def put_file(
     request: Request,
@@ -54,22 +83,11 @@ async def put_file(
     repositories: RepositoriesOf,
     namespace: NamespaceName,
     name: RepoName,
-    path: Path,
-    branch: Branch = None,
-    message: Message = None,
-    author_name: Person = None,
-    author_email: Person = None,
-    expected: Expected = None,
+    asked: AskedOf,
 ) -> Envelope[CommitInfo]:
     repo = repositories.get_ready(caller.account_id, namespace, name)
-    change = FileChange(
-        branch=check_branch(branch or repo.default_branch, "/branch"),
-        path=check_path(path),
-        data=await request.body(),
-        message=message or f"Write {path}",
-        author=_author(author_name, author_email),
-        expected=expected,
-    )
+    change = asked.change(repo, "Write")
+    change = replace(change, data=await request.body())
     return await _commit(context, repo, change, caller.token.id)
 
 
@@ -80,27 +98,10 @@ async def delete_file(
     repositories: RepositoriesOf,
     namespace: NamespaceName,
     name: RepoName,
-    path: Path,
-    branch: Branch = None,
-    message: Message = None,
-    author_name: Person = None,
-    author_email: Person = None,
-    expected: Expected = None,
+    asked: AskedOf,
 ) -> Envelope[CommitInfo]:
     repo = repositories.get_ready(caller.account_id, namespace, name)
-    change = FileChange(
-        branch=check_branch(branch or repo.default_branch, "/branch"),
-        path=check_path(path),
-        data=None,
-        message=message or f"Delete {path}",
-        author=_author(author_name, author_email),
-        expected=expected,
-    )
-    return await _commit(context, repo, change, caller.token.id)
-
-
-def _author(name: str | None, email: str | None) -> tuple[str, str]:
-    return (name or "artifacts-server").strip(), (email or "artifacts-server@localhost").strip()
+    return await _commit(context, repo, asked.change(repo, "Delete"), caller.token.id)
 
 
 async def _commit(
