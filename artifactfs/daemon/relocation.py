@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from artifactfs.git.gitdir import OWN_CONFIG_PATH, write_own_config
+from artifactfs.git.gitdir import OWN_CONFIG_PATH, replace_file, write_own_config
 from artifactfs.git.offered import is_offered
 from artifactfs.paths import RepoLayout, StateLayout
 
@@ -58,6 +57,4 @@ def _repoint_alternates(path: Path, cache: Path) -> None:
     wanted = b"".join(line + b"\n" for line in lines)
     if wanted != content:
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        temporary.write_bytes(wanted)
-        os.replace(temporary, path)
+        replace_file(path, wanted)

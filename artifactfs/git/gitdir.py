@@ -281,12 +281,16 @@ def _write(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole: readers see the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole: readers see the old or the new one. Raises: OSError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    _write(temporary, text)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, text.encode("utf-8", "surrogateescape"))
 
 
 def _sync(path: Path) -> None:

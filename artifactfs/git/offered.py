@@ -9,9 +9,10 @@ the mount that it serves, so it passes the folder over.
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
+
+from artifactfs.git.gitdir import replace_file
 
 _FOLDER = Path("artifactfs", "offered")
 
@@ -25,7 +26,7 @@ def offer(gitdir: Path, line: bytes) -> None:
     """Let git see the object directory that `line` of an alternates file names. Raises: OSError."""
     folder = gitdir.resolve() / _FOLDER
     (folder / "info").mkdir(parents=True, exist_ok=True)
-    _replace(folder / "info" / "alternates", line)
+    replace_file(folder / "info" / "alternates", line)
     alternates = gitdir / "objects" / "info" / "alternates"
     try:
         content = alternates.read_bytes()
@@ -36,16 +37,10 @@ def offer(gitdir: Path, line: bytes) -> None:
         if content and not content.endswith(b"\n"):
             content += b"\n"
         alternates.parent.mkdir(exist_ok=True)
-        _replace(alternates, content + named + b"\n")
+        replace_file(alternates, content + named + b"\n")
 
 
 def withdraw(gitdir: Path) -> None:
     """There is no mount (any more). Raises: OSError."""
     with suppress(FileNotFoundError, NotADirectoryError):
         (gitdir / _FOLDER / "info" / "alternates").unlink()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
