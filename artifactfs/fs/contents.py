@@ -78,8 +78,7 @@ class Contents:
         """Waits for the content where it is not here. The reader is killable meanwhile."""
         data = inode.data
         if data is not None:
-            fd = data.fd if data.fd >= 0 else self._opened.open(inode.ino, data)
-            return os.pread(fd, size, offset)
+            return os.pread(self._opened.open(inode.ino, data), size, offset)
         blob = self._opened.blob(inode.ino, inode.oid) or await self._open_blob(inode)
         if inode.data is not None:
             blob.close()
@@ -238,8 +237,7 @@ class Contents:
             await self.copy_up(inode, self.caller())
             data = inode.data
             assert data is not None
-        fd = data.fd if data.fd >= 0 else self._opened.open(inode.ino, data)
-        written = os.pwrite(fd, buffer, offset)
+        written = os.pwrite(self._opened.open(inode.ino, data), buffer, offset)
         if offset + written > inode.size:
             inode.size = offset + written
         self._written(inode, data)

@@ -25,7 +25,6 @@ from artifactfs.fs.converted import ConvertedContents
 from artifactfs.fs.inodes import Base, Directory, Inode, Owner
 from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.listings import Listings
-from artifactfs.fs.lowlevel import Adjustments
 from artifactfs.fs.mutations import Mutations
 from artifactfs.fs.offered import BlobOffer, OfferedObjects, alternate_line
 from artifactfs.fs.operations import Operations
@@ -133,8 +132,6 @@ class FileSystem:
             os.getgid() if settings.gid is None else settings.gid,
         )
         self._served = False
-        self.adjustments = Adjustments()
-        """What libfuse was told for this mount; to be kept while it is served."""
         self._dirty_bytes = (-1, 0)
         self._last_switch_ns = 0
         self._counted_at = -_COUNT_EVERY

@@ -85,7 +85,7 @@ class Opened:
         """Nobody refers to `inode` any more."""
         if inode.data is not None:
             self.close(inode.data)
-        elif inode.ino in self._blobs:
+        else:
             self.close_blob(inode.ino)
 
     def close_all(self) -> None:

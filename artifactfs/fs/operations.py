@@ -97,7 +97,7 @@ class Operations(pyfuse3.Operations):
         self.started = trio.Event()
         self.requests: Counter[str] = Counter()
         """How many the kernel has sent, by what they ask for."""
-        self._kernel_opens = False
+        self._adjustments = Adjustments()
         self._tree = tree
         self._mutations = mutations
         self._contents = contents
@@ -110,8 +110,8 @@ class Operations(pyfuse3.Operations):
         self.started.set()
 
     def adopt(self, adjustments: Adjustments) -> None:
-        """Work as libfuse was told to for this mount."""
-        self._kernel_opens = adjustments.by_number
+        """Work as libfuse was told to for this mount, and keep that as long as it is served."""
+        self._adjustments = adjustments
         self._contents.caller = adjustments.caller
 
     def log_failure(self, operation: str, error: Exception) -> None:
@@ -287,7 +287,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Where the kernel opens files by itself, it makes them by `mknod`: see `lowlevel`."""
-        if self._kernel_opens:
+        if self._adjustments.by_number:
             raise FUSEError(errno.ENOSYS)
         directory = self._place(parent, name, errno.EEXIST)
         inode = self._mutations.create(directory, name, mode, Caller(ctx.uid, ctx.gid))
@@ -296,7 +296,7 @@ class Operations(pyfuse3.Operations):
     @_answering
     async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Asked once where the kernel opens files by itself. Content is brought by reading."""
-        if self._kernel_opens:
+        if self._adjustments.by_number:
             raise FUSEError(errno.ENOSYS)
         if flags & os.O_TRUNC and flags & _WRITES:
             if self._virtual.owns(ino):
@@ -338,7 +338,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, ino: int, ctx: RequestContext) -> int:
         """The handle of a directory is its number. Asked once where the kernel opens directories
         by itself, and caches them."""
-        if self._kernel_opens:
+        if self._adjustments.by_number:
             raise FUSEError(errno.ENOSYS)
         return ino
 

@@ -72,10 +72,6 @@ def put_dirent(parent: int, name: bytes, ino: int) -> Edit:
     return _DIRENT, parent, name, ino, _NAMED.pack(_DIRENT, parent, ino, len(name)) + name
 
 
-def delete_dirent(parent: int, name: bytes) -> Edit:
-    return put_dirent(parent, name, ABSENT)
-
-
 def put_meta(key: str, value: int | bytes) -> Edit:
     written = key.encode()
     kind, data = _BYTES, value

@@ -84,7 +84,6 @@ def _mount(filesystem: FileSystem, path: str, extra: Iterable[str]) -> int | Non
     try:
         with lowlevel.adjusted(pyfuse3) as adjustments:
             pyfuse3.init(filesystem.operations, path, mount_options(filesystem, extra))
-        filesystem.adjustments = adjustments
         filesystem.operations.adopt(adjustments)
     except RuntimeError as error:
         raise _explain(path) from error

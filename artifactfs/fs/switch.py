@@ -311,13 +311,13 @@ class Switch:
             self._tree.move(inode, None, b"")
 
     def _invalidate(self) -> None:
-        """Attributes here: attribute-only invalidation takes no lock that somebody may hold who
-        waits for us. Names later, see `StaleEntries`."""
-        for inode in [*self._effects.files, *self._effects.directories]:
-            if inode.nlookup > 0 or inode is self._tree.root:
-                _invalidate_attributes(inode.ino)
-                if isinstance(inode, Directory):
-                    self._stale.add_listing(inode.ino)
+        """Of directories: the kernel knows no file that got other content. Attributes here:
+        attribute-only invalidation takes no lock that somebody may hold who waits for us. Names
+        later, see `StaleEntries`."""
+        for directory in self._effects.directories:
+            if directory.nlookup > 0 or directory is self._tree.root:
+                _invalidate_attributes(directory.ino)
+                self._stale.add_listing(directory.ino)
         for directory, name in self._effects.entries:
             if directory.nlookup > 0 or directory is self._tree.root:
                 self._stale.add(directory.ino, name)

@@ -129,9 +129,6 @@ class VirtualFiles:
             entry.st_blocks = (entry.st_size + 511) >> 9
         return entry
 
-    def is_directory(self, ino: int) -> bool:
-        return ino in (_CONTROL_INO, _FSMONITOR_INO)
-
     def content(self, ino: int) -> bytes | None:
         """What a virtual file contains; None: the gitfile, which may have to wait."""
         if ino == GITFILE_INO:

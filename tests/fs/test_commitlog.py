@@ -15,9 +15,9 @@ from artifactfs.fs.commitlog import CommitLog
 from artifactfs.fs.inodes import Row
 from artifactfs.fs.overlay import Overlay, create_overlay, read_base
 from artifactfs.fs.pending import (
+    ABSENT,
     Edit,
     decode,
-    delete_dirent,
     delete_meta,
     delete_xattr,
     drop_inode,
@@ -58,7 +58,7 @@ def test_every_edit_reads_as_it_was_written() -> None:
         drop_inode(9),
         put_dirent(1, b"\xff" * 255, 8),
         put_dirent(1, b"gone", 0),
-        delete_dirent(1, b"never"),
+        put_dirent(1, b"never", ABSENT),
         put_meta("next_ino", 1 << 60),
         put_meta("closed", b"a\0b" * 100_000),
         delete_meta("closed"),
@@ -180,8 +180,8 @@ def random_edits(generator: random.Random, overlay: Overlay) -> list[Edit]:
         [put, put_dirent(parent, name, ino)],
         [put, put_dirent(parent, name, ino), put_dirent(1, b"d", ino)],
         [put_dirent(parent, name, 0)],
-        [delete_dirent(parent, name)],
-        [drop_inode(ino), *(delete_dirent(*place) for place in overlay.links(ino))],
+        [put_dirent(parent, name, ABSENT)],
+        [drop_inode(ino), *(put_dirent(*place, ABSENT) for place in overlay.links(ino))],
         [put_xattr(ino, name, b"%d" % generator.randint(0, 9))],
         [delete_xattr(ino, name)],
         [put_meta("next_ino", generator.randint(1, 99))],
