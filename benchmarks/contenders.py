@@ -170,6 +170,18 @@ class ArtifactFS(Contender):
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class Unhydrated(ArtifactFS):
+    """A mount that brings no contents by itself."""
+
+    def open(self, url: str) -> Path:
+        return self.daemon.add_repo("bench", url, "--hydrate", "none")
+
+    def settle(self) -> None:
+        super().settle()
+        self.daemon.wait_for("bench", "index", timeout=GIVE_UP_S)
+        time.sleep(SETTLED_S)
+
+
 class Peer(Contender):
     """Another program with the commands ``daemon --root`` and ``add-repo --name --remote``."""
 

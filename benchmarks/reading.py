@@ -286,7 +286,10 @@ def run_hydration(bench: Bench) -> None:
         with bench.proxy() as proxy, bench.daemon() as daemon:
             raw = fetch_root_tree(bench.through(proxy), bench.source)
             bench.figures.add("one-want fetch of the root tree", raw, "s")
-            mount = daemon.add_repo("bench", bench.through(proxy), "--hydrate", "all")
+            mount = daemon.add_repo("bench", bench.through(proxy), "--hydrate", "none")
+            daemon.wait_for("bench", "history")
+            daemon.wait_for("bench", "index")
+            time.sleep(SETTLED_S)
             began = time.perf_counter()
             command = ("prefetch", "--name", mount.name, "--wait")
             daemon.run(*command, timeout=300)

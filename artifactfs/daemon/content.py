@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -93,14 +92,16 @@ class ContentRequests:
         odb = self._worker.odb
         wanted = compile_globs([glob for pattern in patterns if (glob := _anchored(pattern))])
         everything = wanted is None
-        queue: deque[tuple[Oid, bytes]] = deque([(self._worker.filesystem.base.tree, b"")])
+        # Depth first: blobs of one folder come in one request, and the remote has them as deltas of
+        # each other, which it would have to take apart where the other is not asked for.
+        left: list[tuple[Oid, bytes]] = [(self._worker.filesystem.base.tree, b"")]
         steps = 0
-        while queue:
-            tree, prefix = queue.popleft()
+        while left:
+            tree, prefix = left.pop()
             for entry in odb.tree(tree):
                 path = prefix + entry.name
                 if stat.S_ISDIR(entry.mode):
-                    queue.append((entry.oid, path + b"/"))
+                    left.append((entry.oid, path + b"/"))
                 elif stat.S_IFMT(entry.mode) != _GITLINK and (
                     everything or (wanted is not None and wanted.match(path))
                 ):

@@ -168,6 +168,11 @@ class PackBytes:
             raise CorruptData(f"a pack entry does not inflate: {error}") from None
         return packformat.delta_sizes(opening)[1]
 
+    def kind_or_base(self, offset: int) -> Kind | int:
+        """The kind of the object at `offset`; of a delta, the offset of its base."""
+        code, _, base, _ = self._header(offset)
+        return KINDS[code] if base is None else base
+
     def pieces(self, offset: int) -> tuple[Kind, int, Iterator[bytes]] | None:
         """Kind, size and the inflated pieces of an entry, or None where it is a delta."""
         code, size, base, start = self._header(offset)

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ import trio
 
 from artifactfs.errors import CorruptData
 from artifactfs.git import packformat
+from artifactfs.git.command import GitFailed
+from artifactfs.git.index_pack import IndexedObject, list_objects, write_index
 from artifactfs.git.pack import SPOOL_BYTES, PackedObject, PackParser
 from artifactfs.git.packformat import Oid
 from artifactfs.git.packindex import PackIndex, encode_index
@@ -90,6 +93,16 @@ async def parse_pack(
     parser.finish()
 
 
+def _parse(parser: PackParser, fd: int) -> Iterator[PackedObject]:
+    """Feed the file `fd` to `parser`. Raises: CorruptData, OSError."""
+    position = 0
+    while chunk := os.pread(fd, FEED_BYTES, position):
+        position += len(chunk)
+        yield from parser.feed(chunk)
+        while parser.pending or parser.deferred:
+            yield from parser.resolve_deferred() if parser.deferred else parser.feed(b"")
+
+
 class PackStore:
     """The packs of one object directory, which is created where it is not there.
 
@@ -144,6 +157,39 @@ class PackStore:
                 name = await trio.to_thread.run_sync(self._publish, directory, fd, parser)
         return PackSummary(name, parser.count, parser.size, frozenset(missing))
 
+    async def ingest_whole(self, chunks: AsyncIterator[bytes]) -> list[IndexedObject]:
+        """As `ingest`, but git reads the pack, once all of it is here; returns what is in it.
+
+        For packs of which nobody waits for an object: takes a quarter of the time of `ingest`, and
+        none of this process. Leaves and raises what `ingest` does.
+        """
+        with _incoming(self._tmp) as (directory, fd):
+            try:
+                async for chunk in chunks:
+                    write_bytes(fd, chunk)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self._rescue_unread, fd)
+                raise
+            with trio.CancelScope(shield=True):  # it is whole: too late to throw it away
+                objects = await self._index_and_publish(directory, fd)
+        return objects
+
+    async def _index_and_publish(self, directory: Path, fd: int) -> list[IndexedObject]:
+        index = directory / "pack.idx"
+        try:
+            await write_index(directory / "pack", index)
+        except GitFailed:  # our own parser tells whether it is the pack or the disk
+            return await trio.to_thread.run_sync(self._read_again, fd)
+        return await trio.to_thread.run_sync(self._publish_indexed, directory, fd, index)
+
+    def _publish_indexed(self, directory: Path, fd: int, path: Path) -> list[IndexedObject]:
+        index = PackIndex(path)
+        objects = list_objects(fd, index)
+        if objects:
+            self.publish(directory / "pack", fd, path.read_bytes(), index.pack_checksum)
+        return objects
+
     def _publish(self, directory: Path, fd: int, parser: PackParser) -> str:
         index = encode_index(parser.entries(), parser.checksum)
         return self.publish(directory / "pack", fd, index, parser.checksum)
@@ -153,6 +199,31 @@ class PackStore:
         with suppress(CorruptData, OSError):  # the failure itself is what the caller hears of
             if parser.cut_to_whole():
                 self._publish(directory, fd, parser)
+
+    def _read_again(self, fd: int) -> list[IndexedObject]:
+        """Parse the received file `fd` after all, and publish it. Raises: CorruptData, OSError."""
+        with _incoming(self._tmp) as (again, copy):
+            parser = PackParser(copy, spool_dir=again, spool_bytes=self._spool_bytes)
+            try:
+                objects = [
+                    IndexedObject(item.oid, item.kind, item.size) for item in _parse(parser, fd)
+                ]
+                parser.finish()
+            finally:
+                parser.close()
+            if objects:
+                self._publish(again, copy, parser)
+        return objects
+
+    def _rescue_unread(self, fd: int) -> None:
+        """As `_rescue`, for a file that nobody has parsed yet."""
+        with suppress(CorruptData, OSError), _incoming(self._tmp) as (again, copy):
+            parser = PackParser(copy, spool_dir=again, spool_bytes=self._spool_bytes)
+            try:
+                deque(_parse(parser, fd), maxlen=0)
+            finally:
+                parser.close()
+                self._rescue(again, copy, parser)
 
     def publish(self, pack: Path, fd: int, index: bytes, checksum: bytes) -> str:
         """Put a verified pack (open as `fd`) and its index in place; returns the pack's name.

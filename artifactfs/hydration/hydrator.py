@@ -41,6 +41,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial
 
 import trio
 
@@ -64,6 +66,7 @@ from artifactfs.hydration.offered import OfferedBlobs
 from artifactfs.hydration.opening import opening_files
 from artifactfs.hydration.patience import STALLED_S, patience_ends
 from artifactfs.hydration.planner import Planner
+from artifactfs.hydration.prefetch import bring
 from artifactfs.hydration.priority import Priority, classify, compile_globs
 from artifactfs.hydration.queue import Want, WantQueue
 from artifactfs.hydration.readahead import Readahead
@@ -76,9 +79,6 @@ from artifactfs.hydration.trace import FetchTrace
 from artifactfs.hydration.turn import SweepTurn
 from artifactfs.hydration.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.paths import RepoLayout, StateLayout
-
-PREFETCH_SLICE = 5_000
-"""Wants that one `prefetch` has in the queue at a time: some 5 MB."""
 
 
 class Hydrator:
@@ -305,19 +305,13 @@ class Hydrator:
         failed: list[Exception] = []
         if progress is not None:
             progress(done, len(wanted))
-        for start in range(0, len(absent), PREFETCH_SLICE):
-            await self._health.admit()
-            wants = self._join_all(absent[start : start + PREFETCH_SLICE], Priority.PREFETCH)
-            try:
-                for want in wants:
-                    await want.done.wait()
-                    done += want.error is None
-                    failed += [want.error] if want.error is not None else []
-                    if progress is not None:
-                        progress(done, len(wanted))
-            finally:
-                for want in wants:
-                    want.readers -= 1
+        join = partial(self._join_all, priority=Priority.PREFETCH)
+        async with aclosing(bring(absent, join=join, admit=self._health.admit)) as wants:
+            async for want in wants:
+                done += want.error is None
+                failed += [want.error] if want.error is not None else []
+                if progress is not None:
+                    progress(done, len(wanted))
         if failed:
             raise HydrationFailed(f"{len(failed)} of {len(wanted)} could not be had: {failed[0]}")
 

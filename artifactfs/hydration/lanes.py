@@ -15,9 +15,10 @@ from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.hydration.flight import Flight, FlightControl, Reason
 from artifactfs.hydration.health import RemoteHealth
 from artifactfs.hydration.nearby import NearbyBlob
+from artifactfs.hydration.prefetch import REQUEST_WANTS
 from artifactfs.hydration.priority import Priority
 from artifactfs.hydration.queue import WantQueue
-from artifactfs.hydration.sweep import SUBTREE_LIMIT, Sweep, SweepBatch
+from artifactfs.hydration.sweep import Sweep, SweepBatch
 from artifactfs.hydration.trace import FetchRecord, FetchTrace
 
 URGENT_LANES = 4
@@ -34,8 +35,7 @@ COMPANIONS = 64
 """Wants of an urgent request, beyond which no small siblings are added."""
 WINDOW_LANES = 2
 BACKGROUND_LANES = 4
-PREFETCH_WANTS = 500
-PREFETCH_BYTES = 8 << 20
+PREFETCH_BYTES = 32 << 20
 DISK_FULL_S = 30.0
 """The sweep waits that long before it tries a full disk again."""
 _MAX_WINDOWS = 8
@@ -159,7 +159,7 @@ class Lanes:
     async def _fly_batch(self, batch: SweepBatch) -> None:
         wants = {oid: self._queue.enter(oid, batch.priority) for oid in batch.oids}
         trees = (batch.tree,) if batch.tree is not None else ()
-        flight = Flight(Reason.SWEEP, wants, trees=trees, filter=SUBTREE_LIMIT if trees else None)
+        flight = Flight(Reason.SWEEP, wants, trees=trees, filter=batch.filter)
         try:
             await self._fly(flight)
             if isinstance(flight.error, HydrationFailed) and flight.error.disk_full:
@@ -191,7 +191,7 @@ class Lanes:
         return flight
 
     def _next_prefetch(self) -> Flight | None:
-        wants = self._queue.take(_BACKGROUND, max_wants=PREFETCH_WANTS, max_bytes=PREFETCH_BYTES)
+        wants = self._queue.take(_BACKGROUND, max_wants=REQUEST_WANTS, max_bytes=PREFETCH_BYTES)
         if not wants:
             return None
         return Flight(Reason.PREFETCH, {want.oid: want for want in wants})

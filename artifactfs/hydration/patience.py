@@ -10,7 +10,8 @@ STALLED_S = 0.3
 MAX_PATIENCE_S = 2.0
 """A reader waits for a readahead that does bring something at most so long."""
 SWEEP_PATIENCE_S = 0.05
-"""The same for what the sweep or a prefetch is bringing: their requests are large."""
+"""The same for what the sweep or a prefetch is bringing: their requests are large. No time at all
+where a request hands out nothing before its end."""
 
 
 def patience_ends(want: Want, joined: float) -> float:
@@ -18,6 +19,8 @@ def patience_ends(want: Want, joined: float) -> float:
     if want.queued or any(flight.urgent for flight in want.carriers):
         return float("inf")
     ends = joined + SWEEP_PATIENCE_S
+    if want.carriers and all(flight.whole for flight in want.carriers):
+        ends = joined
     for flight in want.carriers:
         if flight.reason is Reason.READAHEAD:
             moved = max(joined, flight.moved) + STALLED_S

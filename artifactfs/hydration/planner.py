@@ -88,13 +88,15 @@ class Planner:
         self._sweep.begin(inventory)
         self._begun()
         self.take_turn()
-        await self._sizing.whole(inventory)
         if self._sweep.needs_remote:
             try:
                 remote = await self._link.get()
                 self._sweep.with_subtrees = remote.capabilities.filter
+                self._sweep.reached = True
+                self._begun()
             except RemoteError as error:
                 log.info("the remote's capabilities are unknown: %s", redact(error.message))
                 self._sweep.with_subtrees = False
+        await self._sizing.whole(inventory)
         self._sweep.sized = True
         self._begun()

@@ -31,7 +31,10 @@ SUBTREE_BLOBS = 3_000
 """Blobs in one want of a subtree, at most: what a cut connection can cost."""
 SUBTREE_MIN = 100
 """Smaller directories come with the blobs that are named one by one."""
-SUBTREE_LIMIT = "blob:limit=64k"
+SUBTREE_LIMIT = 1 << 20
+"""Blobs of so many bytes do not come with their subtree."""
+MOSTLY_ABSENT = 0.95
+"""Where so much of the tree is not here, no subtree is looked at before it is asked for."""
 MIN_FOR_SUBTREES = 2_000
 """Fewer missing blobs are fetched one by one, in the exact order of their priority."""
 MAX_ROUNDS = 3
@@ -51,6 +54,7 @@ class SweepBatch:
     priority: Priority
     oids: tuple[bytes, ...] = ()
     tree: bytes | None = None
+    filter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class Sweep:
         self._stages: list[Priority] = []
         self._position = 0
         self._trees: list[bytes] | None = None
+        self._took_trees = False
         self._active = 0
         self._in_trees = 0
         self._last_read = -1e9
@@ -96,6 +101,8 @@ class Sweep:
         self._rounds = 0
         self.with_subtrees = True
         """Whether the remote can be asked for subtrees without their large blobs."""
+        self.reached = False
+        """Whether `with_subtrees` is known. Subtrees are asked for before sizes are known."""
         self.sized = False
         """Whether the sizes of the tree are known, as far as they can be."""
         self.recent_pending = False
@@ -119,6 +126,7 @@ class Sweep:
         self._stages = list(CLASSES.get(self.reach, _SOURCE))
         self._position = 0
         self._trees = None
+        self._took_trees = False
         self._spent = False
         self._failed = False
         self.sized = False
@@ -167,22 +175,26 @@ class Sweep:
             stage = self._stages[0]
             if stage is not Priority.GIT and (self._disturbed() or not self._my_turn()):
                 return None
-            if stage >= Priority.SOURCE and not self.sized:
-                return None  # which blobs are too large is not known yet
             if inventory.here_bytes >= self._budget:
                 self._spent = True
                 return None
-            if stage is Priority.SOURCE and self._trees is None and self._active == 0:
+            may_choose = self._active == 0 and (self.reached or self.sized)
+            if stage is Priority.SOURCE and self._trees is None and may_choose:
                 self._trees = self._choose_trees(inventory)
+                self._took_trees = bool(self._trees)
             if self._trees and stage is Priority.SOURCE and self.with_subtrees:
                 tree = self._trees.pop()
-                if self._absent_share(tree) < 0.5:
+                mostly_absent = inventory.here < (1 - MOSTLY_ABSENT) * inventory.total
+                if not mostly_absent and self._absent_share(tree) < 0.5:
                     continue  # its blobs are named one by one
                 self._active += 1
                 self._in_trees += 1
-                return SweepBatch(stage, tree=tree)
+                limit = f"blob:limit={min(self._max_blob, SUBTREE_LIMIT)}"
+                return SweepBatch(stage, tree=tree, filter=limit)
             if self._in_trees:
                 return None  # what they do not bring is known when they have landed
+            if stage >= Priority.SOURCE and not self.sized:
+                return None  # which blobs are too large is not known yet
             oids, budget = self._gather(inventory, stage, budget)
             if oids:
                 self._active += 1
@@ -190,7 +202,7 @@ class Sweep:
             if budget <= 0:
                 self.scanning = True
                 return None
-            if self._active and (stage in _BARRIERS or len(self._stages) == 1):
+            if self._active and (self._is_barrier(stage) or len(self._stages) == 1):
                 return None
             self._stages.pop(0)
             self._position = 0
@@ -198,6 +210,11 @@ class Sweep:
                 self._rounds += 1
                 self.begin_again()
         return self._next_recent()
+
+    def _is_barrier(self, stage: Priority) -> bool:
+        """Whether `stage` has landed before the next one begins. After subtrees, which have
+        brought of every class, little is left: it comes at once."""
+        return stage in _BARRIERS and not (stage is Priority.OTHER and self._took_trees)
 
     def _next_recent(self) -> SweepBatch | None:
         if self._inventory is None or self._stages or self._spent or self._active:

@@ -1,0 +1,61 @@
+"""``git index-pack``: reads a whole pack four times as fast as `pack` does, in a process beside us.
+
+For packs of which nobody waits for an object: what is in them is known when all of it was read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifactfs.git.command import run_git
+from artifactfs.git.packformat import Kind, Oid
+from artifactfs.git.packindex import PackIndex
+from artifactfs.git.packread import BaseCache, PackBytes, Scratch
+
+DEADLINE_S = 60.0
+"""Of one process: it reads some 50 MB of content a second, of what we ask for at once 8."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedObject:
+    """One object of a pack; `size` in bytes is that of its content."""
+
+    oid: Oid
+    kind: Kind
+    size: int
+
+
+async def write_index(pack: Path, index: Path) -> None:
+    """Check the whole file `pack` and write its index to the new file `index` (ends in ``.idx``).
+
+    Raises: GitFailed, for a bad pack as well as for a full disk.
+    """
+    arguments = ("-c", "pack.writeReverseIndex=false", "index-pack", "-o", str(index), str(pack))
+    # No repository, so that git compares nothing with objects that are here: its GIT_DIR is none.
+    await run_git(*arguments, env={"GIT_DIR": str(pack.parent)}, deadline_s=DEADLINE_S)
+
+
+def list_objects(fd: int, index: PackIndex) -> list[IndexedObject]:
+    """What is in the pack `fd`, in its order; inflates a few bytes of each delta.
+
+    10 µs for each object: call it in a thread. Raises: CorruptData, OSError.
+    """
+    entries = sorted((entry.offset, entry.oid) for entry in index.entries())
+    data = PackBytes(fd, find=index.offset, cache=BaseCache(0), scratch=Scratch(None, 0), key=0)
+    kinds: dict[int, Kind] = {}
+
+    def kind_at(offset: int) -> Kind:
+        below = []
+        while (kind := kinds.get(offset)) is None:
+            found = data.kind_or_base(offset)
+            if isinstance(found, str):
+                kind = found
+                break
+            below.append(offset)
+            offset = found
+        for at in (offset, *below):
+            kinds[at] = kind
+        return kind
+
+    return [IndexedObject(oid, kind_at(offset), data.size(offset)) for offset, oid in entries]
