@@ -2,12 +2,12 @@
 
 The order, and what a crash leaves at each point:
 
-1. Trees and sizes are fetched, the new index is planned. Nothing has changed.
+1. Trees are fetched, the new index is planned, sizes are asked for. Nothing has changed.
 2. The intent is written (``STATE/repos/NAME/switch.json``), then ``index.lock`` is taken.
 3. The working tree moves, in one transaction of the overlay. A crash before: nothing has changed.
-4. The index is replaced, then HEAD is moved. A crash before or between: the next worker finds the
-   intent, sees that the overlay has moved, and does the rest before it mounts
-   (`switch_recovery`).
+4. When the sizes are here, the index is replaced, then HEAD is moved. A crash before or between:
+   the next worker finds the intent, sees that the overlay has moved, and does the rest before it
+   mounts (`switch_recovery`).
 
 Whatever is not the plain case is left to ``git switch`` itself, run in the mount: staged changes
 in the way, conflicts, sparse checkouts, local changes that may be in the way. Then git decides,
@@ -26,6 +26,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ import trio
 from artifactfs.daemon.switch_head import Intent, Move, move_head
 from artifactfs.daemon.switch_target import Goal, fetch_trees
 from artifactfs.errors import ArtifactFSError, CorruptData, InvalidInput, StateError
+from artifactfs.fs.stale import StaleEntries
 from artifactfs.fs.switch import Placed, SwitchResult
 from artifactfs.fs.treediff import diff_trees
 from artifactfs.git.command import GitFailed, run_git
@@ -42,7 +44,7 @@ from artifactfs.git.gitdir import Head, read_head
 from artifactfs.git.index import LockedIndex
 from artifactfs.git.index_file import StatData
 from artifactfs.git.index_move import IndexMove, Unusual
-from artifactfs.git.objects import MissingObject, ObjectDatabase, Oid
+from artifactfs.git.objects import MissingObject, ObjectDatabase, Oid, TreeEntry
 from artifactfs.inode_numbers import derive_ino
 
 if TYPE_CHECKING:
@@ -54,6 +56,10 @@ SIZES_WAIT_S = 3.0
 """Without sizes git is right as well; it only reads a file that it would not have had to."""
 GIT_DEADLINE_S = 3600.0
 SWEEP_AFTER_S = 2.0
+
+_TURNS_OF_A_REQUEST = 60
+"""Of the event loop, until a request is on the wire: below 1 ms. What is done while its answer is
+awaited holds the loop for longer."""
 
 _UNFINISHED = {
     "MERGE_HEAD": "merging",
@@ -79,6 +85,26 @@ SizeOf = Callable[[bytes, Oid], int]
 
 class Overwritten(StateError):
     """Local changes are in the way. The message is git's."""
+
+
+class _KnownTrees:
+    """The trees of a mount: those that it has in memory, else from its object database."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._known = worker.filesystem.known_tree
+        self._odb = worker.odb
+
+    def tree(self, oid: Oid) -> list[TreeEntry]:
+        known = self._known(oid)
+        return self._odb.tree(oid) if known is None else known
+
+
+@dataclass(slots=True)
+class _Sizes:
+    """Sizes of blobs; `known` has them when `learnt` is set, some `SIZES_WAIT_S` from the start."""
+
+    known: Mapping[Oid, int] = field(default_factory=dict)
+    learnt: trio.Event = field(default_factory=trio.Event)
 
 
 class Switching:
@@ -132,7 +158,11 @@ class Switching:
             raise Unusual("git has more to do here")
         old = worker.odb.commit(move.head.commit).tree
         plan = await self._plan(gitdir, old, goal)
-        sizes = await self._sizes(goal.tree, plan.new_blobs())
+        sizes = _Sizes()
+        worker.jobs.start(self._learn_sizes, goal.tree, plan.new_blobs(), sizes)
+        for _ in range(_TURNS_OF_A_REQUEST):
+            await trio.lowlevel.checkpoint()
+        worker.filesystem.adopt_trees(plan.trees)
         converted = await self._converted(old, plan, goal)
         intent = Intent.of(worker.layout)
         with trio.CancelScope(shield=True):
@@ -143,13 +173,14 @@ class Switching:
                         plan = await self._plan(gitdir, old, goal)
                     if read_head(gitdir) != move.head:
                         raise Unusual("HEAD is being moved")
-                    await self._apply(move, old, plan, partial(_size, sizes, converted), lock)
+                    await self._apply(move, old, plan, sizes, converted, lock)
             finally:
                 intent.remove()
         return len(plan.changes)
 
     async def _plan(self, gitdir: Path, old: Oid, goal: Goal) -> IndexMove:
-        make = partial(IndexMove, gitdir, self._worker.odb, old, goal.tree)
+        source = _KnownTrees(self._worker)
+        make = partial(IndexMove, gitdir, source, old, goal.tree)
         try:
             return await trio.to_thread.run_sync(make)
         except FileNotFoundError:
@@ -161,14 +192,18 @@ class Switching:
         except MissingObject as error:
             raise Unusual(str(error)) from error
 
-    async def _sizes(self, tree: Oid, oids: list[Oid]) -> Mapping[Oid, int]:
-        """What can be known of the sizes soon, without any content."""
+    async def _learn_sizes(self, tree: Oid, oids: list[Oid], sizes: _Sizes) -> None:
+        """What can be known of the sizes soon, without any content; while the tree moves."""
         worker = self._worker
-        with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
-            remote = await worker.remotes.shared()
-            if remote.capabilities.object_info:
-                return await worker.hydrator.sizes(tree, oids)
-        return worker.hydrator.known_sizes(oids)
+        try:
+            with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
+                remote = await worker.remotes.shared()
+                if remote.capabilities.object_info:
+                    sizes.known = await worker.hydrator.sizes(tree, oids)
+                    return
+            sizes.known = worker.hydrator.known_sizes(oids)
+        finally:
+            sizes.learnt.set()
 
     async def _converted(self, old: Oid, plan: IndexMove, goal: Goal) -> frozenset[bytes]:
         """The new files that are not their blobs. Raises: Unusual where other files would change,
@@ -191,21 +226,25 @@ class Switching:
         move: Move,
         old: Oid,
         plan: IndexMove,
-        size_of: SizeOf,
+        sizes: _Sizes,
+        converted: frozenset[bytes],
         lock: LockedIndex,
     ) -> None:
         """Steps 3 and 4. Raises: Unusual, OSError, StateError; then the tree is as it was."""
         worker, goal = self._worker, move.goal
         filesystem = worker.filesystem
-        filesystem.adopt_trees(plan.trees)
         changed = filesystem.journal.since(plan.fsmonitor.token) if plan.fsmonitor else None
         moved = self._move_tree(move, old)
         token = filesystem.journal.token()
         try:
-            await filesystem.stale.settle()
+            settled = trio.Event()
+            worker.jobs.start(_settle, filesystem.stale, settled)
+            await sizes.learnt.wait()
+            size_of = partial(_size, sizes.known, converted)
             stat_of = partial(_stat, _blobs(plan), moved, size_of)
             finish = partial(plan.finish, stat_of, changed=changed, token=token)
             content = await trio.to_thread.run_sync(finish)
+            await settled.wait()
             await trio.to_thread.run_sync(lock.commit, content)
             await move_head(worker.layout.gitdir, worker.settings.mount_point, move)
         except BaseException:
@@ -280,6 +319,13 @@ class Switching:
         await trio.sleep(1.05 - time.time() % 1.0)
         if self._worker.filesystem.journal.since(token) == []:
             await trio.to_thread.run_sync(_rejuvenate, index, written)
+
+
+async def _settle(stale: StaleEntries, settled: trio.Event) -> None:
+    try:
+        await stale.settle()
+    finally:
+        settled.set()
 
 
 def _blobs(plan: IndexMove) -> Mapping[bytes, Oid]:

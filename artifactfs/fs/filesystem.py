@@ -292,6 +292,10 @@ class FileSystem:
 
     # Changing the base
 
+    def known_tree(self, tree: Oid) -> list[TreeEntry] | None:
+        """The entries of a tree that is in memory. For any thread."""
+        return self._listings.known(tree)
+
     def adopt_trees(self, trees: Mapping[Oid, list[TreeEntry]]) -> None:
         """Use trees that were read already; a switch then reads none in the event loop."""
         self._listings.adopt(trees)
@@ -356,6 +360,8 @@ class FileSystem:
                 self.tree.opened.close_idle()
             if self._overlay.needs_checkpoint:
                 await self._checkpoint()
+            elif self._overlay.needs_fold:
+                self._overlay.fold()
             changes = self._overlay.changes
             if changes != self._dirty_bytes[0]:
                 await self._count_many(changes)

@@ -35,6 +35,11 @@ class Listings:
         """How many entries are directories (submodules are shown as such)."""
         return self._listing(tree)[1] if tree is not None else 0
 
+    def known(self, tree: Oid) -> list[TreeEntry] | None:
+        """The entries of a tree that is kept; None: it is not. For any thread."""
+        kept = self._kept.get(tree)
+        return None if kept is None else list(kept[0].values())
+
     def adopt(self, trees: Mapping[Oid, Iterable[TreeEntry]]) -> None:
         """Trees that were just read by somebody else, off the event loop."""
         for oid, entries in trees.items():

@@ -122,8 +122,13 @@ class Overlay:
             self._log.append(payload)
         self._pending.take(edits)
         self.changes += 1
-        if self._pending.edits >= self._fold_at:
-            self.fold()
+        if self._pending.edits >= self._fold_at and len(edits) < FOLD_AT:
+            self.fold()  # a switch alone is more than that: `needs_fold`, when it has answered
+
+    @property
+    def needs_fold(self) -> bool:
+        """Whether more is pending than is folded together in between."""
+        return self._pending.edits >= self._fold_at
 
     def fold(self) -> bool:
         """Bring what is pending into the database. False where it took none; it stays pending."""

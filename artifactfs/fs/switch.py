@@ -66,6 +66,8 @@ class _Effects:
 
     files: list[Inode] = field(default_factory=list)
     directories: list[Directory] = field(default_factory=list)
+    touched: list[Directory] = field(default_factory=list)
+    """Those of `directories` in which a name came, went, or is another file now."""
     gone: list[Inode] = field(default_factory=list)
     entries: list[tuple[Directory, bytes]] = field(default_factory=list)
 
@@ -144,6 +146,7 @@ class Switch:
             changed = self._entry(directory, prefix + name, names.get(name), was, now, rows)
             touched = touched or changed
         if touched:
+            self._effects.touched.append(directory)
             row.mtime_ns = row.ctime_ns = self._time_ns
 
     def _entry(
@@ -209,7 +212,7 @@ class Switch:
             old = base_tree_of(was)
             if old is not None and new is not None:
                 self._directory(inode, path + b"/", old, new)
-                return True
+                return False
             if now is not None and is_directory_entry(now) and old is None and new is None:
                 return False  # a submodule at another commit: its directory is nobody's business
             if self._has_local(inode):
@@ -314,7 +317,7 @@ class Switch:
         """Of directories: the kernel knows no file that got other content. Attributes here:
         attribute-only invalidation takes no lock that somebody may hold who waits for us. Names
         later, see `StaleEntries`."""
-        for directory in self._effects.directories:
+        for directory in self._effects.touched:
             if directory.nlookup > 0 or directory is self._tree.root:
                 _invalidate_attributes(directory.ino)
                 self._stale.add_listing(directory.ino)

@@ -13,7 +13,7 @@ import pytest
 
 from artifactfs.fs.commitlog import CommitLog
 from artifactfs.fs.inodes import Row
-from artifactfs.fs.overlay import Overlay, create_overlay, read_base
+from artifactfs.fs.overlay import FOLD_AT, Overlay, create_overlay, read_base
 from artifactfs.fs.pending import (
     ABSENT,
     Edit,
@@ -250,6 +250,21 @@ def test_a_database_that_takes_nothing_loses_nothing(
         overlay._connection.execute("PRAGMA query_only = 0")
     assert overlay.fold()
     assert overlay.count_with_data() == 20
+    overlay.close()
+
+
+def test_a_large_change_is_answered_before_it_is_folded(database: Path, tmp_path: Path) -> None:
+    overlay = Overlay(database)
+    many = range(20, 20 + FOLD_AT + 1)
+    overlay.apply([put_dirent(1, b"%d" % number, number) for number in many])
+    assert overlay.needs_fold
+    assert len(overlay.names(1)) == len(many)
+    killed = tmp_path / "killed"
+    shutil.copytree(database.parent, killed, ignore=shutil.ignore_patterns("killed"))
+    assert len(Overlay(killed / database.name).names(1)) == len(many)
+    assert overlay.fold()
+    assert not overlay.needs_fold
+    assert len(overlay.names(1)) == len(many)
     overlay.close()
 
 

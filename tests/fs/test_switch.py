@@ -83,6 +83,28 @@ def test_there_and_back(history: Path, new_mount: Callable[..., Mount]) -> None:
         assert mount.ask("local_changes") == []
 
 
+def test_a_folder_has_a_new_mtime_where_its_own_names_change(
+    history: Path, new_mount: Callable[..., Mount]
+) -> None:
+    """As with git, which makes a new file for each that changes, in its folder and nowhere else."""
+    (history / "fresh/sub/file").write_text("fresher\n")
+    git("commit", "-qam", "three", cwd=history)
+    git("tag", "three", cwd=history)
+    mount = new_mount(history, "two").start()
+    above, folder = mount.path / "fresh", mount.path / "fresh/sub"
+    before = [os.stat(path) for path in (mount.path, above, folder)]
+    with os.scandir(folder) as entries:
+        old = [entry.inode() for entry in entries]
+    mount.ask("switch", commit=oid(history, "three"))
+    after = [os.stat(path) for path in (mount.path, above, folder)]
+    changed = [b.st_mtime_ns != a.st_mtime_ns for b, a in zip(before, after, strict=True)]
+    assert changed == [False, False, True]
+    assert (folder / "file").read_text() == "fresher\n"
+    with os.scandir(folder) as entries:
+        listed = [entry.inode() for entry in entries]
+    assert listed == [os.stat(folder / "file").st_ino] != old
+
+
 def test_same_sizes_are_not_mixed_up(history: Path, new_mount: Callable[..., Mount]) -> None:
     """README has the same size in both commits: only its mtime tells the kernel."""
     mount = new_mount(history, "one").start()
