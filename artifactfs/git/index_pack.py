@@ -1,6 +1,8 @@
-"""``git index-pack``: reads a whole pack four times as fast as `pack` does, in a process beside us.
+"""``git index-pack``: reads a whole pack in a process beside us, so that our own stays free.
 
-For packs of which nobody waits for an object: what is in them is known when all of it was read.
+It takes as much CPU as `pack` does (0.4 s for the 9,241 objects of Django's tree), but on another
+core, and the event loop serves meanwhile. For packs of which nobody waits for an object: what is in
+them is known when all of it was read.
 """
 
 from __future__ import annotations

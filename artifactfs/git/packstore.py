@@ -160,8 +160,8 @@ class PackStore:
     async def ingest_whole(self, chunks: AsyncIterator[bytes]) -> list[IndexedObject]:
         """As `ingest`, but git reads the pack, once all of it is here; returns what is in it.
 
-        For packs of which nobody waits for an object: takes a quarter of the time of `ingest`, and
-        none of this process. Leaves and raises what `ingest` does.
+        For packs of which nobody waits for an object: it is done in a process beside this one.
+        Leaves and raises what `ingest` does.
         """
         with _incoming(self._tmp) as (directory, fd):
             try:
