@@ -22,6 +22,7 @@ from artifactfs.daemon.background import Refresh, keep_trying, run_quietly
 from artifactfs.daemon.fetching import Record, fetch_recorded, last_fetch
 from artifactfs.daemon.following import follow
 from artifactfs.daemon.heads import Head, ahead_behind, head_of
+from artifactfs.daemon.other_tips import learn_sizes
 from artifactfs.errors import ArtifactFSError
 from artifactfs.git.command import run_git
 from artifactfs.git.fetch import fetch_history
@@ -104,6 +105,7 @@ class Jobs:
         head = read_head(worker.layout.gitdir).commit
         if head is not None:
             worker.hydrator.start_recent(head)
+        self.start(learn_sizes, worker)
 
     async def fetch(self) -> Record:
         """Fetch the remote's refs now. Raises: RemoteError."""

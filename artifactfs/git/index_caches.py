@@ -262,5 +262,8 @@ def _varint(payload: bytes, position: int) -> tuple[int, int]:
     return value, position + 1
 
 
+_SMALL = [bytes((value,)) for value in range(128)]
+
+
 def _encode_varint(value: int) -> bytes:
-    return encode_base_distance(value)
+    return _SMALL[value] if value < 128 else encode_base_distance(value)

@@ -360,6 +360,10 @@ class Hydrator:
             self._complaints.add(b"(sizes of a directory)", error)
             raise
 
+    async def learn_sizes(self, oids: Sequence[bytes]) -> None:
+        """Learn what the remote tells of any blobs, in the background. Raises nothing."""
+        await self._sizing.in_background(oids)
+
     async def _bring_directory(self, tree: bytes, oids: list[bytes]) -> None:
         """Hydrate `oids`, the files of a directory, in one request, and read on from there."""
         absent = self._odb.missing(oids)

@@ -6,9 +6,11 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,6 +166,23 @@ def test_there_and_back_without_any_content(sides: Sides) -> None:
     everything = ("-c", "core.fsmonitor=false", "-c", "core.untrackedCache=false")
     assert sides.git(sides.ours, *everything, "status", "--porcelain") == ""
     sides.git(sides.ours, "fsck", "--connectivity-only", check=True)
+
+
+def test_a_switch_to_a_branch_that_was_there_asks_the_remote_for_nothing(sides: Sides) -> None:
+    """Sizes of what branches and tags have are learnt when the history is here."""
+    listed = sides.git(sides.plain, "ls-tree", "-r", "t2", check=True).splitlines()
+    wanted = {bytes.fromhex(line.split()[2]) for line in listed}
+
+    def known() -> bool:
+        with closing(sqlite3.connect(sides.daemon.state / "cache" / "sizes.db")) as database:
+            return wanted <= {oid for (oid,) in database.execute("SELECT oid FROM sizes")}
+
+    sides.daemon.wait_for("work", "hydrated")
+    wait_until(known, "the sizes of t2", deadline=30)
+    before = sides.daemon.status("work")["hydration"]["requests"]
+    sides.switch("t2")
+    assert sides.daemon.status("work")["hydration"]["requests"] == before
+    sides.assert_same()
 
 
 def test_trees_are_the_same_after_each_switch(sides: Sides) -> None:
