@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ async def learn_sizes(worker: Worker) -> None:
         blobs = await trio.to_thread.run_sync(_blobs_that_differ, worker.odb, base, tree)
         blobs -= asked
         if len(asked) + len(blobs) > MAX_BLOBS:
-            break
+            continue  # another may be nearer
         asked |= blobs
         await worker.hydrator.learn_sizes(sorted(blobs))
     log.debug("sizes of %d blobs of other branches and tags are known", len(asked))
@@ -65,9 +66,10 @@ def _newest_trees(odb: ObjectDatabase, gitdir: Path) -> list[Oid]:
 
 
 def _blobs_that_differ(odb: ObjectDatabase, base: Oid, tree: Oid) -> set[Oid]:
-    """Blobs of `tree` that are not the same in `base`; none where trees are missing."""
+    """Blobs of `tree` that are not the same in `base`, more than `MAX_BLOBS` where there are too
+    many; none where trees are missing."""
     try:
-        return set(_new_blobs(odb, base, tree))
+        return set(islice(_new_blobs(odb, base, tree), MAX_BLOBS + 1))
     except (MissingObject, CorruptData):
         return set()
 

@@ -31,7 +31,7 @@ SUBTREE_BLOBS = 3_000
 """Blobs in one want of a subtree, at most: what a cut connection can cost."""
 SUBTREE_MIN = 100
 """Smaller directories come with the blobs that are named one by one."""
-SUBTREE_LIMIT = 1 << 20
+SUBTREE_LIMIT = 64 << 10
 """Blobs of so many bytes do not come with their subtree."""
 MOSTLY_ABSENT = 0.95
 """Where so much of the tree is not here, no subtree is looked at before it is asked for."""
