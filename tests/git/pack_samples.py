@@ -134,6 +134,33 @@ def ingest(store: PackStore, pack: bytes) -> PackSummary:
     return trio.run(lambda: store.ingest(in_chunks(pack)))
 
 
+def half_of(pack: bytes, failure: Exception | None) -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield pack[: len(pack) // 2]
+        await trio.lowlevel.checkpoint()
+        if failure is None:
+            await trio.sleep_forever()
+        else:
+            raise failure
+
+    return chunks()
+
+
+def leftovers(store: PackStore) -> list[str]:
+    return os.listdir(store.objects_dir / "tmp")
+
+
+def damaged(pack: bytes, damage: str) -> bytes:
+    """`pack`, not a valid one any more."""
+    middle = len(pack) // 2
+    return {
+        "cut": pack[:-1],
+        "flip": pack[:middle] + bytes([pack[middle] ^ 4]) + pack[middle + 1 :],
+        "longer": pack + b"\0",
+        "nothing": b"",
+    }[damage]
+
+
 class HandmadePack:
     """Builds a pack entry by entry, to make what git would not."""
 

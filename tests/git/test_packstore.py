@@ -28,9 +28,12 @@ from tests.git.pack_samples import (
     SampleRepository,
     blob_id,
     content_of,
+    damaged,
     git,
+    half_of,
     in_chunks,
     ingest,
+    leftovers,
     make_delta,
 )
 
@@ -57,10 +60,6 @@ def blob_pack(*contents: bytes) -> bytes:
 
 def pack_files(store: PackStore) -> set[str]:
     return set(os.listdir(store.objects_dir / "pack"))
-
-
-def leftovers(store: PackStore) -> list[str]:
-    return os.listdir(store.objects_dir / "tmp")
 
 
 @pytest.mark.parametrize("options", [("--window=0",), ("--delta-base-offset", "--window=50")])
@@ -149,28 +148,9 @@ def test_nothing_is_published_of_a_broken_pack(
     sample: SampleRepository, store: PackStore, damage: str
 ) -> None:
     pack = sample.pack()
-    middle = len(pack) // 2
-    broken = {
-        "cut": pack[:-1],
-        "flip": pack[:middle] + bytes([pack[middle] ^ 4]) + pack[middle + 1 :],
-        "longer": pack + b"\0",
-        "nothing": b"",
-    }[damage]
     with pytest.raises(CorruptData):
-        ingest(store, broken)
+        ingest(store, damaged(pack, damage))
     assert pack_files(store) == set() and leftovers(store) == []
-
-
-def half_of(pack: bytes, failure: Exception | None) -> AsyncIterator[bytes]:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield pack[: len(pack) // 2]
-        await trio.lowlevel.checkpoint()
-        if failure is None:
-            await trio.sleep_forever()
-        else:
-            raise failure
-
-    return chunks()
 
 
 async def ingest_cancelled(store: PackStore, chunks: AsyncIterator[bytes]) -> None:

@@ -19,8 +19,11 @@ from tests.git.pack_samples import (
     HandmadePack,
     SampleRepository,
     blob_id,
+    damaged,
     git,
+    half_of,
     in_chunks,
+    leftovers,
     make_delta,
 )
 
@@ -38,10 +41,6 @@ def store(gitdir: Path) -> PackStore:
 
 def ingest_whole(store: PackStore, pack: bytes) -> list[IndexedObject]:
     return trio.run(lambda: store.ingest_whole(in_chunks(pack)))
-
-
-def leftovers(store: PackStore) -> list[str]:
-    return os.listdir(store.objects_dir / "tmp")
 
 
 def let_git_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,15 +90,8 @@ def test_an_empty_pack_is_not_kept(store: PackStore) -> None:
 @pytest.mark.parametrize("damage", ["cut", "flip", "longer", "nothing"])
 def test_a_damaged_pack_is_refused(sample: SampleRepository, store: PackStore, damage: str) -> None:
     pack = sample.pack()
-    middle = len(pack) // 2
-    broken = {
-        "cut": pack[:-1],
-        "flip": pack[:middle] + bytes([pack[middle] ^ 4]) + pack[middle + 1 :],
-        "longer": pack + b"\0",
-        "nothing": b"",
-    }[damage]
     with pytest.raises(CorruptData):
-        ingest_whole(store, broken)
+        ingest_whole(store, damaged(pack, damage))
     assert store.packs() == [] and leftovers(store) == []
 
 
@@ -135,18 +127,6 @@ def test_a_full_disk_is_told_as_such(
         ingest_whole(store, pack)
     assert caught.value.errno == errno.ENOSPC
     assert store.packs() == [] and leftovers(store) == []
-
-
-def half_of(pack: bytes, failure: Exception | None) -> AsyncIterator[bytes]:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield pack[: len(pack) // 2]
-        await trio.lowlevel.checkpoint()
-        if failure is None:
-            await trio.sleep_forever()
-        else:
-            raise failure
-
-    return chunks()
 
 
 async def ingest_cancelled(store: PackStore, chunks: AsyncIterator[bytes]) -> None:
