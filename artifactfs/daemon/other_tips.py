@@ -18,6 +18,7 @@ from artifactfs.errors import CorruptData
 from artifactfs.fs.treediff import diff_trees
 from artifactfs.git.gitdir import read_refs
 from artifactfs.git.objects import MissingObject, ObjectDatabase, Oid
+from artifactfs.hydration.nearby import is_gitlink
 
 if TYPE_CHECKING:
     from artifactfs.daemon.worker import Worker
@@ -31,8 +32,6 @@ MAX_BLOBS = 20_000
 AFTER_S = 1.0
 """The commands that come first in a new mount have the machine for themselves."""
 GIVE_WAY_S = 10.0
-_GITLINK = 0o160000
-_KIND = 0o170000
 
 
 async def learn_sizes(worker: Worker) -> None:
@@ -76,5 +75,5 @@ def _blobs_that_differ(odb: ObjectDatabase, base: Oid, tree: Oid) -> set[Oid]:
 
 def _new_blobs(odb: ObjectDatabase, base: Oid, tree: Oid) -> Iterable[Oid]:
     for change in diff_trees(odb, base, tree):
-        if change.after is not None and change.after.mode & _KIND != _GITLINK:
+        if change.after is not None and not is_gitlink(change.after.mode):
             yield change.after.oid

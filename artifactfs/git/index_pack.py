@@ -16,7 +16,7 @@ from artifactfs.git.packindex import PackIndex
 from artifactfs.git.packread import BaseCache, PackBytes, Scratch
 
 DEADLINE_S = 60.0
-"""Of one process: it reads some 50 MB of content a second, of what we ask for at once 8."""
+"""Of one process, which takes 0.4 s for the whole tree of Django."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +39,17 @@ async def write_index(pack: Path, index: Path) -> None:
 
 
 def list_objects(fd: int, index: PackIndex) -> list[IndexedObject]:
-    """What is in the pack `fd`, in its order; inflates a few bytes of each delta.
-
-    10 µs for each object: call it in a thread. Raises: CorruptData, OSError.
+    """What is in the pack `fd`, which git has checked, in its order; inflates a few bytes of each
+    delta. Call it in a thread. Raises: CorruptData, OSError.
     """
-    entries = sorted((entry.offset, entry.oid) for entry in index.entries())
     data = PackBytes(fd, find=index.offset, cache=BaseCache(0), scratch=Scratch(None, 0), key=0)
-    kinds: dict[int, Kind] = {}
+    entries = sorted((entry.offset, entry.oid) for entry in index.entries())
+    outlines = {offset: data.outline(offset) for offset, _ in entries}
 
-    def kind_at(offset: int) -> Kind:
-        below = []
-        while (kind := kinds.get(offset)) is None:
-            found = data.kind_or_base(offset)
-            if isinstance(found, str):
-                kind = found
-                break
-            below.append(offset)
-            offset = found
-        for at in (offset, *below):
-            kinds[at] = kind
-        return kind
+    def listed(offset: int, oid: Oid) -> IndexedObject:
+        kind, size = outlines[offset]
+        while not isinstance(kind, str):
+            kind = outlines[kind][0]
+        return IndexedObject(oid, kind, size)
 
-    return [IndexedObject(oid, kind_at(offset), data.size(offset)) for offset, oid in entries]
+    return [listed(offset, oid) for offset, oid in entries]

@@ -158,20 +158,19 @@ class PackBytes:
 
     def size(self, offset: int) -> int:
         """The size of the object at `offset`; inflates a few bytes at most."""
-        code, size, _, start = self._header(offset)
-        if code in KINDS:
-            return size
+        return self.outline(offset)[1]
+
+    def outline(self, offset: int) -> tuple[Kind | int, int]:
+        """The kind of the object at `offset` (of a delta, the offset of its base), and its size."""
+        code, size, base, start = self._header(offset)
+        if base is None:
+            return KINDS[code], size
         head = os.pread(self._fd, _DELTA_OPENING, start)
         try:
             opening = zlib.decompressobj().decompress(head, 32)
         except zlib.error as error:
             raise CorruptData(f"a pack entry does not inflate: {error}") from None
-        return packformat.delta_sizes(opening)[1]
-
-    def kind_or_base(self, offset: int) -> Kind | int:
-        """The kind of the object at `offset`; of a delta, the offset of its base."""
-        code, _, base, _ = self._header(offset)
-        return KINDS[code] if base is None else base
+        return base, packformat.delta_sizes(opening)[1]
 
     def pieces(self, offset: int) -> tuple[Kind, int, Iterator[bytes]] | None:
         """Kind, size and the inflated pieces of an entry, or None where it is a delta."""

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,13 +204,11 @@ class PackStore:
         """Parse the received file `fd` after all, and publish it. Raises: CorruptData, OSError."""
         with _incoming(self._tmp) as (again, copy):
             parser = PackParser(copy, spool_dir=again, spool_bytes=self._spool_bytes)
-            try:
+            with closing(parser):
                 objects = [
                     IndexedObject(item.oid, item.kind, item.size) for item in _parse(parser, fd)
                 ]
                 parser.finish()
-            finally:
-                parser.close()
             if objects:
                 self._publish(again, copy, parser)
         return objects
@@ -219,11 +217,9 @@ class PackStore:
         """As `_rescue`, for a file that nobody has parsed yet."""
         with suppress(CorruptData, OSError), _incoming(self._tmp) as (again, copy):
             parser = PackParser(copy, spool_dir=again, spool_bytes=self._spool_bytes)
-            try:
+            with closing(parser):
                 deque(_parse(parser, fd), maxlen=0)
-            finally:
-                parser.close()
-                self._rescue(again, copy, parser)
+            self._rescue(again, copy, parser)
 
     def publish(self, pack: Path, fd: int, index: bytes, checksum: bytes) -> str:
         """Put a verified pack (open as `fd`) and its index in place; returns the pack's name.

@@ -369,23 +369,23 @@ class FlightControl:
         """They are in place: as `_receive`. A checkpoint every millisecond."""
         for number, item in enumerate(objects, start=1):
             if item.kind == "blob":
-                self._note(flight, item.oid, item.size)
-                want = self._queue.get(item.oid)
-                if want is not None:
-                    self._queue.settle(want, error=None)
+                self._came(flight, self._queue.get(item.oid), item.oid, item.size)
             if not number % 50:
                 await trio.lowlevel.checkpoint()
 
-    def _note(self, flight: Flight, oid: bytes, size: int) -> None:
-        """A blob has come."""
+    def _came(
+        self, flight: Flight, want: Want | None, oid: bytes, size: int, data: bytes | None = None
+    ) -> None:
+        """The blob `oid` is here: note it, and settle what wanted it."""
         flight.objects += 1
         self.counters.blobs += 1
         self._sizes.put(oid, size)
         self._arrived(oid, size)
-        want = self._queue.get(oid)
+        if want is None:
+            return
         if _explicit(want):
-            assert want is not None
             self._record(want, size)
+        self._queue.settle(want, data=data, error=None)
 
     def _receive(self, flight: Flight, packed: PackedObject) -> None:
         """An object is whole and verified: hand it to its readers. Raises: OSError."""
@@ -399,9 +399,7 @@ class FlightControl:
             self._large.adopt(oid, packed.spooled)
         elif packed.data is not None and (flight.soon_read or _explicit(want)):
             self._memory.put(oid, packed.data)
-        self._note(flight, oid, packed.size)
-        if want is not None:
-            self._queue.settle(want, data=packed.data, error=None)
+        self._came(flight, want, oid, packed.size, packed.data)
 
     def _record(self, want: Want, size: int, error: str = "") -> None:
         ms = (trio.current_time() - want.created) * 1_000
