@@ -92,7 +92,7 @@ def profile(repository: Path, variant: dict[str, bool], scratch: Path) -> list[l
             asked = {key: n for key, n in sorted(asked.items(), key=lambda kv: -kv[1]) if n}
             total = sum(asked.values())
             each = f"{used / total * 1e6:.0f}" if total > 500 else ""
-            which = ", ".join(f"{n:,} {key}" for key, n in list(asked.items())[:4])
+            which = ", ".join(f"{n:,} {key}" for key, n in list(asked.items())[:9])
             rows.append(
                 [name, f"{took * 1e3:,.0f}", f"{used * 1e3:,.0f}", f"{total:,}", each, which]
             )

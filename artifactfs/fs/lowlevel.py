@@ -13,6 +13,7 @@
   before each read. Only this process changes anything on its own, and says so (`StaleEntries`).
 - **Parallel look-ups.** The kernel then does not lock a directory while one of its names is looked
   up, so that a look-up that waits does not stop the others.
+- **Set-ID bits.** We take them away (`privileges`), so the kernel asks for nothing before a chown.
 - **Cached symlinks.** `readlink` is asked for once.
 
 The table is a static variable of pyfuse3's extension module, seen only while ``fuse_session_new``
@@ -36,6 +37,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from artifactfs.fs import initreply
+
 log = logging.getLogger(__name__)
 
 _OLDEST_KERNEL = (5, 1)
@@ -44,6 +47,7 @@ _OLDEST_KERNEL = (5, 1)
 _ATOMIC_O_TRUNC = 1 << 3
 _AUTO_INVAL_DATA = 1 << 12
 _PARALLEL_DIROPS = 1 << 18
+_HANDLE_KILLPRIV = 1 << 20
 _CACHE_SYMLINKS = 1 << 23
 _EXPLICIT_INVAL_DATA = 1 << 25
 _CAPABLE, _WANT = 20, 24
@@ -93,6 +97,8 @@ class Adjustments:
 
     by_number: bool = False
     keep: tuple[object, ...] = ()
+    session: int = 0
+    """Address of the ``struct fuse_session``."""
     request: int = 0
     """Address of the request that was last given to a wrapped handler."""
     process_of: Callable[[int], int] = _nobody
@@ -121,6 +127,7 @@ def adjusted(pyfuse3: ModuleType) -> Iterator[Adjustments]:
         if size >= _FIELDS * 8:
             _adjust(made, table)
         created: int | None = session_new(args, table, size, data)
+        made.session = created or 0
         return created
 
     callback = _SessionNew(replacement)
@@ -137,7 +144,7 @@ def _adjust(made: Adjustments, table: int) -> None:
     if 0 in found.values():
         log.warning("files are not opened by the kernel: pyfuse3's handlers are others")
         return
-    wrapped: dict[int, Any] = {_INIT: _Init(_wanting(_Init(found[_INIT])))}
+    wrapped: dict[int, Any] = {_INIT: _Init(_wanting(made, _Init(found[_INIT])))}
     for position, kind in _BY_HANDLE.items():
         wrapped[position] = kind(_numbering(made, kind(found[position])))
     for position, callback in wrapped.items():
@@ -147,15 +154,17 @@ def _adjust(made: Adjustments, table: int) -> None:
     made.process_of = _process_of_requests()
 
 
-def _wanting(original: Callable[[int, int], None]) -> Callable[[int, int], None]:
+def _wanting(made: Adjustments, original: Callable[[int, int], None]) -> Callable[[int, int], None]:
     def init(data: int, connection: int) -> None:
         original(data, connection)
         capable = ctypes.c_uint.from_address(connection + _CAPABLE).value
         want = ctypes.c_uint.from_address(connection + _WANT)
-        want.value |= capable & (_PARALLEL_DIROPS | _CACHE_SYMLINKS)
+        want.value |= capable & (_PARALLEL_DIROPS | _HANDLE_KILLPRIV | _CACHE_SYMLINKS)
         want.value &= ~_ATOMIC_O_TRUNC
         if capable & _EXPLICIT_INVAL_DATA:
             want.value = want.value & ~_AUTO_INVAL_DATA | _EXPLICIT_INVAL_DATA
+        if capable & _HANDLE_KILLPRIV and made.session:
+            made.keep += (initreply.complete(made.session),)
 
     return init
 

@@ -38,6 +38,11 @@ from artifactfs.fs.mutations import (
     Mutations,
     check_name,
 )
+from artifactfs.fs.privileges import (
+    has_privileges,
+    mode_after_change,
+    mode_after_truncation,
+)
 from artifactfs.fs.tree import Tree
 from artifactfs.fs.unfinished import Listing, UnfinishedListings
 from artifactfs.fs.virtual import GITFILE, GITFILE_INO, VirtualFiles
@@ -182,6 +187,8 @@ class Operations(pyfuse3.Operations):
         if fields.update_size:
             await self._contents.truncate(inode, attr.st_size, ctx.pid)
         mode = attr.st_mode if fields.update_mode else None
+        if mode is None and has_privileges(inode.mode):
+            mode = self._without_privileges(inode, fields, ctx)
         uid = attr.st_uid if fields.update_uid else None
         gid = attr.st_gid if fields.update_gid else None
         atime_ns = attr.st_atime_ns if fields.update_atime else None
@@ -195,6 +202,18 @@ class Operations(pyfuse3.Operations):
         if not self._tree.settle(inode):
             await self._contents.ensure_size(inode, ctx.pid)
         return entry_attributes(inode, self._tree.owner)
+
+    def _without_privileges(
+        self, inode: Inode, fields: SetattrFields, ctx: RequestContext
+    ) -> int | None:
+        """The mode after a change that may take set-ID bits away, which the kernel leaves to us."""
+        row = inode.row
+        group = self._tree.owner.gid if row is None else row.gid
+        if fields.update_size:
+            return mode_after_truncation(inode.mode, group, ctx.pid, ctx.uid, ctx.gid)
+        if fields.update_atime or fields.update_mtime:
+            return None
+        return mode_after_change(inode.mode, group, ctx.pid, ctx.gid)
 
     @_answering
     async def readlink(self, ino: int, ctx: RequestContext) -> bytes:

@@ -40,6 +40,17 @@ def as_nobody(mount: Mount, script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def without_fsetid(script: str) -> subprocess.CompletedProcess[str]:
+    """Run as root that may not give files set-ID bits of its own."""
+    return subprocess.run(
+        ["setpriv", "--bounding-set=-fsetid", "--inh-caps=-fsetid", "sh", "-c", script],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():

@@ -23,6 +23,7 @@ from tests.fs.expectations import (
     as_nobody,
     downloads,
     failing,
+    without_fsetid,
 )
 from tests.fs.mounting import Mount, renameat2
 
@@ -72,8 +73,11 @@ def test_privileges(shared: Mount) -> None:
             lambda: as_nobody(shared, f"echo more >> {path}"),  # noqa: B023
             lambda: as_nobody(shared, f": > {path}"),  # noqa: B023
             lambda: as_nobody(shared, f"truncate -s 2 {path}"),  # noqa: B023
+            lambda: without_fsetid(f"echo more >> {path}"),  # noqa: B023
+            lambda: without_fsetid(f": > {path}"),  # noqa: B023
+            lambda: without_fsetid(f"chmod 6757 {path}; chgrp 12 {path}"),  # noqa: B023
         )
-        for mode in (0o6777, 0o4777, 0o2777, 0o0777):
+        for mode in (0o6777, 0o4777, 0o2777, 0o0777, 0o6767, 0o2767):
             for action in actions:
                 path.write_bytes(b"content")
                 path.chmod(mode)

@@ -1,0 +1,64 @@
+"""When a file loses its set-user-ID and set-group-ID bits.
+
+The kernel leaves that to us (FUSE_HANDLE_KILLPRIV); otherwise it asks for the attributes of a file
+before each `chown`. Before a write that takes the bits away it sends a `setattr` that changes
+nothing; so is a `chown` that changes nothing. The rules are those of Linux (``fs/attr.c``,
+`setattr_should_drop_sgid`).
+"""
+
+from __future__ import annotations
+
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+
+_BITS = stat.S_ISUID | stat.S_ISGID
+_CAP_FSETID = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    capabilities: int
+    groups: frozenset[int]
+
+
+def has_privileges(mode: int) -> bool:
+    """Whether `mode` has bits that can be lost: those of a directory stay."""
+    return bool(mode & _BITS) and not stat.S_ISDIR(mode)
+
+
+def mode_after_change(mode: int, file_gid: int, pid: int, gid: int) -> int:
+    """`mode` after a `chown` of a file of the group `file_gid`, or a write by one without
+    CAP_FSETID. `pid`, `gid`: of who asks."""
+    mode &= ~stat.S_ISUID
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not _may_keep_group(file_gid, pid, gid)):
+        mode &= ~stat.S_ISGID
+    return mode
+
+
+def mode_after_truncation(mode: int, file_gid: int, pid: int, uid: int, gid: int) -> int:
+    """The same after a change of the size: who has CAP_FSETID takes nothing away."""
+    process = _process(pid)
+    if uid == 0 if process is None else process.capabilities >> _CAP_FSETID & 1:
+        return mode
+    return mode_after_change(mode, file_gid, pid, gid)
+
+
+def _may_keep_group(file_gid: int, pid: int, gid: int) -> bool:
+    process = _process(pid)
+    if process is None:
+        return gid == file_gid
+    return (
+        gid == file_gid
+        or file_gid in process.groups
+        or bool(process.capabilities >> _CAP_FSETID & 1)
+    )
+
+
+def _process(pid: int) -> _Process | None:
+    """None where it cannot be seen: it has ended, or is of another PID namespace."""
+    with suppress(OSError, LookupError, ValueError), open(f"/proc/{pid}/status", "rb") as file:
+        fields = dict(line.partition(b":")[::2] for line in file)
+        groups = frozenset(int(group) for group in fields[b"Groups"].split())
+        return _Process(int(fields[b"CapEff"], 16), groups)
+    return None
