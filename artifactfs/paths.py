@@ -73,6 +73,11 @@ class RepoLayout:
         return self.directory / "upper"
 
     @property
+    def small(self) -> Path:
+        """Data of small written files: segments ``small/NUMBER``."""
+        return self.directory / "small"
+
+    @property
     def credentials(self) -> Path:
         """0600, in git-credential-store format."""
         return self.directory / "credentials"

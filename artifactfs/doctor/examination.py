@@ -27,6 +27,7 @@ LOCAL_CHECKS: tuple[Check, ...] = (
     machine.check_fuse_conf,
     machine.check_git,
     machine.check_limits,
+    machine.check_halt_polling,
     storage.check_state_root,
     storage.check_space,
     storage.check_databases,

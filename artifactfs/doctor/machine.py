@@ -19,6 +19,8 @@ from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warni
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
 FUSECTL = Path("/sys/fs/fuse/connections")
+IDLE_DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")
+HALT_POLLING = Path("/sys/module/haltpoll/parameters/guest_halt_poll_ns")
 
 OLDEST_GIT = (2, 30)
 """Debian 11's: partial clone, protocol v2 and the second fsmonitor interface are all there."""
@@ -222,6 +224,21 @@ def check_limits(_: Patient) -> Iterator[Finding]:
         )
     else:
         yield ok("limits.descriptors", f"up to {hard} open files a process")
+
+
+def check_halt_polling(_: Patient) -> Iterator[Finding]:
+    """In a KVM guest: whether a CPU that waits a moment is given up at once. A program that asks
+    the mount for something waits a moment each time (Documentation/virt/guest-halt-polling.rst)."""
+    try:
+        driver, polling = IDLE_DRIVER.read_text().strip(), int(HALT_POLLING.read_text())
+    except (OSError, ValueError):
+        return
+    if driver == "haltpoll" and polling == 0:
+        yield note(
+            "cpu.halt-polling",
+            "idle CPUs of this virtual machine halt at once: many small writes take twice as long",
+            f"echo 200000 | sudo tee {HALT_POLLING}  (the kernel's default)",
+        )
 
 
 def version_of(text: str) -> tuple[int, int]:

@@ -14,10 +14,22 @@ from artifactfs.fs.pending import ABSENT, Edit, drop_inode, put_dirent, put_inod
 from artifactfs.fs.tree import Tree
 
 
+def replace_row(tree: Tree, inode: Inode, row: Row) -> None:
+    """The short way for a change of nothing but the row of an inode that has one already.
+
+    Raises: OSError; then nothing has changed.
+    """
+    if row.nlink > 0:
+        tree.overlay.apply((put_inode(inode.ino, row),))
+    inode.row = row
+    inode.mode = row.mode
+    inode.oid = row.oid
+
+
 class Change:
     """A transaction in the making. Use it once, without an await in between."""
 
-    __slots__ = ("_dirents", "_inodes", "_more", "_rows", "_tree")
+    __slots__ = ("_dirents", "_frees", "_inodes", "_more", "_rows", "_tree")
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -25,6 +37,7 @@ class Change:
         self._inodes: dict[int, Inode] = {}
         self._dirents: dict[tuple[Directory, bytes], int] = {}
         self._more: list[Edit] = []
+        self._frees = False
 
     def edit(self, inode: Inode) -> Row:
         """A copy of the inode's row to be changed; a clean inode gets one."""
@@ -58,6 +71,7 @@ class Change:
     def unlink(self, parent: Directory, name: bytes, *, in_base: bool) -> None:
         """Remove a name; `in_base`: the base tree has it, so that its absence must be kept."""
         self._dirents[parent, name] = 0 if in_base else ABSENT
+        self._frees = True
 
     def touch(self, directory: Directory, time_ns: int) -> None:
         row = directory.row
@@ -80,8 +94,7 @@ class Change:
         for (parent, name), ino in self._dirents.items():
             edits.append(put_dirent(parent.ino, name, ino))
         if edits:
-            frees = any(ino in (0, ABSENT) for ino in self._dirents.values())
-            self._tree.overlay.apply(edits, frees=frees)
+            self._tree.overlay.apply(edits, frees=self._frees)
         for ino, row in self._rows.items():
             inode = self._inodes[ino]
             if inode.row is None and type(inode) is Directory:

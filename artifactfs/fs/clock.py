@@ -19,6 +19,14 @@ def now_ns() -> int:
     return max(time.clock_gettime_ns(_CLOCK_REALTIME_COARSE), _floor)
 
 
+def precise_ns() -> int:
+    """A time after all that it has said and seen, for what changes after somebody looked at it.
+    (Linux since 6.13 does the same: "multigrain timestamps".)"""
+    global _floor
+    _floor = max(time.time_ns(), _floor + 1)
+    return _floor
+
+
 def see(time_ns: int) -> None:
     """Take note of a time that the kernel gave to a file, if it is one: not in the future."""
     global _floor

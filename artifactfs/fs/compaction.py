@@ -112,13 +112,20 @@ class Compaction:
     def _give_up_data(self, inode: Inode, oid: Oid) -> None:
         change = Change(self._tree)
         row = change.edit(inode)
-        row.has_data = False
+        row.has_data, row.extent = False, None
         row.oid = oid
         change.commit()
-        if inode.data is not None:
-            self._tree.opened.close(inode.data)
-        inode.data = None
-        self._tree.upper.remove(inode.ino)
+        self._tree.give_up_data(inode)
+
+
+def holds_blob(tree: Tree, inode: Inode, oid: Oid) -> bool:
+    """Whether the data of `inode` is the blob `oid`. Reads all of it."""
+    extent = inode.extent
+    if extent is None:
+        return is_blob(tree.upper.file(inode.ino), oid)
+    digest = hashlib.sha1(b"blob %d\0" % extent.size, usedforsecurity=False)
+    digest.update(tree.small.read(extent))
+    return digest.digest() == oid
 
 
 def is_blob(path: Path, oid: Oid) -> bool:

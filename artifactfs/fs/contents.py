@@ -2,7 +2,8 @@
 
 A `write` is one ``pwrite`` to the upper file and no transaction: size and mtime are those of the
 upper file. A clean file is copied up by its first write (content first, under a draft name, then
-the row), but a truncation to nothing downloads nothing.
+the row), but a truncation to nothing downloads nothing. An empty file has no upper file; what is
+written to it at once, if it is small, goes to a segment (`smallfiles.py`) and into the row.
 """
 
 from __future__ import annotations
@@ -11,28 +12,26 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
 
-from artifactfs.fs.changes import Change
-from artifactfs.fs.compaction import is_blob
+from artifactfs.fs import copying
+from artifactfs.fs.changes import Change, replace_row
+from artifactfs.fs.clock import now_ns, precise_ns
+from artifactfs.fs.compaction import holds_blob, is_blob
 from artifactfs.fs.conversion import Conversions, Scope
 from artifactfs.fs.converted import ConvertedContents
-from artifactfs.fs.inodes import UNKNOWN_SIZE, Data, Directory, Inode
+from artifactfs.fs.inodes import EMPTY, UNKNOWN_SIZE, Data, Directory, Extent, Inode
 from artifactfs.fs.interrupt import unless_interrupted
 from artifactfs.fs.mutations import Mutations, fail
+from artifactfs.fs.smallfiles import LARGEST
 from artifactfs.fs.tree import Tree
 from artifactfs.git.objects import Oid
 from artifactfs.hydration.blobs import Blob, ReadContext
 
 _BLOBS = (stat.S_IFREG, stat.S_IFLNK)
-
-_COPY_PIECE = 1 << 20
-_IN_HANDLER = 256 << 10
-"""Larger contents are copied in a thread."""
 
 
 def _nobody() -> int:
@@ -65,6 +64,7 @@ class Contents:
         self._converted = converted
         self._overlay = tree.overlay
         self._upper = tree.upper
+        self._small = tree.small
         self._opened = tree.opened
         self.caller: Callable[[], int] = _nobody
         """The process that a read or write is for; 0: not known. See `Adjustments.caller`."""
@@ -78,6 +78,9 @@ class Contents:
         """Waits for the content where it is not here. The reader is killable meanwhile."""
         data = inode.data
         if data is not None:
+            extent = inode.extent
+            if extent is not None:
+                return self._small.read(extent, offset, size)
             return os.pread(self._opened.open(inode.ino, data), size, offset)
         blob = self._opened.blob(inode.ino, inode.oid) or await self._open_blob(inode)
         if inode.data is not None:
@@ -198,6 +201,8 @@ class Contents:
         upper = self._upper.file(inode.ino)
         links = self._tree.links(inode)
         if all(self._conversions.shows_blob_at(place, name) for place, name in links):
+            if inode.extent is not None:
+                return holds_blob(self._tree, inode, oid)
             return await trio.to_thread.run_sync(is_blob, upper, oid)
         conversion = self._conversions.decided(inode)
         blob = self._blobs.open_local(oid)
@@ -210,7 +215,9 @@ class Contents:
 
         content = await self._converted.open(oid, conversion, b"", bring)
         try:
-            return await trio.to_thread.run_sync(_has_content, upper, content)
+            if inode.extent is not None:
+                return self._small.read(inode.extent) == content.read(0, LARGEST + 1)
+            return await trio.to_thread.run_sync(copying.has_content, upper, content)
         finally:
             content.close()
 
@@ -237,6 +244,13 @@ class Contents:
             await self.copy_up(inode, self.caller())
             data = inode.data
             assert data is not None
+        extent = inode.extent
+        if extent is not None:
+            grown = self._grow(inode, extent, offset, buffer)
+            if grown is not None:
+                self._set_extent(inode, data, grown)
+                return len(buffer)
+            data = await self._upper_data(inode, self.caller())
         written = os.pwrite(self._opened.open(inode.ino, data), buffer, offset)
         if offset + written > inode.size:
             inode.size = offset + written
@@ -249,9 +263,75 @@ class Contents:
             await self.copy_up(inode, pid, limit=size)
         data = inode.data
         assert data is not None
+        extent = inode.extent
+        if extent is not None:
+            if size <= extent.size and inode.linked:
+                cut = Extent(extent.segment, extent.offset, size) if size else EMPTY
+                self._set_extent(inode, data, cut)
+                return
+            data = await self._upper_data(inode, pid)
         os.ftruncate(self._opened.open(inode.ino, data), size)
         inode.size = size
         self._written(inode, data)
+
+    def _grow(self, inode: Inode, extent: Extent, offset: int, buffer: bytes) -> Extent | None:
+        """Put a write to a small file into a segment. None where it has to get an upper file: it
+        becomes large, is written in the middle, or something else follows it."""
+        end = offset + len(buffer)
+        if end > LARGEST or not inode.linked:
+            return None
+        if offset == 0 and end >= extent.size:
+            return self._small.append(buffer)
+        if offset == extent.size:
+            return self._small.extend(extent, buffer)
+        return None
+
+    def _set_extent(self, inode: Inode, data: Data, extent: Extent) -> None:
+        row = inode.row
+        assert row is not None
+        row = row.copy()
+        row.extent = extent
+        now = now_ns()
+        if data.seen and now in (row.mtime_ns, row.ctime_ns):
+            now = precise_ns()
+        row.mtime_ns = row.ctime_ns = now
+        replace_row(self._tree, inode, row)
+        data.seen = False
+        inode.size = extent.size
+        data.blocks = (extent.size + 511) >> 9
+        data.version += 1
+        self._mutations.note_write(inode)
+
+    async def _upper_data(self, inode: Inode, pid: int) -> Data:
+        """Have it in an upper file, whatever it takes."""
+        while (data := inode.data) is None or inode.extent is not None:
+            if data is None:
+                await self.copy_up(inode, pid)
+            else:
+                spill = functools.partial(self._spill, inode)
+                await self._alone(inode, pid, lambda: inode.extent is not None, spill)
+        return data
+
+    async def _spill(self, inode: Inode) -> None:
+        """Give a small file an upper file, with its content.
+
+        Where that was synced it must not be lost: its row may be on the disk before the new file.
+        """
+        extent = inode.extent
+        assert extent is not None
+        draft = self._upper.create_draft(inode.ino)
+        try:
+            if os.write(draft, self._small.read(extent)) < extent.size:
+                fail(errno.ENOSPC)
+            if self._small.is_on_disk(extent):
+                await trio.to_thread.run_sync(os.fsync, draft)
+            if inode.extent == extent:  # else it was written meanwhile: once more
+                self._adopt(inode, draft)
+                draft = -1
+        finally:
+            if draft >= 0:
+                os.close(draft)
+                self._upper.discard_draft(inode.ino)
 
     def _written(self, inode: Inode, data: Data) -> None:
         data.blocks = -1  # the times are those of the upper file: see `Tree.settle`
@@ -260,14 +340,25 @@ class Contents:
 
     async def copy_up(self, inode: Inode, pid: int, *, limit: int | None = None) -> None:
         """Give a clean file data of its own: its content, or the first `limit` bytes of it."""
-        while inode.data is None:
+        copy = functools.partial(self._copy_up, inode, pid, limit)
+        await self._alone(inode, pid, lambda: inode.data is None, copy)
+
+    async def _alone(
+        self,
+        inode: Inode,
+        pid: int,
+        needed: Callable[[], bool],
+        copy: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Run `copy`, never twice at a time for an inode, until it is not `needed` any more."""
+        while needed():
             running = self._copying.get(inode.ino)
             if running is not None:
                 await unless_interrupted(pid, running.wait)
                 continue
             done = self._copying[inode.ino] = trio.Event()
             try:
-                await self._copy_up(inode, pid, limit)
+                await copy()
             finally:
                 del self._copying[inode.ino]
                 done.set()
@@ -278,13 +369,16 @@ class Contents:
 
     async def _copy_up(self, inode: Inode, pid: int, limit: int | None) -> None:
         oid = inode.oid
+        if limit == 0 and inode.linked:
+            self._become_empty(inode)
+            return
         draft = self._upper.create_draft(inode.ino)
         try:
             if limit != 0 and oid is not None:
                 blob = await self._blob(inode, oid, pid)
                 try:
                     size = blob.size if limit is None else min(blob.size, limit)
-                    await _copy(blob, draft, size)
+                    await copying.copy(blob, draft, size)
                 finally:
                     blob.close()
             if inode.oid == oid:  # else the base was switched meanwhile: `copy_up` tries again
@@ -295,20 +389,31 @@ class Contents:
                 os.close(draft)
                 self._upper.discard_draft(inode.ino)
 
+    def _become_empty(self, inode: Inode) -> None:
+        change = Change(self._tree)
+        row = change.edit(inode)
+        row.has_data, row.extent, row.oid = True, EMPTY, None
+        change.commit()
+        inode.data = data = Data()
+        data.blocks = inode.size = 0
+        self._opened.close_blob(inode.ino)
+
     def _adopt(self, inode: Inode, draft: int) -> None:
         """Make the file `draft` the data of `inode`. The times stay: nothing was changed yet."""
         change = Change(self._tree)
         row = change.edit(inode)
-        row.has_data = True
+        row.has_data, row.extent = True, None
         row.oid = None
         os.utime(draft, ns=(row.mtime_ns, row.mtime_ns))
         size = os.fstat(draft).st_size
         self._upper.publish(inode.ino)
         change.commit()
-        data = Data()
+        data = inode.data or Data()
         data.fd = draft
+        data.blocks = -1
         inode.data = data
         inode.size = size
+        self._small.held.pop(inode.ino, None)
         self._opened.close_blob(inode.ino)
         self._opened.keep(data)
 
@@ -352,7 +457,10 @@ class Contents:
     async def sync(self, inode: Inode | None) -> None:
         """fsync: data, the names of new upper files and every transaction reach the disk."""
         steps: list[Callable[[], None]] = []
-        if inode is not None and inode.data is not None and inode.linked:
+        extent = None if inode is None else inode.extent
+        if extent is not None:
+            steps.append(functools.partial(self._small.sync, extent.segment))
+        elif inode is not None and inode.data is not None and inode.linked:
             # With a descriptor of its own: the other one may be closed meanwhile.
             steps.append(functools.partial(self._upper.sync_file, inode.ino))
         steps += [self._upper.sync, self._overlay.sync]
@@ -362,33 +470,3 @@ class Contents:
 def _run_all(steps: list[Callable[[], None]]) -> None:
     for step in steps:
         step()
-
-
-def _has_content(path: Path, content: Blob) -> bool:
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != content.size:
-                return False
-            pieces = range(0, content.size, _COPY_PIECE)
-            return all(file.read(_COPY_PIECE) == content.read(at, _COPY_PIECE) for at in pieces)
-    except FileNotFoundError:
-        return False
-
-
-async def _copy(blob: Blob, fd: int, size: int) -> None:
-    if size <= _IN_HANDLER:
-        _copy_bytes(blob, fd, size)
-    else:
-        await trio.to_thread.run_sync(_copy_bytes, blob, fd, size)
-
-
-def _copy_bytes(blob: Blob, fd: int, size: int) -> None:
-    offset = 0
-    while offset < size:
-        piece = memoryview(blob.read(offset, min(_COPY_PIECE, size - offset)))
-        if not piece:
-            fail(errno.EIO)
-        while piece:
-            written = os.write(fd, piece)
-            offset += written
-            piece = piece[written:]

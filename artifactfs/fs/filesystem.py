@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -18,6 +19,7 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.errors import StateError
 from artifactfs.fs.clock import now_ns
+from artifactfs.fs.collection import Collection
 from artifactfs.fs.compaction import Compaction
 from artifactfs.fs.contents import BlobSource, Contents
 from artifactfs.fs.conversion import Conversions
@@ -30,6 +32,7 @@ from artifactfs.fs.offered import BlobOffer, OfferedObjects, alternate_line
 from artifactfs.fs.operations import Operations
 from artifactfs.fs.overlay import Overlay, create_overlay
 from artifactfs.fs.pending import Edit, delete_meta, put_inode, put_meta
+from artifactfs.fs.smallfiles import SmallFiles
 from artifactfs.fs.stale import StaleEntries
 from artifactfs.fs.sweep import sweep_orphans
 from artifactfs.fs.switch import Switch, SwitchResult
@@ -150,12 +153,14 @@ class FileSystem:
         overlay, owner = self._overlay, self._owner
         meta = overlay.meta
         self.base = Base(meta["base_commit"], meta["base_tree"], int(meta["base_time_ns"]))
+        self._small = SmallFiles(self.layout.small, overlay.allocate_segment)
         self._listings = Listings(self.odb)
         self.conversions = Conversions(self.layout, self._listings, self.hydrator)
         self.filters = Filters(self.layout.gitdir, Path(self.settings.mount_point))
         self.tree = Tree(
             overlay=overlay,
             upper=self._upper,
+            small=self._small,
             listings=self._listings,
             owner=owner,
             known_size=self.hydrator.known_size,
@@ -174,6 +179,7 @@ class FileSystem:
             self.conversions,
             ConvertedContents(self.layout.converted, self.filters),
         )
+        self._collection = Collection(self.tree)
         self._compaction = Compaction(
             self.tree, self.walker, self.layout.gitdir, self.contents.equals_blob
         )
@@ -265,6 +271,10 @@ class FileSystem:
     def _count_bytes(self) -> int:
         total = 0
         for ino in self._overlay.inodes_with_data():
+            row = self._overlay.row(ino)
+            if row is not None and row.extent is not None:
+                total += row.extent.size
+                continue
             with contextlib.suppress(FileNotFoundError):
                 total += self._upper.stat(ino).st_size
         return total
@@ -358,8 +368,8 @@ class FileSystem:
             await trio.sleep(_MAINTENANCE_S)
             if round_number % _IDLE_ROUNDS == 0:
                 self.tree.opened.close_idle()
-            if self._overlay.needs_checkpoint:
-                await self._checkpoint()
+            if self._overlay.needs_checkpoint or self._small.needs_collection:
+                await self.checkpoint()
             elif self._overlay.needs_fold:
                 self._overlay.fold()
             changes = self._overlay.changes
@@ -373,14 +383,21 @@ class FileSystem:
         except OSError as error:
             log.warning("left-over files stay until the next start: %s", error)
 
-    async def _checkpoint(self) -> None:
+    async def checkpoint(self) -> None:
+        """Write the overlay's log back, and collect segments of small files."""
+        sealed = self._collection.begin()
         self._overlay.begin_checkpoint()
+        checkpoint = functools.partial(self._overlay.checkpoint, ask_use=bool(sealed))
         try:
-            await trio.to_thread.run_sync(self._overlay.checkpoint)
-        except sqlite3.Error as error:
+            use = await trio.to_thread.run_sync(checkpoint)
+        except (sqlite3.Error, OSError) as error:
             log.warning("cannot write the overlay's log back: %s", error)
-        else:
-            self._overlay.finish_checkpoint()
+            return
+        self._overlay.finish_checkpoint()
+        try:
+            await self._collection.finish(sealed, use)
+        except OSError as error:
+            log.warning("segments of small files stay until the next time: %s", error)
 
     async def _count_many(self, changes: int) -> None:
         """The size of written files where there are too many to ask for it in between."""
@@ -389,17 +406,18 @@ class FileSystem:
         self._counted_at = changes
         if self._overlay.count_with_data() > _COUNTED_AT_ONCE:
             total = await trio.to_thread.run_sync(self._upper.total_bytes)
-            self._dirty_bytes = changes, total
+            self._dirty_bytes = changes, total + self._overlay.bytes_in_segments()
 
     def close(self) -> None:
         """To be called when the mount is no longer served."""
         for inode in self.tree.inodes():
-            if inode.data is not None and not inode.linked:
+            if inode.data is not None and not inode.linked and inode.extent is None:
                 self._upper.remove(inode.ino)
         self.tree.opened.close_all()
         # Where this fails, the next start looks for orphans and git stats everything once.
         self._mark([put_meta("closed", self.journal.dump())])
         self._overlay.close()
+        self._small.close()
         self._upper.close()
 
 
@@ -415,10 +433,10 @@ def _create(
     owner: Owner,
     journal: ChangeJournal,
 ) -> None:
-    if tip is None or not upper.is_empty():
+    if tip is None or not upper.is_empty() or layout.small.exists():
         raise StateError(
             f"overlay database {layout.overlay_db} is missing",
-            hint="restore it from a backup; the written files are in the folder 'upper' beside it",
+            hint="restore it from a backup; written files are in 'upper' and 'small' beside it",
         )
     root = Directory(ROOT_INO, None, b"", 0o040755, tip.tree)
     time_ns = _base_time_ns(tip)

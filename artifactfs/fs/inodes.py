@@ -5,16 +5,16 @@ classes are slots only. A clean file is nine slots, some 110 bytes, and shares i
 with the listing of its directory.
 
 - `Inode.row is None`: the inode is **clean**. Everything about it follows from the base tree.
-- `Inode.row`: what the overlay stores of it. Content is `oid` (a blob here or at the remote), or
-  the file ``upper/XX/INO`` where `has_data`.
-- `Inode.data`: an upper file in use.
+- `Inode.row`: what the overlay stores of it. Content is `oid` (a blob here or at the remote), or,
+  where `has_data`, ours: `extent` of a segment (`smallfiles.py`) or the file ``upper/XX/INO``.
+- `Inode.data`: such content in use.
 """
 
 from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from artifactfs.git.objects import Oid
 
@@ -37,13 +37,25 @@ def mode_of_entry(git_mode: int) -> int:
     return stat.S_IFREG | (0o755 if git_mode & 0o100 else 0o644)
 
 
+class Extent(NamedTuple):
+    """Where the content of a small file is: `size` bytes at `offset` of the segment `segment`."""
+
+    segment: int
+    offset: int
+    size: int
+
+
+EMPTY = Extent(0, 0, 0)
+"""Of a file without content. No segment has the number 0."""
+
+
 @dataclass(slots=True)
 class Row:
     """The row of one inode in the overlay. Times in ns since the epoch.
 
-    Where `has_data`, `mtime_ns` is the mtime that the upper file had when the row was written, or
-    when it was last looked at (`Tree.settle`). A different mtime of the upper file tells that data
-    was written after that: then it is both mtime and ctime.
+    Where there is an upper file (`has_data` without `extent`), `mtime_ns` is the mtime that it had
+    when the row was written, or when it was last looked at (`Tree.settle`). A different mtime of
+    the upper file tells that data was written after that: then it is both mtime and ctime.
     """
 
     mode: int
@@ -59,6 +71,12 @@ class Row:
     target: bytes | None = None
     base_time_ns: int = 0
     """Of a directory: mtime and ctime of everything clean in it."""
+    extent: Extent | None = None
+
+    @property
+    def has_upper(self) -> bool:
+        """Whether the content is an upper file."""
+        return self.has_data and self.extent is None
 
     def copy(self) -> Row:
         return Row(
@@ -74,21 +92,25 @@ class Row:
             self.has_data,
             self.target,
             self.base_time_ns,
+            self.extent,
         )
 
 
 class Data:
-    """An upper file in use. `fd` is its descriptor, -1 where it is not open (see `Opened`).
+    """Content of ours in use. `fd` is the descriptor of its upper file, -1 where that is not open
+    (see `Opened`) or there is none.
     `version` counts changes of the content. `blocks` is -1 where they and the times have to be
     asked again.
     """
 
-    __slots__ = ("blocks", "fd", "version")
+    __slots__ = ("blocks", "fd", "seen", "version")
 
     def __init__(self) -> None:
         self.fd = -1
         self.version = 0
         self.blocks = -1
+        self.seen = False
+        """Somebody was told the times of a file with content."""
 
 
 class Inode:
@@ -130,6 +152,11 @@ class Inode:
     @property
     def has_data(self) -> bool:
         return self.row is not None and self.row.has_data
+
+    @property
+    def extent(self) -> Extent | None:
+        """Where the content is, of a small file with data."""
+        return None if self.row is None else self.row.extent
 
     @property
     def linked(self) -> bool:

@@ -2,8 +2,8 @@
 
 Each function is one committed transaction, made without an await, and either happens whole or
 raises and changes nothing. The order of files and rows is such that the death of the process
-between any two steps loses and resurrects nothing: an upper file exists before the row that names
-it, and outlives it. Upper files without a row are swept after an unclean end (`sweep.py`).
+between any two steps loses and resurrects nothing: content exists before the row that names it, and
+outlives it. Upper files without a row are swept after an unclean end (`sweep.py`).
 
 Nothing here reads content: chmod, rename or link of a file that is not downloaded stays so.
 """
@@ -13,12 +13,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
-from artifactfs.fs.changes import Change
+from artifactfs.fs.changes import Change, replace_row
 from artifactfs.fs.clock import now_ns, see
-from artifactfs.fs.inodes import Data, Directory, Inode, Row
+from artifactfs.fs.inodes import EMPTY, Data, Directory, Inode, Row
 from artifactfs.fs.journal import ChangeJournal
 from artifactfs.fs.pending import put_meta
 from artifactfs.fs.tree import Tree
@@ -32,12 +31,13 @@ _RESERVED_AT_ONCE = 1024
 """Inode numbers are reserved in the database by this many, so that none is used twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who makes something."""
+class Caller(Protocol):
+    """Who makes something: the context of a request."""
 
-    uid: int
-    gid: int
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
 
 
 def fail(number: int) -> NoReturn:
@@ -57,7 +57,6 @@ class Mutations:
     def __init__(self, tree: Tree, journal: ChangeJournal) -> None:
         self._tree = tree
         self._overlay = tree.overlay
-        self._upper = tree.upper
         self._journal = journal
         self._next_ino = int(self._overlay.meta.get("next_ino", FIRST_ALLOCATED_INO))
         self._reserved = self._next_ino
@@ -65,26 +64,17 @@ class Mutations:
     # Making things
 
     def create(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> Inode:
-        """A new empty file; its upper file is open."""
+        """A new empty file."""
         self._require_absent(parent, name)
         change, now = self._change()
         ino = self.allocate(change)
         row = self._new_row(parent, stat.S_IFREG | stat.S_IMODE(mode), caller, now)
-        row.has_data = True
+        row.has_data, row.extent = True, EMPTY
         inode = Inode(ino, parent, name, row.mode, None)
         inode.size = 0
-        data = Data()
-        data.fd = self._upper.create(ino)
+        self._publish(change, inode, row, now)
+        inode.data = data = Data()
         data.blocks = 0
-        try:
-            os.utime(data.fd, ns=(now, now))
-            self._publish(change, inode, row, now)
-        except BaseException:
-            os.close(data.fd)
-            self._upper.remove(ino)
-            raise
-        inode.data = data
-        self._tree.opened.keep(data)
         return inode
 
     def mkdir(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> Directory:
@@ -274,8 +264,15 @@ class Mutations:
         mtime_ns: int | None = None,
     ) -> None:
         """chmod, chown and utimens."""
-        change, now = self._change()
-        row = change.edit(inode)
+        change = None
+        if inode.row is None:
+            change = Change(self._tree)
+            row = change.edit(inode)
+        else:
+            data = inode.data
+            if data is not None and data.blocks < 0:
+                self._tree.look_at_upper(inode, data)
+            row = inode.row.copy()
         if mode is not None:
             row.mode = stat.S_IFMT(row.mode) | stat.S_IMODE(mode)
         if uid is not None:
@@ -287,14 +284,17 @@ class Mutations:
         if mtime_ns is not None:
             see(mtime_ns)
             row.mtime_ns = mtime_ns
-            if row.has_data:
+            if row.has_upper:
                 self._tree.stamp(inode, mtime_ns)
-        row.ctime_ns = now
-        if row == inode.row:  # as `tar` does it to a new file within a tick of the clock
+        row.ctime_ns = now_ns()
+        if change is not None:
+            change.commit()
+        elif row != inode.row:  # `tar` changes nothing of a new file within a tick of the clock
+            replace_row(self._tree, inode, row)
+        else:
             return
-        change.commit()
         if type(inode) is not Directory:
-            self.note_file(inode)
+            self.note_write(inode)
 
     # The journal
 
@@ -305,7 +305,7 @@ class Mutations:
         inode.journaled = self._journal.sequence
 
     def note_write(self, inode: Inode) -> None:
-        """The same for data: no more than once between two answers of the journal."""
+        """The same for what keeps its names: no more than once between two answers."""
         if inode.journaled <= self._journal.issued:
             self.note_file(inode)
 

@@ -34,7 +34,6 @@ from artifactfs.fs.lowlevel import Adjustments
 from artifactfs.fs.mutations import (
     NAME_MAX,
     RENAME_EXCHANGE,
-    Caller,
     Mutations,
     check_name,
 )
@@ -237,11 +236,10 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._place(parent, name, errno.EEXIST)
-        caller = Caller(ctx.uid, ctx.gid)
         if stat.S_ISREG(mode):
-            inode = self._mutations.create(directory, name, mode, caller)
+            inode = self._mutations.create(directory, name, mode, ctx)
         else:
-            inode = self._mutations.mknod(directory, name, mode, rdev, caller)
+            inode = self._mutations.mknod(directory, name, mode, rdev, ctx)
         return self._reply_entry(inode)
 
     @_answering
@@ -249,7 +247,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._place(parent, name, errno.EEXIST)
-        made = self._mutations.mkdir(directory, name, mode, Caller(ctx.uid, ctx.gid))
+        made = self._mutations.mkdir(directory, name, mode, ctx)
         return self._reply_entry(made)
 
     @_answering
@@ -257,7 +255,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._place(parent, name, errno.EEXIST)
-        made = self._mutations.symlink(directory, name, target, Caller(ctx.uid, ctx.gid))
+        made = self._mutations.symlink(directory, name, target, ctx)
         return self._reply_entry(made)
 
     @_answering
@@ -309,7 +307,7 @@ class Operations(pyfuse3.Operations):
         if self._adjustments.by_number:
             raise FUSEError(errno.ENOSYS)
         directory = self._place(parent, name, errno.EEXIST)
-        inode = self._mutations.create(directory, name, mode, Caller(ctx.uid, ctx.gid))
+        inode = self._mutations.create(directory, name, mode, ctx)
         return FileInfo(fh=inode.ino), self._reply_entry(inode)
 
     @_answering

@@ -23,15 +23,15 @@ import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
 from artifactfs.errors import StateError
 from artifactfs.fs.commitlog import CommitLog
-from artifactfs.fs.inodes import Row
-from artifactfs.fs.pending import Edit, Pending, decode
+from artifactfs.fs.inodes import Extent, Row
+from artifactfs.fs.pending import Edit, Pending, decode, put_meta
 from artifactfs.fs.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ RESERVE_BYTES = 256 << 10
 that is a record as well."""
 
 _ROW = (
-    "mode, uid, gid, nlink, rdev, atime_ns, mtime_ns, ctime_ns, oid, has_data, target, base_time_ns"
+    "mode, uid, gid, nlink, rdev, atime_ns, mtime_ns, ctime_ns, oid, has_data, target,"
+    " base_time_ns, segment, segment_offset, segment_size"
 )
 _GET_INODE = f"SELECT {_ROW} FROM inodes WHERE ino = ?"
 _GET_INODES_IN = (
@@ -65,6 +66,12 @@ _DIRECTORIES_IN = (
     "SELECT d.name, d.ino FROM dirents d JOIN inodes i ON i.ino = d.ino"
     " WHERE d.parent = ? AND (i.mode & 61440) = 16384"
 )
+_SEGMENT_USE = (
+    "SELECT segment, sum(segment_size) FROM inodes WHERE segment IS NOT NULL GROUP BY segment"
+)
+SegmentUse = dict[int, int]
+"""Bytes that are named, by segment of small files."""
+
 _SEQUENCE = "sequence"
 """In `meta`: number of the last record of the log that the database contains."""
 
@@ -124,6 +131,13 @@ class Overlay:
         self.changes += 1
         if self._pending.edits >= self._fold_at and len(edits) < FOLD_AT:
             self.fold()  # a switch alone is more than that: `needs_fold`, when it has answered
+
+    def allocate_segment(self) -> int:
+        """A number that no segment of small files had before. Raises: OSError."""
+        number = int(self.meta.get("next_segment", 1))
+        self.apply([put_meta("next_segment", number + 1)])
+        self.meta["next_segment"] = number + 1
+        return number
 
     @property
     def needs_fold(self) -> bool:
@@ -200,13 +214,18 @@ class Overlay:
         with contextlib.suppress(OSError):  # a full disk: the log goes on in its last segment
             self._log.begin_segment()
 
-    def checkpoint(self) -> None:
-        """Write the WAL back into the database. Blocks on the disk: call it in a thread."""
+    def checkpoint(self, *, ask_use: bool = False) -> SegmentUse:
+        """Write the WAL back into the database. Blocks on the disk: call it in a thread.
+
+        Returns, with `ask_use`, which segments of small files it names: all of that is on the disk.
+        """
         with self._checkpointing, contextlib.closing(_connect(self.path)) as connection:
+            use = dict(connection.execute(_SEGMENT_USE)) if ask_use else {}
             os.fsync(self._wal)
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         if not self._reserved:
             self._keep_reserve()
+        return use
 
     def finish_checkpoint(self) -> None:
         """The rest of it, which lets the WAL begin anew: 0.5 to 5 ms, in the event loop."""
@@ -270,9 +289,18 @@ class Overlay:
             (found.add if row is not None and row.has_data else found.discard)(ino)
         return sorted(found)
 
-    def has_data(self, ino: int) -> bool:
+    def bytes_in_segments(self) -> int:
+        """Size of the small files, as far as it is in the database."""
+        return int(self._one("SELECT coalesce(sum(segment_size), 0) FROM inodes", ())[0])
+
+    def inodes_in_segments(self, numbers: set[int]) -> list[int]:
+        """Inodes whose content was there when the database was last folded."""
+        found = self._all("SELECT ino, segment FROM inodes WHERE segment IS NOT NULL", ())
+        return [ino for ino, segment in found if segment in numbers]
+
+    def has_upper(self, ino: int) -> bool:
         row = self.row(ino)
-        return row is not None and row.has_data
+        return row is not None and row.has_upper
 
     def xattrs(self, ino: int) -> dict[bytes, bytes]:
         stored = dict(self._all("SELECT name, value FROM xattrs WHERE ino = ?", (ino,)))
@@ -356,16 +384,18 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         run(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
 
 
-def _row(found: Iterable[Any]) -> Row:
-    row = Row(*found)
+def _row(found: Sequence[Any]) -> Row:
+    row = Row(*found[:-3])
     row.has_data = bool(row.has_data)
+    if found[-3] is not None:
+        row.extent = Extent(*found[-3:])
     return row
 
 
 def _damaged(path: Path, reason: str) -> StateError:
     return StateError(
         f"overlay database {path} is damaged: {reason}",
-        hint="restore it from a backup; the written files are in the folder 'upper' beside it",
+        hint="restore it from a backup; written files are in 'upper' and 'small' beside it",
     )
 
 

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from artifactfs.fs.inodes import Row
+from artifactfs.fs.inodes import Extent, Row
 
 ABSENT = -1
 """Instead of the number of a dirent: there is none. (0: a name of the base that was removed.)"""
@@ -24,7 +24,8 @@ ABSENT = -1
 _PUT_INODE, _DROP_INODE, _DIRENT, _META, _XATTR = range(1, 6)
 
 _INODE = struct.Struct("<BQIIIIQqqqqB")
-_HAS_DATA, _HAS_OID, _HAS_TARGET = 1, 2, 4
+_HAS_DATA, _HAS_OID, _HAS_TARGET, _HAS_EXTENT = 1, 2, 4, 8
+_EXTENT = struct.Struct("<QQQ")
 _DROP = struct.Struct("<BQ")
 _NAMED = struct.Struct("<BQqB")  # the number is that of the dirent, or the length of the value
 _META_HEAD = struct.Struct("<BBBi")
@@ -35,13 +36,15 @@ Edit = tuple[int, int, bytes, Any, bytes]
 
 _PUT_ROW = (
     "INSERT OR REPLACE INTO inodes (ino, mode, uid, gid, nlink, rdev, atime_ns, mtime_ns,"
-    " ctime_ns, oid, has_data, target, base_time_ns) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
+    " ctime_ns, oid, has_data, target, base_time_ns, segment, segment_offset, segment_size)"
+    " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
 
 
 def put_inode(ino: int, row: Row) -> Edit:
-    oid, target = row.oid, row.target
+    oid, target, extent = row.oid, row.target, row.extent
     flags = row.has_data | (oid is not None) << 1 | (target is not None) << 2
+    flags |= (extent is not None) << 3
     encoded = _INODE.pack(
         _PUT_INODE,
         ino,
@@ -60,6 +63,8 @@ def put_inode(ino: int, row: Row) -> Edit:
         encoded += _short(oid)
     if target is not None:
         encoded += len(target).to_bytes(4, "little") + target
+    if extent is not None:
+        encoded += _EXTENT.pack(*extent)
     return _PUT_INODE, ino, b"", None, encoded
 
 
@@ -114,6 +119,8 @@ def _decode_inode(payload: bytes, at: int) -> Edit:
         end += 1 + payload[end]
     if flags & _HAS_TARGET:
         end += 4 + int.from_bytes(payload[end : end + 4], "little")
+    if flags & _HAS_EXTENT:
+        end += _EXTENT.size
     return _PUT_INODE, ino, b"", None, payload[at:end]
 
 
@@ -166,9 +173,14 @@ def _row(encoded: bytes) -> Row:
         oid = encoded[at + 1 : at + 1 + encoded[at]]
         at += 1 + len(oid)
     if flags & _HAS_TARGET:
-        target = encoded[at + 4 :]
+        end = at + 4 + int.from_bytes(encoded[at : at + 4], "little")
+        target = encoded[at + 4 : end]
+        at = end
+    extent = Extent(*_EXTENT.unpack_from(encoded, at)) if flags & _HAS_EXTENT else None
     has_data = bool(flags & _HAS_DATA)
-    return Row(mode, uid, gid, nlink, rdev, atime, mtime, ctime, oid, has_data, target, base)
+    return Row(
+        mode, uid, gid, nlink, rdev, atime, mtime, ctime, oid, has_data, target, base, extent
+    )
 
 
 class Pending:
@@ -315,4 +327,5 @@ class Pending:
                     row.has_data,
                     row.target,
                     row.base_time_ns,
+                    *(row.extent or (None, None, None)),
                 )

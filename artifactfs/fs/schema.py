@@ -27,7 +27,7 @@ MIGRATIONS: tuple[str, ...] = (
         mtime_ns INTEGER NOT NULL,
         ctime_ns INTEGER NOT NULL,
         oid BLOB,                    -- content is that blob; of a directory: its base tree
-        has_data INTEGER NOT NULL,   -- content is upper/XX/INO
+        has_data INTEGER NOT NULL,   -- content is ours: upper/XX/INO, if no segment is named
         target BLOB,                 -- of a symlink that is not a blob
         base_time_ns INTEGER NOT NULL -- of a directory: time of everything clean in it
     );
@@ -52,5 +52,11 @@ MIGRATIONS: tuple[str, ...] = (
     -- There may be a log of changes beside the database (commitlog.py): a program that does not
     -- know of it must not open this.
     INSERT INTO meta VALUES ('sequence', 0);
+    """,
+    """
+    -- Where a row with data names a segment, its content is there, and not an upper file.
+    ALTER TABLE inodes ADD COLUMN segment INTEGER;
+    ALTER TABLE inodes ADD COLUMN segment_offset INTEGER;
+    ALTER TABLE inodes ADD COLUMN segment_size INTEGER;
     """,
 )

@@ -24,9 +24,16 @@ async def sweep_orphans(tree: Tree, contents: Contents) -> int:
             continue
         if is_draft:
             tree.upper.discard_draft(ino)
-        elif tree.find(ino) is None and not tree.overlay.has_data(ino):
-            tree.upper.remove(ino)
-        else:
+        elif _is_named(tree, ino):
             continue
+        else:
+            tree.upper.remove(ino)
         count += 1
     return count
+
+
+def _is_named(tree: Tree, ino: int) -> bool:
+    inode = tree.find(ino)
+    if inode is None:
+        return tree.overlay.has_upper(ino)
+    return inode.extent is None

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pyfuse3
 
 from artifactfs.fs.changes import Change
-from artifactfs.fs.compaction import is_blob
+from artifactfs.fs.compaction import holds_blob
 from artifactfs.fs.inodes import (
     UNKNOWN_SIZE,
     Directory,
@@ -196,7 +196,7 @@ class Switch:
     def _holds(self, inode: Inode, oid: Oid) -> bool:
         """Whether the data of a written file is the blob `oid`."""
         self._to_hash -= max(inode.size, 1 << 10)
-        return self._to_hash > 0 and is_blob(self._tree.upper.file(inode.ino), oid)
+        return self._to_hash > 0 and holds_blob(self._tree, inode, oid)
 
     def _move_on(
         self,
@@ -250,7 +250,7 @@ class Switch:
     def _replace(self, inode: Inode, path: bytes, now: TreeEntry) -> None:
         row = self._change.edit(inode)
         row.oid = now.oid
-        row.has_data = False
+        row.has_data, row.extent = False, None
         row.target = None
         self.result.placed[path] = Placed(inode.ino, row.uid, row.gid)
         if stat.S_ISREG(row.mode):
@@ -306,8 +306,7 @@ class Switch:
             inode.size = UNKNOWN_SIZE
             self._tree.opened.forget(inode)
             if inode.data is not None:
-                inode.data = None
-                self._tree.upper.remove(inode.ino)
+                self._tree.give_up_data(inode)
         for directory in self._effects.directories:
             directory.subdirectories = -1
         for inode in self._effects.gone:

@@ -6,6 +6,7 @@ made again from the base tree and the overlay when it is asked for, with the sam
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from types import MappingProxyType
 from artifactfs.fs.clock import see
 from artifactfs.fs.conversion import Conversions
 from artifactfs.fs.inodes import (
+    EMPTY,
     UNKNOWN_SIZE,
     Data,
     Directory,
@@ -25,9 +27,12 @@ from artifactfs.fs.inodes import (
 from artifactfs.fs.listings import Entries, Listings, base_tree_of, is_directory_entry
 from artifactfs.fs.opened import Opened
 from artifactfs.fs.overlay import Overlay
+from artifactfs.fs.smallfiles import SmallFiles
 from artifactfs.fs.upper import Upper
 from artifactfs.git.objects import Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
+
+log = logging.getLogger(__name__)
 
 _NO_NAMES: Mapping[bytes, int] = MappingProxyType({})
 _NO_ROWS: Mapping[int, Row] = MappingProxyType({})
@@ -41,6 +46,7 @@ class Tree:
         *,
         overlay: Overlay,
         upper: Upper,
+        small: SmallFiles,
         listings: Listings,
         owner: Owner,
         known_size: Callable[[Oid], int | None],
@@ -48,6 +54,7 @@ class Tree:
     ) -> None:
         self.overlay = overlay
         self.upper = upper
+        self.small = small
         self.opened = Opened(upper)
         self.listings = listings
         self.owner = owner
@@ -191,6 +198,7 @@ class Tree:
         if data is not None:
             if data.blocks < 0:
                 self.look_at_upper(inode, data)
+            data.seen = inode.size > 0
             return True
         if type(inode) is Directory:
             if inode.subdirectories < 0:
@@ -214,11 +222,21 @@ class Tree:
         """Take blocks and times from the upper file, see `Row`."""
         row = inode.row
         assert row is not None
+        if row.extent is not None:
+            data.blocks = (row.extent.size + 511) >> 9
+            return
         found = os.stat(data.fd) if data.fd >= 0 else self.upper.stat(inode.ino)
         data.blocks = found.st_blocks
         if found.st_mtime_ns != row.mtime_ns:
             row.mtime_ns = row.ctime_ns = found.st_mtime_ns
             see(found.st_mtime_ns)
+
+    def give_up_data(self, inode: Inode) -> None:
+        """The content of `inode` is not ours any more: its row says so already."""
+        if inode.data is not None:
+            self.opened.close(inode.data)
+            inode.data = None
+        self.upper.remove(inode.ino)
 
     def stamp(self, inode: Inode, mtime_ns: int) -> None:
         """Set the mtime of the upper file."""
@@ -267,6 +285,8 @@ class Tree:
         before = inode.parent
         if parent is not None:
             parent.children += 1
+        elif inode.extent is not None:
+            self.small.held[inode.ino] = inode.extent.segment
         elif inode.nlookup > 0 and inode.oid is not None and not inode.has_data:
             self._conversions.orphaned(inode)
         inode.parent = parent
@@ -292,7 +312,9 @@ class Tree:
             self.opened.forget(inode)
             if not inode.linked:
                 self._conversions.dropped(inode)
-                if inode.has_data:
+                if inode.extent is not None:
+                    self.small.held.pop(inode.ino, None)
+                elif inode.has_data:
                     self.upper.remove(inode.ino)
             parent = inode.parent
             if parent is not None:
@@ -328,15 +350,24 @@ class Tree:
         if type(inode) is Directory:
             inode.time_ns = row.base_time_ns
         if row.has_data:
-            self._read_upper(inode)
+            self._read_data(inode)
         elif row.target is not None:
             inode.size = len(row.target)
         elif not stat.S_ISREG(row.mode) and row.oid is None and kind is Inode:
             inode.size = 0
         return inode
 
-    def _read_upper(self, inode: Inode) -> None:
+    def _read_data(self, inode: Inode) -> None:
         """Size and times of a file with data."""
-        inode.data = Data()
+        inode.data = data = Data()
+        row = inode.row
+        assert row is not None
+        if row.extent is not None:
+            if not self.small.has(row.extent):
+                log.warning("inode %d: what was written was lost with the power", inode.ino)
+                row.extent = EMPTY
+            inode.size = row.extent.size
+            data.blocks = (inode.size + 511) >> 9
+            return
         inode.size = self.upper.stat(inode.ino).st_size
-        self.look_at_upper(inode, inode.data)
+        self.look_at_upper(inode, data)

@@ -76,6 +76,30 @@ def test_fuse_device_closed_to_the_user(sick: Sick) -> None:
     assert is_problem(found[0], mend="chmod 0666 /dev/fuse")
 
 
+@pytest.mark.parametrize(
+    ("driver", "polling", "is_named"),
+    [("haltpoll", "0", True), ("haltpoll", "200000", False), ("intel_idle", "0", False)],
+)
+def test_idle_cpus_that_halt_at_once(
+    sick: Sick,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    driver: str,
+    polling: str,
+    is_named: bool,
+) -> None:
+    monkeypatch.setattr(machine, "IDLE_DRIVER", tmp_path / "driver")
+    monkeypatch.setattr(machine, "HALT_POLLING", tmp_path / "polling")
+    patient = Patient(sick.state, (), 1.0)
+    assert list(machine.check_halt_polling(patient)) == []  # not there: no such guest
+    (tmp_path / "driver").write_text(f"{driver}\n")
+    (tmp_path / "polling").write_text(f"{polling}\n")
+    found = list(machine.check_halt_polling(patient))
+    assert [finding.code for finding in found] == ["cpu.halt-polling"] * is_named
+    assert all("echo 200000" in (finding.mend or "") for finding in found)
+    assert all(finding.severity is Severity.NOTE for finding in found)
+
+
 def test_fusermount3_is_not_setuid(
     sick: Sick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ import pyfuse3
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.fs import fastloop, lowlevel, session
+from artifactfs.fs import collection, fastloop, lowlevel, session, smallfiles
 from artifactfs.fs.filesystem import FileSystem
 from artifactfs.git.objects import ObjectDatabase, Oid
 from artifactfs.hydration.blobs import Blob, MemoryBlob
@@ -129,6 +129,9 @@ class Commands:
             oid = {entry.name: entry.oid for entry in self.fs.odb.tree(oid)}[name]
         await self.blobs.hydrate(oid, ReadContext())
 
+    async def do_collect(self) -> None:
+        await self.fs.checkpoint()
+
     async def do_requests(self) -> dict[str, int]:
         """What the kernel has asked for so far, by operation."""
         return dict(self.fs.operations.requests)
@@ -207,10 +210,19 @@ async def _run(config: dict[str, Any]) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(_serve, filesystem, config["mount"], nursery.cancel_scope)
             _say({"mounted": True})
+            if "collect_s" in config:
+                nursery.start_soon(_collect, filesystem, config["collect_s"])
             await _converse(Commands(filesystem, blobs))
             nursery.cancel_scope.cancel()
     finally:
         filesystem.close()
+
+
+async def _collect(filesystem: FileSystem, pause_s: float) -> None:
+    """Collect segments all the time; in real life it happens rarely."""
+    while True:
+        await trio.sleep(pause_s)
+        await filesystem.checkpoint()
 
 
 async def _serve(
@@ -227,6 +239,8 @@ async def _serve(
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     config = json.loads(sys.argv[1])
+    if "segment_bytes" in config:
+        smallfiles.SEGMENT_BYTES = collection.WASTE_BYTES = config["segment_bytes"]
     if config.get("plain"):  # as stock pyfuse3 has it
         lowlevel.adjusted = lambda pyfuse3: contextlib.nullcontext(lowlevel.Adjustments())
     try:

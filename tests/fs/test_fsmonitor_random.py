@@ -89,8 +89,8 @@ class RandomChanges:
         self.path().unlink()
 
     def do_remove_tree(self) -> None:
-        if self.random.random() < 0.4:
-            shutil.rmtree(self.path())
+        if self.random.random() < 0.4 and not (path := self.path()).is_symlink():
+            shutil.rmtree(path)
 
     def do_chmod(self) -> None:
         path = self.path()

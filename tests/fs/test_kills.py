@@ -41,7 +41,7 @@ def kill_in_a_burst(mount: Mount, plain: Path, seed: int, after_s: float) -> Non
 def run_bursts(make: Callable[..., Mount], origin: Path, directory: Path, kills: int) -> None:
     generator = random.Random(kills)
     for first in range(0, kills, 10):  # a new mount from time to time
-        mount = make().start()
+        mount = make().start(segment_bytes=20_000, collect_s=0.01)
         plain = directory / f"plain-{first}"
         git("clone", "-q", str(origin), str(plain), cwd=directory)
         shutil.rmtree(plain / ".git")

@@ -33,9 +33,15 @@ from artifactfs.fs.mutations import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.fs.mounting import Mount, git, renameat2
 
 NAMES = ["README", "src", "docs", "f1.c", "a", "b", "deep", "er", "x", "a.txt", "link", "run.sh"]
+
+
+def _large(word: str) -> bytes:
+    return word.encode() * 8_000
+
+
 names = st.sampled_from(NAMES)
 paths = st.lists(names, min_size=1, max_size=3).map("/".join)
-contents = st.binary(max_size=40) | st.just(b"z" * 9000)
+contents = st.binary(max_size=40) | st.just(b"z" * 9000) | st.sampled_from(["large"]).map(_large)
 offsets = st.integers(0, 10_000)
 
 PAST = 1_500_000_000 * 10**9
@@ -63,7 +69,7 @@ class Overlaid(RuleBasedStateMachine):
         shutil.rmtree(self.plain / ".git")
         oid = git("rev-parse", "HEAD", cwd=self.origin).strip()
         self.mount = Mount(self.directory / "m", self.origin / ".git", oid)
-        self.mount.start(settings={"xattrs": True})
+        self.mount.start(settings={"xattrs": True}, segment_bytes=20_000, collect_s=0.01)
         self.open: list[tuple[Any, Any]] = []
 
     @initialize()
@@ -348,7 +354,9 @@ def dirty_count(mount: Mount) -> int:
     import sqlite3
 
     database = sqlite3.connect(mount.layout / "overlay.db")
-    (count,) = database.execute("SELECT count(*) FROM inodes WHERE has_data").fetchone()
+    (count,) = database.execute(
+        "SELECT count(*) FROM inodes WHERE has_data AND segment IS NULL"
+    ).fetchone()
     database.close()
     return int(count)
 
