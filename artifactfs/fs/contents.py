@@ -452,7 +452,7 @@ class Contents:
     def after_move(self, inode: Inode | None) -> None:
         """`inode` lies elsewhere now."""
         if type(inode) is Directory:
-            self._conversions.forget_scopes(self._tree.inodes())
+            self._conversions.forget_scopes()
 
     async def sync(self, inode: Inode | None) -> None:
         """fsync: data, the names of new upper files and every transaction reach the disk."""

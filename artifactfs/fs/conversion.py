@@ -91,7 +91,8 @@ class Conversions:
         self._locks: dict[Oid, trio.Lock] = {}
         self._wake = trio.Event()
         self._settled = trio.Event()
-        self._scoped = False
+        self._age = 0
+        """How often scopes were forgotten; those of directories are of some age."""
         self._converts = False
         """Whether any file may have been shown converted."""
         self._sizes: dict[Conversion, dict[Oid, int]] = {}
@@ -154,10 +155,11 @@ class Conversions:
     def scope(self, directory: Directory) -> Scope:
         """What bears on the files of `directory`. Raises: MissingObject."""
         found: Scope | None = directory.scope
-        if found is None:
+        if found is None or directory.scope_age != self._age:
             if self._settings is None:
                 return _UNSETTLED
             found = directory.scope = self._look_up(directory)
+            directory.scope_age = self._age
         return found
 
     def _look_up(self, directory: Directory) -> Scope:
@@ -169,7 +171,6 @@ class Conversions:
             scope = self.whole(directory)
         else:
             scope = self.below(above, directory, directory.name)
-        self._scoped = True
         converter = self._converter(scope)
         return PLAIN if converter is not None and not converter.can_convert() else scope
 
@@ -240,12 +241,9 @@ class Conversions:
                 return True
         return False
 
-    def forget_scopes(self, inodes: Iterable[Inode]) -> None:
-        """Directories among `inodes` were moved, or are based on other trees now."""
-        if self._scoped:
-            for inode in inodes:
-                if type(inode) is Directory:
-                    inode.scope = None
+    def forget_scopes(self) -> None:
+        """Directories were moved, or are based on other trees now."""
+        self._age += 1
 
     def orphaned(self, inode: Inode) -> None:
         """The last name of `inode` is about to go, while it is open."""
@@ -271,7 +269,7 @@ class Conversions:
     def shows_blob_at(self, directory: Directory, name: bytes) -> bool:
         """The same for any regular file of `directory` called `name`."""
         scope = directory.scope
-        if scope is None:
+        if scope is None or directory.scope_age != self._age:
             scope = self.scope(directory)
         if scope is PLAIN:
             return True

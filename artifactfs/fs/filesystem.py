@@ -334,7 +334,7 @@ class FileSystem:
         if whole and result.kept:
             return result
         self.base = Base(commit, tree, self.base.time_ns)
-        self.conversions.forget_scopes(self.tree.inodes())
+        self.conversions.forget_scopes()
         self._virtual.avoid(self.tree.entries(self.tree.root))
         return result
 

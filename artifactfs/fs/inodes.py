@@ -167,7 +167,7 @@ class Inode:
 class Directory(Inode):
     """A directory: its base tree `oid` (None: no base), minus and under the dirents in `names`."""
 
-    __slots__ = ("children", "names", "scope", "subdirectories", "time_ns")
+    __slots__ = ("children", "names", "scope", "scope_age", "subdirectories", "time_ns")
 
     def __init__(
         self, ino: int, parent: Directory | None, name: bytes, mode: int, oid: Oid | None
@@ -184,6 +184,8 @@ class Directory(Inode):
         """mtime and ctime of everything clean in it."""
         self.scope: Scope | None = None
         """Which attributes bear on the files in it; None: to be looked up."""
+        self.scope_age = 0
+        """When that was looked up, see `Conversions`."""
 
 
 @dataclass(frozen=True, slots=True)
