@@ -166,8 +166,8 @@ def _check_database(
         return
     pragma = "integrity_check" if deep else "quick_check"
     try:
-        said = _ask_database(f"{path.as_uri()}?mode=ro", pragma)
-    except sqlite3.OperationalError as error:
+        said = _ask_database(f"{path.as_uri()}?mode=ro", pragma, wait_s=0.1 if repo else 5)
+    except sqlite3.OperationalError as error:  # of a mounted one: nobody else may look
         unchanging = _ask_unchanging(path, pragma)
         if unchanging is None:
             yield note(f"database.{name}-busy", f"{path} was not checked: {error}", repo=repo)
@@ -183,24 +183,25 @@ def _check_database(
         )
 
 
-def _ask_database(uri: str, pragma: str) -> list[str]:
-    with closing(sqlite3.connect(uri, uri=True, timeout=5)) as database:
+def _ask_database(uri: str, pragma: str, wait_s: float = 5) -> list[str]:
+    with closing(sqlite3.connect(uri, uri=True, timeout=wait_s)) as database:
         return [str(row[0]) for row in database.execute(f"PRAGMA {pragma}(3)")]
 
 
 def _ask_unchanging(path: Path, pragma: str) -> list[str] | None:
     """The same of a database that cannot be opened: none can in WAL mode on a full disk, where the
-    file beside it cannot be made. None where it is in use: what it says then may be half of it.
+    file beside it cannot be made, nor can that of a mount. None where it is in use and seems to be
+    damaged: it may have been written to meanwhile.
     """
     wal = path.with_name(f"{path.name}-wal")
-    if wal.exists() and wal.stat().st_size:
-        return None
+    in_use = wal.exists() and wal.stat().st_size > 0
     try:
-        return _ask_database(f"{path.as_uri()}?mode=ro&immutable=1", pragma)
+        said = _ask_database(f"{path.as_uri()}?mode=ro&immutable=1", pragma)
     except sqlite3.OperationalError:
         return None
     except sqlite3.DatabaseError as error:
-        return [str(error)]
+        said = [str(error)]
+    return None if in_use and said != ["ok"] else said
 
 
 def check_gitdirs(patient: Patient) -> Iterator[Finding]:

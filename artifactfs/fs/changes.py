@@ -19,8 +19,11 @@ def replace_row(tree: Tree, inode: Inode, row: Row) -> None:
 
     Raises: OSError; then nothing has changed.
     """
+    before = inode.extent
     if row.nlink > 0:
         tree.overlay.apply((put_inode(inode.ino, row),))
+        if before is not row.extent:
+            tree.small.account(before, row.extent)
     inode.row = row
     inode.mode = row.mode
     inode.oid = row.oid
@@ -97,6 +100,8 @@ class Change:
             self._tree.overlay.apply(edits, frees=self._frees)
         for ino, row in self._rows.items():
             inode = self._inodes[ino]
+            if row.extent is not None or inode.extent is not None:
+                self._account(inode, row)
             if inode.row is None and type(inode) is Directory:
                 inode.names = {}  # it had no row, so it has no dirents
             inode.row = row
@@ -109,3 +114,7 @@ class Change:
                 names.pop(name, None)
             else:
                 names[name] = ino
+
+    def _account(self, inode: Inode, row: Row) -> None:
+        before = inode.extent if inode.linked else None
+        self._tree.small.account(before, row.extent if row.nlink > 0 else None)

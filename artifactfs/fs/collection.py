@@ -1,54 +1,61 @@
 """Gives back the room of small files that are gone: removes segments, and moves what is left.
 
-A segment goes when the rows that are on the disk do not name it any more. What was fsynced is on
-the disk elsewhere before a row says so (`Contents._spill`, and here), so nothing is lost by it.
+A segment goes when no row names it, and the log that says so is on the disk. What was fsynced is
+on the disk elsewhere before a row says so (`Contents._spill`, and here). So nothing is lost by it,
+whenever the power goes.
 """
 
 from __future__ import annotations
+
+import logging
+import sqlite3
 
 import trio
 
 from artifactfs.fs.changes import replace_row
 from artifactfs.fs.inodes import Extent
-from artifactfs.fs.overlay import SegmentUse
 from artifactfs.fs.tree import Tree
 
-WASTE_BYTES = 16 << 20
-"""Segments that are mostly empty are cleared where more bytes than this, and than the contents
-themselves, are named by nothing."""
+log = logging.getLogger(__name__)
 
 _MOVED_AT_ONCE = 50
 """Files between two syncs: about 1 ms in the event loop."""
 
 
 class Collection:
-    """Collects the segments of one mount. Use it around a checkpoint of the overlay."""
+    """Collects the segments of one mount."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._small = tree.small
 
-    def begin(self) -> dict[int, int]:
-        """Before the fold: the segments to look at, with their sizes."""
-        return self._small.sealed()
+    async def begin(self) -> None:
+        """Learn what is named; nothing is collected before."""
+        try:
+            use = self._tree.overlay.segment_use()
+            self._small.count_from_here()
+            self._small.learn(await trio.to_thread.run_sync(use))
+        except (OSError, sqlite3.Error) as error:
+            log.warning("the room of small files stays until the next start: %s", error)
 
-    async def finish(self, sealed: dict[int, int], use: SegmentUse) -> None:
-        """`use` is what the disk knows of the sealed segments. Raises: OSError."""
-        held = set(self._small.held.values())
-        sparse = []
-        for number, size in sealed.items():
-            if number not in use and number not in held:
-                self._small.remove_segment(number)
-            elif use.get(number, 0) <= size // 2:
-                sparse.append(number)
-        sizes = self._small.sealed()
-        live = sum(use.get(number, 0) for number in sizes)
-        if sum(sizes.values()) - live > max(WASTE_BYTES, live):
-            await self._clear(set(sparse) - held)
+    async def run(self) -> None:
+        """Does nothing in most cases; the disk is asked only where there is something to do."""
+        try:
+            dead = self._small.dead()
+            if dead:
+                await trio.to_thread.run_sync(self._tree.overlay.sync)
+                for number in set(dead).intersection(self._small.dead()):
+                    self._small.remove_segment(number)
+            sparse = self._small.sparse()
+            if sparse:
+                await self._clear(sparse)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("the room of small files stays for now: %s", error)
 
     async def _clear(self, numbers: set[int]) -> None:
-        """Move what is in these segments to the current one; the next collection removes them."""
-        inos = self._tree.overlay.inodes_in_segments(numbers)
+        """Move what is in these segments to the current one, so that they can go."""
+        find = self._tree.overlay.inodes_in_segments
+        inos = await trio.to_thread.run_sync(find, numbers)
         for at in range(0, len(inos), _MOVED_AT_ONCE):
             moved: dict[int, tuple[Extent, Extent]] = {}
             for ino in inos[at : at + _MOVED_AT_ONCE]:

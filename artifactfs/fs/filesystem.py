@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import logging
 import os
@@ -364,17 +363,23 @@ class FileSystem:
         """Background work of a served mount; runs until cancelled."""
         if self._has_orphans:
             await self._sweep_orphans()
+        await self._collection.begin()
         for round_number in itertools.count():
             await trio.sleep(_MAINTENANCE_S)
             if round_number % _IDLE_ROUNDS == 0:
                 self.tree.opened.close_idle()
-            if self._overlay.needs_checkpoint or self._small.needs_collection:
-                await self.checkpoint()
+            if self._overlay.needs_checkpoint:
+                await self._checkpoint()
             elif self._overlay.needs_fold:
                 self._overlay.fold()
+            await self._collection.run()
             changes = self._overlay.changes
             if changes != self._dirty_bytes[0]:
                 await self._count_many(changes)
+
+    async def collect(self) -> None:
+        """Give back the room of small files that are gone, as `maintain` does."""
+        await self._collection.run()
 
     async def _sweep_orphans(self) -> None:
         try:
@@ -383,21 +388,14 @@ class FileSystem:
         except OSError as error:
             log.warning("left-over files stay until the next start: %s", error)
 
-    async def checkpoint(self) -> None:
-        """Write the overlay's log back, and collect segments of small files."""
-        sealed = self._collection.begin()
+    async def _checkpoint(self) -> None:
         self._overlay.begin_checkpoint()
-        checkpoint = functools.partial(self._overlay.checkpoint, ask_use=bool(sealed))
         try:
-            use = await trio.to_thread.run_sync(checkpoint)
+            await trio.to_thread.run_sync(self._overlay.checkpoint)
         except (sqlite3.Error, OSError) as error:
             log.warning("cannot write the overlay's log back: %s", error)
-            return
-        self._overlay.finish_checkpoint()
-        try:
-            await self._collection.finish(sealed, use)
-        except OSError as error:
-            log.warning("segments of small files stay until the next time: %s", error)
+        else:
+            self._overlay.finish_checkpoint()
 
     async def _count_many(self, changes: int) -> None:
         """The size of written files where there are too many to ask for it in between."""

@@ -23,6 +23,7 @@ import os
 import sqlite3
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from stat import S_ISDIR
@@ -69,9 +70,6 @@ _DIRECTORIES_IN = (
 _SEGMENT_USE = (
     "SELECT segment, sum(segment_size) FROM inodes WHERE segment IS NOT NULL GROUP BY segment"
 )
-SegmentUse = dict[int, int]
-"""Bytes that are named, by segment of small files."""
-
 _SEQUENCE = "sequence"
 """In `meta`: number of the last record of the log that the database contains."""
 
@@ -90,6 +88,16 @@ class Overlay:
         self._pending = Pending()
         try:
             self._connection = _connect(path)
+        except sqlite3.DatabaseError as error:
+            raise _damaged(path, str(error)) from error
+        try:
+            self._load(path)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _load(self, path: Path) -> None:
+        try:
             _migrate(self._connection, path)
             self._execute = self._connection.execute
             self.meta = dict(self._connection.execute("SELECT key, value FROM meta"))
@@ -100,6 +108,7 @@ class Overlay:
             raise _damaged(path, str(error)) from error
         self._folded = int(self.meta.get(_SEQUENCE, 0))
         self._fold_at = FOLD_AT
+        self._refused = False
         self.meta = self._pending.merge_meta(self.meta)
         self._wal = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         self._reserve = path.with_name("reserve")
@@ -148,9 +157,13 @@ class Overlay:
         """Bring what is pending into the database. False where it took none; it stays pending."""
         try:
             self._transfer()
-        except OSError:  # was logged; the log and the memory have everything
+        except OSError as error:  # the log and the memory have everything
+            if not self._refused:
+                log.warning("the overlay's database takes nothing, and is asked again: %s", error)
+            self._refused = True
             self._fold_at = self._pending.edits + FOLD_AT
             return False
+        self._refused = False
         self._fold_at = FOLD_AT
         return True
 
@@ -214,18 +227,13 @@ class Overlay:
         with contextlib.suppress(OSError):  # a full disk: the log goes on in its last segment
             self._log.begin_segment()
 
-    def checkpoint(self, *, ask_use: bool = False) -> SegmentUse:
-        """Write the WAL back into the database. Blocks on the disk: call it in a thread.
-
-        Returns, with `ask_use`, which segments of small files it names: all of that is on the disk.
-        """
+    def checkpoint(self) -> None:
+        """Write the WAL back into the database. Blocks on the disk: call it in a thread."""
         with self._checkpointing, contextlib.closing(_connect(self.path)) as connection:
-            use = dict(connection.execute(_SEGMENT_USE)) if ask_use else {}
             os.fsync(self._wal)
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         if not self._reserved:
             self._keep_reserve()
-        return use
 
     def finish_checkpoint(self) -> None:
         """The rest of it, which lets the WAL begin anew: 0.5 to 5 ms, in the event loop."""
@@ -289,14 +297,41 @@ class Overlay:
             (found.add if row is not None and row.has_data else found.discard)(ino)
         return sorted(found)
 
+    def segment_use(self) -> Callable[[], dict[int, int]]:
+        """What gives the bytes that rows name as of now, by segment of small files.
+
+        It reads the whole table: to be called once, in a thread. Both raise: OSError,
+        sqlite3.Error.
+        """
+        connection = _connect(self.path)
+        connection.execute("BEGIN")
+        pending: Counter[int] = Counter()
+        for ino, row in self._pending.rows():  # there are some where the disk is full
+            found = self._one(_GET_INODE, (ino,))
+            for one, sign in ((_row(found) if found else None, -1), (row, 1)):
+                if one is not None and one.extent is not None:
+                    pending[one.extent.segment] += sign * one.extent.size
+        connection.execute("SELECT 1 FROM meta LIMIT 1").fetchone()  # holds this moment
+
+        def use() -> dict[int, int]:
+            with contextlib.closing(connection):
+                pending.update(dict(connection.execute(_SEGMENT_USE)))
+            return dict(pending)
+
+        return use
+
     def bytes_in_segments(self) -> int:
         """Size of the small files, as far as it is in the database."""
         return int(self._one("SELECT coalesce(sum(segment_size), 0) FROM inodes", ())[0])
 
     def inodes_in_segments(self, numbers: set[int]) -> list[int]:
-        """Inodes whose content was there when the database was last folded."""
-        found = self._all("SELECT ino, segment FROM inodes WHERE segment IS NOT NULL", ())
-        return [ino for ino, segment in found if segment in numbers]
+        """Inodes whose content was there when the database was last folded.
+
+        Reads the whole table: call it in a thread. Raises: sqlite3.Error.
+        """
+        with contextlib.closing(_connect(self.path)) as connection:
+            found = connection.execute("SELECT ino, segment FROM inodes WHERE segment IS NOT NULL")
+            return [ino for ino, segment in found if segment in numbers]
 
     def has_upper(self, ino: int) -> bool:
         row = self.row(ino)
@@ -310,13 +345,13 @@ class Overlay:
         try:
             return self._execute(sql, parameters).fetchone()
         except sqlite3.Error as error:
-            raise _os_error(error) from error
+            raise _reported(error) from error
 
     def _all(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
         try:
             return self._execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
-            raise _os_error(error) from error
+            raise _reported(error) from error
 
 
 def read_base(path: Path) -> tuple[int, bytes | None]:
@@ -358,13 +393,25 @@ def create_overlay(path: Path, edits: Sequence[Edit]) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    """With the WAL's index in memory ("unix-excl"), not in a file that is mapped: on btrfs, a full
+    disk ends a process that writes to such a mapping (SIGBUS). No other process can look at the
+    database meanwhile."""
     connection = sqlite3.connect(
-        path, isolation_level=None, cached_statements=256, timeout=5, check_same_thread=False
+        f"{path.absolute().as_uri()}?vfs=unix-excl",
+        uri=True,
+        isolation_level=None,
+        cached_statements=256,
+        timeout=5,
+        check_same_thread=False,
     )
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
-    connection.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT}")
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -408,10 +455,13 @@ _ERRNOS = {
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def _reported(error: sqlite3.Error) -> OSError:
+    log.error("overlay database failed", extra={"cause": str(error)})
+    return _os_error(error)
+
+
 def _os_error(error: sqlite3.Error) -> OSError:
     """The errno that a program in the mount gets for a failure of the database."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     number = _ERRNOS.get(code, errno.EIO)
-    if number == errno.EIO:
-        log.error("overlay database failed", extra={"cause": str(error)})
     return OSError(number, f"overlay database: {error}")

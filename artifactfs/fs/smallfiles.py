@@ -6,14 +6,16 @@ used lately, ``recently_deleted``). So what is written to a new or emptied file 
 `LARGEST` bytes, is appended here, and its row says where it is (`Extent`). Bytes in a segment
 never change; a file that is written in the middle, or grows, gets an upper file (`Contents`).
 
-A segment is removed when no row names it any more and the disk knows that (`collection.py`). Each
-start goes on in a new one. What was lost by power loss without fsync is beyond its end.
+A segment is removed when no row names it any more and the disk knows that (`collection.py`). How
+much of each is named is counted here. Each start goes on in a new one. What was lost by power loss
+without fsync is beyond the end of its segment.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +27,10 @@ LARGEST = 32 << 10
 SEGMENT_BYTES = 8 << 20
 """A segment that is as long is followed by another one."""
 
-_COLLECT_AFTER = 64 << 20
-"""Bytes written since the last collection."""
+WASTE_BYTES = 16 << 20
+"""Bytes that nothing names and that are left alone."""
+
+_SEALED_EARLY = 1 << 20
 
 _DESCRIPTORS_KEPT = 32
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -45,7 +49,8 @@ class SmallFiles:
         self._current = 0
         self._on_disk = dict(self._sizes)
         self._unlisted = False
-        self._appended = 0
+        self._live: Counter[int] = Counter()
+        self._knows_use = False
         self.held: dict[int, int] = {}
         """Of files that are open without a name: the segment, by inode number."""
 
@@ -72,7 +77,6 @@ class SmallFiles:
         if os.pwrite(self._descriptor(number), data, offset) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the next one goes over it
         self._sizes[number] = offset + len(data)
-        self._appended += len(data)
 
     def _begin_segment(self) -> int:
         number = self._begin()
@@ -135,14 +139,40 @@ class SmallFiles:
         end = extent.offset + extent.size
         return extent.size > 0 and end <= self._on_disk.get(extent.segment, 0)
 
-    @property
-    def needs_collection(self) -> bool:
-        return self._appended > _COLLECT_AFTER
+    def account(self, before: Extent | None, after: Extent | None) -> None:
+        """A row names `after` instead of `before` now."""
+        if before is not None:
+            self._live[before.segment] -= before.size
+        if after is not None:
+            self._live[after.segment] += after.size
 
-    def sealed(self) -> dict[int, int]:
-        """Sizes of the segments that get nothing more, by number, for a collection."""
-        self._appended = 0
-        return {n: size for n, size in self._sizes.items() if n != self._current}
+    def count_from_here(self) -> None:
+        """`learn` is going to tell what the rows name now."""
+        self._live.clear()
+
+    def learn(self, use: dict[int, int]) -> None:
+        """Bytes that rows named at that moment, by segment."""
+        self._live.update(use)
+        self._knows_use = True
+
+    def dead(self) -> list[int]:
+        """Segments that nothing names. The current one counts where it is worth the room."""
+        current = self._current
+        if current and self._live[current] <= 0 and self._sizes[current] >= _SEALED_EARLY:
+            self._current = current = 0
+        if not self._knows_use:
+            return []
+        held = set(self.held.values())
+        return [n for n in self._sizes if n != current and self._live[n] <= 0 and n not in held]
+
+    def sparse(self) -> set[int]:
+        """Segments of which less than half is named, where they waste more than is in use."""
+        sealed = {n: size for n, size in self._sizes.items() if n != self._current}
+        live = sum(self._live[n] for n in sealed)
+        if not self._knows_use or sum(sealed.values()) - live <= max(WASTE_BYTES, live):
+            return set()
+        mostly_empty = {n for n, size in sealed.items() if self._live[n] <= size // 2}
+        return mostly_empty - set(self.held.values())
 
     def remove_segment(self, number: int) -> None:
         fd = self._descriptors.pop(number, None)
@@ -150,6 +180,7 @@ class SmallFiles:
             os.close(fd)
         self._sizes.pop(number, None)
         self._on_disk.pop(number, None)
+        self._live.pop(number, None)
         (self._path / str(number)).unlink(missing_ok=True)
 
     def close(self) -> None:

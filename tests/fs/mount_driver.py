@@ -20,7 +20,7 @@ import pyfuse3
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.fs import collection, fastloop, lowlevel, session, smallfiles
+from artifactfs.fs import fastloop, lowlevel, session, smallfiles
 from artifactfs.fs.filesystem import FileSystem
 from artifactfs.git.objects import ObjectDatabase, Oid
 from artifactfs.hydration.blobs import Blob, MemoryBlob
@@ -130,7 +130,7 @@ class Commands:
         await self.blobs.hydrate(oid, ReadContext())
 
     async def do_collect(self) -> None:
-        await self.fs.checkpoint()
+        await self.fs.collect()
 
     async def do_requests(self) -> dict[str, int]:
         """What the kernel has asked for so far, by operation."""
@@ -222,7 +222,7 @@ async def _collect(filesystem: FileSystem, pause_s: float) -> None:
     """Collect segments all the time; in real life it happens rarely."""
     while True:
         await trio.sleep(pause_s)
-        await filesystem.checkpoint()
+        await filesystem.collect()
 
 
 async def _serve(
@@ -240,7 +240,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     config = json.loads(sys.argv[1])
     if "segment_bytes" in config:
-        smallfiles.SEGMENT_BYTES = collection.WASTE_BYTES = config["segment_bytes"]
+        smallfiles.SEGMENT_BYTES = smallfiles.WASTE_BYTES = config["segment_bytes"]
     if config.get("plain"):  # as stock pyfuse3 has it
         lowlevel.adjusted = lambda pyfuse3: contextlib.nullcontext(lowlevel.Adjustments())
     try:

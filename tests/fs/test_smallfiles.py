@@ -226,8 +226,10 @@ def test_a_database_from_before_is_migrated(mount: Mount, monkeypatch: pytest.Mo
         connection.commit()
     with monkeypatch.context() as patch:
         patch.setattr("artifactfs.fs.overlay.MIGRATIONS", MIGRATIONS[:2])
-        with pytest.raises(Exception, match="segment"):
-            Overlay(database).rows_in(1)
+        overlay = Overlay(database)
+        with pytest.raises(OSError, match="no such column: segment"):
+            overlay.rows_in(1)
+        overlay.close()
     mount.start()
     assert (mount.path / "large").read_bytes() == b"x" * 100_000
     (mount.path / "small").write_bytes(b"small")

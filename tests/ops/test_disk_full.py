@@ -61,7 +61,8 @@ def digest(path: Path) -> str:
 
 
 def sound(daemon: DaemonProcess, name: str) -> None:
-    """The overlay, the sizes, and every object that Git finds."""
+    """The overlay, the sizes, and every object that Git finds, once the daemon has ended."""
+    assert daemon.stop() == 0
     for database in (daemon.state / "repos" / name / "overlay.db", daemon.state / "cache/sizes.db"):
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -158,18 +159,19 @@ def test_full_in_the_middle_of_a_write(
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize(("count", "size"), [(5, MIB), (420, 12_000)])
 def test_removing_files_makes_room(
-    small: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+    small: DaemonProcess, remote_repo: Callable[..., ServedRepository], count: int, size: int
 ) -> None:
     """The way out of a full disk must not need space itself."""
     small.start()
     mount = small.add_repo("odd", remote_repo().url)
     small.wait_for("odd", "index")
-    for number in range(5):
-        (mount / f"large{number}").write_bytes(b"\1" * MIB)
+    for number in range(count):
+        (mount / f"file{number}").write_bytes(b"\1" * size)
     fill(small)
-    for number in range(5):
-        (mount / f"large{number}").unlink()
+    for number in range(count):
+        (mount / f"file{number}").unlink()
     wait_until(
         lambda: os.statvfs(small.state).f_bavail * os.statvfs(small.state).f_frsize > 3 * MIB,
         "the space of removed files",
