@@ -41,6 +41,12 @@ from artifactfs.paths import default_mount_root
     "socket. [default: not]",
 )
 @click.option(
+    "--keep-cpus-awake",
+    is_flag=True,
+    help="While requests come in bursts, let idle CPUs wait in a loop and not halt: in virtual "
+    "machines many small operations then take half as long. Costs CPU time; for root only.",
+)
+@click.option(
     "--exit-when-idle",
     type=Duration(),
     help="End after so long without a mount and without a command. [default: never]",
@@ -50,6 +56,7 @@ def daemon(
     log_level: str,
     cache_limit: int | None,
     metrics: str | None,
+    keep_cpus_awake: bool,
     exit_when_idle: float | None,
 ) -> None:
     """Mount all registered repositories and keep them mounted.
@@ -73,6 +80,8 @@ def daemon(
 
     os.environ.pop(TOKEN_VARIABLE, None)  # of add-repo: no program that we start needs it
     logs.configure(log_level)
+    if keep_cpus_awake:
+        _check_latency_device()
     root = (mount_root or default_mount_root()).absolute()
     address = None
     if metrics:
@@ -86,5 +95,19 @@ def daemon(
         metrics=address,
         cache_limit=cache_limit,
         idle_s=exit_when_idle,
+        keep_cpus_awake=keep_cpus_awake,
     )
     trio.run(supervisor.run)
+
+
+def _check_latency_device() -> None:
+    from artifactfs.errors import InvalidInput
+    from artifactfs.fs.wakefulness import DEVICE
+
+    try:
+        os.close(os.open(DEVICE, os.O_WRONLY))
+    except OSError as error:
+        raise InvalidInput(
+            f"--keep-cpus-awake: {DEVICE}: {error.strerror}",
+            hint="run as root; under systemd, with DeviceAllow=/dev/cpu_dma_latency w",
+        ) from None

@@ -52,6 +52,7 @@ class Supervision:
         pool: WorkerPool,
         log_level: str,
         cache_limit: int | None = None,
+        keep_cpus_awake: bool = False,
     ) -> None:
         self.settings = settings
         self.state = "starting"
@@ -64,6 +65,7 @@ class Supervision:
         self._pool = pool
         self._log_level = log_level
         self._cache_limit = cache_limit
+        self._keep_cpus_awake = keep_cpus_awake
         self._channel: WorkerChannel | None = None
         self._stop = trio.Event()
         self._retry = trio.Event()
@@ -191,6 +193,7 @@ class Supervision:
             "settings": asdict(self.settings),
             "log_level": self._log_level,
             "cache_limit": self._cache_limit,
+            "keep_cpus_awake": self._keep_cpus_awake,
         }
         try:
             worker = await self._pool.fork(spec)

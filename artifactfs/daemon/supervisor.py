@@ -53,13 +53,16 @@ class Supervisor:
         metrics: MetricsAddress | None = None,
         cache_limit: int | None = None,
         idle_s: float | None = None,
+        keep_cpus_awake: bool = False,
     ) -> None:
-        """`cache_limit` is in bytes, None for the default. After `idle_s` seconds without a mount
+        """`cache_limit` is in bytes, None for the default. `keep_cpus_awake`: while there are many
+        requests, see `fs.wakefulness`. After `idle_s` seconds without a mount
         and without a command the daemon ends by itself."""
         self.state = state
         self._metrics = metrics
         self._cache_limit = cache_limit
         self._idle_s = idle_s
+        self._keep_cpus_awake = keep_cpus_awake
         self.mount_root = mount_root
         self.log_level = log_level
         self.started = time.time()
@@ -114,6 +117,7 @@ class Supervisor:
             pool=self.pool,
             log_level=self.log_level,
             cache_limit=self._cache_limit,
+            keep_cpus_awake=self._keep_cpus_awake,
         )
         self.mounts[settings.name] = supervision
         self._nursery.start_soon(supervision.run)

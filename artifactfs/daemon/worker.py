@@ -21,6 +21,7 @@ import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ def run_worker(spec: dict[str, Any], channel: int) -> int:
     _set_process_name(f"afs:{settings.name}")
     stream = socket.socket(fileno=channel)
     stream.setblocking(False)
-    limit = spec.get("cache_limit")
+    limit = DEFAULT_CACHE_LIMIT if spec["cache_limit"] is None else int(spec["cache_limit"])
     state = StateLayout(Path(spec["state_root"]))
-    worker = Worker(state, settings, stream, DEFAULT_CACHE_LIMIT if limit is None else int(limit))
+    worker = Worker(state, settings, stream, limit, keep_awake=spec["keep_cpus_awake"])
     return trio.run(worker.run)
 
 
@@ -91,9 +92,12 @@ class Worker:
         settings: RepoSettings,
         stream: socket.socket,
         cache_limit: int = DEFAULT_CACHE_LIMIT,
+        *,
+        keep_awake: bool = False,
     ) -> None:
         self.state = state
         self._cache_limit = cache_limit
+        self._keep_awake = keep_awake
         self.settings = settings
         self.layout: RepoLayout = state.repo(settings.name)
         self.remotes = RemoteConnection(self.layout, settings.remote, settings.deadline_s)
@@ -268,7 +272,8 @@ class Worker:
     async def _mount(self) -> None:
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as mounting:
-                await mounting.start(serve, self.filesystem, self.settings.mount_point)
+                serving = partial(serve, keep_awake=self._keep_awake)
+                await mounting.start(serving, self.filesystem, self.settings.mount_point)
                 nursery.start_soon(self._behind_the_mount)
             nursery.cancel_scope.cancel()
 

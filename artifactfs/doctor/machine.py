@@ -237,7 +237,8 @@ def check_halt_polling(_: Patient) -> Iterator[Finding]:
         yield note(
             "cpu.halt-polling",
             "idle CPUs of this virtual machine halt at once: many small writes take twice as long",
-            f"echo 200000 | sudo tee {HALT_POLLING}  (the kernel's default)",
+            f"echo 200000 | sudo tee {HALT_POLLING}  (the kernel's default), or"
+            " artifact-fs daemon --keep-cpus-awake",
         )
 
 

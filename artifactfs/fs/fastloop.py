@@ -27,15 +27,20 @@ IN_A_ROW = 64
 _WAIT = "_wait_fuse_readable"
 
 
-def install(pyfuse3: ModuleType, fd: int) -> bool:
+def _nothing() -> None:
+    pass
+
+
+def install(pyfuse3: ModuleType, fd: int, took: Callable[[], None] = _nothing) -> bool:
     """Make `pyfuse3` poll `fd` first. False where its internals do not fit: then nothing changes.
 
-    To be called after ``pyfuse3.init`` and before ``pyfuse3.main``; undo it with `remove`.
+    `took` is called at each request. To be called after ``pyfuse3.init`` and before
+    ``pyfuse3.main``; undo it with `remove`.
     """
     original = getattr(pyfuse3, _WAIT, None)
     if original is None or "_session_loop" not in vars(pyfuse3) or hasattr(original, "replaces"):
         return False
-    wait = _polling(original, fd)
+    wait = _polling(original, fd, took)
     wait.replaces = original  # type: ignore[attr-defined]
     setattr(pyfuse3, _WAIT, wait)
     return True
@@ -48,7 +53,9 @@ def remove(pyfuse3: ModuleType) -> None:
         setattr(pyfuse3, _WAIT, original)
 
 
-def _polling(original: Callable[[], Awaitable[bool]], fd: int) -> Callable[[], Awaitable[bool]]:
+def _polling(
+    original: Callable[[], Awaitable[bool]], fd: int, took: Callable[[], None]
+) -> Callable[[], Awaitable[bool]]:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     poll = poller.poll
@@ -61,12 +68,14 @@ def _polling(original: Callable[[], Awaitable[bool]], fd: int) -> Callable[[], A
             for _ in attempts:
                 if poll(0):
                     in_a_row += 1
+                    took()
                     return True
         while True:
             if not await original():
                 return False
             in_a_row = 0
             if poll(0):  # else another task has taken the request meanwhile
+                took()
                 return True
 
     return wait_fuse_readable

@@ -16,6 +16,7 @@ import trio
 from artifactfs.errors import MountError
 from artifactfs.fs import fastloop, lowlevel
 from artifactfs.fs.filesystem import FileSystem
+from artifactfs.fs.wakefulness import Wakefulness
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +35,27 @@ async def serve(
     mount_point: str | os.PathLike[str],
     *,
     options: Iterable[str] = (),
+    keep_awake: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount `filesystem` and serve it until it is unmounted, or until this is cancelled.
 
     Reports started once the mount answers. When cancelled, unmounts before it returns (lazily
     where files are still open: programs get ENOTCONN then). One mount per process at a time:
-    that is how pyfuse3 is made. Raises: MountError.
+    that is how pyfuse3 is made. `keep_awake`: see `wakefulness`. Raises: MountError.
     """
     path = absolute(mount_point)
     fd = _mount(filesystem, path, options)
-    fast = fd is not None and fastloop.install(pyfuse3, fd)
+    awake = [Wakefulness()] if keep_awake else []
+    fast = fd is not None and fastloop.install(pyfuse3, fd, *(one.took for one in awake))
     if not fast:
         log.warning("pyfuse3 is not the one the fast loop was made for; requests are slower")
     try:
         with filesystem.served():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(filesystem.convert)
+                for one in awake:
+                    nursery.start_soon(one.run)
                 nursery.start_soon(_run_main, nursery.cancel_scope)
                 await filesystem.operations.started.wait()
                 _tune(path)

@@ -7,6 +7,7 @@ local repository, whose blobs arrive only while the gate is open.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ import pyfuse3
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.fs import fastloop, lowlevel, session, smallfiles
+from artifactfs.fs import fastloop, lowlevel, session, smallfiles, wakefulness
 from artifactfs.fs.filesystem import FileSystem
 from artifactfs.git.objects import ObjectDatabase, Oid
 from artifactfs.hydration.blobs import Blob, MemoryBlob
@@ -208,7 +209,8 @@ async def _run(config: dict[str, Any]) -> None:
         filesystem.index_ready.set()
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(_serve, filesystem, config["mount"], nursery.cancel_scope)
+            serving = functools.partial(_serve, keep_awake=config.get("keep_awake", False))
+            await nursery.start(serving, filesystem, config["mount"], nursery.cancel_scope)
             _say({"mounted": True})
             if "collect_s" in config:
                 nursery.start_soon(_collect, filesystem, config["collect_s"])
@@ -230,9 +232,10 @@ async def _serve(
     mount: str,
     scope: trio.CancelScope,
     *,
+    keep_awake: bool,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    await session.serve(filesystem, mount, task_status=task_status)
+    await session.serve(filesystem, mount, keep_awake=keep_awake, task_status=task_status)
     scope.cancel()
 
 
@@ -241,6 +244,9 @@ def main() -> None:
     config = json.loads(sys.argv[1])
     if "segment_bytes" in config:
         smallfiles.SEGMENT_BYTES = smallfiles.WASTE_BYTES = config["segment_bytes"]
+    wakefulness.DEVICE = config.get("latency_device", wakefulness.DEVICE)
+    if "burst_s" in config:
+        wakefulness.WITHIN_S = wakefulness.QUIET_S = config["burst_s"]
     if config.get("plain"):  # as stock pyfuse3 has it
         lowlevel.adjusted = lambda pyfuse3: contextlib.nullcontext(lowlevel.Adjustments())
     try:
