@@ -9,13 +9,17 @@ write, so the schema is plain SQL here. A look-up of one oid takes 5 µs, of man
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -35,16 +39,29 @@ so nearly each look-up reads another page. All workers share the memory."""
 _BUSY_S = 10.0
 
 
+_BTRFS = 0x9123683E
+"""``BTRFS_SUPER_MAGIC`` (linux/magic.h)."""
+
+
+def _journal_mode(folder: Path) -> str:
+    """WAL, so that nobody waits for a writer; but not on btrfs, where a full disk ends processes
+    that write to a mapped file, as the index of the WAL is (SIGBUS)."""
+    found = (ctypes.c_long * 32)()
+    failed = ctypes.CDLL(None).statfs(os.fsencode(folder), found)
+    return "TRUNCATE" if not failed and found[0] == _BTRFS else "WAL"
+
+
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open `path` with WAL; retries while another worker creates it. Raises: sqlite3.Error."""
+    """Open `path`; retries while another worker creates it. Raises: sqlite3.Error."""
     give_up = time.monotonic() + _BUSY_S
+    mode = _journal_mode(path.parent)
     while True:
         connection = sqlite3.connect(
             path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )
         try:
-            # The change to WAL does not go through SQLite's busy handler.
-            connection.execute("PRAGMA journal_mode=WAL")
+            # The change of the mode does not go through SQLite's busy handler.
+            connection.execute(f"PRAGMA journal_mode={mode}")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA cache_size=-1024")
             connection.execute(f"PRAGMA mmap_size={_MAPPED}")
@@ -75,6 +92,18 @@ def _open(path: Path) -> sqlite3.Connection:
         return _connect(path)
 
 
+def _in_memory() -> Iterator[sqlite3.Connection]:
+    """Connections to one database that ends with them."""
+    name = f"file:{uuid.uuid4().hex}?mode=memory&cache=shared"
+    while True:
+        connection = sqlite3.connect(
+            name, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA read_uncommitted=1")  # else a writer makes readers fail
+        connection.execute(_SCHEMA)
+        yield connection
+
+
 def _chunks(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
@@ -85,9 +114,16 @@ class SizeStore:
     """Known sizes in bytes, by oid. Look-ups are synchronous; bulk writes go to a thread."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the database. Raises: sqlite3.OperationalError where the disk refuses."""
-        self._reader = _open(path)
-        self._writer = _open(path)
+        """Open or create the database. Where the disk refuses (it is full), sizes are kept in
+        memory: a mount needs them, and they can be had again."""
+        try:
+            self._reader = _open(path)
+            self._writer = _open(path)
+        except (OSError, sqlite3.OperationalError) as error:
+            log.warning("sizes are kept in memory until the next start: %s", error)
+            connections = _in_memory()
+            self._reader, self._writer = next(connections), next(connections)
+        self._refused = False
         self._write_lock = trio.Lock()
         self._memory: dict[bytes, int] = {}
         self._unsaved: dict[bytes, int] = {}
@@ -97,10 +133,10 @@ class SizeStore:
         if size is None:
             size = self._unsaved.get(oid)
         if size is None:
-            row = self._reader.execute("SELECT size FROM sizes WHERE oid=?", (oid,)).fetchone()
-            if row is None:
+            rows = self._query("SELECT size FROM sizes WHERE oid=?", (oid,))
+            if not rows:
                 return None
-            size = int(row[0])
+            size = int(rows[0][0])
             self._keep(oid, size)
         return size
 
@@ -118,13 +154,21 @@ class SizeStore:
                 found[oid] = size
         for chunk in _chunks(absent, _SELECT_MANY):
             marks = ",".join("?" * len(chunk))
-            rows = self._reader.execute(
-                f"SELECT oid, size FROM sizes WHERE oid IN ({marks})", chunk
-            )
-            for oid, size in rows:
+            query = f"SELECT oid, size FROM sizes WHERE oid IN ({marks})"
+            for oid, size in self._query(query, chunk):
                 found[oid] = size
                 self._keep(oid, size)
         return found
+
+    def _query(self, sql: str, parameters: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """Nothing where the disk fails: then sizes are not known."""
+        try:
+            return self._reader.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            if not self._refused:
+                log.warning("sizes cannot be read: %s", error)
+            self._refused = True
+            return []
 
     def lacking(self, oids: Sequence[bytes]) -> list[bytes]:
         """Those of `oids` whose size is not known, in their order."""

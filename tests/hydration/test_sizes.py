@@ -7,8 +7,10 @@ import os
 import sqlite3
 from pathlib import Path
 
+import pytest
 import trio
 
+from artifactfs.hydration import sizes
 from artifactfs.hydration.sizes import SizeStore
 from tests.e2e.delay_proxy import DelayProxy
 from tests.hydration.cold_mount import cold_mount
@@ -56,7 +58,12 @@ def _write(path: Path, first: int) -> None:
     trio.run(main)
 
 
-def test_several_processes_write_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["WAL", "TRUNCATE"])
+def test_several_processes_write_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """The second is for btrfs."""
+    monkeypatch.setattr(sizes, "_journal_mode", lambda folder: mode)
     path = tmp_path / "sizes.db"
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write, args=(path, n * 1_500)) for n in range(4)]
@@ -67,7 +74,27 @@ def test_several_processes_write_at_once(tmp_path: Path) -> None:
     assert [writer.exitcode for writer in writers] == [0] * 4
     with sqlite3.connect(path) as database:
         assert database.execute("SELECT count(*) FROM sizes").fetchone() == (6_500,)
-        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert (path.read_bytes()[18] == 2) == (mode == "WAL")  # of the header: how it is read
+
+
+def test_a_disk_that_refuses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The mount goes on with what it learns; nothing is kept."""
+    (tmp_path / "cache").write_text("no folder")
+
+    async def main() -> None:
+        store = SizeStore(tmp_path / "cache" / "sizes.db")
+        await store.add_many({oid(n): n for n in range(40_000)})  # more than memory keeps
+        store.put(oid(50_000), 5)
+        await store.flush()
+        assert store.get(oid(1)) == 1
+        assert store.get(oid(39_999)) == 39_999
+        assert store.get(oid(50_000)) == 5
+        assert store.get(oid(60_000)) is None
+        assert len(store.get_many([oid(n) for n in range(40_000)])) == 40_000
+        store.close()
+
+    trio.run(main)
+    assert "sizes are kept in memory" in caplog.text
 
 
 def test_a_damaged_database_is_put_aside(tmp_path: Path) -> None:

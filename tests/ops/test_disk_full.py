@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import multiprocessing
 import os
 import random
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+import trio
 
+from artifactfs.hydration.sizes import SizeStore
 from tests.e2e.mount_table import mounts_below
 from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
 
@@ -178,3 +181,82 @@ def test_removing_files_makes_room(
     )
     (mount / "new").write_bytes(b"\2" * MIB)
     assert (mount / "new").read_bytes() == b"\2" * MIB
+
+
+@pytest.fixture
+def on_btrfs(idle_daemon: DaemonProcess, tmp_path: Path) -> Iterator[DaemonProcess]:
+    """A daemon that was not started yet, its state root a subvolume that may hold 60 MiB."""
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(600 * MIB)
+    disk.mkdir()
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+    try:
+        subprocess.run(["btrfs", "quota", "enable", disk], check=True)
+        subprocess.run(["btrfs", "-q", "subvolume", "create", disk / "state"], check=True)
+        subprocess.run(["btrfs", "qgroup", "limit", "60M", disk / "state"], check=True)
+        (disk / "state").chmod(0o700)
+        idle_daemon.state = disk / "state"
+        yield idle_daemon
+    finally:
+        idle_daemon.clean_up()
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.timeout(180)
+def test_a_used_up_quota_on_btrfs(
+    on_btrfs: DaemonProcess,
+    remote_repo: Callable[..., ServedRepository],
+    bulky: tuple[Path, dict[str, str]],
+) -> None:
+    """There, who writes to a mapped file dies; the workers have none, and start again."""
+    bare, digests = bulky
+    on_btrfs.start()
+    mount = on_btrfs.add_repo("bulky", remote_repo(bare).url, "--hydrate", "none")
+    on_btrfs.wait_for("bulky", "index")
+    filler = on_btrfs.state / "filler"
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError) as caught:
+        while True:
+            file.write(b"\0" * 65_536)
+    assert caught.value.errno == errno.EDQUOT
+    for round_number in range(4):
+        os.sync()  # what is mapped is clean then, and writing to it takes room
+        for name, expected in list(digests.items())[round_number * 2 :][:2]:
+            assert digest(mount / name) == expected
+        assert subprocess.run(["ls", "-lR", mount], stdout=subprocess.DEVNULL).returncode == 0
+    on_btrfs.kill()
+    on_btrfs.start()
+    wait_until(lambda: mounts_below(on_btrfs.mounts), "the mount")
+    for name, expected in list(digests.items())[8:16]:
+        assert digest(mount / name) == expected
+    log = on_btrfs.log.read_text()
+    assert "Traceback" not in log
+    assert "starting another" not in log
+    filler.unlink()
+
+
+def _use_sizes(folder: Path) -> None:
+    async def main() -> None:
+        store = SizeStore(folder / "sizes.db")
+        sizes = {n.to_bytes(20, "big"): n for n in range(40_000)}
+        await store.add_many(sizes)
+        with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"\0" * 4_096)
+        for number in range(10):
+            os.sync()
+            assert len(store.get_many(sizes)) == len(sizes)
+            with suppress(sqlite3.Error):
+                await store.add_many({oid: size + number for oid, size in sizes.items()})
+        store.close()
+
+    trio.run(main)
+
+
+def test_sizes_on_a_full_btrfs(on_btrfs: DaemonProcess) -> None:
+    """With an index of the WAL that is mapped, this process is ended by SIGBUS."""
+    process = multiprocessing.get_context("fork").Process(target=_use_sizes, args=[on_btrfs.state])
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
