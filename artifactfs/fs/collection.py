@@ -43,14 +43,25 @@ class Collection:
         try:
             dead = self._small.dead()
             if dead:
-                await trio.to_thread.run_sync(self._tree.overlay.sync)
-                for number in set(dead).intersection(self._small.dead()):
-                    self._small.remove_segment(number)
+                await self._remove(dead)
             sparse = self._small.sparse()
             if sparse:
                 await self._clear(sparse)
         except (OSError, sqlite3.Error) as error:
             log.warning("the room of small files stays for now: %s", error)
+
+    async def _remove(self, numbers: set[int]) -> None:
+        """Remove segments. Counting is quick, but the rows have the last word."""
+        overlay = self._tree.overlay
+        await trio.to_thread.run_sync(overlay.sync)
+        inos = await trio.to_thread.run_sync(overlay.inodes_in_segments, numbers)
+        named = overlay.segments_named(inos)
+        for number in self._small.dead() & numbers:
+            if number not in named:
+                self._small.remove_segment(number)
+        if named & numbers:
+            log.error("the use of segments %s was counted wrong", sorted(named & numbers))
+            await self.begin()
 
     async def _clear(self, numbers: set[int]) -> None:
         """Move what is in these segments to the current one, so that they can go."""

@@ -24,7 +24,7 @@ import sqlite3
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
@@ -332,6 +332,11 @@ class Overlay:
         with contextlib.closing(_connect(self.path)) as connection:
             found = connection.execute("SELECT ino, segment FROM inodes WHERE segment IS NOT NULL")
             return [ino for ino, segment in found if segment in numbers]
+
+    def segments_named(self, inos: Iterable[int]) -> set[int]:
+        """Segments that rows of `inos` name now, or any row that is not in the database yet."""
+        rows = [self.row(ino) for ino in inos] + [row for _, row in self._pending.rows()]
+        return {row.extent.segment for row in rows if row is not None and row.extent is not None}
 
     def has_upper(self, ino: int) -> bool:
         row = self.row(ino)

@@ -155,15 +155,15 @@ class SmallFiles:
         self._live.update(use)
         self._knows_use = True
 
-    def dead(self) -> list[int]:
+    def dead(self) -> set[int]:
         """Segments that nothing names. The current one counts where it is worth the room."""
         current = self._current
         if current and self._live[current] <= 0 and self._sizes[current] >= _SEALED_EARLY:
             self._current = current = 0
         if not self._knows_use:
-            return []
+            return set()
         held = set(self.held.values())
-        return [n for n in self._sizes if n != current and self._live[n] <= 0 and n not in held]
+        return {n for n in self._sizes if n != current and self._live[n] <= 0} - held
 
     def sparse(self) -> set[int]:
         """Segments of which less than half is named, where they waste more than is in use."""

@@ -133,6 +133,9 @@ class Commands:
     async def do_collect(self) -> None:
         await self.fs.collect()
 
+    async def do_miscount(self) -> None:
+        self.fs.tree.small.learn({number: -(1 << 30) for number in range(100)})
+
     async def do_requests(self) -> dict[str, int]:
         """What the kernel has asked for so far, by operation."""
         return dict(self.fs.operations.requests)

@@ -247,3 +247,19 @@ def test_rows_are_written_down_whole(
     edit = put_inode(77, row)
     following = put_inode(78, row)
     assert list(decode(edit[4] + following[4])) == [edit, following]
+
+
+def test_a_wrong_count_loses_nothing(new_mount: Callable[..., Mount]) -> None:
+    mount = new_mount().start(segment_bytes=5_000)
+    for number in range(20):
+        (mount.path / f"{number}").write_bytes(b"%d" % number * 500)
+    before = segments(mount)
+    mount.ask("miscount")
+    mount.ask("collect")
+    assert segments(mount) == before
+    assert "counted wrong" in mount.stderr()
+    for number in range(20):
+        assert (mount.path / f"{number}").read_bytes() == b"%d" % number * 500
+        (mount.path / f"{number}").unlink()
+    mount.ask("collect")
+    assert len(segments(mount)) <= 1
