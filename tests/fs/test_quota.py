@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.btrfs import limited_folder
 from tests.fs.expectations import wait_for
 from tests.fs.mounting import Mount
 
@@ -23,23 +23,13 @@ QUOTA_MIB = 20
 @pytest.fixture
 def limited(new_mount: Callable[..., Mount], tmp_path: Path) -> Iterator[Mount]:
     """A mount whose state is in a subvolume that may hold 20 MiB."""
-    image, disk = tmp_path / "image", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(600 << 20)
-    disk.mkdir()
-    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
     mount = new_mount()
-    try:
-        subprocess.run(["btrfs", "quota", "enable", disk], check=True)
-        subprocess.run(["btrfs", "-q", "subvolume", "create", disk / "state"], check=True)
-        limit = ["btrfs", "qgroup", "limit", f"{QUOTA_MIB}M", disk / "state"]
-        subprocess.run(limit, check=True)
-        mount.layout = disk / "state"
-        yield mount.start()
-    finally:
-        mount.kill()
-        subprocess.run(["umount", "-l", disk], check=True)
+    with limited_folder(tmp_path, QUOTA_MIB) as folder:
+        mount.layout = folder
+        try:
+            yield mount.start()
+        finally:
+            mount.kill()
 
 
 def fill(folder: Path, size: int) -> dict[Path, bytes]:

@@ -8,11 +8,13 @@ import random
 import struct
 import subprocess
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import trio
+import trio.testing
 
 from artifactfs.git import packformat
 from artifactfs.git.pack import PackedObject, PackParser
@@ -144,6 +146,26 @@ def half_of(pack: bytes, failure: Exception | None) -> AsyncIterator[bytes]:
             raise failure
 
     return chunks()
+
+
+Ingest = Callable[[AsyncIterator[bytes]], Awaitable[object]]
+
+
+def interrupt(ingest: Ingest, store: PackStore, pack: bytes, how: str) -> None:
+    """Have `ingest` of `store` get half of `pack`; then it "breaks" or "is cancelled"."""
+    if how == "breaks":
+        with pytest.raises(ConnectionError):
+            trio.run(ingest, half_of(pack, ConnectionError()))
+    else:
+        trio.run(_cancel, ingest, store, half_of(pack, None))
+
+
+async def _cancel(ingest: Ingest, store: PackStore, chunks: AsyncIterator[bytes]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ingest, chunks)
+        await trio.testing.wait_all_tasks_blocked()
+        assert leftovers(store) != []
+        nursery.cancel_scope.cancel()
 
 
 def leftovers(store: PackStore) -> list[str]:

@@ -33,6 +33,7 @@ from tests.git.pack_samples import (
     half_of,
     in_chunks,
     ingest,
+    interrupt,
     leftovers,
     make_delta,
 )
@@ -153,14 +154,6 @@ def test_nothing_is_published_of_a_broken_pack(
     assert pack_files(store) == set() and leftovers(store) == []
 
 
-async def ingest_cancelled(store: PackStore, chunks: AsyncIterator[bytes]) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: store.ingest(chunks))
-        await trio.testing.wait_all_tasks_blocked()
-        assert leftovers(store) != []
-        nursery.cancel_scope.cancel()
-
-
 @pytest.mark.parametrize("how", ["breaks", "is cancelled"])
 @pytest.mark.parametrize("options", [("--window=0",), ("--delta-base-offset", "--window=50")])
 def test_whole_objects_survive_a_connection_that(
@@ -168,11 +161,7 @@ def test_whole_objects_survive_a_connection_that(
 ) -> None:
     small = [oid for oid in sample.oids() if len(sample.contents[oid][1]) < 20_000]
     pack = sample.pack(*options, oids=small)
-    if how == "breaks":
-        with pytest.raises(ConnectionError):
-            trio.run(lambda: store.ingest(half_of(pack, ConnectionError())))
-    else:
-        trio.run(ingest_cancelled, store, half_of(pack, None))
+    interrupt(store.ingest, store, pack, how)
     assert leftovers(store) == []
     (rescued,) = store.packs()
     git(gitdir, "verify-pack", str(_index(rescued.path)))
@@ -184,12 +173,12 @@ def test_whole_objects_survive_a_connection_that(
 
 def test_nothing_survives_where_nothing_is_whole(store: PackStore) -> None:
     large = blob_pack(os.urandom(4 << 20))
-    trio.run(ingest_cancelled, store, half_of(large, None))
+    interrupt(store.ingest, store, large, "is cancelled")
     waiting = HandmadePack()
     waiting.ref_delta(b"base", make_delta(b"base", [(0, 4), b"!"]))
     waiting.blob(b"base" * 1000)
     waiting.blob(os.urandom(3000))
-    trio.run(ingest_cancelled, store, half_of(waiting.finish(), None))
+    interrupt(store.ingest, store, waiting.finish(), "is cancelled")
     with pytest.raises(ConnectionError):
         trio.run(lambda: store.ingest(half_of(b"", ConnectionError())))
     assert pack_files(store) == set() and leftovers(store) == []

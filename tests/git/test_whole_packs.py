@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ from tests.git.pack_samples import (
     blob_id,
     damaged,
     git,
-    half_of,
     in_chunks,
+    interrupt,
     leftovers,
     make_delta,
 )
@@ -129,13 +128,6 @@ def test_a_full_disk_is_told_as_such(
     assert store.packs() == [] and leftovers(store) == []
 
 
-async def ingest_cancelled(store: PackStore, chunks: AsyncIterator[bytes]) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: store.ingest_whole(chunks))
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
-
-
 @pytest.mark.parametrize("how", ["breaks", "is cancelled"])
 @pytest.mark.parametrize("options", [("--window=0",), ("--delta-base-offset", "--window=50")])
 def test_whole_objects_survive_a_connection_that(
@@ -143,11 +135,7 @@ def test_whole_objects_survive_a_connection_that(
 ) -> None:
     small = [oid for oid in sample.oids() if len(sample.contents[oid][1]) < 20_000]
     pack = sample.pack(*options, oids=small)
-    if how == "breaks":
-        with pytest.raises(ConnectionError):
-            trio.run(lambda: store.ingest_whole(half_of(pack, ConnectionError())))
-    else:
-        trio.run(ingest_cancelled, store, half_of(pack, None))
+    interrupt(store.ingest_whole, store, pack, how)
     assert leftovers(store) == []
     assert len(store.packs()) == 1
     odb = ObjectDatabase(gitdir)

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from artifactfs.hydration.sizes import SizeStore
+from tests.btrfs import limited_folder
 from tests.e2e.mount_table import mounts_below
 from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
 
@@ -186,22 +187,13 @@ def test_removing_files_makes_room(
 @pytest.fixture
 def on_btrfs(idle_daemon: DaemonProcess, tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon that was not started yet, its state root a subvolume that may hold 60 MiB."""
-    image, disk = tmp_path / "image", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(600 * MIB)
-    disk.mkdir()
-    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
-    try:
-        subprocess.run(["btrfs", "quota", "enable", disk], check=True)
-        subprocess.run(["btrfs", "-q", "subvolume", "create", disk / "state"], check=True)
-        subprocess.run(["btrfs", "qgroup", "limit", "60M", disk / "state"], check=True)
-        (disk / "state").chmod(0o700)
-        idle_daemon.state = disk / "state"
-        yield idle_daemon
-    finally:
-        idle_daemon.clean_up()
-        subprocess.run(["umount", "-l", disk], check=True)
+    with limited_folder(tmp_path, 60) as folder:
+        folder.chmod(0o700)
+        idle_daemon.state = folder
+        try:
+            yield idle_daemon
+        finally:
+            idle_daemon.clean_up()
 
 
 @pytest.mark.timeout(180)
