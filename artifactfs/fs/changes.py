@@ -19,14 +19,28 @@ def replace_row(tree: Tree, inode: Inode, row: Row) -> None:
 
     Raises: OSError; then nothing has changed.
     """
-    before = inode.extent
     if row.nlink > 0:
         tree.overlay.apply((put_inode(inode.ino, row),))
-        if before is not row.extent:
-            tree.small.account(before, row.extent)
+    _take(tree, inode, row)
+
+
+def _take(tree: Tree, inode: Inode, row: Row) -> None:
+    """Let `row`, which is written down, replace what is in memory."""
+    before = inode.extent if inode.linked else None
+    after = row.extent if row.nlink > 0 else None
+    if before is not after:
+        tree.small.account(before, after)
     inode.row = row
     inode.mode = row.mode
     inode.oid = row.oid
+
+
+def copy_row(tree: Tree, inode: Inode, row: Row) -> Row:
+    """A copy of the inode's present `row`, to be changed; it is up to date."""
+    data = inode.data
+    if data is not None and data.blocks < 0:
+        tree.look_at_upper(inode, data)
+    return row.copy()
 
 
 class Change:
@@ -47,10 +61,7 @@ class Change:
         row = self._rows.get(inode.ino)
         if row is None:
             if inode.row is not None:
-                data = inode.data
-                if data is not None and data.blocks < 0:
-                    self._tree.look_at_upper(inode, data)
-                row = inode.row.copy()
+                row = copy_row(self._tree, inode, inode.row)
             else:
                 row = self._tree.owner.row(inode)
                 parent = inode.parent
@@ -100,13 +111,9 @@ class Change:
             self._tree.overlay.apply(edits, frees=self._frees)
         for ino, row in self._rows.items():
             inode = self._inodes[ino]
-            if row.extent is not None or inode.extent is not None:
-                self._account(inode, row)
             if inode.row is None and type(inode) is Directory:
                 inode.names = {}  # it had no row, so it has no dirents
-            inode.row = row
-            inode.mode = row.mode
-            inode.oid = row.oid
+            _take(self._tree, inode, row)
         for (parent, name), ino in self._dirents.items():
             names = parent.names
             assert names is not None, "a directory with changed names has a row and its names"
@@ -114,7 +121,3 @@ class Change:
                 names.pop(name, None)
             else:
                 names[name] = ino
-
-    def _account(self, inode: Inode, row: Row) -> None:
-        before = inode.extent if inode.linked else None
-        self._tree.small.account(before, row.extent if row.nlink > 0 else None)

@@ -28,6 +28,7 @@ class Collection:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._small = tree.small
+        self._lock = trio.Lock()  # what is being moved is named by no row yet
 
     async def begin(self) -> None:
         """Learn what is named; nothing is collected before."""
@@ -41,14 +42,18 @@ class Collection:
     async def run(self) -> None:
         """Does nothing in most cases; the disk is asked only where there is something to do."""
         try:
-            dead = self._small.dead()
-            if dead:
-                await self._remove(dead)
-            sparse = self._small.sparse()
-            if sparse:
-                await self._clear(sparse)
+            async with self._lock:
+                await self._collect()
         except (OSError, sqlite3.Error) as error:
             log.warning("the room of small files stays for now: %s", error)
+
+    async def _collect(self) -> None:
+        dead = self._small.dead()
+        if dead:
+            await self._remove(dead)
+        sparse = self._small.sparse()
+        if sparse:
+            await self._clear(sparse)
 
     async def _remove(self, numbers: set[int]) -> None:
         """Remove segments. Counting is quick, but the rows have the last word."""

@@ -25,10 +25,12 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from artifactfs.errors import StateError
+from artifactfs.git.gitdir import sync_path
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ class CommitLog:
             if end > self._synced:
                 _sync_file(segment.path)
         if not all(segment.linked for segment in segments):
-            _sync_directory(self._database.parent)
+            sync_path(self._database.parent)
             for segment in segments:
                 segment.linked = True
         self._synced = max(self._synced, last)
@@ -178,19 +180,5 @@ def _checksum(number: int, payload: bytes) -> int:
 
 
 def _sync_file(path: Path) -> None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:  # dropped meanwhile: the database is on the disk
-        return
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with suppress(FileNotFoundError):  # dropped meanwhile: the database is on the disk
+        sync_path(path)

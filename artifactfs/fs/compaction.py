@@ -23,6 +23,7 @@ from artifactfs.fs.inodes import Inode
 from artifactfs.fs.tree import Tree
 from artifactfs.fs.walk import Walker
 from artifactfs.git.objects import Oid
+from artifactfs.git.packformat import object_id
 from artifactfs.git.packindex import PackIndex
 
 _PIECE = 1 << 20
@@ -123,9 +124,7 @@ def holds_blob(tree: Tree, inode: Inode, oid: Oid) -> bool:
     extent = inode.extent
     if extent is None:
         return is_blob(tree.upper.file(inode.ino), oid)
-    digest = hashlib.sha1(b"blob %d\0" % extent.size, usedforsecurity=False)
-    digest.update(tree.small.read(extent))
-    return digest.digest() == oid
+    return object_id("blob", tree.small.read(extent)) == oid
 
 
 def is_blob(path: Path, oid: Oid) -> bool:

@@ -298,9 +298,7 @@ class Contents:
         replace_row(self._tree, inode, row)
         data.seen = False
         inode.size = extent.size
-        data.blocks = (extent.size + 511) >> 9
-        data.version += 1
-        self._mutations.note_write(inode)
+        self._written(inode, data)
 
     async def _upper_data(self, inode: Inode, pid: int) -> Data:
         """Have it in an upper file, whatever it takes."""
@@ -319,13 +317,24 @@ class Contents:
         """
         extent = inode.extent
         assert extent is not None
-        draft = self._upper.create_draft(inode.ino)
-        try:
+
+        async def fill(draft: int) -> None:
             if os.write(draft, self._small.read(extent)) < extent.size:
                 fail(errno.ENOSPC)
             if self._small.is_on_disk(extent):
                 await trio.to_thread.run_sync(os.fsync, draft)
-            if inode.extent == extent:  # else it was written meanwhile: once more
+
+        # Where it was written meanwhile, once more.
+        await self._by_draft(inode, fill, lambda: inode.extent == extent)
+
+    async def _by_draft(
+        self, inode: Inode, fill: Callable[[int], Awaitable[None]], holds: Callable[[], bool]
+    ) -> None:
+        """Have `fill` write a file, and make it the data of `inode` if `holds` says so then."""
+        draft = self._upper.create_draft(inode.ino)
+        try:
+            await fill(draft)
+            if holds():
                 self._adopt(inode, draft)
                 draft = -1
         finally:
@@ -334,7 +343,7 @@ class Contents:
                 self._upper.discard_draft(inode.ino)
 
     def _written(self, inode: Inode, data: Data) -> None:
-        data.blocks = -1  # the times are those of the upper file: see `Tree.settle`
+        data.blocks = -1  # and the times are those of an upper file: see `Tree.settle`
         data.version += 1
         self._mutations.note_write(inode)
 
@@ -372,30 +381,27 @@ class Contents:
         if limit == 0 and inode.linked:
             self._become_empty(inode)
             return
-        draft = self._upper.create_draft(inode.ino)
-        try:
-            if limit != 0 and oid is not None:
-                blob = await self._blob(inode, oid, pid)
-                try:
-                    size = blob.size if limit is None else min(blob.size, limit)
-                    await copying.copy(blob, draft, size)
-                finally:
-                    blob.close()
-            if inode.oid == oid:  # else the base was switched meanwhile: `copy_up` tries again
-                self._adopt(inode, draft)
-                draft = -1
-        finally:
-            if draft >= 0:
-                os.close(draft)
-                self._upper.discard_draft(inode.ino)
+
+        async def fill(draft: int) -> None:
+            if limit == 0 or oid is None:
+                return
+            blob = await self._blob(inode, oid, pid)
+            try:
+                size = blob.size if limit is None else min(blob.size, limit)
+                await copying.copy(blob, draft, size)
+            finally:
+                blob.close()
+
+        # Where the base was switched meanwhile, `copy_up` tries again.
+        await self._by_draft(inode, fill, lambda: inode.oid == oid)
 
     def _become_empty(self, inode: Inode) -> None:
         change = Change(self._tree)
         row = change.edit(inode)
         row.has_data, row.extent, row.oid = True, EMPTY, None
         change.commit()
-        inode.data = data = Data()
-        data.blocks = inode.size = 0
+        inode.data = Data()
+        inode.size = 0
         self._opened.close_blob(inode.ino)
 
     def _adopt(self, inode: Inode, draft: int) -> None:

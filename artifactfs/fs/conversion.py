@@ -17,7 +17,6 @@ of its own first (see `Contents.before_rename`).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import stat
@@ -41,6 +40,7 @@ from artifactfs.git.conversion import (
     ancestors,
 )
 from artifactfs.git.objects import Oid
+from artifactfs.git.packformat import object_id
 from artifactfs.hydration.blobs import Blob, ReadContext
 from artifactfs.paths import RepoLayout
 
@@ -415,8 +415,7 @@ def _read_kept(folder: Path, oid: Oid) -> bytes | None:
         content = (folder / oid.hex()).read_bytes()
     except OSError:
         return None
-    digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).digest()
-    return content if digest == oid else None
+    return content if object_id("blob", content) == oid else None
 
 
 def _write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:

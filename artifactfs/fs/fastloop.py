@@ -27,11 +27,11 @@ IN_A_ROW = 64
 _WAIT = "_wait_fuse_readable"
 
 
-def _nothing() -> None:
+def nothing() -> None:
     pass
 
 
-def install(pyfuse3: ModuleType, fd: int, took: Callable[[], None] = _nothing) -> bool:
+def install(pyfuse3: ModuleType, fd: int, took: Callable[[], None] = nothing) -> bool:
     """Make `pyfuse3` poll `fd` first. False where its internals do not fit: then nothing changes.
 
     `took` is called at each request. To be called after ``pyfuse3.init`` and before

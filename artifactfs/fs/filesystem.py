@@ -178,7 +178,7 @@ class FileSystem:
             self.conversions,
             ConvertedContents(self.layout.converted, self.filters),
         )
-        self._collection = Collection(self.tree)
+        self.collection = Collection(self.tree)
         self._compaction = Compaction(
             self.tree, self.walker, self.layout.gitdir, self.contents.equals_blob
         )
@@ -363,7 +363,7 @@ class FileSystem:
         """Background work of a served mount; runs until cancelled."""
         if self._has_orphans:
             await self._sweep_orphans()
-        await self._collection.begin()
+        await self.collection.begin()
         for round_number in itertools.count():
             await trio.sleep(_MAINTENANCE_S)
             if round_number % _IDLE_ROUNDS == 0:
@@ -372,14 +372,10 @@ class FileSystem:
                 await self._checkpoint()
             elif self._overlay.needs_fold:
                 self._overlay.fold()
-            await self._collection.run()
+            await self.collection.run()
             changes = self._overlay.changes
             if changes != self._dirty_bytes[0]:
                 await self._count_many(changes)
-
-    async def collect(self) -> None:
-        """Give back the room of small files that are gone, as `maintain` does."""
-        await self._collection.run()
 
     async def _sweep_orphans(self) -> None:
         try:
@@ -404,7 +400,7 @@ class FileSystem:
         self._counted_at = changes
         if self._overlay.count_with_data() > _COUNTED_AT_ONCE:
             total = await trio.to_thread.run_sync(self._upper.total_bytes)
-            self._dirty_bytes = changes, total + self._overlay.bytes_in_segments()
+            self._dirty_bytes = changes, total + self._small.live_bytes
 
     def close(self) -> None:
         """To be called when the mount is no longer served."""

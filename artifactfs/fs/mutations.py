@@ -15,7 +15,7 @@ import os
 import stat
 from typing import NoReturn, Protocol
 
-from artifactfs.fs.changes import Change, replace_row
+from artifactfs.fs.changes import Change, copy_row, replace_row
 from artifactfs.fs.clock import now_ns, see
 from artifactfs.fs.inodes import EMPTY, Data, Directory, Inode, Row
 from artifactfs.fs.journal import ChangeJournal
@@ -73,8 +73,7 @@ class Mutations:
         inode = Inode(ino, parent, name, row.mode, None)
         inode.size = 0
         self._publish(change, inode, row, now)
-        inode.data = data = Data()
-        data.blocks = 0
+        inode.data = Data()
         return inode
 
     def mkdir(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> Directory:
@@ -269,10 +268,7 @@ class Mutations:
             change = Change(self._tree)
             row = change.edit(inode)
         else:
-            data = inode.data
-            if data is not None and data.blocks < 0:
-                self._tree.look_at_upper(inode, data)
-            row = inode.row.copy()
+            row = copy_row(self._tree, inode, inode.row)
         if mode is not None:
             row.mode = stat.S_IFMT(row.mode) | stat.S_IMODE(mode)
         if uid is not None:

@@ -34,6 +34,7 @@ from artifactfs.fs.commitlog import CommitLog
 from artifactfs.fs.inodes import Extent, Row
 from artifactfs.fs.pending import Edit, Pending, decode, put_meta
 from artifactfs.fs.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
+from artifactfs.git.gitdir import sync_path
 
 log = logging.getLogger(__name__)
 
@@ -320,10 +321,6 @@ class Overlay:
 
         return use
 
-    def bytes_in_segments(self) -> int:
-        """Size of the small files, as far as it is in the database."""
-        return int(self._one("SELECT coalesce(sum(segment_size), 0) FROM inodes", ())[0])
-
     def inodes_in_segments(self, numbers: set[int]) -> list[int]:
         """Inodes whose content was there when the database was last folded.
 
@@ -390,11 +387,7 @@ def create_overlay(path: Path, edits: Sequence[Edit]) -> None:
         pending.write_to(connection)
         connection.execute("COMMIT")
     os.rename(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_path(path.parent)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -46,16 +46,17 @@ async def serve(
     """
     path = absolute(mount_point)
     fd = _mount(filesystem, path, options)
-    awake = [Wakefulness()] if keep_awake else []
-    fast = fd is not None and fastloop.install(pyfuse3, fd, *(one.took for one in awake))
+    wakefulness = Wakefulness()
+    took = wakefulness.took if keep_awake else fastloop.nothing
+    fast = fd is not None and fastloop.install(pyfuse3, fd, took)
     if not fast:
         log.warning("pyfuse3 is not the one the fast loop was made for; requests are slower")
     try:
         with filesystem.served():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(filesystem.convert)
-                for one in awake:
-                    nursery.start_soon(one.run)
+                if keep_awake:
+                    nursery.start_soon(wakefulness.run)
                 nursery.start_soon(_run_main, nursery.cancel_scope)
                 await filesystem.operations.started.wait()
                 _tune(path)

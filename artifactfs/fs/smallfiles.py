@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from artifactfs.fs.inodes import Extent
+from artifactfs.git.gitdir import sync_path
 
 LARGEST = 32 << 10
 """Bytes of a file. Larger ones are mostly written in pieces, which would be copied again."""
@@ -30,7 +31,7 @@ SEGMENT_BYTES = 8 << 20
 WASTE_BYTES = 16 << 20
 """Bytes that nothing names and that are left alone."""
 
-_SEALED_EARLY = 1 << 20
+_WORTH_THE_ROOM = 1 << 20
 
 _DESCRIPTORS_KEPT = 32
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -120,14 +121,14 @@ class SmallFiles:
         """Make what is in a segment survive power loss. Blocks: call it in a thread."""
         size = self._sizes.get(number, 0)
         try:
-            _sync_path(self._path / str(number), os.O_RDONLY)
+            sync_path(self._path / str(number))
         except FileNotFoundError:
             return  # nothing names it any more
         self._on_disk[number] = size
         if self._unlisted:
             self._unlisted = False
             try:
-                _sync_path(self._path, os.O_RDONLY | os.O_DIRECTORY)
+                sync_path(self._path)
             except OSError:
                 self._unlisted = True
                 raise
@@ -155,15 +156,19 @@ class SmallFiles:
         self._live.update(use)
         self._knows_use = True
 
+    @property
+    def live_bytes(self) -> int:
+        """Size of the small files, once it is learnt."""
+        return self._live.total()
+
     def dead(self) -> set[int]:
         """Segments that nothing names. The current one counts where it is worth the room."""
-        current = self._current
-        if current and self._live[current] <= 0 and self._sizes[current] >= _SEALED_EARLY:
-            self._current = current = 0
         if not self._knows_use:
             return set()
-        held = set(self.held.values())
-        return {n for n in self._sizes if n != current and self._live[n] <= 0} - held
+        unnamed = {n for n in self._sizes if self._live[n] <= 0}
+        if self._sizes.get(self._current, 0) < _WORTH_THE_ROOM:
+            unnamed.discard(self._current)
+        return unnamed - set(self.held.values())
 
     def sparse(self) -> set[int]:
         """Segments of which less than half is named, where they waste more than is in use."""
@@ -175,6 +180,8 @@ class SmallFiles:
         return mostly_empty - set(self.held.values())
 
     def remove_segment(self, number: int) -> None:
+        if number == self._current:
+            self._current = 0
         fd = self._descriptors.pop(number, None)
         if fd is not None:
             os.close(fd)
@@ -187,11 +194,3 @@ class SmallFiles:
         for fd in self._descriptors.values():
             os.close(fd)
         self._descriptors.clear()
-
-
-def _sync_path(path: Path, flags: int) -> None:
-    fd = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -367,7 +367,6 @@ class Tree:
                 log.warning("inode %d: what was written was lost with the power", inode.ino)
                 row.extent = EMPTY
             inode.size = row.extent.size
-            data.blocks = (inode.size + 511) >> 9
-            return
-        inode.size = self.upper.stat(inode.ino).st_size
-        self.look_at_upper(inode, data)
+        else:
+            inode.size = self.upper.stat(inode.ino).st_size
+            self.look_at_upper(inode, data)

@@ -42,13 +42,17 @@ class Upper:
         """Where the data of `ino` is."""
         return self.path / _name(ino)
 
-    def create(self, ino: int) -> int:
-        """Make an empty file for `ino` and return its descriptor."""
-        return self._create(ino, _name(ino))
-
     def create_draft(self, ino: int) -> int:
         """Make a file that becomes the data of `ino` by `publish`."""
-        return self._create(ino, _name(ino) + _DRAFT)
+        name = _name(ino) + _DRAFT
+        flags = _FLAGS | os.O_CREAT | os.O_TRUNC
+        try:
+            fd = os.open(name, flags, 0o600, dir_fd=self._fd)
+        except FileNotFoundError:
+            os.mkdir(_folder(ino), 0o700, dir_fd=self._fd)
+            fd = os.open(name, flags, 0o600, dir_fd=self._fd)
+        self._unsynced.add(_folder(ino))
+        return fd
 
     def publish(self, ino: int) -> None:
         name = _name(ino)
@@ -121,16 +125,6 @@ class Upper:
 
     def close(self) -> None:
         os.close(self._fd)
-
-    def _create(self, ino: int, name: str) -> int:
-        flags = _FLAGS | os.O_CREAT | os.O_TRUNC
-        try:
-            fd = os.open(name, flags, 0o600, dir_fd=self._fd)
-        except FileNotFoundError:
-            os.mkdir(_folder(ino), 0o700, dir_fd=self._fd)
-            fd = os.open(name, flags, 0o600, dir_fd=self._fd)
-        self._unsynced.add(_folder(ino))
-        return fd
 
     def _files(self) -> Iterator[str]:
         for folder in sorted(os.listdir(self._fd)):

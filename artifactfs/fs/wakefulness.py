@@ -33,8 +33,6 @@ class Wakefulness:
     """Of one mount. `took` is called at each request, `run` while it is served."""
 
     def __init__(self) -> None:
-        self.bursts = 0
-        """How many there were."""
         self._taken = 0
         self._counted_from = 0.0
         self._burst = trio.Event()
@@ -62,7 +60,6 @@ class Wakefulness:
         descriptor = os.open(DEVICE, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(descriptor, _NO_LATENCY)
-            self.bursts += 1
             before = -1
             while before != self._taken:
                 before = self._taken

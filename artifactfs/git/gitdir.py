@@ -88,8 +88,8 @@ def sync_gitdir(gitdir: Path) -> None:
     for folder, _, names in os.walk(gitdir):
         if not folder.endswith("objects/pack"):
             for name in names:
-                _sync(Path(folder, name))
-        _sync(Path(folder))
+                sync_path(Path(folder, name))
+        sync_path(Path(folder))
 
 
 def publish(temporary: Path, gitdir: Path) -> None:
@@ -98,7 +98,7 @@ def publish(temporary: Path, gitdir: Path) -> None:
         os.rename(temporary, gitdir)
     except OSError as error:
         raise StateError(f"{gitdir} is there already, and not empty") from error
-    _sync(gitdir.parent)
+    sync_path(gitdir.parent)
 
 
 def packed_refs(refs: Mapping[str, Oid], peeled: Mapping[str, Oid]) -> str:
@@ -267,7 +267,7 @@ def adopt_packs(source: Path, objects: Path) -> None:
         names = [path for path in index.parent.glob(f"{index.stem}.*") if path != index]
         for path in [*names, index]:
             os.replace(path, objects / "pack" / path.name)
-    _sync(objects / "pack")
+    sync_path(objects / "pack")
 
 
 def _read_line(path: Path) -> str:
@@ -293,7 +293,8 @@ def _replace(path: Path, text: str) -> None:
     replace_file(path, text.encode("utf-8", "surrogateescape"))
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """fsync a file or directory. Blocks. Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

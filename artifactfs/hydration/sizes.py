@@ -14,7 +14,6 @@ import logging
 import os
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -92,16 +91,10 @@ def _open(path: Path) -> sqlite3.Connection:
         return _connect(path)
 
 
-def _in_memory() -> Iterator[sqlite3.Connection]:
-    """Connections to one database that ends with them."""
-    name = f"file:{uuid.uuid4().hex}?mode=memory&cache=shared"
-    while True:
-        connection = sqlite3.connect(
-            name, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-        )
-        connection.execute("PRAGMA read_uncommitted=1")  # else a writer makes readers fail
-        connection.execute(_SCHEMA)
-        yield connection
+def _in_memory() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection.execute(_SCHEMA)
+    return connection
 
 
 def _chunks(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
@@ -121,8 +114,7 @@ class SizeStore:
             self._writer = _open(path)
         except (OSError, sqlite3.OperationalError) as error:
             log.warning("sizes are kept in memory until the next start: %s", error)
-            connections = _in_memory()
-            self._reader, self._writer = next(connections), next(connections)
+            self._reader = self._writer = _in_memory()  # SQLite lets threads take turns
         self._refused = False
         self._write_lock = trio.Lock()
         self._memory: dict[bytes, int] = {}

@@ -131,7 +131,7 @@ class Commands:
         await self.blobs.hydrate(oid, ReadContext())
 
     async def do_collect(self) -> None:
-        await self.fs.collect()
+        await self.fs.collection.run()
 
     async def do_miscount(self) -> None:
         self.fs.tree.small.learn({number: -(1 << 30) for number in range(100)})
@@ -227,7 +227,7 @@ async def _collect(filesystem: FileSystem, pause_s: float) -> None:
     """Collect segments all the time; in real life it happens rarely."""
     while True:
         await trio.sleep(pause_s)
-        await filesystem.collect()
+        await filesystem.collection.run()
 
 
 async def _serve(
