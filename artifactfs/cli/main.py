@@ -15,30 +15,30 @@ from typing import NoReturn
 import click
 
 from artifactfs import __version__
-from artifactfs.cli.configuration import (
+from artifactfs.cli.terminal.configuration import (
     ENVIRONMENT_PREFIX,
     apply_configuration,
     load_configuration,
 )
-from artifactfs.cli.context import StateRootOption
-from artifactfs.cli.output import printable
+from artifactfs.cli.terminal.context import StateRootOption
+from artifactfs.cli.terminal.output import printable
 from artifactfs.errors import ArtifactFSError
 from artifactfs.redact import redact
 
 _MODULES: Mapping[str, tuple[str, ...]] = {
-    "adding": ("add-repo",),
-    "completion": ("completion",),
-    "daemon": ("daemon",),
-    "doctor": ("doctor",),
-    "looking": ("list-repos", "status"),
-    "content": ("evict-cache", "gc", "prefetch"),
-    "changes": ("diff-overlay", "switch"),
-    "mounting": ("unmount", "remount", "remove-repo"),
-    "redirect": ("redirect",),
-    "one_line": ("mount", "umount"),
-    "remotes": ("fetch", "set-refresh", "set-remote"),
-    "waiting": ("wait",),
-    "watching": ("top", "trace"),
+    "repositories.adding": ("add-repo",),
+    "operation.completion": ("completion",),
+    "operation.daemon": ("daemon",),
+    "operation.doctor": ("doctor",),
+    "operation.looking": ("list-repos", "status"),
+    "operation.content": ("evict-cache", "gc", "prefetch"),
+    "repositories.changes": ("diff-overlay", "switch"),
+    "repositories.mounting": ("unmount", "remount", "remove-repo"),
+    "repositories.redirect": ("redirect",),
+    "repositories.one_line": ("mount", "umount"),
+    "repositories.remotes": ("fetch", "set-refresh", "set-remote"),
+    "operation.waiting": ("wait",),
+    "operation.watching": ("top", "trace"),
 }
 """Module of `artifactfs.cli` → its commands; the function of ``add-repo`` is ``add_repo``."""
 

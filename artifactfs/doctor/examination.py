@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.registration import resolve_mount_point
+from artifactfs.daemon.repositories.registration import resolve_mount_point
 from artifactfs.doctor import credentials, liveness, machine, storage
 from artifactfs.doctor.finding import Finding, Patient, Severity, problem, warning
 from artifactfs.paths import StateLayout

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.messages import Message, decode, encode, socket_address
-from artifactfs.daemon.mounts import MountEntry, mounts_at, real_path
-from artifactfs.daemon.redirects import redirects_of
+from artifactfs.daemon.control.messages import Message, decode, encode, socket_address
+from artifactfs.daemon.host.mounts import MountEntry, mounts_at, real_path
+from artifactfs.daemon.host.redirects import redirects_of
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.doctor.machine import FUSECTL
 from artifactfs.errors import CorruptData

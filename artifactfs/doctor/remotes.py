@@ -19,8 +19,8 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.remote import Capabilities, probe_remote
+from artifactfs.git.remote.remote import Capabilities, probe_remote
+from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.redact import redact
 
 CLOCK_NOTICEABLE_S = 30.0

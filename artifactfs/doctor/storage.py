@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.mounts import parse_mountinfo
+from artifactfs.daemon.host.mounts import parse_mountinfo
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.paths import RepoLayout, StateLayout
 

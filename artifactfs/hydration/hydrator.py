@@ -47,37 +47,37 @@ from functools import partial
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.git.objects import ObjectDatabase
-from artifactfs.git.packstore import PackStore
-from artifactfs.git.remote import Remote
-from artifactfs.hydration.blobs import Blob, MemoryBlob, ReadContext
-from artifactfs.hydration.cache import DEFAULT_MEMORY, MemoryCache
+from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.pack.store import PackStore
+from artifactfs.git.remote.remote import Remote
+from artifactfs.hydration.background.planner import Planner
+from artifactfs.hydration.background.recent import RecentHistory
+from artifactfs.hydration.background.sweep import SUBTREE_BLOBS, Sweep
+from artifactfs.hydration.background.turn import SweepTurn
+from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
+from artifactfs.hydration.demand.flight import FlightControl
+from artifactfs.hydration.demand.lanes import Lanes
+from artifactfs.hydration.demand.offered import OfferedBlobs
+from artifactfs.hydration.demand.patience import STALLED_S, patience_ends
+from artifactfs.hydration.demand.prefetch import bring
+from artifactfs.hydration.demand.queue import Want, WantQueue
 from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout, copy_of
-from artifactfs.hydration.failure_log import FailureLog
-from artifactfs.hydration.flight import FlightControl
-from artifactfs.hydration.health import Outage, RemoteHealth
-from artifactfs.hydration.inventory import TreeInventory
-from artifactfs.hydration.lanes import Lanes
-from artifactfs.hydration.large_blobs import LargeBlobStore
-from artifactfs.hydration.link import RemoteLink
-from artifactfs.hydration.local import LocalBlobs
-from artifactfs.hydration.nearby import blobs_below
-from artifactfs.hydration.offered import OfferedBlobs
-from artifactfs.hydration.opening import opening_files
-from artifactfs.hydration.patience import STALLED_S, patience_ends
-from artifactfs.hydration.planner import Planner
-from artifactfs.hydration.prefetch import bring
-from artifactfs.hydration.priority import Priority, classify, compile_globs
-from artifactfs.hydration.queue import Want, WantQueue
-from artifactfs.hydration.readahead import Readahead
-from artifactfs.hydration.recent import RecentHistory
-from artifactfs.hydration.sizes import SizeStore
-from artifactfs.hydration.sizing import Sizing
+from artifactfs.hydration.link.connection import RemoteLink
+from artifactfs.hydration.link.failure_log import FailureLog
+from artifactfs.hydration.link.health import Outage, RemoteHealth
+from artifactfs.hydration.link.sizing import Sizing
+from artifactfs.hydration.link.trace import FetchTrace
+from artifactfs.hydration.local.blobs import Blob, MemoryBlob, ReadContext
+from artifactfs.hydration.local.cache import DEFAULT_MEMORY, MemoryCache
+from artifactfs.hydration.local.large_blobs import LargeBlobStore
+from artifactfs.hydration.local.lookup import LocalBlobs
+from artifactfs.hydration.local.sizes import SizeStore
+from artifactfs.hydration.order.inventory import TreeInventory
+from artifactfs.hydration.order.nearby import blobs_below
+from artifactfs.hydration.order.opening import opening_files
+from artifactfs.hydration.order.priority import Priority, classify, compile_globs
+from artifactfs.hydration.order.readahead import Readahead
 from artifactfs.hydration.stats import HydrationStats, WaitingReader
-from artifactfs.hydration.sweep import SUBTREE_BLOBS, Sweep
-from artifactfs.hydration.trace import FetchTrace
-from artifactfs.hydration.turn import SweepTurn
-from artifactfs.hydration.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.paths import RepoLayout, StateLayout
 
 

@@ -9,17 +9,13 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
 import artifactfs
-from artifactfs.server import (
-    api_account,
-    api_content,
-    api_namespaces,
-    api_public,
-    api_repos,
-    api_writing,
-    pages,
-)
-from artifactfs.server.access_log import RequestRecord
-from artifactfs.server.api import (
+from artifactfs.server.api import account as api_account
+from artifactfs.server.api import content as api_content
+from artifactfs.server.api import namespaces as api_namespaces
+from artifactfs.server.api import public as api_public
+from artifactfs.server.api import repos as api_repos
+from artifactfs.server.api import writing as api_writing
+from artifactfs.server.api.base import (
     ERROR_ANSWERS,
     Caller,
     caller_by_path,
@@ -27,8 +23,9 @@ from artifactfs.server.api import (
     install_error_handlers,
 )
 from artifactfs.server.context import Context
-from artifactfs.server.events import Event, error_type
-from artifactfs.server.exchange import (
+from artifactfs.server.events.access_log import RequestRecord
+from artifactfs.server.events.events import Event, error_type
+from artifactfs.server.git.exchange import (
     BadBody,
     Message,
     Patience,
@@ -36,11 +33,12 @@ from artifactfs.server.exchange import (
     Send,
     close_if_unread,
 )
-from artifactfs.server.git_http import GitHTTP, route_of
-from artifactfs.server.jobs import Jobs
+from artifactfs.server.git.http import GitHTTP, route_of
+from artifactfs.server.jobs.jobs import Jobs
+from artifactfs.server.jobs.repositories import Repositories
 from artifactfs.server.problems import Code, Problem
-from artifactfs.server.repositories import Repositories
-from artifactfs.server.sessions import Sessions
+from artifactfs.server.web import pages
+from artifactfs.server.web.sessions import Sessions
 
 _IN_NAMESPACE = (api_repos.router, api_content.router, api_writing.router)
 

@@ -17,10 +17,10 @@ import trio
 
 from artifactfs.errors import ArtifactFSError, InvalidInput, StateError
 from artifactfs.redact import redact
-from artifactfs.server.admin_commands import COMMANDS
-from artifactfs.server.cli_options import Size, data_option, layout_of
-from artifactfs.server.settings import Limits, NameRule, ServerSettings
-from artifactfs.server.token_commands import token
+from artifactfs.server.commands.admin import COMMANDS
+from artifactfs.server.commands.options import Size, data_option, layout_of
+from artifactfs.server.commands.tokens import token
+from artifactfs.server.storage.settings import Limits, NameRule, ServerSettings
 
 if TYPE_CHECKING:
     from artifactfs.server.context import Context

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import trio
 
-from artifactfs.server.access_log import AccessLog
-from artifactfs.server.catalog import Catalog
-from artifactfs.server.database import Store
-from artifactfs.server.eventlog import EventLog
-from artifactfs.server.limits import RateLimiter
-from artifactfs.server.metrics import Metrics
-from artifactfs.server.settings import DataLayout, Limits, ServerSettings
-from artifactfs.server.webhooks import Webhooks
+from artifactfs.server.events.access_log import AccessLog
+from artifactfs.server.events.eventlog import EventLog
+from artifactfs.server.events.metrics import Metrics
+from artifactfs.server.events.webhooks import Webhooks
+from artifactfs.server.metadata.catalog import Catalog
+from artifactfs.server.metadata.database import Store
+from artifactfs.server.metadata.limits import RateLimiter
+from artifactfs.server.storage.settings import DataLayout, Limits, ServerSettings
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,25 +17,25 @@ from pathlib import Path
 import trio
 
 from artifactfs.errors import StateError
-from artifactfs.server.access_log import AccessLog
 from artifactfs.server.app import Application
-from artifactfs.server.catalog import Catalog
 from artifactfs.server.connections import serve_connections
 from artifactfs.server.context import Context
-from artifactfs.server.database import Store, metadata_migrations
-from artifactfs.server.eventlog import EventLog
-from artifactfs.server.git_process import run_git
-from artifactfs.server.gitdir import (
+from artifactfs.server.events.access_log import AccessLog
+from artifactfs.server.events.eventlog import EventLog
+from artifactfs.server.events.metrics import Metrics
+from artifactfs.server.events.webhooks import Webhooks
+from artifactfs.server.git.process import run_git
+from artifactfs.server.metadata.catalog import Catalog
+from artifactfs.server.metadata.database import Store, metadata_migrations
+from artifactfs.server.metadata.limits import RateLimiter
+from artifactfs.server.storage.gitdir import (
     create_gitdir,
     find_git,
     git_environment,
     mend_gitdir,
     write_git_config,
 )
-from artifactfs.server.limits import RateLimiter
-from artifactfs.server.metrics import Metrics
-from artifactfs.server.settings import DataLayout, ServerSettings
-from artifactfs.server.webhooks import Webhooks
+from artifactfs.server.storage.settings import DataLayout, ServerSettings
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.daemon.client import ControlClient
+from artifactfs.daemon.control.client import ControlClient
 from artifactfs.paths import StateLayout
 from tests.e2e.processes import DaemonProcess
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from artifactfs.daemon import mounts
+from artifactfs.daemon.host import mounts
 from tests.e2e.mount_table import descendants, mounted_at
 from tests.e2e.odd_repository import OddRepository
 from tests.e2e.processes import PROGRAMS, ArtifactsProcess, DaemonProcess, wait_until

@@ -37,7 +37,8 @@ def is_ours(pid: int) -> bool:
     except OSError:
         return False
     return any(
-        mark in command for mark in (b"artifact-fs\0daemon", b"artifactfs.daemon.forkserver")
+        mark in command
+        for mark in (b"artifact-fs\0daemon", b"artifactfs.daemon.supervisor.forkserver")
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from artifactfs.daemon.client import ControlClient
+from artifactfs.daemon.control.client import ControlClient
 from artifactfs.paths import StateLayout
 from tests.e2e.mount_table import mounted_at
 from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon import mounts
+from artifactfs.daemon.host import mounts
 from artifactfs.paths import StateLayout
 
 

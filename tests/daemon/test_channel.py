@@ -9,10 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from artifactfs.daemon import control
-from artifactfs.daemon.channel import WorkerChannel
-from artifactfs.daemon.control import Command, LineStream, Request, serve_requests
-from artifactfs.daemon.messages import Message
+from artifactfs.daemon.control import server as control
+from artifactfs.daemon.control.channel import WorkerChannel
+from artifactfs.daemon.control.messages import Message
+from artifactfs.daemon.control.server import Command, LineStream, Request, serve_requests
 from artifactfs.errors import DaemonError
 
 Handler = Callable[[Request], Awaitable[Any]]

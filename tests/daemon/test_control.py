@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import trio
 
-from artifactfs.daemon import client as client_module
-from artifactfs.daemon import control
-from artifactfs.daemon.client import ControlClient, DaemonNotRunning
-from artifactfs.daemon.control import Command, ControlServer, Request
+from artifactfs.daemon.control import client as client_module
+from artifactfs.daemon.control import server as control
+from artifactfs.daemon.control.client import ControlClient, DaemonNotRunning
+from artifactfs.daemon.control.server import Command, ControlServer, Request
 from artifactfs.errors import AuthenticationFailed, DaemonError, InvalidInput
 from artifactfs.paths import StateLayout
 

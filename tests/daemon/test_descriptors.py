@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.supervision import Supervision
-from artifactfs.daemon.workers import WorkerPool
+from artifactfs.daemon.supervisor.supervision import Supervision
+from artifactfs.daemon.supervisor.workers import WorkerPool
 from artifactfs.errors import DaemonError
 from artifactfs.paths import StateLayout
 from tests.e2e.processes import DaemonProcess, wait_until

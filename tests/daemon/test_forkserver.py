@@ -14,11 +14,11 @@ from tests.e2e.processes import ServedRepository
 
 TALK = """
 import json, sys
-from artifactfs.daemon.forkserver import preload
+from artifactfs.daemon.supervisor.forkserver import preload
 preload()
 before = set(sys.modules)
 import trio
-from artifactfs.git.remote import open_remote
+from artifactfs.git.remote.remote import open_remote
 
 async def main():
     remote = await open_remote(sys.argv[1], None, deadline_s=20)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trio
 
-from artifactfs.daemon import jobs
-from artifactfs.daemon.jobs import Jobs
-from artifactfs.git.gitdir import mark_history_complete
+from artifactfs.daemon.worker import jobs
+from artifactfs.daemon.worker.jobs import Jobs
+from artifactfs.git.repository.gitdir import mark_history_complete
 
 
 def test_the_status_does_not_wait_for_a_slow_count(

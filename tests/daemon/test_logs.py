@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from artifactfs.daemon import logs
+from artifactfs.daemon.host import logs
 from artifactfs.errors import InvalidInput
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.daemon import mounts
-from artifactfs.daemon.mounts import MountState
+from artifactfs.daemon.host import mounts
+from artifactfs.daemon.host.mounts import MountState
 from artifactfs.errors import MountError
 
 SERVE = """

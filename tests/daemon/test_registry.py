@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.registry import SCHEMA_VERSION, Registry
+from artifactfs.daemon.repositories.registry import SCHEMA_VERSION, Registry
 from artifactfs.errors import AlreadyExists, CorruptData, NotRegistered, StateError
 
 
@@ -66,7 +66,7 @@ ADD_MANY = """
 import sys
 from pathlib import Path
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.registry import Registry
+from artifactfs.daemon.repositories.registry import Registry
 for number in range(20):
     with Registry(Path(sys.argv[1])) as registry:
         registry.add(RepoSettings(name=f"{sys.argv[2]}{number}", remote="/r", mount_point="m"))

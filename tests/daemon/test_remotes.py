@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from artifactfs.daemon.remotes import RemoteConnection
+from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.errors import RemoteError
 from artifactfs.paths import StateLayout
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.daemon import sdnotify
+from artifactfs.daemon.host import sdnotify
 
 
 @pytest.mark.parametrize("abstract", [False, True])

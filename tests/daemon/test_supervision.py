@@ -15,9 +15,10 @@ import pytest
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon import mounts, supervision, workers
-from artifactfs.daemon.supervision import Supervision
-from artifactfs.daemon.workers import WorkerPool
+from artifactfs.daemon.host import mounts
+from artifactfs.daemon.supervisor import supervision, workers
+from artifactfs.daemon.supervisor.supervision import Supervision
+from artifactfs.daemon.supervisor.workers import WorkerPool
 from artifactfs.errors import DaemonError, MountError, RemoteError
 from artifactfs.paths import StateLayout
 

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.registry import Registry
+from artifactfs.daemon.repositories.registry import Registry
 from artifactfs.doctor.examination import Report, examine
 from artifactfs.doctor.finding import Finding, Severity
 from artifactfs.paths import StateLayout

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon import redirects
-from artifactfs.daemon.redirects import Tree
+from artifactfs.daemon.host import redirects
+from artifactfs.daemon.host.redirects import Tree
 from artifactfs.doctor import examination, machine
 from artifactfs.doctor.finding import Finding, Patient, Severity, ok
-from artifactfs.git.credentials import CredentialFile
+from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.paths import StateLayout
 from tests.doctor.conftest import Sick, as_nobody, make_state, tiny_mount, tmpfs
 

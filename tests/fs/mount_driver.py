@@ -21,12 +21,14 @@ import pyfuse3
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.fs import fastloop, lowlevel, session, smallfiles, wakefulness
-from artifactfs.fs.filesystem import FileSystem
-from artifactfs.git.objects import ObjectDatabase, Oid
-from artifactfs.hydration.blobs import Blob, MemoryBlob
+from artifactfs.fs.kernel import fastloop, lowlevel, wakefulness
+from artifactfs.fs.mount import session
+from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.fs.overlay import smallfiles
+from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.hydration.hydrator import ReadContext
+from artifactfs.hydration.local.blobs import Blob, MemoryBlob
 from artifactfs.paths import RepoLayout
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from artifactfs.fs.commitlog import CommitLog
-from artifactfs.fs.inodes import Row
-from artifactfs.fs.overlay import FOLD_AT, Overlay, create_overlay, read_base
-from artifactfs.fs.pending import (
+from artifactfs.fs.inodes.inode import Row
+from artifactfs.fs.overlay.commitlog import CommitLog
+from artifactfs.fs.overlay.database import FOLD_AT, Overlay, create_overlay, read_base
+from artifactfs.fs.overlay.pending import (
     ABSENT,
     Edit,
     decode,
@@ -238,7 +238,7 @@ def test_a_database_that_takes_nothing_loses_nothing(
     """As on a full disk: changes stay in the log, questions are answered, and later it mends."""
     overlay = Overlay(database)
     with monkeypatch.context() as patch:
-        patch.setattr("artifactfs.fs.overlay.FOLD_AT", 3)
+        patch.setattr("artifactfs.fs.overlay.database.FOLD_AT", 3)
         overlay._connection.execute("PRAGMA query_only = 1")
         for number in range(20, 40):
             overlay.apply([put_inode(number, row(has_data=True))])
@@ -271,7 +271,7 @@ def test_a_full_disk_bounds_what_is_kept_in_memory(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overlay = Overlay(database)
-    monkeypatch.setattr("artifactfs.fs.overlay._PENDING_AT_MOST", 5)
+    monkeypatch.setattr("artifactfs.fs.overlay.database._PENDING_AT_MOST", 5)
     overlay._connection.execute("PRAGMA query_only = 1")
     made = 0
     with pytest.raises(OSError, match="overlay database"):

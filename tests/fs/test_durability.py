@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from artifactfs.errors import StateError
-from artifactfs.fs.overlay import Overlay
-from artifactfs.fs.schema import MIGRATIONS
+from artifactfs.fs.overlay.database import Overlay
+from artifactfs.fs.overlay.schema import MIGRATIONS
 from tests.fs.mounting import Mount, MountFailed
 
 
@@ -44,7 +44,7 @@ def test_a_newer_schema_is_refused(mount: Mount) -> None:
 def test_an_older_schema_is_migrated(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     mount.stop()
     more = "CREATE TABLE later (x); INSERT INTO later VALUES (1)"
-    monkeypatch.setattr("artifactfs.fs.overlay.MIGRATIONS", (*MIGRATIONS, more))
+    monkeypatch.setattr("artifactfs.fs.overlay.database.MIGRATIONS", (*MIGRATIONS, more))
     Overlay(mount.layout / "overlay.db").close()
     with sqlite3.connect(mount.layout / "overlay.db") as database:
         assert database.execute("SELECT x FROM later").fetchall() == [(1,)]

@@ -12,7 +12,7 @@ from types import ModuleType
 import pyfuse3
 import trio
 
-from artifactfs.fs import fastloop
+from artifactfs.fs.kernel import fastloop
 from tests.fs.mounting import Mount
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.fs.journal import EVERYTHING, ChangeJournal
+from artifactfs.fs.gitview.journal import EVERYTHING, ChangeJournal
 from tests.fs.mounting import Mount, git, renameat2
 
 
@@ -197,7 +197,7 @@ def test_a_diff_is_vouched_for_by_a_git_that_can_take_it(mount: Mount) -> None:
 
 
 def test_journal_that_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("artifactfs.fs.journal.MAX_PATHS", 10)
+    monkeypatch.setattr("artifactfs.fs.gitview.journal.MAX_PATHS", 10)
     journal = ChangeJournal()
     token = journal.token()
     for number in range(11):

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from artifactfs.fs.mutations import RENAME_EXCHANGE, RENAME_NOREPLACE
+from artifactfs.fs.tree.mutations import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.fs.mounting import Mount, git, renameat2
 
 NAMES = ["README", "src", "docs", "f1.c", "a", "b", "deep", "er", "x", "a.txt", "link", "run.sh"]

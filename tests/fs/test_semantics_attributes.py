@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.fs.clock import now_ns
+from artifactfs.fs.inodes.clock import now_ns
 from tests.fs.conftest import COMMIT_TIME
 from tests.fs.expectations import (
     LIBC,

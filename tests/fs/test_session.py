@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from artifactfs.errors import MountError
-from artifactfs.fs import session
+from artifactfs.fs.mount import session
 from tests.fs.mounting import Mount
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.fs.inodes import Extent, Row
-from artifactfs.fs.overlay import Overlay
-from artifactfs.fs.pending import decode, put_inode
-from artifactfs.fs.schema import MIGRATIONS
-from artifactfs.fs.smallfiles import LARGEST
+from artifactfs.fs.inodes.inode import Extent, Row
+from artifactfs.fs.overlay.database import Overlay
+from artifactfs.fs.overlay.pending import decode, put_inode
+from artifactfs.fs.overlay.schema import MIGRATIONS
+from artifactfs.fs.overlay.smallfiles import LARGEST
 from tests.fs.expectations import wait_for
 from tests.fs.mounting import Mount
 
@@ -225,7 +225,7 @@ def test_a_database_from_before_is_migrated(mount: Mount, monkeypatch: pytest.Mo
         connection.execute("PRAGMA user_version = 2")
         connection.commit()
     with monkeypatch.context() as patch:
-        patch.setattr("artifactfs.fs.overlay.MIGRATIONS", MIGRATIONS[:2])
+        patch.setattr("artifactfs.fs.overlay.database.MIGRATIONS", MIGRATIONS[:2])
         overlay = Overlay(database)
         with pytest.raises(OSError, match="no such column: segment"):
             overlay.rows_in(1)

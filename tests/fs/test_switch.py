@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.fs.treediff import diff_trees
-from artifactfs.git.objects import ObjectDatabase
+from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.objects.tree_diff import diff_trees
 from tests.fs.mounting import Mount, git
 from tests.fs.test_model import differences, snapshot
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from artifactfs.fs.wakefulness import DEVICE
+from artifactfs.fs.kernel.wakefulness import DEVICE
 from tests.fs.expectations import wait_for
 from tests.fs.mounting import Mount
 

@@ -16,9 +16,9 @@ import pytest
 import trio
 import trio.testing
 
-from artifactfs.git import packformat
-from artifactfs.git.pack import PackedObject, PackParser
-from artifactfs.git.packstore import PackStore, PackSummary
+from artifactfs.git.pack import format as packformat
+from artifactfs.git.pack.parser import PackedObject, PackParser
+from artifactfs.git.pack.store import PackStore, PackSummary
 
 BIG = 3 << 20
 """Size of the big blob: above the size from which objects go through files."""

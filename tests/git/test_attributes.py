@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.git.attributes import Attributes, Source, Value, parse
+from artifactfs.git.checkout.attributes import Attributes, Source, Value, parse
 
 NAMES = [b"text", b"eol", b"crlf", b"ident", b"filter", b"working-tree-encoding"]
 DIRECTORIES = [b"", b"a", b"a/b", b"a/b/c", b"src", b"src/x y"]

@@ -14,11 +14,11 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.errors import InvalidInput, RemoteError, RemoteNotFound, RemoteUnreachable
-from artifactfs.git import fetch as fetching
-from artifactfs.git.clone import Tip, clone_tip, fetch_history, fetch_refs, tip_wish
-from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.gitdir import history_complete, read_head, read_refs, set_remote
-from artifactfs.git.remote import Remote, open_remote
+from artifactfs.git.remote import fetch as fetching
+from artifactfs.git.remote.clone import Tip, clone_tip, fetch_history, fetch_refs, tip_wish
+from artifactfs.git.remote.remote import Remote, open_remote
+from artifactfs.git.repository.gitdir import history_complete, read_head, read_refs, set_remote
+from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.paths import RepoLayout, StateLayout
 from tests.git.http_backend import Backend
 from tests.git.sample_repository import Sample, git
@@ -306,8 +306,8 @@ def test_a_required_commit(clone: Clone, hosted: Sample) -> None:
 def test_a_depth_makes_a_shallow_clone_of_one_branch(
     clone: Clone, monkeypatch: pytest.MonkeyPatch, depth: int, at_once: int
 ) -> None:
-    monkeypatch.setattr("artifactfs.git.fetch.MAX_DEPTH_AT_ONCE", at_once)
-    monkeypatch.setattr("artifactfs.git.clone.MAX_DEPTH_AT_ONCE", at_once)
+    monkeypatch.setattr("artifactfs.git.remote.fetch.MAX_DEPTH_AT_ONCE", at_once)
+    monkeypatch.setattr("artifactfs.git.remote.clone.MAX_DEPTH_AT_ONCE", at_once)
     clone.set(depth=depth)
     clone.run(clone.both)
     assert len(clone.git_offline("log", "--oneline").splitlines()) == min(depth, 12)

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from artifactfs.errors import CorruptData
-from artifactfs.git.attributes import Source, parse
-from artifactfs.git.conversion import (
+from artifactfs.git.checkout.attributes import Source, parse
+from artifactfs.git.checkout.conversion import (
     CONFIG_KEYS,
     Conversion,
     ConversionSettings,
     Converter,
     TreeConversions,
 )
-from artifactfs.git.smudge import to_worktree
+from artifactfs.git.checkout.smudge import to_worktree
 
 ATTRIBUTES = b"""\
 *.bat text eol=crlf

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from artifactfs.errors import InvalidInput
-from artifactfs.git.credentials import Credential, CredentialFile, credential_for
+from artifactfs.git.wire.credentials import Credential, CredentialFile, credential_for
 
 TOKEN = "art_v1_0123456789abcdef0123456789abcdef01234567?expires=1700000000"
 URL = "https://example.org/ns/repo.git"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from artifactfs.git.gitdir_packs import consolidate_gitdir
-from artifactfs.git.packstore import PackStore
+from artifactfs.git.pack.store import PackStore
+from artifactfs.git.repository.packs import consolidate_gitdir
 from tests.git.pack_samples import ingest
 from tests.git.test_packstore import blob_pack, gitdir, store
 

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from artifactfs.git.command import GitFailed
-from artifactfs.git.history import blobs_of_history, blobs_of_recent_commits
-from artifactfs.git.objects import ObjectDatabase
+from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.objects.history import blobs_of_history, blobs_of_recent_commits
 
 
 def git(repo: Path, *arguments: str, stdin: str | None = None) -> str:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from artifactfs.errors import RemoteError, RemoteUnreachable
-from artifactfs.git.remote import Remote
+from artifactfs.git.remote.remote import Remote
 from tests.git.http_backend import Backend, http_backend
 from tests.git.sample_repository import Sample
 from tests.git.test_transport_http import (

@@ -19,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
-from artifactfs.git.index import (
+from artifactfs.git.index.extensions import encode_ewah
+from artifactfs.git.index.file import encode_index, parse_index
+from artifactfs.git.index.primed import (
     IndexExists,
     IndexLocked,
     PrimedIndex,
@@ -28,9 +30,7 @@ from artifactfs.git.index import (
     locked_index,
     write_primed_index,
 )
-from artifactfs.git.index_extensions import encode_ewah
-from artifactfs.git.index_file import encode_index, parse_index
-from artifactfs.git.objects import MissingObject, ObjectDatabase
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 from tests.git.pack_samples import SampleRepository, git
 
@@ -317,7 +317,7 @@ def test_a_failure_leaves_nothing(worktree: Worktree) -> None:
 
 
 def run_module(worktree: Worktree, tree: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-m", "artifactfs.git.index"]
+    command = [sys.executable, "-I", "-m", "artifactfs.git.index.primed"]
     command += ["--gitdir", str(worktree.gitdir), "--worktree", str(worktree.path)]
     command += ["--tree", tree, "--uid", "0", "--gid", "0", "--time-ns", "5", "--token", "t"]
     command += ["--sizes", str(worktree.gitdir / "no-such.db")]

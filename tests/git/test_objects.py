@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
-from artifactfs.git import packformat
-from artifactfs.git.objectformat import parse_commit, parse_tree
-from artifactfs.git.objects import MissingObject, ObjectDatabase, TreeEntry
-from artifactfs.git.packstore import PackStore
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase, TreeEntry
+from artifactfs.git.objects.format import parse_commit, parse_tree
+from artifactfs.git.pack import format as packformat
+from artifactfs.git.pack.store import PackStore
 from tests.git.pack_samples import SampleRepository, git, ingest
 
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
-from artifactfs.git import packformat
-from artifactfs.git.pack import PackParser
+from artifactfs.git.pack import format as packformat
+from artifactfs.git.pack.parser import PackParser
 from tests.git.pack_samples import (
     HandmadePack,
     SampleRepository,

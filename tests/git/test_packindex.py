@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from artifactfs.git.pack import PackEntry
-from artifactfs.git.packindex import PackIndex, encode_index
+from artifactfs.git.pack.index import PackIndex, encode_index
+from artifactfs.git.pack.parser import PackEntry
 from tests.git.pack_samples import blob_id
 
 

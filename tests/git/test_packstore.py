@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
-from artifactfs.git import packstore
-from artifactfs.git.objects import ObjectDatabase
-from artifactfs.git.pack import PackedObject
-from artifactfs.git.packindex import PackIndex
-from artifactfs.git.packstore import PackStore
+from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.pack import store as packstore
+from artifactfs.git.pack.index import PackIndex
+from artifactfs.git.pack.parser import PackedObject
+from artifactfs.git.pack.store import PackStore
 from tests.git.pack_samples import (
     HandmadePack,
     SampleRepository,
@@ -201,7 +201,7 @@ def test_many_at_once(sample: SampleRepository, store: PackStore, gitdir: Path) 
 CRASHES = """
 import sys, trio
 from pathlib import Path
-from artifactfs.git.packstore import PackStore
+from artifactfs.git.pack.store import PackStore
 async def chunks():
     yield Path(sys.argv[2]).read_bytes()[:-1]
     print("ready", flush=True)
@@ -406,7 +406,7 @@ WORKS = """
 import os, sys, trio
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from artifactfs.git.packstore import PackStore
+from artifactfs.git.pack.store import PackStore
 from tests.git.test_packstore import blob_pack
 from tests.git.pack_samples import in_chunks
 store = PackStore(Path(sys.argv[1]))

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from artifactfs.errors import ObjectsMissing, ProtocolError
-from artifactfs.git.pktline import (
+from artifactfs.git.wire.pktline import (
     DELIM,
     FLUSH,
     MAX_PAYLOAD,
@@ -18,8 +18,8 @@ from artifactfs.git.pktline import (
     remote_error,
     side_band_data,
 )
-from artifactfs.git.protocol import parse_sizes
-from artifactfs.git.transport import PacketReader
+from artifactfs.git.wire.protocol import parse_sizes
+from artifactfs.git.wire.transport import PacketReader
 
 PACKETS: list[Packet] = [b"command=fetch\n", DELIM, b"x" * MAX_PAYLOAD, b"a", FLUSH]
 

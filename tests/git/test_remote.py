@@ -19,9 +19,9 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.greeting import CLONE_PREFIXES, TipWish
-from artifactfs.git.remote import Remote, open_remote, probe_remote
+from artifactfs.git.remote.remote import Remote, open_remote, probe_remote
+from artifactfs.git.wire.credentials import CredentialFile
+from artifactfs.git.wire.greeting import CLONE_PREFIXES, TipWish
 from tests.git.http_backend import Backend
 from tests.git.sample_repository import Sample, git
 from tests.git.static_server import static_server
@@ -213,7 +213,7 @@ def test_an_object_the_remote_lacks_is_named(backend: Backend, hosted: Sample) -
 
 
 def test_sizes(backend: Backend, hosted: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("artifactfs.git.remote.SIZES_PER_REQUEST", 5)
+    monkeypatch.setattr("artifactfs.git.remote.remote.SIZES_PER_REQUEST", 5)
     blobs = hosted.blobs()
     true = {oid: int(git("cat-file", "-s", oid.hex(), cwd=hosted.bare)) for oid in blobs.values()}
 
@@ -366,5 +366,5 @@ def test_probing_an_old_server_makes_no_mirror(
 
 
 def test_importing_the_remote_does_not_import_httpx() -> None:
-    script = "import sys, artifactfs.git.remote; sys.exit('httpx' in sys.modules)"
+    script = "import sys, artifactfs.git.remote.remote; sys.exit('httpx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -25,8 +25,8 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.remote import Remote, open_remote
+from artifactfs.git.remote.remote import Remote, open_remote
+from artifactfs.git.wire.credentials import CredentialFile
 from tests.git.http_backend import Backend, free_port, http_backend
 from tests.git.sample_repository import Sample
 from tests.git.static_server import static_server

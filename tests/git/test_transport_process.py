@@ -19,7 +19,7 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.remote import Remote, open_remote
+from artifactfs.git.remote.remote import Remote, open_remote
 from tests.git.http_backend import free_port
 from tests.git.sample_repository import Sample, git
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifactfs.errors import InvalidInput
-from artifactfs.git.url import RemoteURL, parse_remote
+from artifactfs.git.wire.url import RemoteURL, parse_remote
 
 TOKEN = "art_v1_" + "0123456789abcdef0123456789abcdef01234567" + "?expires=1700000000"
 

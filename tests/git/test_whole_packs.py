@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 from artifactfs.errors import CorruptData
-from artifactfs.git.index_pack import IndexedObject
-from artifactfs.git.objects import ObjectDatabase
-from artifactfs.git.packstore import PackStore
+from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.pack.index_pack import IndexedObject
+from artifactfs.git.pack.store import PackStore
 from tests.git.pack_samples import (
     HandmadePack,
     SampleRepository,
@@ -121,7 +121,7 @@ def test_a_full_disk_is_told_as_such(
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("artifactfs.git.pack.write_bytes", no_space)
+    monkeypatch.setattr("artifactfs.git.pack.parser.write_bytes", no_space)
     with pytest.raises(OSError) as caught:
         ingest_whole(store, pack)
     assert caught.value.errno == errno.ENOSPC

@@ -12,10 +12,10 @@ from typing import Any
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.git.clone import Tip, clone_tip
-from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.objects import ObjectDatabase
-from artifactfs.git.remote import Remote, open_remote
+from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.remote.clone import Tip, clone_tip
+from artifactfs.git.remote.remote import Remote, open_remote
+from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.hydration.hydrator import Hydrator, ReadContext
 from artifactfs.hydration.stats import HydrationStats
 from artifactfs.paths import RepoLayout, StateLayout

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from artifactfs.git.credentials import CredentialFile
-from artifactfs.hydration import flight
+from artifactfs.git.wire.credentials import CredentialFile
+from artifactfs.hydration.demand import flight
 from artifactfs.hydration.errors import HydrationError, HydrationFailed
 from tests.e2e.delay_proxy import DelayProxy
 from tests.git.http_backend import Backend, http_backend
@@ -305,7 +305,7 @@ def test_a_full_disk_is_reported_as_such(
 
     async def main() -> None:
         async with cold_mount(url, tmp_path) as mount:
-            monkeypatch.setattr("artifactfs.git.pack.write_bytes", no_space)
+            monkeypatch.setattr("artifactfs.git.pack.parser.write_bytes", no_space)
             with pytest.raises(HydrationFailed) as failed:
                 await mount.read(PATH)
             assert failed.value.errno == errno.ENOSPC

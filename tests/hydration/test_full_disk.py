@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from artifactfs.hydration import flight, memory_only
+from artifactfs.hydration.demand import flight
 from artifactfs.hydration.errors import HydrationFailed
+from artifactfs.hydration.local import memory_only
 from tests.hydration.cold_mount import ColdMount, cold_mount
 from tests.hydration.tree_repository import TreeRepository
 

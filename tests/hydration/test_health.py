@@ -11,8 +11,8 @@ import trio.testing
 
 from artifactfs.errors import AuthenticationFailed, ProtocolError, RemoteError, RemoteUnreachable
 from artifactfs.hydration.errors import HydrationFailed
-from artifactfs.hydration.health import Outage, RemoteHealth
-from artifactfs.hydration.link import RemoteLink
+from artifactfs.hydration.link.connection import RemoteLink
+from artifactfs.hydration.link.health import Outage, RemoteHealth
 
 
 class Remote:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import trio
 
-from artifactfs.git.objects import TreeEntry
-from artifactfs.hydration.opening import MAX_FILES, opening_files
+from artifactfs.git.objects.database import TreeEntry
+from artifactfs.hydration.order.opening import MAX_FILES, opening_files
 from tests.e2e.delay_proxy import DelayProxy
 from tests.hydration.cold_mount import cold_mount
 from tests.hydration.tree_repository import TreeRepository

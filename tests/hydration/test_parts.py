@@ -10,14 +10,14 @@ import pytest
 import trio
 import trio.testing
 
-from artifactfs.hydration.blobs import FileBlob, MemoryBlob
-from artifactfs.hydration.cache import MemoryCache
+from artifactfs.hydration.background.turn import SweepTurn
+from artifactfs.hydration.demand.queue import WantQueue
 from artifactfs.hydration.errors import HydrationFailed
-from artifactfs.hydration.inventory import PackedOids, TreeInventory, partition
-from artifactfs.hydration.large_blobs import LargeBlobStore
-from artifactfs.hydration.priority import Priority, classify, compile_globs
-from artifactfs.hydration.queue import WantQueue
-from artifactfs.hydration.turn import SweepTurn
+from artifactfs.hydration.local.blobs import FileBlob, MemoryBlob
+from artifactfs.hydration.local.cache import MemoryCache
+from artifactfs.hydration.local.large_blobs import LargeBlobStore
+from artifactfs.hydration.order.inventory import PackedOids, TreeInventory, partition
+from artifactfs.hydration.order.priority import Priority, classify, compile_globs
 
 FILE = 0o100644
 
@@ -259,7 +259,7 @@ def test_an_inventory_counts_what_is_here_once() -> None:
 
 
 def test_a_partition_has_no_tree_twice() -> None:
-    from artifactfs.hydration.inventory import Directory
+    from artifactfs.hydration.order.inventory import Directory
 
     inventory = TreeInventory(b"r" * 20)
     inventory.directories = [

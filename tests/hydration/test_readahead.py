@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 import trio.testing
 
-from artifactfs.git.objects import MissingObject, TreeEntry
-from artifactfs.hydration.nearby import NearbyBlob, NearbyWalk
-from artifactfs.hydration.readahead import SIBLINGS, Readahead
+from artifactfs.git.objects.database import MissingObject, TreeEntry
+from artifactfs.hydration.order.nearby import NearbyBlob, NearbyWalk
+from artifactfs.hydration.order.readahead import SIBLINGS, Readahead
 
 FILE, FOLDER, GITLINK = 0o100644, 0o040000, 0o160000
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import trio
 
-from artifactfs.hydration.blobs import FileBlob
-from artifactfs.hydration.lanes import URGENT_LANES
+from artifactfs.hydration.demand.lanes import URGENT_LANES
+from artifactfs.hydration.local.blobs import FileBlob
 from tests.e2e.delay_proxy import DelayProxy, Request
 from tests.git.http_backend import Backend
 from tests.hydration.cold_mount import cold_mount

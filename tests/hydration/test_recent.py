@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.git.clone import fetch_history
-from artifactfs.git.credentials import CredentialFile
-from artifactfs.git.remote import open_remote
-from artifactfs.hydration import sizing
+from artifactfs.git.remote.clone import fetch_history
+from artifactfs.git.remote.remote import open_remote
+from artifactfs.git.wire.credentials import CredentialFile
+from artifactfs.hydration.link import sizing
 from benchmarks.fast_import import FILE, FastImport, quiet_git_environment
 from tests.e2e.delay_proxy import DelayProxy
 from tests.git.http_backend import http_backend

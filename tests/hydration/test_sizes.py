@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from artifactfs.hydration import sizes
-from artifactfs.hydration.sizes import SizeStore
+from artifactfs.hydration.local import sizes
+from artifactfs.hydration.local.sizes import SizeStore
 from tests.e2e.delay_proxy import DelayProxy
 from tests.hydration.cold_mount import cold_mount
 from tests.hydration.tree_repository import TreeRepository

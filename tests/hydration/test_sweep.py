@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from artifactfs.hydration import sweep as sweep_module
+from artifactfs.hydration.background import sweep as sweep_module
 from tests.e2e.delay_proxy import DelayProxy, Request
 from tests.git.http_backend import Backend
 from tests.hydration.cold_mount import ColdMount, cold_mount

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from artifactfs.git.packstore import PackStore
+from artifactfs.git.pack.store import PackStore
 from tests.e2e.delay_proxy import DelayProxy
 from tests.git.http_backend import Backend
 from tests.hydration.cold_mount import cold_mount

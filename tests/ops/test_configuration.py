@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from artifactfs.cli import configuration, main
+from artifactfs.cli import main
+from artifactfs.cli.terminal import configuration
 from artifactfs.errors import InvalidInput
 
 Seen = dict[str, object]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from artifactfs.hydration.sizes import SizeStore
+from artifactfs.hydration.local.sizes import SizeStore
 from tests.btrfs import limited_folder
 from tests.e2e.mount_table import mounts_below
 from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until

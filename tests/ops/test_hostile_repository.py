@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.git.objectformat import is_refused, parse_tree
+from artifactfs.git.objects.format import is_refused, parse_tree
 from tests.e2e.processes import DaemonProcess
 
 OID = "ab" * 20

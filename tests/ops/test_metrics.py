@@ -12,7 +12,12 @@ import httpx
 import pytest
 import trio
 
-from artifactfs.daemon.metrics import MetricsAddress, parse_address, render, serve_metrics
+from artifactfs.daemon.supervisor.metrics import (
+    MetricsAddress,
+    parse_address,
+    render,
+    serve_metrics,
+)
 from artifactfs.errors import InvalidInput, StateError
 from tests.e2e.processes import DaemonProcess, ServedRepository, free_port, wait_until
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.daemon import redirects
-from artifactfs.daemon.mounts import mounts_at
-from artifactfs.daemon.redirects import Tree
+from artifactfs.daemon.host import redirects
+from artifactfs.daemon.host.mounts import mounts_at
+from artifactfs.daemon.host.redirects import Tree
 from artifactfs.errors import AlreadyExists, InvalidInput, MountError, NotRegistered
 from artifactfs.paths import RepoLayout
 from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import httpx
 import pytest
 
-from artifactfs.server import backup
 from artifactfs.server.cli import run
-from artifactfs.server.settings import DataLayout
+from artifactfs.server.storage import backup
+from artifactfs.server.storage.settings import DataLayout
 from tests.server.running import ACCOUNT, SERVER, Git, Server, ServerFactory, with_token
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.server import content
+from artifactfs.server.content import objects as content
 from tests.server.running import Git, Server, with_token
 
 

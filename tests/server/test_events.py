@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from artifactfs.server.analytics import GroupQuery, groups
-from artifactfs.server.database import open_database
-from artifactfs.server.eventlog import event_migrations
-from artifactfs.server.limits import RateLimiter
+from artifactfs.server.events.analytics import GroupQuery, groups
+from artifactfs.server.events.eventlog import event_migrations
+from artifactfs.server.metadata.database import open_database
+from artifactfs.server.metadata.limits import RateLimiter
 from tests.git.http_backend import http_backend
 from tests.server.running import ACCOUNT, Git, Server, ServerFactory, with_token
 

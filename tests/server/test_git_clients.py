@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from artifactfs.server.pktline import encode
+from artifactfs.server.wire.pktline import encode
 from tests.server.running import Git, Server, with_token
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.server.settings import NameRule, name_is_valid
+from artifactfs.server.storage.settings import NameRule, name_is_valid
 from tests.server.running import ACCOUNT, Git, Server, ServerFactory, with_token
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from artifactfs.server import tokens
-from artifactfs.server.network_guard import is_public
+from artifactfs.server.events.network_guard import is_public
+from artifactfs.server.metadata import tokens
 from tests.server.running import Git, Server, ServerFactory, with_token
 
 

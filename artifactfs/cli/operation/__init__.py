@@ -1,0 +1,1 @@
+"""Commands for running the daemon and seeing what it does."""

@@ -1,0 +1,235 @@
+"""``artifact-fs list-repos`` and ``status``."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from artifactfs.cli.terminal import output
+from artifactfs.cli.terminal.context import Duration, RepoName, connect, json_option, state
+from artifactfs.cli.terminal.output import human_bytes, human_seconds
+
+Fields = dict[str, Any]
+
+
+@click.command("list-repos")
+@json_option
+def list_repos(as_json: bool) -> None:
+    """List the registered repositories.
+
+    \b
+    Examples:
+      artifact-fs list-repos
+      artifact-fs list-repos --json | jq -r '.[].name'
+    """
+    repos = known_repos()
+    if as_json:
+        output.print_json(repos)
+        return
+    if not repos:
+        click.echo("no repositories; add one: artifact-fs add-repo --name N --remote URL")
+        return
+    rows = [[r["name"], r["state"], r["mount_point"], r["remote"]] for r in repos]
+    output.table(("NAME", "STATE", "MOUNT POINT", "REMOTE"), rows)
+
+
+@click.command()
+@click.option("--name", type=RepoName(), help="Only this repository.")
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--interval", type=Duration(), default=1.0, help="With --watch. [default: 1s]")
+@click.option("--count", type=click.IntRange(min=1), help="With --watch: end after so many looks.")
+@json_option
+def status(
+    name: str | None, watch: bool, interval: float, count: int | None, as_json: bool
+) -> None:
+    """Show what every mount is doing.
+
+    State, head and how far it is ahead of or behind its upstream, the last fetch, how much
+    content is here, what is on its way, local changes, and what the remote cannot do.
+
+    \b
+    Examples:
+      artifact-fs status
+      artifact-fs status --name hello --json
+      artifact-fs status --watch --interval 5s
+    """
+    if not watch:
+        _show_once(name, as_json, watch=False)
+        return
+    looks = range(count) if count is not None else itertools.count()
+    with suppress(KeyboardInterrupt):
+        for look in looks:
+            if look:
+                time.sleep(interval)
+            _show_once(name, as_json, watch=True)
+
+
+def _show_once(name: str | None, as_json: bool, *, watch: bool) -> None:
+    repos, running = _look(name)
+    if as_json:
+        click.echo(json.dumps(repos, indent=None if watch else 2))
+    else:
+        _show(repos, running, afresh=watch and output.on_terminal())
+
+
+def _look(name: str | None) -> tuple[list[Fields], bool]:
+    """What is known, and whether a daemon told it."""
+    client = connect()
+    if client is None:
+        return [_offline(repo) for repo in registered(name)], False
+    with client:
+        return client.request("status", name=name), True
+
+
+def _show(repos: list[Fields], running: bool, *, afresh: bool) -> None:
+    if not running:
+        click.echo("no daemon runs; start one: artifact-fs daemon", err=True)
+    lines = [line for repo in repos for line in describe(repo)]
+    if afresh:
+        click.clear()
+    click.echo("\n".join(lines), nl=bool(lines))
+
+
+def known_repos() -> list[Fields]:
+    """Every repository, as the daemon lists them, or the registry where none runs."""
+    client = connect()
+    if client is None:
+        return registered()
+    with client:
+        repos: list[Fields] = client.request("list")
+    return repos
+
+
+def registered(name: str | None = None) -> list[Fields]:
+    """What the registry knows, without a daemon."""
+    from artifactfs.daemon.repositories.registration import resolve_mount_point
+    from artifactfs.daemon.repositories.registry import Registry
+
+    layout = state()
+    if not layout.registry_db.exists() and name is None:
+        return []
+    with Registry(layout.registry_db) as registry:
+        known = [registry.get(name)] if name is not None else registry.all()
+    return [
+        {
+            "name": one.name,
+            "state": "not running" if one.enabled else "unmounted",
+            "mount_point": resolve_mount_point(one.settings, layout.mount_root()),
+            "remote": one.settings.remote,
+            "refresh_s": one.settings.refresh_s,
+            "follow": one.settings.follow,
+            "depth": one.settings.depth,
+            "require_commit": one.settings.require_commit,
+            "git_dir": one.settings.git_dir,
+            "enabled": one.enabled,
+            "created": one.created,
+        }
+        for one in known
+    ]
+
+
+def _offline(repo: Fields) -> Fields:
+    """Adds what the gitdir says by itself."""
+    from artifactfs.daemon.repositories.heads import read_head
+
+    return {**repo, **read_head(state().repo(repo["name"]).gitdir)}
+
+
+def describe(repo: Fields) -> Iterator[str]:
+    """The lines of one repository; a field that is not known has no line."""
+    yield f"{repo['name']}: {repo['state']} at {output.printable(repo['mount_point'])}"
+    yield _line("remote", repo["remote"])
+    if repo.get("require_commit"):
+        yield _line("verified", f"was mounted at the required commit {repo['require_commit']}")
+    if repo.get("follow"):
+        yield _line("follows", f"origin/{repo['follow']}")
+    if repo.get("git_dir"):
+        yield _line("gitdir", repo["git_dir"])
+    if repo.get("error"):
+        yield _line("error", repo["error"]["message"])
+        if repo["error"].get("hint"):
+            yield _line("hint", repo["error"]["hint"])
+    if repo.get("restarts"):
+        yield _line("restarts", str(repo["restarts"]))
+    if repo.get("head"):
+        yield _line("head", _head(repo))
+    if "last_fetch" in repo:
+        yield _line("fetched", _last_fetch(repo))
+    if repo.get("hydration"):
+        yield from _hydration(repo["hydration"])
+    if repo.get("overlay"):
+        overlay = repo["overlay"]
+        size = human_bytes(overlay["dirty_bytes"])
+        yield _line("overlay", f"{overlay['dirty_files']} dirty files, {size}")
+    if "history_complete" in repo:
+        history = _history(repo)
+        index = "primed" if repo.get("index_primed") else "being prepared"
+        yield _line("git", f"history {history}; index {index}")
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<10}{output.printable(text)}"
+
+
+def _head(repo: Fields) -> str:
+    ref = repo.get("ref")
+    text = f"{ref or 'detached'} {repo['head'][:12]}"
+    if repo.get("upstream") is None:
+        return text
+    ahead, behind = repo.get("ahead"), repo.get("behind")
+    if ahead is None or behind is None:
+        return f"{text} (compared to {repo['upstream']} once history is here)"
+    if not ahead and not behind:
+        return f"{text} (up to date with {repo['upstream']})"
+    return f"{text} ({ahead} ahead, {behind} behind {repo['upstream']})"
+
+
+def _history(repo: Fields) -> str:
+    if not repo["history_complete"]:
+        return "loading in the background"
+    return f"cut off after {repo['depth']} (--depth)" if repo.get("depth") else "complete"
+
+
+def _last_fetch(repo: Fields) -> str:
+    every = repo.get("refresh_s")
+    refresh = f"every {human_seconds(every)}" if every else "never by itself"
+    last = repo["last_fetch"]
+    if last is None:
+        return f"not since the mount; {refresh}"
+    ago = max(0.0, time.time() - last["time"])
+    return f"{human_seconds(round(ago))} ago: {last['result']}; {refresh}"
+
+
+def _hydration(hydration: Fields) -> Iterator[str]:
+    here, total = hydration["blobs_here"], hydration["blobs_total"]
+    size = human_bytes(hydration["bytes_here"])
+    if hydration["sizes_known"] >= total:
+        size = f"{size} of {human_bytes(hydration['bytes_total'])}"
+    yield _line("hydrated", f"{here} of {total} blobs, {size} {_bar(here, total)}".rstrip())
+    stage = f" ({hydration['sweep_stage']})" if hydration["sweep_stage"] else ""
+    yield _line("sweep", f"{hydration['sweep_state']}{stage}")
+    waiting = sum(hydration["queue"].values())
+    readers = len(hydration["readers"])
+    yield _line("queue", f"{waiting} blobs waiting, {readers} readers")
+    remote = hydration["remote"]
+    if hydration["outage_since"]:
+        ago = human_seconds(round(max(0.0, time.time() - hydration["outage_since"])))
+        remote = f"{remote} since {ago} ({hydration['outage_cause']})"
+    received = human_bytes(hydration["received_bytes"])
+    yield _line("link", f"{remote}; {hydration['requests']} requests, {received} received")
+    for limit in hydration["limits"]:
+        yield _line("limit", limit)
+
+
+def _bar(done: int, total: int, width: int = 20) -> str:
+    """``[#####---------------]``; nothing where there is nothing to show."""
+    if not total:
+        return ""
+    filled = done * width // total
+    return f"[{'#' * filled}{'-' * (width - filled)}]"

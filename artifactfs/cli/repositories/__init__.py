@@ -1,0 +1,1 @@
+"""Commands for one repository: add it, mount it, change its remote, switch it."""

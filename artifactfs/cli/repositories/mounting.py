@@ -1,0 +1,128 @@
+"""``artifact-fs unmount``, ``remount`` and ``remove-repo``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from artifactfs.cli.terminal import output
+from artifactfs.cli.terminal.context import connect, daemon, json_option, name_option, state
+
+
+@click.command()
+@name_option
+@click.option("--force", is_flag=True, help="Also while programs use it: they get errors.")
+@json_option
+def unmount(name: str, force: bool, as_json: bool) -> None:
+    """Unmount a repository and leave it so, also after a restart of the daemon.
+
+    Local changes stay: `artifact-fs remount` brings them back.
+
+    \b
+    Examples:
+      artifact-fs unmount --name hello
+      artifact-fs unmount --name hello --force
+    """
+    unmount_by_name(name, force=force)
+    _report({"name": name, "state": "unmounted"}, as_json)
+
+
+def unmount_by_name(name: str, *, force: bool) -> None:
+    """By the daemon. Where none runs, clears a dead mount away; the next daemon makes none."""
+    client = connect()
+    if client is not None:
+        with client:
+            client.request("unmount", name=name, force=force)
+        return
+    from artifactfs.daemon.host import mounts
+    from artifactfs.daemon.repositories.registration import resolve_mount_point
+    from artifactfs.daemon.repositories.registry import Registry
+
+    with Registry(state().registry_db) as registry:
+        registry.set_enabled(name, False)
+        settings = registry.get(name).settings
+    mount_point = resolve_mount_point(settings, state().mount_root())
+    if mounts.probe(mount_point) is mounts.MountState.DEAD:
+        mounts.clear_dead(mount_point)
+
+
+@click.command()
+@name_option
+@click.option("--restart", is_flag=True, help="Unmount it first where it is mounted.")
+@click.option("--force", is_flag=True, help="With --restart: also while programs use it.")
+@json_option
+def remount(name: str, restart: bool, force: bool, as_json: bool) -> None:
+    """Mount a repository that is unmounted; returns when its tree can be read.
+
+    \b
+    Examples:
+      artifact-fs remount --name hello
+      artifact-fs remount --name hello --restart
+    """
+    with daemon() as client, output.progress(name, quiet=as_json) as report:
+        answer = client.request(
+            "remount", on_progress=report, name=name, restart=restart, force=force
+        )
+    _report(answer, as_json)
+
+
+@click.command("remove-repo")
+@name_option
+@click.option("--force", is_flag=True, help="Also with local changes or unpushed commits.")
+@json_option
+def remove_repo(name: str, force: bool, as_json: bool) -> None:
+    """Unmount a repository and delete it, its gitdir and its local changes.
+
+    Refuses while there are local changes, unpushed commits or stashes, unless --force is given.
+    Contents in the shared cache stay (see evict-cache).
+
+    \b
+    Examples:
+      artifact-fs remove-repo --name hello
+      artifact-fs remove-repo --name hello --force
+    """
+    client = connect()
+    if client is not None:
+        with client, output.progress(name, quiet=as_json) as report:
+            answer = client.request("remove", on_progress=report, name=name, force=force)
+    else:
+        answer = _remove_without_daemon(name, force)
+    _report(answer, as_json)
+
+
+def _remove_without_daemon(name: str, force: bool) -> dict[str, Any]:
+    from pathlib import Path
+
+    import trio
+
+    from artifactfs.daemon.host import mounts
+    from artifactfs.daemon.repositories import registration
+    from artifactfs.daemon.repositories.losses import check_unmounted
+    from artifactfs.daemon.repositories.registry import Registry
+    from artifactfs.daemon.supervisor.supervisor import locked
+
+    layout = state()
+    with Registry(layout.registry_db) as registry:
+        settings = registry.get(name).settings
+    with locked(layout):
+        if not force:
+            trio.run(check_unmounted, name, layout.repo(name))
+        mount_point = registration.resolve_mount_point(settings, layout.mount_root())
+        if mounts.probe(mount_point) is mounts.MountState.DEAD:
+            mounts.clear_dead(mount_point)
+        registration.delete(layout, name, Path(mount_point))
+    return {"name": name, "removed": True}
+
+
+def _report(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.print_json(answer)
+        return
+    name = answer["name"]
+    if answer.get("removed"):
+        click.echo(f"{name}: removed")
+    elif answer.get("mount_point"):
+        click.echo(f"{name}: {answer['state']} at {answer['mount_point']}")
+    else:
+        click.echo(f"{name}: {answer['state']}")

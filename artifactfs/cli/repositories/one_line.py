@@ -1,0 +1,198 @@
+"""``artifact-fs mount REMOTE [DIR]`` and ``umount DIR``."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from artifactfs.cli.operation.looking import known_repos
+from artifactfs.cli.repositories.adding import DEFAULT_REFRESH_S, register, wanted_ref
+from artifactfs.cli.repositories.mounting import unmount_by_name
+from artifactfs.cli.terminal import output
+from artifactfs.cli.terminal.context import connect, json_option, state
+from artifactfs.cli.terminal.remote_argument import TOKEN_VARIABLE, RemoteArgument, read_remote
+from artifactfs.config import RepoSettings
+from artifactfs.errors import DaemonError, InvalidInput, NotRegistered
+
+START_WAIT_S = 15.0
+IDLE_END = "10m"
+"""How long a daemon that nobody asked for stays after its last mount is gone."""
+
+
+@click.command()
+@click.argument("remote")
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.option("--branch", "-b", help="Branch to mount. [default: the remote's HEAD]")
+@click.option("--ref", help="Tag, full ref or commit to mount instead of a branch.")
+@click.option("--depth", type=click.IntRange(min=1), help="Only so many commits of history.")
+@json_option
+def mount(
+    remote: str,
+    directory: Path | None,
+    branch: str | None,
+    ref: str | None,
+    depth: int | None,
+    as_json: bool,
+) -> None:
+    """Mount REMOTE at DIRECTORY, as `git clone` would fetch it; starts a daemon if none runs.
+
+    Returns when the tree can be read. What was unmounted with `artifact-fs umount` is mounted
+    again with its local changes. A daemon started here logs to STATE/daemon.log and ends by
+    itself ten minutes after its last mount was unmounted.
+
+    \b
+    Examples:
+      artifact-fs mount https://host/org/hello.git
+      artifact-fs mount git@host:org/hello.git ~/src/hello --branch next
+    """
+    parsed = read_remote(remote)
+    where = (directory or Path(_last_part(parsed.url))).absolute()
+    ensure_daemon()
+    known = _registered_at(where)
+    if known is not None and known["remote"] == parsed.url:
+        answer = _remount(known["name"], parsed, quiet=as_json)
+    else:
+        settings = RepoSettings(
+            name=_free_name(where.name),
+            remote=parsed.url,
+            mount_point=os.path.normpath(where),
+            ref=wanted_ref(branch, ref),
+            depth=depth,
+            refresh_s=DEFAULT_REFRESH_S,
+        )
+        answer = register(settings, parsed, in_background=False, quiet=as_json)
+    if as_json:
+        output.print_json(answer)
+    else:
+        click.echo(f"{answer['name']}: mounted at {answer['mount_point']}")
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Also while programs use it: they get errors.")
+@json_option
+def umount(directory: Path, force: bool, as_json: bool) -> None:
+    """Unmount what is mounted at DIRECTORY; its local changes stay.
+
+    `artifact-fs mount` with the same remote brings it back, `artifact-fs remove-repo` deletes it.
+
+    \b
+    Examples:
+      artifact-fs umount ~/src/hello
+    """
+    known = _registered_at(directory.absolute())
+    if known is None:
+        raise NotRegistered(
+            f"nothing of ours is mounted at {directory}",
+            hint="artifact-fs list-repos shows the mount points",
+        )
+    unmount_by_name(known["name"], force=force)
+    answer = {"name": known["name"], "state": "unmounted"}
+    if as_json:
+        output.print_json(answer)
+    else:
+        click.echo(f"{known['name']}: unmounted")
+
+
+def ensure_daemon() -> None:
+    """Start a daemon of the user's own where none runs. Raises: DaemonError."""
+    from artifactfs.doctor.liveness import daemon_holds_lock
+
+    client = connect()
+    if client is not None:
+        client.close()
+        return
+    root = state().root
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log_path = root / "daemon.log"
+    command = [sys.executable, "-P", "-m", "artifactfs.cli.main", "--state-root", str(root)]
+    with open(log_path, "ab", opener=_private) as log:
+        began_at = log.tell()
+        process = subprocess.Popen(
+            [*command, "daemon", "--exit-when-idle", IDLE_END],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            env={k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", TOKEN_VARIABLE)},
+        )
+    end = time.monotonic() + START_WAIT_S
+    while time.monotonic() < end:
+        client = connect()
+        if client is not None:
+            client.close()
+            return
+        if process.poll() is not None and not daemon_holds_lock(state()):
+            raise _not_started(
+                log_path, began_at
+            )  # else another was faster, and is about to listen
+        time.sleep(0.02)
+    raise DaemonError("the daemon does not answer", hint=f"see {log_path}")
+
+
+def _not_started(log_path: Path, began_at: int) -> DaemonError:
+    """The error that the daemon itself ended with, as far as it wrote one from `began_at` on."""
+    with open(log_path, encoding="utf-8", errors="replace") as log:
+        log.seek(began_at)
+        written = log.read()
+    causes = re.findall(r"^error: (.*)$", written, re.MULTILINE)
+    hints = re.findall(r"^hint: (.*)$", written, re.MULTILINE)
+    cause = f": {causes[-1]}" if causes else ""
+    return DaemonError(
+        f"the daemon did not start{cause}", hint=hints[-1] if hints else f"see {log_path}"
+    )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _remount(name: str, remote: RemoteArgument, *, quiet: bool) -> dict[str, Any]:
+    """With the credentials that were given now, if any: the stored ones may have expired."""
+    client = connect()
+    if client is None:
+        raise DaemonError("the daemon ended", hint="start it again: artifact-fs daemon")
+    with client, output.progress(name, quiet=quiet) as report:
+        if remote.secret is not None:
+            given = remote.secret
+            client.request("set-remote", name=name, remote=remote.url, secret=given, no_check=True)
+        answer: dict[str, Any] = client.request("remount", on_progress=report, name=name)
+        return answer
+
+
+def _registered_at(where: Path) -> dict[str, Any] | None:
+    from artifactfs.daemon.host.mounts import real_path
+
+    normal, real = os.path.normpath(where), real_path(str(where))
+    repos = known_repos()
+    for repo in repos:
+        if repo["mount_point"] == normal:
+            return repo
+    return next((repo for repo in repos if real_path(repo["mount_point"]) == real), None)
+
+
+def _last_part(url: str) -> str:
+    """The directory that `git clone` would make. Raises: InvalidInput."""
+    name = re.split(r"[/:]", url.rstrip("/"))[-1].removesuffix(".git")
+    if not name or name in (".", ".."):
+        raise InvalidInput("the remote has no name to call the directory by", hint="give DIRECTORY")
+    return name
+
+
+def _free_name(wanted: str) -> str:
+    """`wanted` made a repository's name, with a number where it is taken."""
+    name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", wanted).strip("-._")[:90] or "repo"
+    taken = {repo["name"] for repo in known_repos()}
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name}-{number}"
+    return found

@@ -1,0 +1,1 @@
+"""What all commands share: state root, settings, output, the generated reference."""

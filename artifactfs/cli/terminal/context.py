@@ -1,0 +1,186 @@
+"""What every command shares: the state root, the daemon's connection, units."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from artifactfs.daemon.control.client import ControlClient, DaemonNotRunning
+from artifactfs.errors import ArtifactFSError
+from artifactfs.paths import StateLayout, check_repo_name, default_state_root
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    _OptionalFloatType = click.ParamType[float | None]
+    _IntType = click.ParamType[int]
+    _StrType = click.ParamType[str]
+else:  # generic only in newer versions of click
+    _OptionalFloatType = _IntType = _StrType = click.ParamType
+
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class StateRootOption:
+    """``--state-root DIR`` (also ``--root-dir``, ``$ARTIFACT_FS_ROOT``), before the command."""
+
+    @staticmethod
+    def declare(function: _F) -> _F:
+        return click.option(
+            "--state-root",
+            "--root-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            expose_value=False,
+            callback=StateRootOption._store,
+            is_eager=True,
+            help="Where everything is kept. [env: ARTIFACT_FS_ROOT; default: /var/lib/artifact-fs, "
+            "for ordinary users ~/.local/share/artifact-fs]",
+        )(function)
+
+    @staticmethod
+    def _store(ctx: click.Context, _option: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            ctx.meta["artifactfs.state_root"] = value.absolute()
+
+
+def state() -> StateLayout:
+    """The state root this command works on."""
+    given = click.get_current_context().meta.get("artifactfs.state_root")
+    return StateLayout(given if isinstance(given, Path) else default_state_root())
+
+
+def connect() -> ControlClient | None:
+    """The daemon of the state root, None if none runs."""
+    try:
+        return ControlClient(state())
+    except DaemonNotRunning:
+        return None
+
+
+def daemon() -> ControlClient:
+    """The daemon of the state root. Raises: DaemonNotRunning."""
+    return ControlClient(state())
+
+
+class Duration(_OptionalFloatType):
+    """Seconds: ``30s``, ``5m``, ``1h``; with `never`, also that word (None)."""
+
+    name = "duration"
+
+    def __init__(self, *, never: bool = False) -> None:
+        self._never = never
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
+        if isinstance(value, (int, float)):
+            return float(value)
+        if self._never and value == "never":
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", str(value))
+        seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+        if seconds <= 0:
+            also = ", or never" if self._never else ""
+            self.fail(f"{value!r} is not a duration such as 30s, 5m or 1h{also}", param, ctx)
+        return seconds
+
+
+class Size(_IntType):
+    """Bytes: ``500M``, ``2G``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value).lower())
+        if match is None:
+            self.fail(f"{value!r} is not a size such as 500M or 2G", param, ctx)
+        return int(float(match[1]) * _BYTES[match[2]])
+
+
+class RepoName(_StrType):
+    """A name that `add-repo` accepts."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return check_repo_name(str(value))
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        from artifactfs.cli.operation.looking import registered
+
+        try:
+            with ctx.scope(cleanup=False):
+                names = [repo["name"] for repo in registered()]
+        except ArtifactFSError:
+            return []
+        return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+
+
+def name_option(function: _F) -> _F:
+    """``--name N`` of a registered repository, required."""
+    return click.option("--name", required=True, type=RepoName(), help="The repository.")(function)
+
+
+def name_or_here_option(function: _F) -> _F:
+    """``--name N`` of a registered repository; inside a mount it can be left out."""
+    return click.option(
+        "--name",
+        type=RepoName(),
+        callback=_named_or_here,
+        help="The repository. [default: the one that the current directory is in]",
+    )(function)
+
+
+def _named_or_here(ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None or ctx.resilient_parsing:
+        return value
+    here = _repo_around(_current_directories())
+    if here is None:
+        raise click.UsageError("Missing option '--name' (it can be left out inside a mount).", ctx)
+    return here
+
+
+def _current_directories() -> list[Path]:
+    """The current directory, also by the name that the shell has for it (through symlinks)."""
+    try:
+        physical = Path.cwd()
+    except OSError:
+        return []
+    logical = Path(os.environ.get("PWD", physical))
+    return [physical, logical] if logical.is_absolute() else [physical]
+
+
+def _repo_around(directories: list[Path]) -> str | None:
+    """The repository with the innermost mount point around one of `directories`."""
+    from artifactfs.cli.operation.looking import known_repos
+
+    found = []
+    for repo in known_repos():
+        point = Path(repo["mount_point"])
+        # Not the mount point itself: looking at it hangs where its worker does.
+        real = Path(os.path.realpath(point.parent), point.name)
+        if any(
+            each == directory or each in directory.parents
+            for each in (point, real)
+            for directory in directories
+        ):
+            found.append((len(real.parts), repo["name"]))
+    return max(found)[1] if found else None
+
+
+def json_option(function: _F) -> _F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)

@@ -1,0 +1,1 @@
+"""The machine: mounts of the kernel, bind mounts, the log, the service manager."""

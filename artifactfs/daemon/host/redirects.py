@@ -1,0 +1,358 @@
+"""Folders of the working tree that live on the local disk: ``node_modules``, ``.venv``, ``target``.
+
+What is written below such a folder goes straight to ``STATE/repos/NAME/redirects/DATA`` and never
+through FUSE. Where this process may mount, DATA is bind-mounted over the folder; elsewhere the
+folder is a symlink to it. A symlink is an entry of the overlay and stays by itself; a bind mount
+ends with the mount below it, so the worker calls `apply` after each mount and `release` before an
+orderly unmount (a lazy one detaches what is mounted below as well).
+
+The folders are listed in ``redirects/list.json``, and in the gitdir's ``info/exclude``: they are
+for what git must not see, and a pattern such as ``node_modules/`` does not match a symlink.
+
+Everything here is synchronous, and `mount` and `umount` are programs: looking a path up in the
+mount must not wait in the process that answers it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from artifactfs.daemon.host import mounts
+from artifactfs.errors import (
+    AlreadyExists,
+    ArtifactFSError,
+    CorruptData,
+    InvalidInput,
+    MountError,
+    NotRegistered,
+)
+from artifactfs.paths import RepoLayout
+
+log = logging.getLogger(__name__)
+
+METHODS = ("bind", "symlink")
+MOUNT_DEADLINE_S = 20.0
+_EXCLUDE_MARK = "# artifact-fs redirect"
+_CAP_SYS_ADMIN = 21
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """`path` is relative to the mount point; `data` is a name below ``STATE/…/redirects``."""
+
+    path: str
+    method: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One mounted repository: where its redirections are kept, and where they take effect."""
+
+    layout: RepoLayout
+    mount_point: Path
+    gitdir: Path
+
+    def folder(self, redirect: Redirect) -> Path:
+        return Path(mounts.real_path(str(self.mount_point))) / redirect.path
+
+    def data(self, redirect: Redirect) -> Path:
+        return self.layout.redirects / redirect.data
+
+
+def may_bind() -> bool:
+    """Tell whether this process has CAP_SYS_ADMIN, without which mount(2) refuses."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return False
+
+
+# -- the list --------------------------------------------------------------------------------
+
+
+def redirects_of(layout: RepoLayout) -> list[Redirect]:
+    """The redirections of a repository, by path. Raises: CorruptData."""
+    file = layout.redirects / "list.json"
+    try:
+        return [Redirect(**entry) for entry in json.loads(file.read_text())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise CorruptData(
+            f"{file} is damaged: {error}",
+            hint="move it away and add the redirections again; their data is beside it",
+        ) from error
+
+
+@contextmanager
+def _changing(layout: RepoLayout) -> Iterator[dict[str, Redirect]]:
+    """The list for one change at a time; written as a whole, if the block succeeds."""
+    layout.redirects.mkdir(mode=0o711, exist_ok=True)
+    with (layout.redirects / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = {redirect.path: redirect for redirect in redirects_of(layout)}
+        yield known
+        file = layout.redirects / "list.json"
+        entries = [asdict(known[path]) for path in sorted(known)]
+        with (temporary := file.with_suffix(".new")).open("w") as output:
+            json.dump(entries, output, indent=1)
+            output.flush()
+            os.fsync(output.fileno())
+        temporary.replace(file)
+
+
+def check_path(text: str) -> str:
+    """Return `text` as a path relative to the mount point. Raises: InvalidInput."""
+    path = os.path.normpath(text)
+    if os.path.isabs(path) or path in (".", "..") or path.startswith("../") or "\0" in path:
+        raise InvalidInput(f"{text!r} is not a path inside the tree")
+    if path.split("/")[0] == ".git":
+        raise InvalidInput("git's own folder cannot be redirected")
+    return path
+
+
+# -- add and remove --------------------------------------------------------------------------
+
+
+def add(tree: Tree, path: str, *, method: str | None = None, move: bool = False) -> Redirect:
+    """Put the folder `path` on the local disk, from now on and after every mount.
+
+    `move` takes along what is there already. Raises: InvalidInput for a folder with tracked files
+    or (unless `move`) any files, AlreadyExists, MountError.
+    """
+    path = check_path(path)
+    with _changing(tree.layout) as known:
+        _check_free(known, path)
+        _check_inside(tree, path)
+        _check_untracked(tree, path)
+        digest = blake2b(os.fsencode(path), digest_size=4).hexdigest()
+        name = f"{os.path.basename(path)[:200]}-{digest}"
+        redirect = Redirect(path, method or ("bind" if may_bind() else "symlink"), name)
+        _prepare_data(tree, redirect, move)
+        try:
+            _place(tree, redirect)
+        except MountError:
+            _put_back(tree, redirect)
+            raise
+        known[path] = redirect
+    _set_excluded(tree, path, True)
+    return redirect
+
+
+def _check_free(known: dict[str, Redirect], path: str) -> None:
+    for other in known:
+        inner, outer = Path(path), Path(other)
+        if inner == outer or inner.is_relative_to(outer) or outer.is_relative_to(inner):
+            raise AlreadyExists(
+                f"{other} is redirected already",
+                hint=f"artifact-fs redirect remove {other} undoes it",
+            )
+
+
+def _check_inside(tree: Tree, path: str) -> None:
+    """Raises: InvalidInput where a symlink of the tree (whoever committed it) leads elsewhere."""
+    top = os.path.realpath(tree.mount_point)
+    parent = os.path.realpath(os.path.join(top, os.path.dirname(path)))
+    if parent != top and not parent.startswith(f"{top}/"):
+        raise InvalidInput(f"{path} leads out of the tree, to {parent}")
+
+
+def _check_untracked(tree: Tree, path: str) -> None:
+    listed = subprocess.run(
+        ["git", f"--git-dir={tree.gitdir}", "ls-files", "-z", "--", f":(literal){path}"],
+        cwd=tree.mount_point,
+        capture_output=True,
+        check=False,
+    )
+    if listed.stdout:
+        first = os.fsdecode(listed.stdout.split(b"\0")[0])
+        raise InvalidInput(f"{path} holds tracked files ({first}): git must go on seeing them")
+
+
+def _prepare_data(tree: Tree, redirect: Redirect, move: bool) -> None:
+    folder, data = tree.folder(redirect), tree.data(redirect)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InvalidInput(f"{redirect.path} is not a folder")
+    if data.exists() and any(data.iterdir()):
+        raise AlreadyExists(f"{data} is left over and not empty", hint="move it away")
+    holds = folder.is_dir() and any(folder.iterdir())
+    if holds and not move:
+        raise InvalidInput(
+            f"{redirect.path} is not empty", hint="--move takes its files to the local disk"
+        )
+    data.mkdir(exist_ok=True)
+    owner = tree.mount_point.stat()
+    if os.geteuid() == 0:
+        os.chown(data, owner.st_uid, owner.st_gid)
+    data.chmod(0o755)
+    if holds:
+        shutil.copytree(folder, data, symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(folder)
+
+
+def _put_back(tree: Tree, redirect: Redirect) -> None:
+    """After a folder could not be redirected: what `_prepare_data` took along is in it again."""
+    data = tree.data(redirect)
+    if any(data.iterdir()):
+        shutil.copytree(data, tree.folder(redirect), symlinks=True, dirs_exist_ok=True)
+    shutil.rmtree(data)
+
+
+def _place(tree: Tree, redirect: Redirect) -> None:
+    """Make the folder lead to its data. Raises: MountError."""
+    folder, data = tree.folder(redirect), tree.data(redirect)
+    try:
+        if redirect.method == "bind":
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.is_dir() and not folder.is_symlink():
+                folder.rmdir()
+            folder.symlink_to(data)
+    except OSError as error:
+        raise MountError(f"cannot make {folder}: {error.strerror}") from error
+    if redirect.method == "bind":
+        _mount_program("mount", "--bind", "--", str(data), str(folder))
+
+
+def _mount_program(*command: str) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=MOUNT_DEADLINE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MountError(f"{command[0]} failed: {error}") from error
+    if done.returncode != 0:
+        raise MountError(done.stderr.strip() or f"{command[0]} failed")
+
+
+def remove(tree: Tree, path: str, *, discard: bool = False, keep: bool = False) -> Redirect:
+    """Undo `add`. What is in the folder is deleted (`discard`) or moved back (`keep`).
+
+    Raises: NotRegistered, MountError; InvalidInput for a folder that is not empty with neither.
+    """
+    path = check_path(path)
+    with _changing(tree.layout) as known:
+        redirect = known.get(path)
+        if redirect is None:
+            raise NotRegistered(
+                f"{path} is not redirected", hint="artifact-fs redirect list shows what is"
+            )
+        data = tree.data(redirect)
+        holds = data.is_dir() and any(data.iterdir())
+        if holds and not (discard or keep):
+            raise InvalidInput(
+                f"{path} is not empty",
+                hint="--keep moves its files into the tree, --discard deletes them",
+            )
+        _displace(tree, redirect)
+        if holds and keep:
+            shutil.copytree(data, tree.folder(redirect), symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(data, ignore_errors=True)
+        del known[path]
+    _set_excluded(tree, path, False)
+    return redirect
+
+
+def _displace(tree: Tree, redirect: Redirect) -> None:
+    folder = tree.folder(redirect)
+    try:
+        if redirect.method == "bind":
+            _unbind(folder)
+            folder.rmdir()
+        elif folder.is_symlink():
+            folder.unlink()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise MountError(f"cannot clear {folder}: {error.strerror}") from error
+
+
+def _unbind(folder: Path) -> None:
+    for _ in mounts.mounts_at(str(folder), follow=False):
+        _mount_program("umount", "--lazy", "--", str(folder))
+
+
+def _set_excluded(tree: Tree, path: str, excluded: bool) -> None:
+    """Keep git from looking: one marked line in ``info/exclude`` (gitignore(5))."""
+    file = tree.gitdir / "info" / "exclude"
+    lines = file.read_text().splitlines() if file.exists() else []
+    escaped = "".join(f"\\{char}" if char in "*?[]\\ !#" else char for char in path)
+    kept: list[str] = []
+    for line in lines:
+        if line == f"/{escaped}" and kept and kept[-1] == _EXCLUDE_MARK:
+            kept.pop()
+        else:
+            kept.append(line)
+    if excluded:
+        kept += [_EXCLUDE_MARK, f"/{escaped}"]
+    file.parent.mkdir(exist_ok=True)
+    temporary = file.with_name("exclude.new")
+    temporary.write_text("".join(f"{line}\n" for line in kept))
+    temporary.replace(file)
+
+
+# -- what the worker calls -------------------------------------------------------------------
+
+
+def active(tree: Tree, redirect: Redirect) -> bool:
+    """Tell whether the folder leads to its data now."""
+    folder = tree.folder(redirect)
+    if redirect.method == "bind":
+        return bool(mounts.mounts_at(str(folder), follow=False))
+    return folder.is_symlink() and Path(os.readlink(folder)) == tree.data(redirect)
+
+
+def _listed(tree: Tree) -> list[Redirect]:
+    """None where the list cannot be read, which is logged: `doctor` names it, too."""
+    try:
+        return redirects_of(tree.layout)
+    except (CorruptData, OSError) as error:
+        log.warning("no folder is redirected: %s", error)
+        return []
+
+
+def apply(tree: Tree) -> list[Redirect]:
+    """Place every redirection that is not in place; return those that are after it.
+
+    One that cannot be placed is logged and left out: the mount is worth having without it. Blocks
+    until the mount answers, so call it in a thread.
+    """
+    placed = []
+    for redirect in _listed(tree):
+        try:
+            tree.data(redirect).mkdir(exist_ok=True)
+            if not active(tree, redirect):
+                _check_inside(tree, redirect.path)
+                _place(tree, redirect)
+        except (ArtifactFSError, OSError) as error:
+            log.warning("cannot redirect: %s", error, extra={"path": redirect.path})
+        else:
+            placed.append(redirect)
+    return placed
+
+
+def release(tree: Tree) -> None:
+    """Detach the bind mounts, so that the mount itself can be unmounted without force."""
+    for redirect in _listed(tree):
+        if redirect.method == "bind":
+            try:
+                _unbind(tree.folder(redirect))
+            except MountError as error:
+                log.warning("cannot end a redirection: %s", error, extra={"path": redirect.path})

@@ -1,0 +1,104 @@
+"""What removing a repository would lose: local changes, unpushed commits, stashes."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import struct
+from typing import Any
+
+import trio
+
+from artifactfs.errors import CorruptData, StateError
+from artifactfs.fs.overlay.database import read_base
+from artifactfs.git.command import run_git
+from artifactfs.paths import RepoLayout
+
+log = logging.getLogger(__name__)
+
+GIT_DEADLINE_S = 120.0
+SHOWN = 3  # paths in a message
+
+
+async def losses(layout: RepoLayout, mount_point: str, mounted: str) -> dict[str, Any]:
+    """Of a mounted repository: ``changes`` (paths), ``unpushed`` commits, ``stashes``.
+
+    `mounted` is the commit that was mounted: it came from the remote, whatever names it there.
+    Raises: StateError where git cannot say.
+    """
+    status = await run_git(
+        *("-C", mount_point, "status", "--porcelain=v1", "-z", "--no-renames"),
+        deadline_s=GIT_DEADLINE_S,
+    )
+    changes = [entry[3:] for entry in status.decode("utf-8", "replace").split("\0") if entry]
+    return {"changes": changes, **await kept_only_here(layout, mounted)}
+
+
+async def kept_only_here(layout: RepoLayout, mounted: str | None) -> dict[str, Any]:
+    """Commits that no remote-tracking branch and no tag has, and stashes. Needs no mount.
+
+    None where the gitdir is somebody else's: it stays.
+    """
+    if layout.gitdir.is_symlink():
+        return {"unpushed": 0, "stashes": 0}
+    arguments = ["rev-list", "--count", "HEAD", "--branches", "--not", "--remotes", "--tags"]
+    if mounted is not None:
+        arguments.append(mounted)
+    unpushed = await run_git(*arguments, gitdir=layout.gitdir, deadline_s=GIT_DEADLINE_S)
+    stashes = 0
+    if await run_git("for-each-ref", "refs/stash", gitdir=layout.gitdir):
+        listed = await run_git("reflog", "show", "refs/stash", gitdir=layout.gitdir)
+        stashes = len(listed.splitlines())
+    return {"unpushed": int(unpushed), "stashes": stashes}
+
+
+async def check_unmounted(name: str, layout: RepoLayout) -> None:
+    """Refuse where an unmounted repository may have something to lose.
+
+    What its overlay holds can be committed and pushed already: only git in the mount knows, so
+    this errs on the safe side. Raises: StateError.
+    """
+    if not layout.gitdir.exists():
+        return
+    dirty, mounted = await trio.to_thread.run_sync(read_overlay, layout)
+    if dirty:
+        raise StateError(
+            f"{name} may have local changes ({dirty} entries in its overlay)",
+            hint=f"look with artifact-fs remount --name {name} and git status, or give --force",
+        )
+    refuse(name, {"changes": [], **await kept_only_here(layout, mounted)})
+
+
+def read_overlay(layout: RepoLayout) -> tuple[int, str | None]:
+    """How many names differ from the mounted commit, and that commit (hex). Raises: CorruptData."""
+    if not layout.overlay_db.exists():
+        return 0, None
+    try:
+        dirty, commit = read_base(layout.overlay_db)
+    except (sqlite3.DatabaseError, StateError, ValueError, LookupError, struct.error) as error:
+        raise CorruptData(
+            f"{layout.overlay_db} cannot be read: {error}", hint="give --force to delete it anyway"
+        ) from error
+    return dirty, commit.hex() if commit else None
+
+
+def refuse(name: str, found: dict[str, Any]) -> None:
+    """Raises: StateError if `found` (see `losses`) is not empty."""
+    changes, unpushed, stashes = found["changes"], found["unpushed"], found["stashes"]
+    parts = []
+    if changes:
+        more = ", …" if len(changes) > SHOWN else ""
+        parts.append(f"{_count(len(changes), 'local change')} ({', '.join(changes[:SHOWN])}{more})")
+    if unpushed:
+        parts.append(_count(unpushed, "unpushed commit"))
+    if stashes:
+        parts.append(f"{stashes} stash{'es' if stashes > 1 else ''}")
+    if parts:
+        raise StateError(
+            f"{name} has {' and '.join(parts)}",
+            hint="commit and push them, or give --force to delete them",
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"

@@ -1,0 +1,253 @@
+"""Adding and removing a repository so that a failure leaves nothing behind.
+
+`Reservation` does what comes before the clone: it checks the name and the mount point, makes
+``STATE/repos/NAME`` (the directory is the lock on the name) with the 0600 credentials in it, and
+the mount point. Then either `commit` registers, or `roll_back` takes everything away again. A
+marker file in the directory tells a reservation that was cut short by a crash from real data.
+
+Synchronous: the daemon calls it in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.host import mounts
+from artifactfs.daemon.repositories.registry import Registry, name_taken
+from artifactfs.errors import (
+    AlreadyExists,
+    InvalidInput,
+    MountError,
+    NotRegistered,
+    StateError,
+)
+from artifactfs.git.wire.credentials import CredentialFile
+from artifactfs.paths import StateLayout, check_repo_name
+
+MARKER = "adding"
+FUSE_DEVICE = Path("/dev/fuse")
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Credentials of a remote, on their way to the credential file."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+def check_fuse() -> None:
+    """Raises: MountError when this machine cannot mount."""
+    try:
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError as error:
+        raise MountError(
+            f"{FUSE_DEVICE} is missing",
+            hint="load the kernel module (modprobe fuse); in a container, start it with "
+            "--device /dev/fuse --cap-add SYS_ADMIN",
+        ) from error
+    except OSError as error:
+        raise MountError(
+            f"cannot open {FUSE_DEVICE}: {error.strerror}",
+            hint="a container needs --device /dev/fuse --cap-add SYS_ADMIN; "
+            f"a user who is not root: sudo chmod 0666 {FUSE_DEVICE}",
+        ) from error
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise MountError("fusermount3 is not installed", hint="install the package fuse3")
+
+
+def resolve_mount_point(settings: RepoSettings, mount_root: Path) -> str:
+    """Where it is mounted: a relative mount point lies below the daemon's `mount_root`."""
+    return os.path.normpath(mount_root / settings.mount_point)
+
+
+def check_mount_point(mount_point: Path, state: StateLayout) -> None:
+    """Raises: MountError, InvalidInput unless a mount can be made there (dead mounts count as
+    free: they are cleared)."""
+    point, root = Path(mounts.real_path(str(mount_point))), state.root.resolve()
+    for inner, outer in ((point, root), (root, point)):
+        if inner == outer or outer in inner.parents:
+            raise InvalidInput(
+                f"the mount point {mount_point} and the state root {state.root} overlap",
+                hint="choose another --mount-root or --state-root",
+            )
+    if mounts.probe(str(mount_point)) is mounts.MountState.ALIVE:
+        raise MountError(
+            f"{mount_point} is a mount point that is in use",
+            hint=f"unmount it (umount {mount_point}), or choose another --mount-root or --name",
+        )
+    try:
+        with os.scandir(mount_point) as entries:
+            if any(True for _ in entries):
+                raise MountError(
+                    f"{mount_point} is not empty",
+                    hint="choose another --mount-root or --name, or empty it first",
+                )
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise MountError(
+            f"{mount_point} is not a directory", hint="choose another --mount-root or --name"
+        ) from error
+    except PermissionError as error:
+        raise MountError(f"{mount_point}: {error.strerror}") from error
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise MountError(f"{mount_point}: {error.strerror}") from error
+
+
+def check_apart(mount_point: Path, other_name: str, other_mount_point: str) -> None:
+    """Raises: AlreadyExists if `mount_point` is that of another repository, or within it."""
+    other = Path(other_mount_point)
+    if mount_point == other or other in mount_point.parents:
+        where = "is" if mount_point == other else "lies within"
+        raise AlreadyExists(
+            f"{mount_point} {where} the mount point of {other_name!r}",
+            hint="choose another --mount-root or --name",
+        )
+
+
+def make_mount_point(mount_point: Path) -> list[Path]:
+    """Create it; return the directories that were made, outermost first. Raises: MountError."""
+    made: list[Path] = []
+    try:
+        for directory in (*reversed(mount_point.parents), mount_point):
+            try:
+                directory.mkdir()
+            except FileExistsError:
+                continue
+            made.append(directory)
+    except OSError as error:
+        remove_directories(made)
+        raise MountError(
+            f"cannot create {mount_point}: {error.strerror}",
+            hint="choose a --mount-root that you may write to",
+        ) from error
+    return made
+
+
+def remove_directories(made: Iterable[Path]) -> None:
+    """Remove the empty ones among directories that `make_mount_point` made."""
+    for directory in reversed(list(made)):
+        try:
+            directory.rmdir()
+        except OSError:
+            return  # somebody uses it by now, and so its parents
+
+
+class Reservation:
+    """A name and a mount point that are being added."""
+
+    def __init__(self, state: StateLayout, settings: RepoSettings, mount_point: Path) -> None:
+        """Reserve. Raises: InvalidInput, AlreadyExists, MountError, StateError."""
+        self._state = state
+        self._settings = settings
+        self._registered = False
+        self._made: list[Path] = []
+        check_repo_name(settings.name)
+        self.layout = state.repo(settings.name)
+        with Registry(state.registry_db) as registry:
+            self._check_free(registry, mount_point)
+            check_mount_point(mount_point, state)
+            self._take_directory(registry)
+        try:
+            if mounts.probe(str(mount_point)) is mounts.MountState.DEAD:
+                mounts.clear_dead(str(mount_point))
+            self._made = make_mount_point(mount_point)
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def _check_free(self, registry: Registry, mount_point: Path) -> None:
+        for registration in registry.all():
+            if registration.name == self._settings.name:
+                raise name_taken(self._settings.name)
+            check_apart(mount_point, registration.name, registration.settings.mount_point)
+
+    def _take_directory(self, registry: Registry) -> None:
+        directory = self.layout.directory
+        try:
+            directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (directory / MARKER).exists() and not is_being_added(directory):
+                shutil.rmtree(directory)  # left by a crash in the middle of adding
+            directory.mkdir(mode=0o700)
+            (directory / MARKER).write_text(f"{os.getpid()} {_start_of(os.getpid())}\n")
+        except FileExistsError as error:
+            if (directory / MARKER).exists():
+                raise name_taken(self._settings.name) from error
+            raise AlreadyExists(
+                f"{directory} exists but is not registered",
+                hint="move it away, or choose another --name",
+            ) from error
+        except OSError as error:
+            raise StateError(f"cannot create {directory}: {error.strerror}") from error
+
+    def store(self, secret: Secret | None) -> None:
+        """Write the credentials file. Raises: InvalidInput, StateError."""
+        if secret is None:
+            return
+        try:
+            CredentialFile(self.layout.credentials).set(
+                self._settings.remote, secret.username, secret.password
+            )
+        except OSError as error:
+            raise StateError(f"cannot store the credentials: {error.strerror}") from error
+
+    def commit(self) -> None:
+        """Register it. Raises: AlreadyExists."""
+        with Registry(self._state.registry_db) as registry:
+            registry.add(self._settings)
+        self._registered = True
+        (self.layout.directory / MARKER).unlink(missing_ok=True)
+
+    def roll_back(self) -> None:
+        """Take everything away again; the mount must be gone."""
+        if self._registered:
+            with Registry(self._state.registry_db) as registry:
+                registry.remove(self._settings.name)
+        shutil.rmtree(self.layout.directory, ignore_errors=True)
+        remove_directories(self._made)
+
+
+def is_being_added(directory: Path) -> bool:
+    """Whether the process that reserved `directory` still lives.
+
+    By its number and the time of its start: a container's processes get the same numbers again.
+    """
+    try:
+        pid, start = (directory / MARKER).read_text().split()
+        return start == _start_of(int(pid))
+    except (OSError, ValueError):
+        return False
+
+
+def _start_of(pid: int) -> str:
+    """When a process started, in clock ticks since the boot. Raises: OSError."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def delete(state: StateLayout, name: str, mount_point: Path) -> None:
+    """Forget a repository and delete its data; its mount must be gone. Raises: StateError.
+
+    The directory goes first: if that is cut short, the repository is still registered and
+    removing it again finishes the job.
+    """
+    directory = state.repo(name).directory
+    try:
+        if directory.exists():
+            (directory / MARKER).touch()  # empty: on a full disk there is no room for a word
+            shutil.rmtree(directory)
+    except OSError as error:
+        raise StateError(f"cannot remove {directory}: {error.strerror or error}") from error
+    with Registry(state.registry_db) as registry:
+        try:
+            registry.remove(name)
+        except NotRegistered:
+            return
+    remove_directories([mount_point])

@@ -1,0 +1,1 @@
+"""The daemon itself: it starts workers, watches them and answers the command line."""

@@ -1,0 +1,398 @@
+"""What the daemon answers on its control socket: one method for a command."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from artifactfs import __version__
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.control.messages import Message
+from artifactfs.daemon.control.server import Command, Request
+from artifactfs.daemon.repositories import housekeeping, registration
+from artifactfs.daemon.repositories.registration import Reservation, Secret
+from artifactfs.daemon.repositories.registry import Registration, name_taken
+from artifactfs.daemon.supervisor.supervision import Supervision
+from artifactfs.errors import (
+    DaemonError,
+    InvalidInput,
+)
+
+if TYPE_CHECKING:
+    from artifactfs.daemon.supervisor.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+QUICK_S = 30.0
+LONG_S = 24 * 3600.0  # has progress or deadlines of its own; a client that leaves cancels it
+STATUS_S = 3.0  # a worker that answers later is shown as not answering
+ROLL_BACK_S = 30.0
+ASK_AGAIN_S = 1.0
+
+
+READY_WORDS = {
+    "mounted": "mounted",
+    "hydrated": "hydrated",
+    "history": "there with its whole history",
+}
+
+
+class NotYet(DaemonError):
+    """A wait is over before what it waited for."""
+
+    exit_code = 124  # as timeout(1)
+
+
+class Commands:
+    """The handlers, over the state of a `Supervisor`."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._deleting = trio.Lock()  # gc walks through what remove deletes
+        self._removing: set[str] = set()
+
+    def table(self) -> Mapping[str, Command]:
+        quick = {
+            "ping": self.ping,
+            "list": self.list_repos,
+            "status": self.status,
+            "set-refresh": self.set_refresh,
+        }
+        long = {
+            "add": self.add,
+            "unmount": self.unmount,
+            "remount": self.remount,
+            "remove": self.remove,
+            "set-remote": self.set_remote,
+            "worker": self.worker,
+            "wait": self.wait,
+            "evict": self.evict,
+            "gc": self.gc,
+        }
+        return {
+            **{name: Command(handler, QUICK_S) for name, handler in quick.items()},
+            **{name: Command(handler, LONG_S) for name, handler in long.items()},
+        }
+
+    # -- looking -----------------------------------------------------------------------------
+
+    async def ping(self, _request: Request) -> Message:
+        supervisor = self._supervisor
+        return {
+            "version": __version__,
+            "uptime_s": time.time() - supervisor.started,
+            "state_root": str(supervisor.state.root),
+            "mount_root": str(supervisor.mount_root),
+        }
+
+    async def list_repos(self, _request: Request) -> list[Message]:
+        return [self._summary(known) for known in await self._supervisor.registrations()]
+
+    async def status(self, request: Request) -> list[Message]:
+        """Of one repository (``name``) or all: the summary, and what each worker says."""
+        name = request.args.get("name")
+        known = await self._supervisor.registrations()
+        if name is not None:
+            known = [await self._supervisor.registration(str(name))]
+        return await self.statuses(known)
+
+    async def statuses(self, known: list[Registration]) -> list[Message]:
+        """The summary of each, and what its worker says."""
+        answers: list[Message] = [self._summary(one) for one in known]
+        async with trio.open_nursery() as nursery:
+            for answer in answers:
+                nursery.start_soon(self._add_worker_status, answer)
+        return answers
+
+    def _summary(self, known: Registration) -> Message:
+        settings = self._supervisor.resolved(known.settings)
+        supervision = self._supervisor.mounts.get(known.name)
+        return {
+            "name": known.name,
+            "state": supervision.state if supervision else "unmounted",
+            "mount_point": settings.mount_point,
+            "remote": settings.remote,
+            "refresh_s": settings.refresh_s,
+            "follow": settings.follow,
+            "depth": settings.depth,
+            "require_commit": settings.require_commit,
+            "git_dir": settings.git_dir,
+            "enabled": known.enabled,
+            "created": known.created,
+            "pid": supervision.pid if supervision else None,
+            "restarts": supervision.restarts if supervision else 0,
+            "error": supervision.error if supervision else None,
+        }
+
+    async def _add_worker_status(self, answer: Message) -> None:
+        supervision = self._supervisor.mounts.get(answer["name"])
+        if supervision is None or supervision.state != "mounted":
+            return
+        try:
+            answer.update(await supervision.request("status", deadline_s=STATUS_S))
+        except DaemonError as error:
+            answer["state"] = "not answering"
+            hint = error.hint or "artifact-fs doctor says what it waits for"
+            answer["error"] = {"message": error.message, "hint": hint}
+
+    # -- adding and removing -----------------------------------------------------------------
+
+    async def add(self, request: Request) -> Message:
+        """Reserve, clone, mount, register; take everything back if any of that fails.
+
+        With ``async`` it is registered and answered at once, and mounted when that can be done.
+        """
+        started = trio.current_time()
+        settings = _settings(request.args.get("settings"))
+        secret = _secret(request.args.get("secret"))
+        supervisor = self._supervisor
+        if settings.name in supervisor.adding or settings.name in supervisor.mounts:
+            raise name_taken(settings.name)
+        mount_point = supervisor.resolved(settings).mount_point
+        self._check_unused(mount_point)
+        supervisor.adding.add(settings.name)
+        try:
+            registration.check_fuse()
+            reserve = partial(Reservation, supervisor.state, settings, Path(mount_point))
+            reservation = await trio.to_thread.run_sync(reserve)
+            try:
+                await trio.to_thread.run_sync(reservation.store, secret)
+                if request.args.get("async"):
+                    await trio.to_thread.run_sync(reservation.commit)
+                    supervisor.supervise(settings)
+                    return {"name": settings.name, "mount_point": mount_point, "state": "starting"}
+                supervision = supervisor.supervise(settings)
+                await supervision.settled(request.progress)
+                await trio.to_thread.run_sync(reservation.commit)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._take_back(settings.name, reservation)
+                raise
+        finally:
+            supervisor.adding.discard(settings.name)
+        seconds = trio.current_time() - started
+        return {"name": settings.name, **supervision.mounted, "seconds": round(seconds, 3)}
+
+    def _check_unused(self, mount_point: str) -> None:
+        for other in self._supervisor.mounts.values():
+            registration.check_apart(Path(mount_point), other.name, other.settings.mount_point)
+
+    async def _take_back(self, name: str, reservation: Reservation) -> None:
+        supervision = self._supervisor.mounts.pop(name, None)
+        if supervision is not None:
+            await supervision.unmount(force=True)
+        with trio.move_on_after(ROLL_BACK_S):
+            await trio.to_thread.run_sync(reservation.roll_back, abandon_on_cancel=True)
+
+    async def remove(self, request: Request) -> Message:
+        """Unmount and delete; unless forced, only where nothing is lost."""
+        name, force = request.text("name"), bool(request.args.get("force"))
+        known = await self._supervisor.registration(name)
+        supervision = self._supervisor.mounts.get(name)
+        if not force:
+            await self._check_nothing_is_lost(known, supervision)
+        self._removing.add(name)
+        try:
+            if supervision is not None:
+                await supervision.unmount(force=force)
+                self._supervisor.mounts.pop(name, None)
+            mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
+            delete = partial(registration.delete, self._supervisor.state, name, mount_point)
+            async with self._deleting:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(delete)
+        finally:
+            self._removing.discard(name)
+        return {"name": name, "removed": True}
+
+    async def _check_nothing_is_lost(
+        self, known: Registration, supervision: Supervision | None
+    ) -> None:
+        """Raises: StateError that says what would be lost."""
+        from artifactfs.daemon.repositories.losses import check_unmounted, refuse
+
+        if supervision is not None and supervision.state == "mounted":
+            refuse(known.name, await supervision.request("losses", deadline_s=LONG_S))
+        else:
+            layout = self._supervisor.state.repo(known.name)
+            await check_unmounted(known.name, layout)
+
+    # -- mounting ----------------------------------------------------------------------------
+
+    async def unmount(self, request: Request) -> Message:
+        """Unmount, and leave it unmounted at the next start."""
+        name = request.text("name")
+        await self._supervisor.registration(name)
+        supervision = self._supervisor.mounts.get(name)
+        if supervision is not None and supervision.running:
+            await supervision.unmount(force=bool(request.args.get("force")))
+        await self._supervisor.set_enabled(name, False)
+        return {"name": name, "state": "unmounted"}
+
+    async def remount(self, request: Request) -> Message:
+        """Mount what is unmounted; with ``restart``, unmount it first where it is mounted."""
+        name = request.text("name")
+        known = await self._supervisor.registration(name)
+        supervision = self._supervisor.mounts.get(name)
+        if supervision is not None and supervision.running and request.args.get("restart"):
+            await supervision.unmount(force=bool(request.args.get("force")))
+        if supervision is None or supervision.state != "mounted":
+            mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
+            registration.check_fuse()
+            await trio.to_thread.run_sync(registration.make_mount_point, mount_point)
+        supervision = await self._start_again(name)
+        supervision.retry_now()
+        await self._supervisor.set_enabled(name, True)
+        await supervision.settled(request.progress)
+        return {"name": name, "state": supervision.state, **supervision.mounted}
+
+    async def _start_again(self, name: str) -> Supervision:
+        """Unless another command was faster: two would fight for one mount. Raises: DaemonError."""
+        known = await self._supervisor.registration(name)
+        if name in self._removing:
+            raise DaemonError(f"{name} is being removed")
+        supervision = self._supervisor.mounts.get(name)
+        if supervision is not None and supervision.running:
+            return supervision
+        return self._supervisor.supervise(known.settings)
+
+    async def wait(self, request: Request) -> Message:
+        """Until it is ``mounted``, ``hydrated`` or has its ``history``, whatever happens meanwhile.
+
+        Raises: DaemonError when ``timeout_s`` is over, or it is not to be mounted at all.
+        """
+        name, goal = request.text("name"), request.text("for")
+        timeout_s = request.args.get("timeout_s")
+        await self._supervisor.registration(name)
+        with trio.move_on_after(float("inf") if timeout_s is None else float(timeout_s)):
+            while True:
+                supervision = await self._mounted(name)
+                if goal == "mounted":
+                    return {"name": name, "for": goal, **supervision.mounted}
+                try:
+                    answer = await supervision.request(
+                        "wait", {"for": goal}, deadline_s=LONG_S, progress=request.progress
+                    )
+                except DaemonError:  # it crashed: it will be mounted again
+                    with trio.move_on_after(ASK_AGAIN_S):
+                        await supervision.changed.wait()
+                else:
+                    return {"name": name, "for": goal, **answer}
+        raise NotYet(f"{name} is not {READY_WORDS[goal]} after {timeout_s:g} s")
+
+    async def _mounted(self, name: str) -> Supervision:
+        """The mount, once it is there, however many attempts that takes. Raises: DaemonError."""
+        while True:
+            supervision = self._supervisor.mounts.get(name)
+            if supervision is None or not supervision.running:
+                raise DaemonError(
+                    f"{name} is not mounted", hint=f"artifact-fs remount --name {name}"
+                )
+            if supervision.state == "mounted":
+                return supervision
+            await supervision.changed.wait()
+
+    # -- settings ----------------------------------------------------------------------------
+
+    async def set_refresh(self, request: Request) -> Message:
+        known = await self._supervisor.registration(request.text("name"))
+        refresh_s = request.args.get("refresh_s")
+        if refresh_s is not None and not (isinstance(refresh_s, (int, float)) and refresh_s > 0):
+            raise InvalidInput("the refresh interval is a number of seconds")
+        await self._apply(replace(known.settings, refresh_s=refresh_s))
+        return {"name": known.name, "refresh_s": refresh_s}
+
+    async def set_remote(self, request: Request) -> Message:
+        """A new URL or new credentials, checked by the worker while it is mounted."""
+        known = await self._supervisor.registration(request.text("name"))
+        settings = replace(known.settings, remote=request.text("remote"))
+        supervision = self._supervisor.mounts.get(known.name)
+        args = {"remote": settings.remote, "secret": request.args.get("secret")}
+        if supervision is not None and supervision.state == "mounted":
+            args["check"] = not request.args.get("no_check")
+            await supervision.request("set-remote", args, deadline_s=QUICK_S * 4)
+            await self._supervisor.save(settings)
+            supervision.settings = replace(supervision.settings, remote=settings.remote)
+            return {"name": known.name, "remote": settings.remote, "checked": args["check"]}
+        from artifactfs.daemon.repositories.remotes import store_remote
+
+        layout = self._supervisor.state.repo(known.name)
+        secret = _secret(request.args.get("secret"))
+        await store_remote(layout, settings.remote, secret)
+        await self._supervisor.save(settings)
+        if supervision is not None:
+            supervision.settings = replace(supervision.settings, remote=settings.remote)
+            supervision.retry_now()
+        return {"name": known.name, "remote": settings.remote, "checked": False}
+
+    async def _apply(self, settings: RepoSettings) -> None:
+        await self._supervisor.save(settings)
+        supervision = self._supervisor.mounts.get(settings.name)
+        if supervision is None:
+            return
+        supervision.settings = self._supervisor.resolved(settings)
+        if supervision.state == "mounted":
+            args = {"settings": asdict(supervision.settings)}
+            await supervision.request("settings", args, deadline_s=STATUS_S)
+
+    # -- the cache that all share -------------------------------------------------------------
+
+    async def evict(self, request: Request) -> Message:
+        """Shrink the cache: by a worker, whose open blobs stay, or here where none runs."""
+        max_bytes = int(request.args.get("max_bytes") or 0)
+        for supervision in self._supervisor.mounts.values():
+            if supervision.state == "mounted":
+                args = {"max_bytes": max_bytes}
+                answer: Message = await supervision.request("evict", args, deadline_s=LONG_S)
+                return answer
+        evict = partial(housekeeping.evict_here, self._supervisor.state, max_bytes)
+        return await trio.to_thread.run_sync(evict)
+
+    async def gc(self, request: Request) -> Message:
+        await request.progress(stage="collecting garbage")
+        adding = tuple(self._supervisor.adding)
+        collect = partial(housekeeping.collect_garbage, self._supervisor.state, adding=adding)
+        async with self._deleting:
+            return await trio.to_thread.run_sync(collect)
+
+    # -- everything a worker does by itself --------------------------------------------------
+
+    async def worker(self, request: Request) -> Any:
+        """Pass ``request`` with ``args`` on to the worker of ``name``, and its progress back."""
+        name = request.text("name")
+        await self._supervisor.registration(name)
+        supervision = self._supervisor.mounts.get(name)
+        if supervision is None or not supervision.running:
+            raise DaemonError(f"{name} is not mounted", hint=f"artifact-fs remount --name {name}")
+        if supervision.state != "mounted":
+            raise DaemonError(
+                f"{name} is not mounted yet ({supervision.state})",
+                hint=f"artifact-fs wait --name {name}",
+            )
+        args = request.args.get("args") or {}
+        return await supervision.request(
+            request.text("request"), args, deadline_s=LONG_S, progress=request.progress
+        )
+
+
+def _settings(fields: object) -> RepoSettings:
+    """Raises: InvalidInput."""
+    try:
+        if not isinstance(fields, dict):
+            raise TypeError("settings are an object")
+        return RepoSettings.from_mapping(fields)
+    except TypeError as error:
+        raise InvalidInput(f"unusable settings: {error}") from error
+
+
+def _secret(fields: object) -> Secret | None:
+    if not isinstance(fields, dict):
+        return None
+    return Secret(str(fields.get("username") or ""), str(fields.get("password") or ""))

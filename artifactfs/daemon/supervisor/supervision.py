@@ -1,0 +1,333 @@
+"""The life of one registered repository's mount: started, watched, restarted, stopped.
+
+One task per repository runs `Supervision.run`. It forks a worker, follows its events, and when it
+ends without having been asked to, clears the dead mount and forks again. A worker that sends no
+heartbeat for `SILENCE_S` is treated as dead: killed, and where that does not help (a FUSE
+deadlock leaves it in uninterruptible sleep) its FUSE connection is aborted.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.control.channel import WorkerChannel
+from artifactfs.daemon.control.messages import Message, error_fields, error_from_fields
+from artifactfs.daemon.control.server import Progress
+from artifactfs.daemon.host import mounts
+from artifactfs.daemon.supervisor.workers import WorkerPool, WorkerProcess
+from artifactfs.errors import DaemonError, MountError
+from artifactfs.paths import StateLayout
+
+log = logging.getLogger(__name__)
+
+SILENCE_S = 60.0
+STOP_S = 8.0  # for a clean stop: the worker flushes its overlay and unmounts
+KILL_S = 2.0
+FIRST_RETRY_S = 0.1
+LONGEST_RETRY_S = 60.0
+LONGEST_CRASH_S = 1.0
+"""A mount that worked and died is wanted back within 3 s, however often that happens."""
+STABLE_S = 30.0  # a mount that lived this long starts over with the shortest delay
+
+
+class Supervision:
+    """One repository under the supervisor's care.
+
+    `state` is what ``status`` shows: starting, cloning, mounting, mounted, restarting, failed,
+    unmounting or unmounted.
+    """
+
+    def __init__(
+        self,
+        settings: RepoSettings,
+        *,
+        state: StateLayout,
+        pool: WorkerPool,
+        log_level: str,
+        cache_limit: int | None = None,
+        keep_cpus_awake: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.state = "starting"
+        self.error: Message | None = None
+        self.restarts = 0
+        self.pid: int | None = None
+        self.mounted_at: float | None = None  # seconds, trio's clock
+        self.mounted: Message = {}  # the fields of the worker's event
+        self._state_layout = state
+        self._pool = pool
+        self._log_level = log_level
+        self._cache_limit = cache_limit
+        self._keep_cpus_awake = keep_cpus_awake
+        self._channel: WorkerChannel | None = None
+        self._stop = trio.Event()
+        self._retry = trio.Event()
+        self._settled = trio.Event()
+        self.ended = trio.Event()
+        self._silence = trio.CancelScope()  # its deadline moves with every event
+        self._listeners: set[Progress] = set()
+        self.changed = trio.Event()  # set and replaced at each change of `state`
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def running(self) -> bool:
+        return not self.ended.is_set()
+
+    # -- what the supervisor asks ------------------------------------------------------------
+
+    async def settled(self, progress: Progress | None = None) -> None:
+        """Until it is mounted. Raises: the error of the first attempt that failed."""
+        if progress is not None:
+            self._listeners.add(progress)
+        try:
+            await self._settled.wait()
+        finally:
+            if progress is not None:
+                self._listeners.discard(progress)
+        if self.error is not None:
+            raise error_from_fields(self.error)
+        if self.state != "mounted":
+            raise MountError(f"{self.name} was unmounted before it was ready")
+
+    async def first_settled(self) -> None:
+        """Until the first attempt has succeeded or failed."""
+        await self._settled.wait()
+
+    async def request(
+        self,
+        command: str,
+        args: Message | None = None,
+        *,
+        deadline_s: float,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Ask the worker. Raises: its error, DaemonError where there is none."""
+        if self._channel is None:
+            raise DaemonError(
+                f"{self.name} is not mounted ({self.state})",
+                hint=f"artifact-fs remount --name {self.name}",
+            )
+        return await self._channel.request(command, args, deadline_s=deadline_s, progress=progress)
+
+    async def unmount(self, *, force: bool) -> None:
+        """Stop for good. Without `force` refuses while the mount is in use (MountError)."""
+        if not force and self.state == "mounted":
+            try:
+                await self.request("unmount", deadline_s=2 * STOP_S)
+            except DaemonError as error:  # it may end before its answer is out
+                log.debug("unmount: %s", error, extra={"repo": self.name})
+        self.stop()
+        await self.ended.wait()
+
+    def stop(self) -> None:
+        """Ask for a clean stop; `run` returns when the worker is gone."""
+        self._stop.set()
+        self._retry.set()
+
+    def retry_now(self) -> None:
+        """Do not wait for the next attempt (something it depends on has changed).
+
+        `settled` is about that attempt from now on, not about an earlier one that failed.
+        """
+        if self.state != "mounted" and self.running and self._settled.is_set():
+            self._settled = trio.Event()
+        self._retry.set()
+
+    # -- the task ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep it mounted until `stop`. Cancelling is for a first attempt nobody waits for."""
+        delay = 0.0
+        try:
+            while not self._finished():
+                await self._attempt_safely()
+                if self._finished():
+                    break
+                longest = LONGEST_RETRY_S
+                if self.mounted_at is not None:
+                    lived = trio.current_time() - self.mounted_at
+                    delay = 0.0 if lived > STABLE_S else delay
+                    longest = LONGEST_CRASH_S
+                    self.mounted_at = None
+                self.restarts += 1
+                await self._pause(min(delay, longest))
+                delay = min(max(delay, FIRST_RETRY_S) * 2, longest)
+        finally:
+            self.state = "unmounted"
+            self._settled.set()
+            self.ended.set()
+            self._tell_changed()  # also who has seen that state: `running` is another
+
+    def _finished(self) -> bool:
+        return self._stop.is_set() or self.state == "unmounted"
+
+    async def _pause(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._retry.wait()
+        self._retry = trio.Event()
+
+    async def _attempt_safely(self) -> None:
+        """A mistake of ours about one mount must not take the others down."""
+        try:
+            await self._attempt()
+        except Exception as error:
+            log.error("supervision failed", exc_info=error, extra={"repo": self.name})
+            what = f"internal error: {type(error).__name__}"
+            self._failed(error_fields(DaemonError(what, hint="see the daemon's log")))
+
+    async def _attempt(self) -> None:
+        """Start one worker and see it to its end."""
+        self._set_state("starting" if not self.restarts else "restarting")
+        spec = {
+            "state_root": str(self._state_layout.root),
+            "settings": asdict(self.settings),
+            "log_level": self._log_level,
+            "cache_limit": self._cache_limit,
+            "keep_cpus_awake": self._keep_cpus_awake,
+        }
+        try:
+            worker = await self._pool.fork(spec)
+        except DaemonError as error:
+            self._failed(error_fields(error))
+            return
+        self.pid = worker.pid
+        channel = self._channel = WorkerChannel(worker.stream)
+        self._silence = trio.CancelScope(deadline=trio.current_time() + SILENCE_S)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(channel.run, self._on_event)
+                nursery.start_soon(self._watch_heartbeat, worker)
+                nursery.start_soon(self._stop_when_asked, channel, worker)
+                await worker.wait()
+                with trio.move_on_after(1.0):  # what it said last is still in the socket
+                    await channel.closed.wait()
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            # The channel is closed by now, which is a request to unmount and end.
+            with trio.CancelScope(shield=True):
+                await self._see_out(worker)
+            worker.close()
+            raise
+        finally:
+            self.pid = self._channel = None
+        await self._after_exit(worker)
+
+    async def _after_exit(self, worker: WorkerProcess) -> None:
+        worker.close()
+        status = await self._pool.exit_status(worker.pid)
+        if self._finished():
+            await self._clear_mount_point()
+            log.info("unmounted", extra={"repo": self.name})
+            return
+        fields = {"repo": self.name, "worker": worker.pid, "status": status, "was": self.state}
+        log.warning("the mount's process ended; starting another", extra=fields)
+        if self.state != "failed":
+            what = f"the mount's process ended unexpectedly (status {status})"
+            self._set_failed(error_fields(DaemonError(what, hint="see the daemon's log")))
+
+    async def _clear_mount_point(self) -> None:
+        """A worker that had to be killed leaves a dead mount."""
+        clear = partial(mounts.clear_dead, self.settings.mount_point)
+        with trio.move_on_after(KILL_S):
+            try:
+                await trio.to_thread.run_sync(clear, abandon_on_cancel=True)
+            except MountError as error:
+                log.warning("left mounted: %s", error.message, extra={"repo": self.name})
+
+    async def _on_event(self, message: Message) -> None:
+        self._silence.deadline = trio.current_time() + SILENCE_S
+        event = message["event"]
+        if event == "state":
+            self._set_state(str(message["state"]))
+        elif event == "mounted":
+            self.mounted = {k: v for k, v in message.items() if k != "event"}
+            self.mounted_at = trio.current_time()
+            self.error = None
+            self._set_state("mounted")
+            self._settled.set()
+            log.info("mounted", extra={"repo": self.name, **self.mounted})
+        elif event == "failed":
+            self._failed(message["error"])
+        elif event == "unmounted":  # by request, or by somebody else: umount(8), fusermount3 -u
+            self._set_state("unmounted")
+        for listener in tuple(self._listeners):
+            if event in ("state", "progress"):
+                await self._tell(listener, message)
+
+    async def _tell(self, listener: Progress, message: Message) -> None:
+        try:
+            await listener(**{k: v for k, v in message.items() if k != "event"})
+        except DaemonError:
+            self._listeners.discard(listener)
+
+    def _set_state(self, state: str) -> None:
+        if state != self.state:
+            log.debug("state", extra={"repo": self.name, "state": state})
+            self.state = state
+            self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    def _failed(self, error: Message) -> None:
+        fields = {"repo": self.name, "error": error["type"], "hint": error.get("hint")}
+        log.error("cannot mount: %s", error["message"], extra=fields)
+        self._set_failed(error)
+
+    def _set_failed(self, error: Message) -> None:
+        self.error = error
+        self._set_state("failed")
+        self._settled.set()
+
+    # -- watching and stopping a worker ------------------------------------------------------
+
+    async def _watch_heartbeat(self, worker: WorkerProcess) -> None:
+        with self._silence:
+            await trio.sleep_forever()
+        log.error("the mount's process hangs; ending it", extra={"repo": self.name})
+        await self._kill(worker)
+
+    async def _stop_when_asked(self, channel: WorkerChannel, worker: WorkerProcess) -> None:
+        """Ask for a clean stop, then enforce it; cancelled as soon as the worker has ended."""
+        await self._stop.wait()
+        self._set_state("unmounting")
+        try:
+            await channel.request("stop", deadline_s=STOP_S)
+        except DaemonError as error:
+            log.debug("stop: %s", error, extra={"repo": self.name})
+            if not channel.closed.is_set():  # it would have answered at once, and then begun
+                log.error("the mount's process hangs; killing it", extra={"repo": self.name})
+                await self._kill(worker)
+                return
+        await self._escalate(worker)
+
+    async def _see_out(self, worker: WorkerProcess) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._escalate, worker)
+            await worker.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _escalate(self, worker: WorkerProcess) -> None:
+        await trio.sleep(STOP_S)
+        log.error("the mount's process does not stop; killing it", extra={"repo": self.name})
+        await self._kill(worker)
+
+    async def _kill(self, worker: WorkerProcess) -> None:
+        """SIGKILL, and if it survives that in uninterruptible sleep, abort its connection."""
+        worker.signal(signal.SIGKILL)
+        await trio.sleep(KILL_S)
+        log.error("aborting the FUSE connection", extra={"repo": self.name})
+        abort = partial(mounts.abort, self.settings.mount_point)
+        await trio.to_thread.run_sync(abort, abandon_on_cancel=True)
+        worker.signal(signal.SIGKILL)

@@ -1,0 +1,278 @@
+"""The daemon: one per state root, it keeps every enabled repository mounted.
+
+It owns the registry's desired state and one `Supervision` per repository. It never touches a
+mount itself (a mount that hangs must not hang the daemon) and never talks to a remote: workers do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.control.server import ControlServer
+from artifactfs.daemon.host import sdnotify
+from artifactfs.daemon.repositories.registration import (
+    check_fuse,
+    make_mount_point,
+    resolve_mount_point,
+)
+from artifactfs.daemon.repositories.registry import Registration, Registry, not_registered
+from artifactfs.daemon.supervisor.commands import Commands
+from artifactfs.daemon.supervisor.supervision import Supervision
+from artifactfs.daemon.supervisor.workers import WorkerPool
+from artifactfs.errors import ArtifactFSError, StateError
+from artifactfs.paths import StateLayout
+
+if TYPE_CHECKING:
+    from artifactfs.daemon.supervisor.metrics import MetricsAddress
+
+log = logging.getLogger(__name__)
+
+IDLE_POLL_S = 1.0
+READY_WAIT_S = 30.0
+"""At most this long is the start reported late because a first mount is still being made."""
+
+
+class Supervisor:
+    """The state of a running daemon; `commands.Commands` is its control interface."""
+
+    def __init__(
+        self,
+        state: StateLayout,
+        mount_root: Path,
+        log_level: str,
+        *,
+        metrics: MetricsAddress | None = None,
+        cache_limit: int | None = None,
+        idle_s: float | None = None,
+        keep_cpus_awake: bool = False,
+    ) -> None:
+        """`cache_limit` is in bytes, None for the default. `keep_cpus_awake`: while there are many
+        requests, see `fs.wakefulness`. After `idle_s` seconds without a mount
+        and without a command the daemon ends by itself."""
+        self.state = state
+        self._metrics = metrics
+        self._cache_limit = cache_limit
+        self._idle_s = idle_s
+        self._keep_cpus_awake = keep_cpus_awake
+        self.mount_root = mount_root
+        self.log_level = log_level
+        self.started = time.time()
+        self.pool = WorkerPool(log_level)
+        self.mounts: dict[str, Supervision] = {}
+        self.adding: set[str] = set()
+        self._nursery: trio.Nursery | None = None
+        self._stopping = trio.Event()
+
+    # -- repositories ------------------------------------------------------------------------
+
+    async def registrations(self) -> list[Registration]:
+        return await trio.to_thread.run_sync(self._read_all)
+
+    def _read_all(self) -> list[Registration]:
+        with Registry(self.state.registry_db) as registry:
+            return registry.all()
+
+    async def registration(self, name: str) -> Registration:
+        """Raises: NotRegistered."""
+        for registration in await self.registrations():
+            if registration.name == name:
+                return registration
+        raise not_registered(name)
+
+    async def save(self, settings: RepoSettings) -> None:
+        """Store changed settings; the running mount's own are the caller's business."""
+
+        def update() -> None:
+            with Registry(self.state.registry_db) as registry:
+                registry.update(settings)
+
+        await trio.to_thread.run_sync(update)
+
+    async def set_enabled(self, name: str, enabled: bool) -> None:
+        def update() -> None:
+            with Registry(self.state.registry_db) as registry:
+                registry.set_enabled(name, enabled)
+
+        await trio.to_thread.run_sync(update)
+
+    def resolved(self, settings: RepoSettings) -> RepoSettings:
+        """With an absolute mount point."""
+        return replace(settings, mount_point=resolve_mount_point(settings, self.mount_root))
+
+    def supervise(self, settings: RepoSettings) -> Supervision:
+        """Start keeping a repository mounted."""
+        assert self._nursery is not None
+        supervision = Supervision(
+            self.resolved(settings),
+            state=self.state,
+            pool=self.pool,
+            log_level=self.log_level,
+            cache_limit=self._cache_limit,
+            keep_cpus_awake=self._keep_cpus_awake,
+        )
+        self.mounts[settings.name] = supervision
+        self._nursery.start_soon(supervision.run)
+        return supervision
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or SIGHUP, then unmount everything.
+
+        Raises: StateError when another daemon serves this state root; MountError without FUSE.
+        """
+        check_fuse()
+        prepare_state_root(self.state)
+        with locked(self.state):
+            self._note_mount_root()
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._handle_signals)
+                await nursery.start(self.pool.run)
+                async with trio.open_nursery() as mounts:
+                    self._nursery = mounts
+                    await self._serve()
+                    for supervision in self.mounts.values():
+                        supervision.stop()
+                log.info("stopped")
+                nursery.cancel_scope.cancel()
+
+    def _note_mount_root(self) -> None:
+        """For commands that look while no daemon runs. A full disk is no reason not to mount."""
+        wanted = os.fsencode(self.mount_root) + b"\n"
+        path = self.state.mount_root_file
+        temporary = path.with_name(f".{path.name}.new")
+        try:
+            if path.exists() and path.read_bytes() == wanted:
+                return
+            temporary.write_bytes(wanted)
+            os.replace(temporary, path)
+        except OSError as error:
+            log.warning("cannot note the mount root", extra={"error": str(error)})
+
+    async def _serve(self) -> None:
+        """Until asked to stop; commands that still run are cancelled, and so taken back."""
+        commands = Commands(self)
+        server = ControlServer(self.state.control_socket, commands.table())
+        for registration in await self.registrations():
+            if registration.enabled:
+                self._start_registered(registration)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            if self._metrics is not None:
+                from artifactfs.daemon.supervisor.metrics import serve_metrics
+
+                collect = partial(self._figures, commands)
+                await nursery.start(serve_metrics, self._metrics, collect)
+            nursery.start_soon(self._announce)
+            nursery.start_soon(self._feed_watchdog)
+            nursery.start_soon(self._end_when_idle, server)
+            await self._stopping.wait()
+            sdnotify.notify(STOPPING=1, STATUS="unmounting")
+            nursery.cancel_scope.cancel()
+
+    def _start_registered(self, registration: Registration) -> None:
+        settings = self.resolved(registration.settings)
+        try:
+            make_mount_point(Path(settings.mount_point))
+        except ArtifactFSError as error:
+            # A dead mount point of an earlier daemon "exists"; anything else the worker reports.
+            log.warning("mount point: %s", error, extra={"repo": settings.name})
+        self.supervise(registration.settings)
+
+    async def _handle_signals(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) makes it
+            numbers.append(signal.SIGHUP)  # the terminal that it was started from is closed
+        with trio.open_signal_receiver(*numbers) as signals:
+            task_status.started()
+            async for number in signals:
+                log.info("stopping", extra={"signal": signal.Signals(number).name})
+                self._stopping.set()
+
+    async def _figures(self, commands: Commands) -> str:
+        """For Prometheus."""
+        from artifactfs.daemon.supervisor.metrics import render
+
+        disk = os.statvfs(self.state.root)
+        daemon = {
+            "uptime_s": time.time() - self.started,
+            "free_bytes": disk.f_bavail * disk.f_frsize,
+        }
+        return render(await commands.statuses(await self.registrations()), daemon)
+
+    async def _announce(self) -> None:
+        """READY=1 once every mount has been made, or has failed once."""
+        with trio.move_on_after(READY_WAIT_S):
+            for supervision in tuple(self.mounts.values()):
+                await supervision.first_settled()
+        mounted = sum(supervision.state == "mounted" for supervision in self.mounts.values())
+        total = len(self.mounts)
+        log.info("ready", extra={"mounted": mounted, "enabled": total})
+        sdnotify.notify(READY=1, STATUS=f"{mounted} of {total} repositories mounted")
+
+    async def _end_when_idle(self, server: ControlServer) -> None:
+        """A command that comes in the last moment is cancelled, and so taken back."""
+        since = trio.current_time()
+        while self._idle_s is not None:
+            if server.connections or any(mount.running for mount in self.mounts.values()):
+                since = trio.current_time()
+            since = max(since, server.last_served)
+            left = since + self._idle_s - trio.current_time()
+            if left <= 0:
+                log.info("nothing is mounted any more; ending", extra={"idle_s": self._idle_s})
+                self._stopping.set()
+                return
+            await trio.sleep(min(left, IDLE_POLL_S))
+
+    async def _feed_watchdog(self) -> None:
+        """This task runs as long as the event loop does: that is what the watchdog is to see."""
+        interval_s = sdnotify.watchdog_interval_s()
+        while interval_s is not None:
+            mounted = sum(supervision.state == "mounted" for supervision in self.mounts.values())
+            status = f"{mounted} of {len(self.mounts)} repositories mounted"
+            sdnotify.notify(WATCHDOG=1, STATUS=status)
+            await trio.sleep(interval_s)
+
+
+def prepare_state_root(state: StateLayout) -> None:
+    """Create it, 0700. Raises: StateError."""
+    try:
+        state.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.repos.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"cannot use the state root {state.root}: {error.strerror}",
+            hint="choose another: --state-root DIR or $ARTIFACT_FS_ROOT",
+        ) from error
+
+
+@contextmanager
+def locked(state: StateLayout) -> Iterator[None]:
+    """Hold the state root's lock. Raises: StateError."""
+    descriptor = os.open(state.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(
+                f"a daemon runs for {state.root} already",
+                hint="artifact-fs status asks it; another state root can have its own",
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,186 @@
+"""The supervisor's side of the fork server: starting workers and waiting for their end."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from artifactfs.daemon.supervisor.forkserver import MAX_MESSAGE, attached, descriptors
+from artifactfs.errors import DaemonError
+
+log = logging.getLogger(__name__)
+
+FORK_DEADLINE_S = 20.0  # the first fork waits for the imports of the fork server
+FIRST_RESTART_DELAY_S = 0.5
+LONGEST_RESTART_DELAY_S = 10.0
+STABLE_S = 30.0  # a fork server that lived this long is started again with the first delay
+EXIT_STATUS_WAIT_S = 0.3  # the pidfd and the fork server's message come at the same moment
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A forked worker: `pidfd` becomes readable when it has ended. One task waits at a time."""
+
+    pid: int
+    pidfd: int
+    stream: trio.SocketStream
+
+    async def wait(self) -> None:
+        """Until the process ended."""
+        await trio.lowlevel.wait_readable(self.pidfd)
+
+    def signal(self, number: int) -> None:
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            log.debug("the worker has ended already", extra={"worker": self.pid})
+
+    def close(self) -> None:
+        """Once it has ended."""
+        os.close(self.pidfd)
+
+
+class WorkerPool:
+    """Runs the fork server, and starts it again when it dies (its workers live on meanwhile)."""
+
+    def __init__(self, log_level: str) -> None:
+        self.pid: int | None = None  # of the fork server
+        self._log_level = log_level
+        self._connection: trio.socket.SocketType | None = None
+        self._ready = trio.Event()
+        self._numbers = itertools.count(1)
+        self._forks: dict[int, tuple[trio.Event, list[tuple[int, int] | str]]] = {}
+        self._statuses: dict[int, int] = {}
+        self._told = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a fork server running until cancelled; it then sees the workers out by itself.
+
+        Raises: OSError where not even the first can be started.
+        """
+        process, connection = await self._start()
+        task_status.started()
+        delay = FIRST_RESTART_DELAY_S
+        while True:
+            began = trio.current_time()
+            try:
+                await self._receive(connection)
+            finally:
+                self._lost()
+                connection.close()
+            log.error("the fork server ended", extra={"status": await process.wait()})
+            lived = trio.current_time() - began
+            delay = FIRST_RESTART_DELAY_S if lived > STABLE_S else delay
+            while True:
+                await trio.sleep(delay)
+                delay = min(delay * 2, LONGEST_RESTART_DELAY_S)
+                try:
+                    process, connection = await self._start()
+                except OSError as error:  # no memory for it, say: the mounts go on meanwhile
+                    log.error("cannot start the fork server: %s", error)
+                else:
+                    break
+
+    async def _start(self) -> tuple[trio.Process, trio.socket.SocketType]:
+        """Raises: OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-P", "-m", "artifactfs.daemon.supervisor.forkserver"]
+        try:
+            with theirs:
+                process = await trio.lowlevel.open_process(
+                    [*command, str(theirs.fileno()), self._log_level],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self.pid = process.pid
+        ours.setblocking(False)
+        self._connection = trio.socket.from_stdlib_socket(ours)
+        self._ready.set()
+        return process, self._connection
+
+    async def _receive(self, connection: trio.socket.SocketType) -> None:
+        space = socket.CMSG_SPACE(4)
+        while True:
+            try:
+                data, ancillary, _flags, _address = await connection.recvmsg(MAX_MESSAGE, space)
+            except ConnectionResetError:
+                return
+            if not data:
+                return
+            message = json.loads(data)
+            if "forked" in message:
+                self._forked(message, descriptors(ancillary))
+            else:
+                self._statuses[message["exited"]] = message["status"]
+                self._told.set()
+                self._told = trio.Event()
+
+    def _forked(self, message: dict[str, Any], received: list[int]) -> None:
+        waiting = self._forks.get(message["forked"])
+        if waiting is None:  # its caller was cancelled; the closed channel ends the worker
+            for descriptor in received:
+                os.close(descriptor)
+            return
+        event, answer = waiting
+        if received:
+            answer.append((message["pid"], received[0]))
+        else:  # the kernel drops a descriptor that would be one too many
+            answer.append(str(message.get("error") or os.strerror(errno.EMFILE)))
+        event.set()
+
+    def _lost(self) -> None:
+        self._connection = None
+        self._ready = trio.Event()
+        for event, _answer in self._forks.values():
+            event.set()
+
+    async def fork(self, spec: dict[str, Any]) -> WorkerProcess:
+        """A new worker that runs `spec`. Raises: DaemonError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        number = next(self._numbers)
+        event, answer = self._forks[number] = (trio.Event(), [])
+        try:
+            with trio.fail_after(FORK_DEADLINE_S), theirs:
+                await self._ready.wait()
+                if self._connection is None:
+                    raise DaemonError("the fork server ended before it started a process")
+                payload = json.dumps({"fork": number, "spec": spec}).encode()
+                await self._connection.sendmsg([payload], attached(theirs.fileno()))
+                await event.wait()
+        except (trio.TooSlowError, OSError) as error:
+            ours.close()
+            raise DaemonError("cannot start a process for the mount", hint="see the log") from error
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            del self._forks[number]
+        if not answer or isinstance(answer[0], str):
+            ours.close()
+            why = answer[0] if answer else "the fork server ended"
+            raise DaemonError(f"cannot start a process for the mount: {why}")
+        pid, pidfd = answer[0]
+        ours.setblocking(False)
+        return WorkerProcess(pid, pidfd, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+
+    async def exit_status(self, pid: int) -> int | None:
+        """The status of a worker that ended (negative: the signal), None if nobody told."""
+        with trio.move_on_after(EXIT_STATUS_WAIT_S):
+            while pid not in self._statuses:
+                await self._told.wait()
+        return self._statuses.pop(pid, None)

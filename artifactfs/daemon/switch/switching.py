@@ -1,0 +1,407 @@
+"""``artifact-fs switch``: what `git switch` does, in O(changed directories) and without contents.
+
+The order, and what a crash leaves at each point:
+
+1. Trees are fetched, the new index is planned, sizes are asked for. Nothing has changed.
+2. The intent is written (``STATE/repos/NAME/switch.json``), then ``index.lock`` is taken.
+3. The working tree moves, in one transaction of the overlay. A crash before: nothing has changed.
+4. When the sizes are here, the index is replaced, then HEAD is moved. A crash before or between:
+   the next worker finds the intent, sees that the overlay has moved, and does the rest before it
+   mounts (`switch_recovery`).
+
+Whatever is not the plain case is left to ``git switch`` itself, run in the mount: staged changes
+in the way, conflicts, sparse checkouts, local changes that may be in the way. Then git decides,
+and its words are the answer.
+
+A racy index: what a switch changes has the mtime of that moment, and git does not trust entries
+that are not older than the index file. So once that second is over and if nothing was changed
+meanwhile, the index file is made younger (`_settle_index`); till then fsmonitor vouches for them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from artifactfs.daemon.switch.head import Intent, Move, move_head
+from artifactfs.daemon.switch.target import Goal, fetch_trees
+from artifactfs.errors import ArtifactFSError, CorruptData, InvalidInput, StateError
+from artifactfs.fs.kernel.stale import StaleEntries
+from artifactfs.fs.tree.switch import Placed, SwitchResult
+from artifactfs.git.command import GitFailed, run_git
+from artifactfs.git.index.file import StatData
+from artifactfs.git.index.move import IndexMove, Unusual
+from artifactfs.git.index.primed import LockedIndex
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid, TreeEntry
+from artifactfs.git.objects.tree_diff import diff_trees
+from artifactfs.git.repository.gitdir import Head, read_head
+from artifactfs.inode_numbers import derive_ino
+
+if TYPE_CHECKING:
+    from artifactfs.daemon.worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+SIZES_WAIT_S = 3.0
+"""Without sizes git is right as well; it only reads a file that it would not have had to."""
+GIT_DEADLINE_S = 3600.0
+SWEEP_AFTER_S = 2.0
+
+_TURNS_OF_A_REQUEST = 60
+"""Of the event loop, until a request is on the wire: below 1 ms. What is done while its answer is
+awaited holds the loop for longer."""
+
+_UNFINISHED = {
+    "MERGE_HEAD": "merging",
+    "rebase-apply": "rebasing",
+    "rebase-merge": "rebasing",
+    "CHERRY_PICK_HEAD": "cherry-picking",
+    "REVERT_HEAD": "reverting",
+}
+_FOR_GIT = (
+    "info/sparse-checkout",
+    "worktrees",
+    "SQUASH_MSG",
+    "MERGE_MSG",
+    "AUTO_MERGE",
+    "BISECT_LOG",
+)
+"""Where one of these is in the gitdir, git has more to do than move a tree."""
+
+
+SizeOf = Callable[[bytes, Oid], int]
+"""The size of a path with that blob, as the index holds it."""
+
+
+class Overwritten(StateError):
+    """Local changes are in the way. The message is git's."""
+
+
+class _KnownTrees:
+    """The trees of a mount: those that it has in memory, else from its object database."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._known = worker.filesystem.known_tree
+        self._odb = worker.odb
+
+    def tree(self, oid: Oid) -> list[TreeEntry]:
+        known = self._known(oid)
+        return self._odb.tree(oid) if known is None else known
+
+
+@dataclass(slots=True)
+class _Sizes:
+    """Sizes of blobs; `known` has them when `learnt` is set, some `SIZES_WAIT_S` from the start."""
+
+    known: Mapping[Oid, int] = field(default_factory=dict)
+    learnt: trio.Event = field(default_factory=trio.Event)
+
+
+class Switching:
+    """Moves one mount to other commits, one at a time."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._busy = trio.Lock()
+
+    async def switch(self, goal: Goal) -> int | None:
+        """Check out `goal`. Returns how many paths were changed, None where only git knows.
+
+        Raises: Overwritten, InvalidInput, StateError, GitFailed, RemoteError.
+        """
+        await self._worker.filesystem.index_ready.wait()
+        async with self._busy:
+            gitdir = self._worker.layout.gitdir
+            move = Move(await trio.to_thread.run_sync(read_head, gitdir), goal)
+            self._check_nothing_unfinished()
+            try:
+                return await self._move(move)
+            except (Unusual, CorruptData) as error:
+                log.info("git switches itself: %s", error.message)
+                return await self._by_git(goal)
+
+    async def forward(self, head: Head, goal: Goal) -> int:
+        """Move the branch that is checked out, with the tree, forward to `goal`.
+
+        Raises: Unusual where anything local is in the way; then nothing has changed.
+        """
+        async with self._busy:
+            self._check_nothing_unfinished()
+            return await self._move(Move(head, goal, advance=True))
+
+    def _check_nothing_unfinished(self) -> None:
+        for name, what in _UNFINISHED.items():
+            if (self._worker.layout.gitdir / name).exists():
+                raise StateError(
+                    f"cannot switch branch while {what}",
+                    hint=f"finish or abort it: see git status in {self._worker.name}",
+                )
+
+    # -- by ourselves ------------------------------------------------------------------------
+
+    async def _move(self, move: Move) -> int:
+        worker, goal = self._worker, move.goal
+        gitdir = worker.layout.gitdir
+        if move.head.commit is None:
+            raise Unusual("HEAD is a branch without commits")
+        if any((gitdir / name).exists() for name in _FOR_GIT):
+            raise Unusual("git has more to do here")
+        old = worker.odb.commit(move.head.commit).tree
+        plan = await self._plan(gitdir, old, goal)
+        sizes = _Sizes()
+        worker.jobs.start(self._learn_sizes, goal.tree, plan.new_blobs(), sizes)
+        for _ in range(_TURNS_OF_A_REQUEST):
+            await trio.lowlevel.checkpoint()
+        worker.filesystem.adopt_trees(plan.trees)
+        converted = await self._converted(old, plan, goal)
+        intent = Intent.of(worker.layout)
+        with trio.CancelScope(shield=True):
+            lock = await trio.to_thread.run_sync(intent.lock_index, gitdir, move)
+            try:
+                with lock:
+                    if not plan.is_current():
+                        plan = await self._plan(gitdir, old, goal)
+                    if read_head(gitdir) != move.head:
+                        raise Unusual("HEAD is being moved")
+                    await self._apply(move, old, plan, sizes, converted, lock)
+            finally:
+                intent.remove()
+        return len(plan.changes)
+
+    async def _plan(self, gitdir: Path, old: Oid, goal: Goal) -> IndexMove:
+        source = _KnownTrees(self._worker)
+        make = partial(IndexMove, gitdir, source, old, goal.tree)
+        try:
+            return await trio.to_thread.run_sync(make)
+        except FileNotFoundError:
+            raise Unusual("there is no index") from None
+        except MissingObject:
+            await fetch_trees(self._worker, goal.commit)
+        try:
+            return await trio.to_thread.run_sync(make)
+        except MissingObject as error:
+            raise Unusual(str(error)) from error
+
+    async def _learn_sizes(self, tree: Oid, oids: list[Oid], sizes: _Sizes) -> None:
+        """What can be known of the sizes soon, without any content; while the tree moves."""
+        worker = self._worker
+        try:
+            with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
+                remote = await worker.remotes.shared()
+                if remote.capabilities.object_info:
+                    sizes.known = await worker.hydrator.sizes(tree, oids)
+                    return
+            sizes.known = worker.hydrator.known_sizes(oids)
+        finally:
+            sizes.learnt.set()
+
+    async def _converted(self, old: Oid, plan: IndexMove, goal: Goal) -> frozenset[bytes]:
+        """The new files that are not their blobs. Raises: Unusual where other files would change,
+        too: git leaves what it has written as it is, when only the attributes differ."""
+        filesystem = self._worker.filesystem
+        base = filesystem.base.tree
+        paths = [path for path, _, _ in plan.changes]
+        if base != old:
+            list_changes = partial(_differing, self._worker.odb, base, goal.tree)
+            paths = await trio.to_thread.run_sync(list_changes)
+        try:
+            if await filesystem.conversions.rules_change(goal.tree, paths):
+                raise Unusual("attributes that convert files change")
+            return await filesystem.conversions.converted_among(goal.tree, _blobs(plan))
+        except MissingObject as error:
+            raise Unusual(str(error)) from error
+
+    async def _apply(
+        self,
+        move: Move,
+        old: Oid,
+        plan: IndexMove,
+        sizes: _Sizes,
+        converted: frozenset[bytes],
+        lock: LockedIndex,
+    ) -> None:
+        """Steps 3 and 4. Raises: Unusual, OSError, StateError; then the tree is as it was."""
+        worker, goal = self._worker, move.goal
+        filesystem = worker.filesystem
+        changed = filesystem.journal.since(plan.fsmonitor.token) if plan.fsmonitor else None
+        moved = self._move_tree(move, old)
+        token = filesystem.journal.token()
+        try:
+            settled = trio.Event()
+            worker.jobs.start(_settle, filesystem.stale, settled)
+            await sizes.learnt.wait()
+            size_of = partial(_size, sizes.known, converted)
+            stat_of = partial(_stat, _blobs(plan), moved, size_of)
+            finish = partial(plan.finish, stat_of, changed=changed, token=token)
+            content = await trio.to_thread.run_sync(finish)
+            await settled.wait()
+            await trio.to_thread.run_sync(lock.commit, content)
+            await move_head(worker.layout.gitdir, worker.settings.mount_point, move)
+        except BaseException:
+            await self._take_back(move, old, plan)
+            raise
+        worker.hydrator.offered.expect(goal.tree)
+        worker.jobs.start(trio.to_thread.run_sync, worker.offer_objects)  # the name may be another
+        worker.jobs.start(self._settle_index, token)
+        worker.jobs.start(self._sweep_later, goal.tree)
+
+    async def _take_back(self, move: Move, old: Oid, plan: IndexMove) -> None:
+        """Tree and index as they were; what was written meanwhile stays."""
+        assert move.head.commit is not None
+        self._worker.filesystem.switch_tree(old, move.head.commit)
+        await self._worker.filesystem.stale.settle()
+        with suppress(OSError, StateError):
+            await trio.to_thread.run_sync(plan.restore)
+
+    def _move_tree(self, move: Move, old: Oid) -> SwitchResult:
+        """Without an await: nobody writes between the check and the move. Raises: Unusual."""
+        filesystem, head = self._worker.filesystem, move.head.commit
+        assert head is not None
+        if filesystem.base.tree != old:
+            # Git has committed or switched here; the tree is at HEAD in effect, so that is what
+            # it can be based on.
+            if filesystem.compare_switch(old).changed:
+                raise Unusual("the working tree is not at HEAD")
+            filesystem.switch_tree(old, head)
+        moved = filesystem.switch_tree(move.goal.tree, move.goal.commit, whole=True)
+        if moved.kept:
+            raise Unusual(f"{os.fsdecode(moved.kept[0])} has local changes")
+        return moved
+
+    # -- by git ------------------------------------------------------------------------------
+
+    async def create(self, branch: str) -> int:
+        """Make a branch at HEAD and check it out: no path changes. Raises: InvalidInput."""
+        async with self._busy:
+            await self._git_switch("--create", branch)
+        return 0
+
+    async def _by_git(self, goal: Goal) -> int | None:
+        """None: how many paths were changed is not known."""
+        if goal.branch is None:
+            await self._git_switch("--detach", goal.shown)
+        elif goal.track is not None:
+            await self._git_switch("--track", "--create", goal.branch, goal.track)
+        else:
+            await self._git_switch(goal.branch)
+        return None
+
+    async def _git_switch(self, *arguments: str) -> None:
+        """Raises: Overwritten, InvalidInput, StateError with git's own words."""
+        top = self._worker.settings.mount_point
+        try:
+            await run_git("-C", top, "switch", "-q", *arguments, deadline_s=GIT_DEADLINE_S)
+        except GitFailed as error:
+            raise _refusal(error) from error
+
+    # -- afterwards --------------------------------------------------------------------------
+
+    async def _sweep_later(self, tree: Oid) -> None:
+        """Not at once: walking the tree would slow the commands that come after a switch."""
+        await trio.sleep(SWEEP_AFTER_S)
+        if self._worker.filesystem.base.tree == tree:
+            self._worker.hydrator.start_sweep(tree)
+
+    async def _settle_index(self, token: str) -> None:
+        """Make the index younger than what the switch changed. See the module's docstring."""
+        index = self._worker.layout.gitdir / "index"
+        written = _stamp(index)
+        await trio.sleep(1.05 - time.time() % 1.0)
+        if self._worker.filesystem.journal.since(token) == []:
+            await trio.to_thread.run_sync(_rejuvenate, index, written)
+
+
+async def _settle(stale: StaleEntries, settled: trio.Event) -> None:
+    try:
+        await stale.settle()
+    finally:
+        settled.set()
+
+
+def _blobs(plan: IndexMove) -> Mapping[bytes, Oid]:
+    """Path → blob of everything that is new or has new content."""
+    return {path: now.oid for path, _, now in plan.changes if now is not None}
+
+
+def _differing(odb: ObjectDatabase, old: Oid, new: Oid) -> list[bytes]:
+    return [change.path for change in diff_trees(odb, old, new)]
+
+
+def _stat(
+    blobs: Mapping[bytes, Oid], moved: SwitchResult, size_of: SizeOf, path: bytes
+) -> StatData:
+    """What the mount reports of `path`, which the move has changed."""
+    placed = _placed(moved.placed, path)
+    size = size_of(path, blobs[path])
+    return StatData(moved.time_ns, moved.time_ns, placed.ino, placed.uid, placed.gid, size)
+
+
+def _size(sizes: Mapping[Oid, int], converted: frozenset[bytes], path: bytes, oid: Oid) -> int:
+    """What the index holds: 0 where it is not known, or where the file is not the blob."""
+    return 0 if path in converted else sizes.get(oid, 0)
+
+
+def _placed(placed: dict[bytes, Placed], path: bytes) -> Placed:
+    """`path` itself, or found from the directory above it that appeared; remembers it."""
+    found = placed.get(path)
+    if found is None:
+        parent, slash, name = path.rpartition(b"/")
+        if not slash:
+            return Placed(0, 0, 0)
+        above = _placed(placed, parent)
+        found = placed[path] = Placed(derive_ino(above.ino, name), above.uid, above.gid)
+    return found
+
+
+def _refusal(error: GitFailed) -> ArtifactFSError:
+    """What git said, as one of our errors: its sentence, and the paths that it lists."""
+    lines = error.stderr.splitlines()
+    said = [line for line in lines if line.startswith(("error:", "fatal:"))]
+    paths = [line.strip() for line in lines if line.startswith("\t")]
+    message = said[0].partition(":")[2].strip() if said else error.message
+    if paths:
+        shown = ", ".join(paths[:10]) + (f" and {len(paths) - 10} more" if paths[10:] else "")
+        return Overwritten(
+            f"{message} {shown}",
+            hint="commit your changes or stash them before you switch branches",
+        )
+    if said and said[0].startswith("fatal:"):
+        return InvalidInput(message)
+    return StateError(message)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _rejuvenate(index: Path, written: tuple[int, int, int] | None) -> None:
+    """Give the file now as its mtime, if it is the one that was `written`.
+
+    By its descriptor: where git replaces it in this moment, the file that is gone is touched.
+    """
+    try:
+        descriptor = os.open(index, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            log.warning("cannot open the index: %s", error.strerror)
+        return
+    try:
+        found = os.fstat(descriptor)
+        if (found.st_ino, found.st_mtime_ns, found.st_size) == written:
+            os.utime(descriptor)
+    finally:
+        os.close(descriptor)

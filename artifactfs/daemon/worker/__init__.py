@@ -1,0 +1,1 @@
+"""A mount's process: what it serves, answers and does in the background."""

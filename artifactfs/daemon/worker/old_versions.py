@@ -1,0 +1,194 @@
+"""Brings old versions of files when `git blame` or `git log -p` begins to ask for them.
+
+In a partial clone git fetches them as it comes to them: for `blame` one at a time, for `log -p` and
+`log --stat` those of one commit at a time, a process and a connection each. But first it looks
+into the object directory that the mount offers (``fs/gitview/offered.py``), and waits for the answer. Its
+command line tells which history it walks; so we bring that in one batch, newest versions first,
+and then answer that there is no such object: git looks for new packs, and finds it.
+
+What is brought grows with the number of times that git had to ask, or to begin a fetch (which looks
+once more, too): who looks at the first page of ``git log -p`` needs little of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from artifactfs.errors import ArtifactFSError
+from artifactfs.fs.gitview.callers import GitCommand
+from artifactfs.git.objects.database import Oid
+from artifactfs.git.objects.history import blobs_of_history, blobs_of_recent_commits
+from artifactfs.git.repository.gitdir import read_head
+
+if TYPE_CHECKING:
+    from artifactfs.daemon.worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_OF_A_FILE = ("blame", "annotate")
+_OF_COMMITS = ("log", "whatchanged")
+
+WAIT_S = 60.0
+"""Git waits so long at most; then it fetches by itself, as it would without us."""
+LIST_S = 30.0
+FIRST_BLOBS = 1_000
+"""Versions of files that come at first, some 2 MB; then four times as many, and so on."""
+FIRST_COMMITS = 100
+GROWTH = 4
+MAX_COMMITS = 10_000
+MAX_OF_COMMIT = 500
+"""What a commit changed beyond that git fetches in one batch itself, at no loss."""
+_READERS_KEPT = 32
+
+_COUNT = re.compile(r"(?:-n|-|--max-count=)(\d+)")
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One git command that walks through history, and what it was brought so far."""
+
+    command: GitCommand
+    paths: tuple[str, ...]
+    commits: int
+    """So many are looked at, where there are no paths."""
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    versions: list[Oid] | None = None
+    brought: int = 0
+    window: int = FIRST_BLOBS
+    fetch: int = 0
+    """The last fetch that it began."""
+    done: bool = False
+
+
+class OldVersions:
+    """The git commands that walk through history in one mount."""
+
+    COMMANDS = frozenset((*_OF_A_FILE, *_OF_COMMITS, "fetch"))
+    """Those that `before_missing` can do something for."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._readers: OrderedDict[int, _Reader] = OrderedDict()
+
+    async def before_missing(self, command: GitCommand, oid: Oid | None) -> None:
+        """`command` looks for `oid`, or what there is: bring what it will ask for.
+
+        Waits for the network, up to `WAIT_S`; raises nothing.
+        """
+        reader = self._reader(command)
+        if reader is None or reader.done:
+            return
+        certain = oid is not None and not self._worker.odb.contains(oid)
+        if command.name == "fetch" and certain:
+            certain = command.pid != reader.fetch
+            reader.fetch = command.pid
+        with trio.move_on_after(WAIT_S):
+            try:
+                async with reader.lock:
+                    if not reader.done and (certain or reader.versions is None):
+                        await self._bring_more(reader)
+                return
+            except (ArtifactFSError, OSError) as error:
+                log.info("old versions are left to git: %s", error)
+        reader.done = True
+
+    def _reader(self, command: GitCommand) -> _Reader | None:
+        """Which walk through history it is part of, if any, and if all commits are here."""
+        if command.name == "fetch":
+            return self._readers.get(command.parent())
+        known = self._readers.get(command.pid)
+        if known is not None and known.command == command:
+            return known
+        if command.name not in (*_OF_A_FILE, *_OF_COMMITS):
+            return None
+        if not self._worker.jobs.history_done.is_set() or command.parent() == os.getpid():
+            return None
+        reader = _Reader(command, self._paths(command), _count(command.arguments))
+        reader.done = command.name in _OF_A_FILE and not reader.paths
+        self._readers[command.pid] = reader
+        if len(self._readers) > _READERS_KEPT:
+            self._readers.popitem(last=False)
+        return reader
+
+    async def _bring_more(self, reader: _Reader) -> None:
+        worker = self._worker
+        first = reader.versions is None
+        if reader.paths:
+            if reader.versions is None:
+                arguments = worker.layout.gitdir, reader.paths
+                reader.versions = await blobs_of_history(*arguments, deadline_s=LIST_S)
+            some = reader.versions[reader.brought : reader.brought + reader.window]
+            reader.done = reader.brought + reader.window >= len(reader.versions)
+        else:
+            reader.commits = min(reader.commits * (1 if first else GROWTH), MAX_COMMITS)
+            some = reader.versions = await self._recent(reader.commits, GROWTH * reader.window)
+            reader.done = reader.commits == MAX_COMMITS
+        reader.brought += len(some)
+        reader.window *= GROWTH
+        missing = worker.odb.missing(some)
+        if missing:
+            log.info(
+                "bringing old versions for git",
+                extra={"command": reader.command.name, "blobs": len(missing)},
+            )
+            await worker.hydrator.offered.bring_all(missing)
+
+    async def _recent(self, commits: int, limit: int) -> list[Oid]:
+        head = read_head(self._worker.layout.gitdir).commit
+        if head is None:
+            return []
+        odb = self._worker.odb
+        return await blobs_of_recent_commits(
+            odb, head, commits=commits, max_blobs=limit, max_of_commit=MAX_OF_COMMIT
+        )
+
+    def _paths(self, command: GitCommand) -> tuple[str, ...]:
+        """The paths in its arguments, from the top of the tree."""
+        directories = command.directories()
+        given, sure = _given_paths(command)
+        if command.name in _OF_A_FILE:
+            given = given[-1:]
+        found = [self._in_tree(path, directories, sure) for path in given]
+        return tuple(path for path in found if path is not None)
+
+    def _in_tree(self, path: str, directories: Sequence[str], sure: bool) -> str | None:
+        """`path` from the top of the tree, if there is such a file, or it must mean one."""
+        places = []
+        for directory in directories:
+            place = os.path.relpath(
+                os.path.join(directory, path), self._worker.settings.mount_point
+            )
+            if place != "." and not place.startswith("../"):
+                places.append(place)
+        for place in places:
+            if self._worker.filesystem.walker.find(os.fsencode(place)) is not None:
+                return place
+        return places[0] if sure and places else None
+
+
+def _given_paths(command: GitCommand) -> tuple[list[str], bool]:
+    """Arguments that may be paths, and whether they can be nothing else."""
+    arguments = list(command.arguments)
+    if "--" in arguments:
+        return arguments[arguments.index("--") + 1 :], True
+    ranges = [argument for argument in arguments if argument.startswith("-L")]
+    paths = [argument.rpartition(":")[2] for argument in ranges if ":" in argument]
+    return paths + [argument for argument in arguments if not argument.startswith("-")], False
+
+
+def _count(arguments: Sequence[str]) -> int:
+    """How many commits are looked at; `FIRST_COMMITS` where it is not said."""
+    for argument, value in zip(arguments, (*arguments[1:], ""), strict=True):
+        found = _COUNT.fullmatch(argument)
+        if found is not None or (argument == "-n" and value.isdecimal()):
+            count = int(found[1] if found is not None else value)
+            return min(max(count, 1), MAX_COMMITS)
+    return FIRST_COMMITS

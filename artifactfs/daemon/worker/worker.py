@@ -1,0 +1,329 @@
+"""A mount's process: composes git, hydration and fs, and serves one repository.
+
+The way to a tree that can be read is kept short: clone the tip where there is no gitdir yet, open
+the object database, the hydrator and the overlay, mount, report. Everything else happens behind
+the mount (`artifactfs.daemon.worker.jobs`).
+
+The worker ends when its mount ends, when it is asked to, or when the supervisor is gone (the
+channel's end of file): it unmounts first in every case, so that a new daemon finds a free mount
+point. It holds ``STATE/repos/NAME/worker.lock`` meanwhile: two processes never serve one overlay.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.control.messages import error_fields
+from artifactfs.daemon.control.server import LineStream, innermost, serve_requests
+from artifactfs.daemon.host import logs, mounts, redirects
+from artifactfs.daemon.repositories.prepared import adopt_gitdir
+from artifactfs.daemon.repositories.remotes import RemoteConnection
+from artifactfs.daemon.switch.recovery import recover
+from artifactfs.daemon.switch.switching import Switching
+from artifactfs.daemon.worker.jobs import Jobs
+from artifactfs.daemon.worker.old_versions import OldVersions
+from artifactfs.daemon.worker.requests import Requests
+from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
+from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.fs.mount.session import serve
+from artifactfs.git.command import run_git
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.git.remote.clone import Tip, clone_tip, tip_wish
+from artifactfs.git.repository.gitdir import config_text, read_head
+from artifactfs.git.repository.offered import offer, withdraw
+from artifactfs.git.repository.relocation import follow_state_root
+from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
+from artifactfs.hydration.hydrator import Hydrator
+from artifactfs.paths import RepoLayout, StateLayout
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+LOCK_WAIT_S = 10.0  # longer than the fork server of a killed daemon lets its workers linger
+LOCK_POLL_S = 0.02
+STATE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Of the state root's disk or permissions, so not a mistake of ours."""
+PR_SET_NAME = 15
+
+
+def run_worker(spec: dict[str, Any], channel: int) -> int:
+    """Serve one mount; returns the exit status of the process."""
+    settings = RepoSettings.from_mapping(spec["settings"])
+    logs.configure(spec["log_level"], repo=settings.name)
+    _set_process_name(f"afs:{settings.name}")
+    stream = socket.socket(fileno=channel)
+    stream.setblocking(False)
+    limit = DEFAULT_CACHE_LIMIT if spec["cache_limit"] is None else int(spec["cache_limit"])
+    state = StateLayout(Path(spec["state_root"]))
+    worker = Worker(state, settings, stream, limit, keep_awake=spec["keep_cpus_awake"])
+    return trio.run(worker.run)
+
+
+def _set_process_name(name: str) -> None:
+    """What ``ps -o comm`` and ``top`` show; 15 bytes."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, os.fsencode(name)[:15], 0, 0, 0)
+
+
+class Worker:
+    """The state of a mount's process, for its jobs and for the requests to it."""
+
+    filesystem: FileSystem
+    hydrator: Hydrator
+    odb: ObjectDatabase
+
+    def __init__(
+        self,
+        state: StateLayout,
+        settings: RepoSettings,
+        stream: socket.socket,
+        cache_limit: int = DEFAULT_CACHE_LIMIT,
+        *,
+        keep_awake: bool = False,
+    ) -> None:
+        self.state = state
+        self._cache_limit = cache_limit
+        self._keep_awake = keep_awake
+        self.settings = settings
+        self.layout: RepoLayout = state.repo(settings.name)
+        self.remotes = RemoteConnection(self.layout, settings.remote, settings.deadline_s)
+        self.jobs = Jobs(self)
+        self.switching = Switching(self)
+        self._lines = LineStream(trio.SocketStream(trio.socket.from_stdlib_socket(stream)))
+        self._serving = trio.CancelScope()
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Until the mount has ended. Returns the exit status."""
+        status = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer_requests)
+            nursery.start_soon(self._send_heartbeats)
+            await nursery.start(self._handle_sigterm)
+            try:
+                with self._serving:
+                    await self._serve()
+                if not self._serving.cancel_called:
+                    await self.event("unmounted")
+            except Exception as error:
+                status = 1
+                await self._report(innermost(error))
+            finally:
+                await self.remotes.aclose()
+                nursery.cancel_scope.cancel()
+        return status
+
+    def stop(self) -> None:
+        """End the mount; `run` returns when it is gone."""
+        self._serving.cancel()
+
+    async def unmount(self) -> None:
+        """Unmount unless it is in use. Raises: MountError."""
+        tree = self._redirected_tree()
+        await trio.to_thread.run_sync(redirects.release, tree)
+        await self.filesystem.filters.end_idle()
+        try:
+            await trio.to_thread.run_sync(mounts.unmount, self.settings.mount_point)
+        except MountError:
+            await trio.to_thread.run_sync(redirects.apply, tree)
+            raise
+
+    def _redirected_tree(self) -> redirects.Tree:
+        return redirects.Tree(self.layout, Path(self.settings.mount_point), self.layout.gitdir)
+
+    async def event(self, name: str, **fields: object) -> None:
+        """Tell the supervisor, if it is still there."""
+        try:
+            await self._lines.send({"event": name, **fields})
+        except DaemonError:
+            self.stop()
+
+    async def _report(self, error: Exception) -> None:
+        if isinstance(error, ArtifactFSError):
+            await self.event("failed", error=error_fields(error))
+            return
+        log.error("the mount failed", exc_info=error)
+        if isinstance(error, OSError) and error.errno in STATE_ERRNOS:
+            where = error.filename or self.layout.directory
+            damaged: ArtifactFSError = StateError(f"{where}: {error.strerror}")
+        elif isinstance(error, sqlite3.Error):
+            damaged = StateError(f"a database of {self.name}: {error}")
+        else:
+            what = f"internal error: {type(error).__name__}: {error}"
+            damaged = DaemonError(what, hint="see the daemon's log")
+        await self.event("failed", error=error_fields(damaged))
+
+    async def _answer_requests(self) -> None:
+        try:
+            await serve_requests(self._lines, Requests(self).table())
+        except* DaemonError as group:
+            log.error("the supervisor's messages: %s", group.exceptions[0])
+        log.debug("the supervisor is gone or lets go")
+        self.stop()
+
+    async def _send_heartbeats(self) -> None:
+        while True:
+            await trio.sleep(HEARTBEAT_S)
+            await self.event("heartbeat")
+
+    async def _handle_sigterm(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                self.stop()
+
+    # -- the mount ---------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        async with locked(self.layout):
+            await trio.to_thread.run_sync(mounts.clear_dead, self.settings.mount_point)
+            withdraw(self.layout.gitdir)  # a worker that was killed has left it
+            tip = await self._clone_if_needed()
+            self.odb = ObjectDatabase(self.layout.gitdir)
+            self.hydrator = Hydrator(
+                state=self.state,
+                repo=self.layout,
+                settings=self.settings,
+                odb=self.odb,
+                connect=self.remotes.open_for_hydration,
+                cache_limit=self._cache_limit,
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.hydrator.run)
+                if tip is not None:
+                    self.hydrator.bring_first(tip.tree)
+                await self.event("state", state="mounting")
+                await self._serve_files(tip)
+                nursery.cancel_scope.cancel()
+
+    async def _serve_files(self, tip: Tip | None) -> None:
+        self.filesystem = FileSystem(
+            layout=self.layout,
+            settings=self.settings,
+            odb=self.odb,
+            hydrator=self.hydrator,
+            tip=tip or self._tip_of_head(),
+            offer=self.hydrator.offered,
+        )
+        try:
+            await recover(self)
+            await self._mount()
+        finally:
+            with suppress(OSError):
+                withdraw(self.layout.gitdir)
+            self.filesystem.close()
+
+    async def _clone_if_needed(self) -> Tip | None:
+        if self.layout.gitdir.exists():
+            follow_state_root(self.state, self.layout, self.settings.remote)
+            await self._follow_mount_point()
+            return None
+        await self.event("state", state="cloning")
+        if self.settings.git_dir is not None:
+            return await adopt_gitdir(
+                self.layout, self.settings, shared_objects=self.state.shared_objects
+            )
+        remote = await self.remotes.open_for_clone(tip_wish(self.settings))
+        return await clone_tip(
+            self.layout, self.settings, remote, shared_objects=self.state.shared_objects
+        )
+
+    async def _follow_mount_point(self) -> None:
+        """The daemon's mount root may be another than at the last start."""
+        config = self.layout.gitdir / "config"
+        section = config_text([("core", [("worktree", self.settings.mount_point)])])
+        if section.splitlines()[1] not in config.read_text(errors="surrogateescape"):
+            arguments = ("config", "--file", str(config), "core.worktree")
+            with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
+                await run_git(*arguments, self.settings.mount_point)
+
+    def _tip_of_head(self) -> Tip | None:
+        """What to mount if there is no overlay yet though the clone is there (a crash between)."""
+        head = read_head(self.layout.gitdir)
+        if head.commit is None:
+            return None
+        try:
+            commit = self.odb.commit(head.commit)
+        except MissingObject:
+            return None
+        return Tip(commit.oid, commit.tree, head.ref, commit.commit_time)
+
+    async def _mount(self) -> None:
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as mounting:
+                serving = partial(serve, keep_awake=self._keep_awake)
+                await mounting.start(serving, self.filesystem, self.settings.mount_point)
+                nursery.start_soon(self._behind_the_mount)
+            nursery.cancel_scope.cancel()
+
+    def offer_objects(self) -> None:
+        """Let git see the blobs of the tree as objects that are here. Without it git works too."""
+        line = self.filesystem.offered_alternate
+        try:
+            if line and self.filesystem.offered is not None:
+                self.filesystem.offered.before_missing = OldVersions(self).before_missing
+                self.filesystem.offered.told_of = OldVersions.COMMANDS
+                offer(self.layout.gitdir, line)
+        except OSError as error:
+            log.warning("git will not see the blobs of the tree: %s", error)
+
+    async def _behind_the_mount(self) -> None:
+        await trio.to_thread.run_sync(self.offer_objects)
+        await trio.to_thread.run_sync(redirects.apply, self._redirected_tree())
+        await self.event(
+            "mounted",
+            state="mounted",
+            mount_point=self.settings.mount_point,
+            commit=self.filesystem.base.commit.hex(),
+        )
+        await self.jobs.run()
+
+
+@asynccontextmanager
+async def locked(layout: RepoLayout) -> AsyncIterator[None]:
+    """Hold the repository's worker lock. Raises: StateError if another process keeps it."""
+    layout.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = layout.directory / "worker.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        for _ in range(round(LOCK_WAIT_S / LOCK_POLL_S)):
+            if _try_lock(descriptor):
+                break
+            await trio.sleep(LOCK_POLL_S)
+        else:
+            raise StateError(
+                f"another process serves {layout.directory.name}",
+                hint="a daemon that was killed leaves it behind for seconds; else end it",
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

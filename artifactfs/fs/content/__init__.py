@@ -1,0 +1,1 @@
+"""Contents of files: reading, copy-up, writing, and what checkout converts."""

@@ -1,0 +1,1 @@
+"""What the mount shows to git alone: ``.git``, the objects it may have, and what has changed."""

@@ -1,0 +1,212 @@
+"""``.artifact-fs/objects``: an object directory, to git, that has every blob of the mounted tree.
+
+Git never asks us for an object: it looks into its object directories, and what it does not find
+there it fetches, one process and one connection for each request. And before it writes a tree (at
+every commit, merge, checkout) a git with a promisor remote makes sure that *all* blobs of the index
+exist, and would download those of the whole tree for a commit of one line.
+
+So the gitdir names this directory among its alternates. It shows a loose object for each blob
+that the remote has promised with the mounted tree: enough for git to know that the blob exists.
+The "objects" are symlinks: ``lstat`` finds them, and only an ``open``, by which git begins to read
+an object, has the kernel ask for the target. By then we have brought the blob into a pack of the
+shared cache, with what comes next in the tree. The target does not exist, so git takes the object
+for one that was "just packed", looks for new packs, and finds it. Where it could not be brought,
+git fetches it as it always would, and says what went wrong.
+
+A name is shown only for what the remote surely has. Commands that want to know what is really here
+(`fsck`, `gc`, a fetch) and other programs see an empty directory. What git looks for in vain tells
+us what it is about to fetch: see `OfferedObjects.before_missing`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Protocol
+
+import pyfuse3
+
+from artifactfs.errors import ArtifactFSError
+from artifactfs.fs.gitview.callers import GitCommand, git_command
+from artifactfs.fs.inodes.attributes import FOREVER, negative_entry
+from artifactfs.fs.kernel.interrupt import unless_interrupted
+from artifactfs.git.objects.database import Oid
+
+log = logging.getLogger(__name__)
+
+OFFERED_INO = 5
+_FOLDERS = 1 << 59
+_OBJECTS = 1 << 60
+_END = 1 << 61
+"""Numbers of the 256 folders, and of the objects: apart from all others (see `virtual`)."""
+_FOLDER_BITS = 8
+_OBJECT_BITS = 32
+
+_TARGET = b"/nonexistent/in-a-pack"
+
+_LOOK_FOR_THEMSELVES = """
+    bundle clone count-objects fetch-pack fsck fsck-objects gc index-pack maintenance
+    multi-pack-index pack-objects prune prune-packed push receive-pack repack rev-list send-pack
+    unpack-objects upload-archive upload-pack verify-pack
+""".split()  # noqa: SIM905 - a list of 23 strings is 23 lines
+"""Commands to which nothing is offered: they check, pack, receive or send what is really here."""
+
+_FETCH_IN_BATCHES = ("diff", "diff-tree", "format-patch", "log", "show", "whatchanged")
+"""Commands that fetch all that a comparison needs at once, if it is not here. Nothing is offered to
+them either: they would read it one by one. Nor is it to `fetch`, which would fetch nothing."""
+
+
+class Inventory(Protocol):
+    """The blobs of a tree in the order of their oids."""
+
+    def beginning_with(self, byte: int) -> range: ...
+    def oid_at(self, position: int) -> Oid: ...
+    def position(self, oid: Oid) -> int: ...
+
+
+class BlobOffer(Protocol):
+    """Where the blobs come from."""
+
+    @property
+    def inventory(self) -> Inventory | None: ...
+    @property
+    def is_walked(self) -> bool: ...
+    async def walked(self) -> None: ...
+    async def bring(self, oid: Oid, pid: int) -> None: ...
+
+
+class OfferedObjects:
+    """The inodes of the directory. Numbers tell the inventory that they were made for, so that
+    the kernel asks anew when the tree is another one."""
+
+    def __init__(self, offer: BlobOffer, *, uid: int, gid: int, time_ns: int) -> None:
+        self._offer = offer
+        self._uid = uid
+        self._gid = gid
+        self._time_ns = time_ns
+        self._shown: Inventory | None = None
+        self._generation = 0
+        self.before_missing: Callable[[GitCommand, Oid | None], Awaitable[None]] | None = None
+        """Awaited where a git command looks for an object that it is not offered, or lists some
+        (None); and where its lazy fetch looks whether the objects have come meanwhile."""
+        self.told_of: frozenset[str] = frozenset()
+        """The commands that it is awaited for."""
+
+    @staticmethod
+    def owns(ino: int) -> bool:
+        return ino == OFFERED_INO or _FOLDERS <= ino < _END
+
+    @staticmethod
+    def is_object(ino: int) -> bool:
+        return _OBJECTS <= ino < _END
+
+    def attributes(self, ino: int) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = ino
+        entry.st_uid = self._uid
+        entry.st_gid = self._gid
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._time_ns
+        entry.attr_timeout = FOREVER
+        if self.is_object(ino):
+            entry.st_mode = stat.S_IFLNK | 0o777
+            entry.st_size = len(_TARGET)
+        else:
+            entry.st_mode = stat.S_IFDIR | 0o555
+            entry.st_nlink = 2
+        # Who looks decides what is there.
+        entry.entry_timeout = FOREVER if ino == OFFERED_INO else 0
+        return entry
+
+    async def lookup(self, parent: int, name: bytes, pid: int) -> pyfuse3.EntryAttributes:
+        """Waits for the first walk of the tree, and for what `before_missing` waits for; the
+        caller can be killed."""
+        digits = 2 if parent == OFFERED_INO else 38
+        if self.is_object(parent) or not _is_hex(name, digits):
+            return negative_entry()
+        command = git_command(pid)
+        oid = bytes.fromhex(f"{parent & 0xFF:02x}{name.decode()}") if digits == 38 else None
+        if command is None or not _is_concerned(command):
+            return _hidden()
+        if command.name in _FETCH_IN_BATCHES or command.name == "fetch":
+            await self._announce(command, oid)
+            # An empty folder, of no inventory: its names will be looked up.
+            return _hidden() if oid else self.attributes(_FOLDERS | int(name, 16))
+        if not self._offer.is_walked:
+            await unless_interrupted(pid, self._offer.walked)
+        self._note_inventory()
+        if self._shown is None:
+            return _hidden()
+        if oid is None:
+            await self._announce(command, None)
+            folder = _FOLDERS | self._generation << _FOLDER_BITS | int(name, 16)
+            return self.attributes(folder)
+        position = self._shown.position(oid)
+        if position < 0:
+            await self._announce(command, oid)
+            return _hidden()
+        return self.attributes(_OBJECTS | self._generation << _OBJECT_BITS | position)
+
+    async def _announce(self, command: GitCommand, oid: Oid | None) -> None:
+        if self.before_missing is not None and command.name in self.told_of:
+            await unless_interrupted(command.pid, partial(self.before_missing, command, oid))
+
+    def _note_inventory(self) -> None:
+        if self._offer.inventory is not self._shown:
+            self._shown = self._offer.inventory
+            self._generation += 1
+
+    def entries(self, ino: int, start: int) -> Iterator[tuple[bytes, pyfuse3.EntryAttributes, int]]:
+        """What a folder of now holds from `start` on: (name, attributes, next start).
+
+        The attributes are one object, changed from entry to entry.
+        """
+        generation = (ino - _FOLDERS) >> _FOLDER_BITS
+        if not _FOLDERS <= ino < _OBJECTS or generation != self._generation or not self._shown:
+            return
+        first = _OBJECTS | generation << _OBJECT_BITS
+        entry = self.attributes(first)
+        oid_at = self._shown.oid_at
+        for number, position in enumerate(self._shown.beginning_with(ino & 0xFF)[start:], start):
+            entry.st_ino = first + position
+            yield oid_at(position).hex()[2:].encode(), entry, number + 1
+
+    async def bring(self, ino: int, pid: int) -> bytes:
+        """Have the object `ino` in a pack, if it can be had; the target of its symlink.
+
+        Waits for the network; the caller can be killed.
+        """
+        position = ino & (1 << _OBJECT_BITS) - 1
+        generation = (ino - _OBJECTS) >> _OBJECT_BITS
+        if self._shown is not None and generation == self._generation:
+            oid = self._shown.oid_at(position)
+            try:
+                await unless_interrupted(pid, partial(self._offer.bring, oid, pid))
+            except ArtifactFSError as error:
+                log.info("left to git: %s", error.message, extra={"oid": oid.hex()})
+        return _TARGET
+
+
+def _is_hex(name: bytes, digits: int) -> bool:
+    return len(name) == digits and not name.strip(b"0123456789abcdef")
+
+
+def _is_concerned(command: GitCommand) -> bool:
+    if command.name in _LOOK_FOR_THEMSELVES or command.name.startswith("remote-"):
+        return False
+    return "--batch-all-objects" not in command.arguments
+
+
+def _hidden() -> pyfuse3.EntryAttributes:
+    """There is no such name for who asks; another may see it."""
+    entry = negative_entry()
+    entry.entry_timeout = 0
+    return entry
+
+
+def alternate_line(mount_point: str, control_name: bytes) -> bytes:
+    """What names the directory in a file of alternates; empty where no line can."""
+    path = os.fsencode(mount_point) + b"/" + control_name + b"/objects"
+    return b"" if b"\n" in path or path.startswith((b'"', b"#")) else path + b"\n"

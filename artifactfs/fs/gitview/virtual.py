@@ -1,0 +1,142 @@
+"""Files of the mount that are in no tree: ``.git``, and the directory that git's fsmonitor reads.
+
+``.git`` is a gitfile (gitrepository-layout) like that of a linked worktree. Its content, but
+nothing else, waits until the index is there.
+
+``.artifact-fs/fsmonitor/TOKEN`` is the answer to "what changed since TOKEN", made when the name is
+looked up: each look-up finds another file, which contains that answer for ever. The directory is
+not listed; where the tree has that name another one is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Container
+
+import pyfuse3
+
+from artifactfs.fs.gitview.offered import OFFERED_INO, OfferedObjects
+from artifactfs.fs.inodes.attributes import FOREVER
+from artifactfs.inode_numbers import ROOT_INO
+
+GITFILE = b".git"
+GITFILE_INO = 2
+_CONTROL_INO = 3
+_FSMONITOR_INO = 4
+_TOKENS = 1 << 61
+"""Numbers of token files: apart from derived (bit 62) and allocated ones (small)."""
+
+_ANSWERS_KEPT = 64
+"""The kernel may remember a token file for ever, though its reader came and went."""
+
+_MAX_TOKEN = 200
+
+
+class VirtualFiles:
+    """The inodes below `FIRST_ALLOCATED_INO`, and the token files."""
+
+    def __init__(
+        self,
+        gitdir: bytes,
+        answer: Callable[[str], bytes],
+        *,
+        offered: OfferedObjects | None = None,
+        uid: int,
+        gid: int,
+        time_ns: int,
+    ) -> None:
+        self.offered = offered
+        self.gitfile = b"gitdir: " + gitdir + b"\n"
+        self.control_name = b".artifact-fs"
+        self._answer = answer
+        self._uid = uid
+        self._gid = gid
+        self._time_ns = time_ns
+        self._answers: dict[int, bytes] = {}
+        self._next = _TOKENS
+
+    def avoid(self, names: Container[bytes]) -> None:
+        """Choose a name for the directory that the root of the tree does not have."""
+        name, number = b".artifact-fs", 1
+        while name in names:
+            number += 1
+            name = b".artifact-fs-%d" % number
+        self.control_name = name
+
+    def owns(self, ino: int) -> bool:
+        if GITFILE_INO <= ino <= _FSMONITOR_INO or _TOKENS <= ino < 2 * _TOKENS:
+            return True
+        return self.offers(ino)
+
+    def offers(self, ino: int) -> bool:
+        """Whether `ino` belongs to the object directory that git is shown."""
+        return self.offered is not None and self.offered.owns(ino)
+
+    def reserves(self, parent: int, name: bytes) -> bool:
+        """Whether nothing may be made, moved or removed under that name."""
+        if parent == ROOT_INO:
+            return name in (GITFILE, self.control_name)
+        return self.owns(parent)
+
+    def lookup(self, parent: int, name: bytes) -> int | None:
+        """The number of a virtual name. It counts as one reference of the kernel."""
+        if parent == ROOT_INO:
+            if name == GITFILE:
+                return GITFILE_INO
+            return _CONTROL_INO if name == self.control_name else None
+        if parent == _CONTROL_INO:
+            if name == b"objects" and self.offered is not None:
+                return OFFERED_INO
+            return _FSMONITOR_INO if name == b"fsmonitor" else None
+        if parent == _FSMONITOR_INO and len(name) <= _MAX_TOKEN:
+            return self._token(name.decode("utf-8", "replace"))
+        return None
+
+    def _token(self, token: str) -> int:
+        ino, self._next = self._next, self._next + 1
+        self._answers[ino] = self._answer(token)
+        if len(self._answers) > _ANSWERS_KEPT:
+            del self._answers[next(iter(self._answers))]
+        return ino
+
+    def forget(self, ino: int) -> None:
+        """The kernel lets go of a virtual file. (It has one reference: from its one look-up.)"""
+        self._answers.pop(ino, None)
+
+    def attributes(self, ino: int) -> pyfuse3.EntryAttributes:
+        if self.offered is not None and self.offered.owns(ino):
+            return self.offered.attributes(ino)
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = ino
+        entry.st_uid = self._uid
+        entry.st_gid = self._gid
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._time_ns
+        if ino in (_CONTROL_INO, _FSMONITOR_INO):
+            entry.st_mode = stat.S_IFDIR | 0o555
+            entry.st_nlink = 2
+        else:
+            entry.st_mode = stat.S_IFREG | 0o444
+        entry.entry_timeout = entry.attr_timeout = FOREVER
+        if ino == GITFILE_INO:
+            entry.st_mode = stat.S_IFREG | 0o644
+            entry.st_size = len(self.gitfile)
+            entry.st_blocks = 1
+        elif ino >= _TOKENS:
+            entry.entry_timeout = 0
+            entry.st_size = len(self._kept(ino))
+            entry.st_blocks = (entry.st_size + 511) >> 9
+        return entry
+
+    def content(self, ino: int) -> bytes | None:
+        """What a virtual file contains; None: the gitfile, which may have to wait."""
+        if ino == GITFILE_INO:
+            return None
+        return self._kept(ino)
+
+    def _kept(self, ino: int) -> bytes:
+        answer = self._answers.get(ino)
+        if answer is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return answer

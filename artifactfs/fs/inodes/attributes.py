@@ -1,0 +1,66 @@
+"""The one place that turns inodes into what the kernel is told."""
+
+from __future__ import annotations
+
+import stat
+
+import pyfuse3
+
+from artifactfs.fs.inodes.inode import UNKNOWN_SIZE, Directory, Inode, Owner, clean_time_ns
+
+FOREVER = 1 << 30
+"""Seconds. Only the mount itself changes anything, so the kernel's caches stay valid; whatever
+the daemon changes on its own is invalidated by it. (Infinity does not survive libfuse.)"""
+
+BLOCK_SIZE = 64 << 10
+"""`st_blksize`. Programs size their buffers by it: with 64 KiB instead of 4, Python and stdio
+send a sixteenth of the requests."""
+
+
+def entry_attributes(inode: Inode, owner: Owner) -> pyfuse3.EntryAttributes:
+    """Attributes of `inode`. Where its size is not known yet the kernel may not keep them."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = inode.ino
+    entry.st_mode = inode.mode
+    entry.entry_timeout = FOREVER
+    size = inode.size
+    if size == UNKNOWN_SIZE:
+        entry.attr_timeout = 0
+    else:
+        entry.attr_timeout = FOREVER
+        entry.st_size = size
+    entry.st_blksize = BLOCK_SIZE
+    data = inode.data
+    if data is not None:
+        entry.st_blocks = data.blocks
+    elif stat.S_ISREG(inode.mode):
+        entry.st_blocks = (size + 511) >> 9
+    elif type(inode) is Directory:
+        entry.st_blocks = 8
+    row = inode.row
+    if row is None:
+        entry.st_uid = owner.uid
+        entry.st_gid = owner.gid
+        time_ns = clean_time_ns(inode)
+        entry.st_atime_ns = time_ns
+        entry.st_mtime_ns = time_ns
+        entry.st_ctime_ns = time_ns
+    else:
+        entry.st_uid = row.uid
+        entry.st_gid = row.gid
+        entry.st_nlink = row.nlink
+        entry.st_rdev = row.rdev
+        entry.st_atime_ns = row.atime_ns
+        entry.st_mtime_ns = row.mtime_ns
+        entry.st_ctime_ns = row.ctime_ns
+    if type(inode) is Directory and (row is None or row.nlink):
+        entry.st_nlink = 2 + max(0, inode.subdirectories)
+    return entry
+
+
+def negative_entry() -> pyfuse3.EntryAttributes:
+    """There is no such name, and the kernel may remember that."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = FOREVER
+    return entry

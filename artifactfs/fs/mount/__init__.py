@@ -1,0 +1,1 @@
+"""One mount: its parts put together, its requests and its life."""

@@ -1,0 +1,448 @@
+"""One mount's file system, put together from its parts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import shlex
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.errors import StateError
+from artifactfs.fs.content.contents import BlobSource, Contents
+from artifactfs.fs.content.converted import ConvertedContents
+from artifactfs.fs.content.sweep import sweep_orphans
+from artifactfs.fs.gitview.journal import ChangeJournal
+from artifactfs.fs.gitview.offered import BlobOffer, OfferedObjects, alternate_line
+from artifactfs.fs.gitview.virtual import VirtualFiles
+from artifactfs.fs.inodes.clock import now_ns
+from artifactfs.fs.inodes.conversion import Conversions
+from artifactfs.fs.inodes.inode import Base, Directory, Inode, Owner
+from artifactfs.fs.inodes.listings import Listings
+from artifactfs.fs.kernel.stale import StaleEntries
+from artifactfs.fs.mount.operations import Operations
+from artifactfs.fs.overlay.database import Overlay, create_overlay
+from artifactfs.fs.overlay.pending import Edit, delete_meta, put_inode, put_meta
+from artifactfs.fs.overlay.smallfiles import SmallFiles
+from artifactfs.fs.overlay.upper import Upper
+from artifactfs.fs.tree.collection import Collection
+from artifactfs.fs.tree.compaction import Compaction
+from artifactfs.fs.tree.mutations import Mutations
+from artifactfs.fs.tree.switch import Switch, SwitchResult
+from artifactfs.fs.tree.tree import Tree
+from artifactfs.fs.tree.walk import LocalChange, Walker
+from artifactfs.fs.tree.xattrs import Xattrs
+from artifactfs.git.checkout.filters import Filters
+from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
+from artifactfs.inode_numbers import FIRST_ALLOCATED_INO, ROOT_INO
+from artifactfs.paths import RepoLayout
+
+log = logging.getLogger(__name__)
+
+_SETTLED_NS = 2_000_000_000
+"""Clean files are at least this much older than the mount: git reads anew what is as young as
+its index (racy entries)."""
+
+
+_COUNTED_AT_ONCE = 2_000
+"""Written files whose sizes are summed up on demand (3 µs each); beyond, in the background."""
+
+_MAINTENANCE_S = 0.5
+
+_IDLE_ROUNDS = 20
+"""A blob that nobody reads is closed after one to two times as many rounds: 10 to 20 s."""
+
+_COUNT_EVERY = 1_000
+"""Changes of the overlay after which many files are counted again."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayStats:
+    """Files with data of their own, and its size."""
+
+    dirty_files: int
+    dirty_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """The fields of ``struct stat`` that Git's index keeps."""
+
+    ino: int
+    mode: int
+    size: int | None
+    mtime_ns: int
+    ctime_ns: int
+    uid: int
+    gid: int
+
+
+class TipLike(Protocol):
+    """What a mount is made from. `commit_time` in seconds since the epoch."""
+
+    @property
+    def commit(self) -> Oid: ...
+    @property
+    def tree(self) -> Oid: ...
+    @property
+    def commit_time(self) -> int: ...
+
+
+class FileSystem:
+    """The file system of one repository, ready to be served by `session.serve`."""
+
+    def __init__(
+        self,
+        *,
+        layout: RepoLayout,
+        settings: RepoSettings,
+        odb: ObjectDatabase,
+        hydrator: BlobSource,
+        tip: TipLike | None,
+        offer: BlobOffer | None = None,
+    ) -> None:
+        """Open the overlay, or create it from `tip`. Raises: StateError.
+
+        `offer` is what git is told to have beside what is in its packs.
+        """
+        self._offer = offer
+        self.layout = layout
+        self.settings = settings
+        self.odb = odb
+        self.hydrator = hydrator
+        self.index_ready = trio.Event()
+        """Set it when the index is written: until then reading the gitfile waits."""
+        self._upper = Upper(layout.upper)
+        try:
+            self._open_or_create(tip)
+        except BaseException:
+            self._upper.close()
+            raise
+
+    def _open_or_create(self, tip: TipLike | None) -> None:
+        layout, settings = self.layout, self.settings
+        self._owner = owner = Owner(
+            os.getuid() if settings.uid is None else settings.uid,
+            os.getgid() if settings.gid is None else settings.gid,
+        )
+        self._served = False
+        self._dirty_bytes = (-1, 0)
+        self._last_switch_ns = 0
+        self._counted_at = -_COUNT_EVERY
+        self.journal = ChangeJournal()
+        self.stale = StaleEntries()
+        if not layout.overlay_db.exists():
+            _create(layout, self._upper, tip, owner, self.journal)
+        self._overlay = Overlay(layout.overlay_db)
+        try:
+            self._compose()
+        except BaseException:
+            self._overlay.close()
+            raise
+
+    def _compose(self) -> None:
+        overlay, owner = self._overlay, self._owner
+        meta = overlay.meta
+        self.base = Base(meta["base_commit"], meta["base_tree"], int(meta["base_time_ns"]))
+        self._small = SmallFiles(self.layout.small, overlay.allocate_segment)
+        self._listings = Listings(self.odb)
+        self.conversions = Conversions(self.layout, self._listings, self.hydrator)
+        self.filters = Filters(self.layout.gitdir, Path(self.settings.mount_point))
+        self.tree = Tree(
+            overlay=overlay,
+            upper=self._upper,
+            small=self._small,
+            listings=self._listings,
+            owner=owner,
+            known_size=self.hydrator.known_size,
+            conversions=self.conversions,
+        )
+        self._has_orphans = "closed" not in meta or "orphans" in meta
+        if self._has_orphans:
+            self._mark([put_meta("orphans", 1)])  # until they are swept, however this ends
+        self._load_journal(meta.pop("closed", None))
+        self.walker = Walker(overlay, self._listings)
+        self.mutations = Mutations(self.tree, self.journal)
+        self.contents = Contents(
+            self.tree,
+            self.mutations,
+            self.hydrator,
+            self.conversions,
+            ConvertedContents(self.layout.converted, self.filters),
+        )
+        self.collection = Collection(self.tree)
+        self._compaction = Compaction(
+            self.tree, self.walker, self.layout.gitdir, self.contents.equals_blob
+        )
+        of_owner = {"uid": owner.uid, "gid": owner.gid, "time_ns": self.base.time_ns}
+        self.offered = OfferedObjects(self._offer, **of_owner) if self._offer else None
+        self._virtual = VirtualFiles(
+            os.fsencode(self.layout.gitdir),
+            self._answer_fsmonitor,
+            offered=self.offered,
+            **of_owner,
+        )
+        self._virtual.avoid(self.tree.entries(self.tree.root))
+        self.operations = Operations(
+            name=self.settings.name,
+            tree=self.tree,
+            mutations=self.mutations,
+            contents=self.contents,
+            virtual=self._virtual,
+            xattrs=Xattrs(self.tree) if self.settings.xattrs else None,
+            index_ready=self.index_ready,
+        )
+
+    # Git's fsmonitor
+
+    def _load_journal(self, dumped: bytes | None) -> None:
+        """Go on with the journal of a clean end; after any other one nothing is known."""
+        if dumped is None:
+            self.journal.everything_changed()
+            return
+        self.journal.load(dumped)
+        if not self._mark([delete_meta("closed")]):
+            self.journal.everything_changed()
+
+    def _mark(self, edits: list[Edit]) -> bool:
+        """Note something about the overlay as a whole. False on a full disk: the mount works."""
+        try:
+            self._overlay.apply(edits, frees=True)
+        except OSError as error:
+            log.warning("the overlay could not be marked: %s", error)
+            return False
+        return True
+
+    def _answer_fsmonitor(self, token: str) -> bytes:
+        """With `.gitmodules` always among what changed, where there is one.
+
+        `git rm` and `git mv` of a submodule write it and then stage it by an index that still
+        trusts the entry: without this git (2.39) leaves the change unstaged, with any fsmonitor.
+        """
+        answer = self.journal.answer(token, self.walker.directories_below)
+        if self.tree.lookup(self.tree.root, b".gitmodules") is None:
+            return answer
+        return answer + (b"" if answer.endswith(b"\0") else b"\0") + b".gitmodules"
+
+    def fsmonitor_command(self, sound_git: str | None = None) -> str:
+        """The value of ``core.fsmonitor``: one line for ``sh``, run in the top of the tree.
+
+        Git calls it with the version of the protocol and a token. Where the mount is not there,
+        it answers that everything may have changed. The trailing ``#`` swallows what git appends.
+
+        So it does where the caller is ``git diff`` or ``diff-index``: git before 2.43 looks at an
+        uninitialised `struct stat` for entries that a fsmonitor vouches for, and in one of twenty
+        runs of ``git diff HEAD`` takes every file for deleted, on any file system. `sound_git` is
+        the path of a git that does not.
+        """
+        file = f"{os.fsdecode(self._virtual.control_name)}/fsmonitor"
+        sound = f"[ /proc/$PPID/exe -ef {shlex.quote(sound_git)} ] || " if sound_git else ""
+        return (
+            f"{{ {sound}read -r caller </proc/$PPID/cmdline; }} 2>/dev/null; "
+            "case $caller in *diff*) printf '%s\\0/' \"$2\";; "
+            f"*) cat \"{file}/$2\" 2>/dev/null || printf 'unknown\\0/\\0';; esac #"
+        )
+
+    @property
+    def offered_alternate(self) -> bytes:
+        """The line of an alternates file that names what git is offered; empty: there is none."""
+        if self.offered is None:
+            return b""
+        return alternate_line(self.settings.mount_point, self._virtual.control_name)
+
+    # Looking
+
+    def overlay_stats(self) -> OverlayStats:
+        """What is local. `dirty_bytes` may be some seconds old where there are many files."""
+        files = self._overlay.count_with_data()
+        if files <= _COUNTED_AT_ONCE:
+            self._dirty_bytes = self._overlay.changes, self._count_bytes()
+        return OverlayStats(files, self._dirty_bytes[1])
+
+    def _count_bytes(self) -> int:
+        total = 0
+        for ino in self._overlay.inodes_with_data():
+            row = self._overlay.row(ino)
+            if row is not None and row.extent is not None:
+                total += row.extent.size
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                total += self._upper.stat(ino).st_size
+        return total
+
+    def local_changes(self) -> Iterator[LocalChange]:
+        """Differences of the working tree from the base commit. Use it without an await."""
+        return self.walker.local_changes(self.base.tree)
+
+    def stat(self, path: bytes) -> FileStat | None:
+        """What ``lstat`` of `path` in the mount says; `size` None where it is not known yet."""
+        place = self.walker.find(path)
+        if place is None:
+            return None
+        inode: Inode | None = self.tree.root
+        for name in path.split(b"/") if path else ():
+            assert isinstance(inode, Directory)
+            inode = self.tree.lookup(inode, name)
+        assert inode is not None
+        known = self.tree.settle(inode)
+        row = inode.row if inode.row is not None else self._owner.row(inode)
+        size = inode.size if known else None
+        found = FileStat(inode.ino, inode.mode, size, row.mtime_ns, row.ctime_ns, row.uid, row.gid)
+        self.tree.drop_if_unused(inode)
+        return found
+
+    # Changing the base
+
+    def known_tree(self, tree: Oid) -> list[TreeEntry] | None:
+        """The entries of a tree that is in memory. For any thread."""
+        return self._listings.known(tree)
+
+    def adopt_trees(self, trees: Mapping[Oid, list[TreeEntry]]) -> None:
+        """Use trees that were read already; a switch then reads none in the event loop."""
+        self._listings.adopt(trees)
+
+    def compare_switch(self, tree: Oid) -> SwitchResult:
+        """What `switch_tree` would change, and which local changes are in its way."""
+        switch = self._switch(now_ns())
+        return switch.compare(self.base.tree, tree)
+
+    def _switch(self, time_ns: int) -> Switch:
+        return Switch(self.tree, self.mutations, self.journal, self.stale, time_ns)
+
+    def switch_tree(
+        self, tree: Oid, commit: Oid, time_ns: int | None = None, *, whole: bool = False
+    ) -> SwitchResult:
+        """Make `tree` the base; local changes stay. Downloads nothing, and never waits: when
+        `stale` are settled, everybody sees it.
+
+        `time_ns` is the mtime of what changes. `whole`: do nothing, and tell what is `kept`, where
+        local changes are in the way. Raises: MissingObject, OSError; then nothing has changed.
+        """
+        now = now_ns() if time_ns is None else time_ns
+        now = self._last_switch_ns = max(now, self._last_switch_ns + 1)  # always a new mtime
+        switch = self._switch(now)
+        result = switch.run(self.base.tree, tree, commit, in_kernel=self._served, whole=whole)
+        if whole and result.kept:
+            return result
+        self.base = Base(commit, tree, self.base.time_ns)
+        self.conversions.forget_scopes()
+        self._virtual.avoid(self.tree.entries(self.tree.root))
+        return result
+
+    async def compact(self, trees: Iterable[Oid] = ()) -> int:
+        """Make files clean again that equal a blob of the base or of `trees`, if the remote has
+        it. Returns how many. Can be cancelled at any time."""
+        return await self._compaction.run([*trees, self.base.tree])
+
+    # Life
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[None]:
+        """While this lasts, the kernel has the mount."""
+        self._served = True
+        try:
+            yield
+        finally:
+            self._served = False
+
+    async def convert(self) -> None:
+        """What conversions need in the background of a served mount; runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.filters.run)
+            nursery.start_soon(self.conversions.run, self.tree.root)
+
+    async def maintain(self) -> None:
+        """Background work of a served mount; runs until cancelled."""
+        if self._has_orphans:
+            await self._sweep_orphans()
+        await self.collection.begin()
+        for round_number in itertools.count():
+            await trio.sleep(_MAINTENANCE_S)
+            if round_number % _IDLE_ROUNDS == 0:
+                self.tree.opened.close_idle()
+            if self._overlay.needs_checkpoint:
+                await self._checkpoint()
+            elif self._overlay.needs_fold:
+                self._overlay.fold()
+            await self.collection.run()
+            changes = self._overlay.changes
+            if changes != self._dirty_bytes[0]:
+                await self._count_many(changes)
+
+    async def _sweep_orphans(self) -> None:
+        try:
+            await sweep_orphans(self.tree, self.contents)
+            self._overlay.apply([delete_meta("orphans")])
+        except OSError as error:
+            log.warning("left-over files stay until the next start: %s", error)
+
+    async def _checkpoint(self) -> None:
+        self._overlay.begin_checkpoint()
+        try:
+            await trio.to_thread.run_sync(self._overlay.checkpoint)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("cannot write the overlay's log back: %s", error)
+        else:
+            self._overlay.finish_checkpoint()
+
+    async def _count_many(self, changes: int) -> None:
+        """The size of written files where there are too many to ask for it in between."""
+        if self._overlay.changes - self._counted_at < _COUNT_EVERY:
+            return
+        self._counted_at = changes
+        if self._overlay.count_with_data() > _COUNTED_AT_ONCE:
+            total = await trio.to_thread.run_sync(self._upper.total_bytes)
+            self._dirty_bytes = changes, total + self._small.live_bytes
+
+    def close(self) -> None:
+        """To be called when the mount is no longer served."""
+        for inode in self.tree.inodes():
+            if inode.data is not None and not inode.linked and inode.extent is None:
+                self._upper.remove(inode.ino)
+        self.tree.opened.close_all()
+        # Where this fails, the next start looks for orphans and git stats everything once.
+        self._mark([put_meta("closed", self.journal.dump())])
+        self._overlay.close()
+        self._small.close()
+        self._upper.close()
+
+
+def _base_time_ns(tip: TipLike | None) -> int:
+    latest = now_ns() - _SETTLED_NS
+    return latest if tip is None else min(tip.commit_time * 1_000_000_000, latest)
+
+
+def _create(
+    layout: RepoLayout,
+    upper: Upper,
+    tip: TipLike | None,
+    owner: Owner,
+    journal: ChangeJournal,
+) -> None:
+    if tip is None or not upper.is_empty() or layout.small.exists():
+        raise StateError(
+            f"overlay database {layout.overlay_db} is missing",
+            hint="restore it from a backup; written files are in 'upper' and 'small' beside it",
+        )
+    root = Directory(ROOT_INO, None, b"", 0o040755, tip.tree)
+    time_ns = _base_time_ns(tip)
+    root.time_ns = time_ns
+    create_overlay(
+        layout.overlay_db,
+        [
+            put_inode(ROOT_INO, owner.row(root)),
+            put_meta("base_commit", tip.commit),
+            put_meta("base_tree", tip.tree),
+            put_meta("base_time_ns", time_ns),
+            put_meta("next_ino", FIRST_ALLOCATED_INO),
+            put_meta("closed", journal.dump()),
+        ],
+    )

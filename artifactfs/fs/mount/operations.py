@@ -1,0 +1,466 @@
+"""The kernel's requests. Thin: each finds its inodes, lets the tree do the work, and replies.
+
+Only `FUSEError` may leave a handler (anything else would end the mount), so every handler runs
+inside `_answering`. Where a handler may wait is written at it; all others answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+)
+
+from artifactfs.errors import ArtifactFSError
+from artifactfs.fs.content.contents import Contents
+from artifactfs.fs.gitview.virtual import GITFILE, GITFILE_INO, VirtualFiles
+from artifactfs.fs.inodes.attributes import entry_attributes, negative_entry
+from artifactfs.fs.inodes.inode import Directory, Inode
+from artifactfs.fs.kernel.lowlevel import Adjustments
+from artifactfs.fs.kernel.privileges import (
+    has_privileges,
+    mode_after_change,
+    mode_after_truncation,
+)
+from artifactfs.fs.mount.unfinished import Listing, UnfinishedListings
+from artifactfs.fs.tree.mutations import (
+    NAME_MAX,
+    RENAME_EXCHANGE,
+    Mutations,
+    check_name,
+)
+from artifactfs.fs.tree.tree import Tree
+from artifactfs.fs.tree.xattrs import Xattrs
+from artifactfs.git.objects.database import MissingObject
+
+log = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+_WRITES = os.O_WRONLY | os.O_RDWR
+
+
+def _answering(handler: F) -> F:
+    """Count the request, and turn every error of `handler` into the errno that the program gets."""
+    name = handler.__name__
+
+    @functools.wraps(handler)
+    async def answer(self: Operations, *args: Any) -> Any:
+        self.requests[name] += 1
+        try:
+            return await handler(self, *args)
+        except FUSEError:
+            raise
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from error
+        except ArtifactFSError as error:
+            raise FUSEError(getattr(error, "errno", errno.EIO)) from error
+        except MissingObject as error:
+            self.log_failure(name, error)
+            raise FUSEError(errno.EIO) from error
+        except Exception as error:
+            log.exception("request failed", extra={"operation": name})
+            raise FUSEError(errno.EIO) from error
+
+    return answer  # type: ignore[return-value]
+
+
+class Operations(pyfuse3.Operations):
+    """The requests of one mount."""
+
+    supports_dot_lookup = False
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        tree: Tree,
+        mutations: Mutations,
+        contents: Contents,
+        virtual: VirtualFiles,
+        xattrs: Xattrs | None,
+        index_ready: trio.Event,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.started = trio.Event()
+        self.requests: Counter[str] = Counter()
+        """How many the kernel has sent, by what they ask for."""
+        self._adjustments = Adjustments()
+        self._tree = tree
+        self._mutations = mutations
+        self._contents = contents
+        self._virtual = virtual
+        self._xattrs = xattrs
+        self._index_ready = index_ready
+        self._unfinished = UnfinishedListings()
+
+    def init(self) -> None:
+        self.started.set()
+
+    def adopt(self, adjustments: Adjustments) -> None:
+        """Work as libfuse was told to for this mount, and keep that as long as it is served."""
+        self._adjustments = adjustments
+        self._contents.caller = adjustments.caller
+
+    def log_failure(self, operation: str, error: Exception) -> None:
+        log.error(
+            "request failed",
+            extra={"repo": self.name, "operation": operation, "cause": str(error)},
+        )
+
+    # Names and attributes
+
+    @_answering
+    async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Waits only for names of objects that git is offered; the caller can be killed."""
+        if len(name) > NAME_MAX:
+            raise FUSEError(errno.ENAMETOOLONG)
+        if self._virtual.reserves(parent, name):
+            offered = self._virtual.offered
+            if offered is not None and offered.owns(parent):
+                return await offered.lookup(parent, name, ctx.pid)
+            ino = self._virtual.lookup(parent, name)
+            return negative_entry() if ino is None else self._virtual.attributes(ino)
+        directory = self._tree.directory(parent)
+        inode = self._tree.lookup(directory, name)
+        if inode is None:
+            return negative_entry()
+        return self._reply_entry(inode)
+
+    def _reply_entry(self, inode: Inode) -> EntryAttributes:
+        """Attributes of an inode to which the kernel gets one more reference."""
+        self._tree.settle(inode)
+        entry = entry_attributes(inode, self._tree.owner)
+        inode.nlookup += 1
+        return entry
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            try:
+                if self._virtual.owns(ino):
+                    self._virtual.forget(ino)
+                else:
+                    self._tree.forget(ino, count)
+            except OSError as error:
+                self.log_failure("forget", error)
+
+    @_answering
+    async def getattr(self, ino: int, ctx: RequestContext) -> EntryAttributes:
+        """Waits where the size is not known; the caller can be killed."""
+        if self._virtual.owns(ino):
+            return self._virtual.attributes(ino)
+        inode = self._tree.get(ino)
+        if not self._tree.settle(inode):
+            await self._contents.ensure_size(inode, ctx.pid)
+        return entry_attributes(inode, self._tree.owner)
+
+    @_answering
+    async def setattr(
+        self,
+        ino: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Waits for the content where a file that is not here is cut in the middle."""
+        if self._virtual.owns(ino):
+            raise FUSEError(errno.EPERM)
+        inode = self._tree.get(ino)
+        if fields.update_size:
+            await self._contents.truncate(inode, attr.st_size, ctx.pid)
+        mode = attr.st_mode if fields.update_mode else None
+        if mode is None and has_privileges(inode.mode):
+            mode = self._without_privileges(inode, fields, ctx)
+        uid = attr.st_uid if fields.update_uid else None
+        gid = attr.st_gid if fields.update_gid else None
+        atime_ns = attr.st_atime_ns if fields.update_atime else None
+        mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
+        if fields.update_size and atime_ns is None:
+            mtime_ns = None  # the truncation has set it
+        if (mode, uid, gid, atime_ns, mtime_ns) != (None,) * 5:
+            self._mutations.set_attributes(
+                inode, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns
+            )
+        if not self._tree.settle(inode):
+            await self._contents.ensure_size(inode, ctx.pid)
+        return entry_attributes(inode, self._tree.owner)
+
+    def _without_privileges(
+        self, inode: Inode, fields: SetattrFields, ctx: RequestContext
+    ) -> int | None:
+        """The mode after a change that may take set-ID bits away, which the kernel leaves to us."""
+        row = inode.row
+        group = self._tree.owner.gid if row is None else row.gid
+        if fields.update_size:
+            return mode_after_truncation(inode.mode, group, ctx.pid, ctx.uid, ctx.gid)
+        if fields.update_atime or fields.update_mtime:
+            return None
+        return mode_after_change(inode.mode, group, ctx.pid, ctx.gid)
+
+    @_answering
+    async def readlink(self, ino: int, ctx: RequestContext) -> bytes:
+        """Waits for the content; the caller can be killed."""
+        offered = self._virtual.offered
+        if offered is not None and offered.is_object(ino):
+            return await offered.bring(ino, ctx.pid)
+        return await self._contents.link_target(self._tree.get(ino), ctx.pid)
+
+    # Changing names
+
+    def _place(self, parent: int, name: bytes, refusal: int = errno.EPERM) -> Directory:
+        """The directory to change `name` in."""
+        check_name(name)
+        if self._virtual.reserves(parent, name):
+            raise FUSEError(refusal)
+        return self._tree.directory(parent)
+
+    @_answering
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._place(parent, name, errno.EEXIST)
+        if stat.S_ISREG(mode):
+            inode = self._mutations.create(directory, name, mode, ctx)
+        else:
+            inode = self._mutations.mknod(directory, name, mode, rdev, ctx)
+        return self._reply_entry(inode)
+
+    @_answering
+    async def mkdir(
+        self, parent: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._place(parent, name, errno.EEXIST)
+        made = self._mutations.mkdir(directory, name, mode, ctx)
+        return self._reply_entry(made)
+
+    @_answering
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._place(parent, name, errno.EEXIST)
+        made = self._mutations.symlink(directory, name, target, ctx)
+        return self._reply_entry(made)
+
+    @_answering
+    async def link(
+        self, ino: int, parent: int, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        if self._virtual.owns(ino):
+            raise FUSEError(errno.EPERM)
+        inode = self._tree.get(ino)
+        place = self._place(parent, name, errno.EEXIST)
+        if inode.parent is not None:
+            await self._contents.before_move(inode.parent, inode.name, place, name, ctx.pid)
+        self._mutations.link(inode, place, name)
+        return self._reply_entry(inode)
+
+    @_answering
+    async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._mutations.unlink(self._place(parent, name), name)
+
+    @_answering
+    async def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._mutations.rmdir(self._place(parent, name), name)
+
+    @_answering
+    async def rename(
+        self,
+        old: int,
+        old_name: bytes,
+        new: int,
+        new_name: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        source = self._place(old, old_name)
+        target = self._place(new, new_name)
+        await self._contents.before_move(source, old_name, target, new_name, ctx.pid)
+        if flags & RENAME_EXCHANGE:
+            await self._contents.before_move(target, new_name, source, old_name, ctx.pid)
+        self._mutations.rename(source, old_name, target, new_name, flags)
+        self._contents.after_move(self._tree.lookup(target, new_name))
+
+    # Files. The handle of one is its number.
+
+    @_answering
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Where the kernel opens files by itself, it makes them by `mknod`: see `lowlevel`."""
+        if self._adjustments.by_number:
+            raise FUSEError(errno.ENOSYS)
+        directory = self._place(parent, name, errno.EEXIST)
+        inode = self._mutations.create(directory, name, mode, ctx)
+        return FileInfo(fh=inode.ino), self._reply_entry(inode)
+
+    @_answering
+    async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """Asked once where the kernel opens files by itself. Content is brought by reading."""
+        if self._adjustments.by_number:
+            raise FUSEError(errno.ENOSYS)
+        if flags & os.O_TRUNC and flags & _WRITES:
+            if self._virtual.owns(ino):
+                raise FUSEError(errno.EPERM)
+            await self._contents.truncate(self._tree.get(ino), 0, ctx.pid)
+        return FileInfo(fh=ino)
+
+    @_answering
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """Waits for the content where it is not here. The reader can be killed."""
+        inode = self._tree.find(fh)
+        if inode is not None:
+            return await self._contents.read(inode, offset, size)
+        content = self._virtual.content(fh)
+        if content is None:
+            await self._index_ready.wait()
+            content = self._virtual.gitfile
+        return content[offset : offset + size]
+
+    @_answering
+    async def write(self, fh: int, offset: int, buffer: bytes) -> int:
+        """The first write to a file waits for its content; the caller can be killed."""
+        if self._virtual.owns(fh):
+            raise FUSEError(errno.EACCES)
+        return await self._contents.write(self._tree.get(fh), offset, buffer)
+
+    @_answering
+    async def release(self, fh: int) -> None:
+        return
+
+    @_answering
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Waits for the disk."""
+        await self._contents.sync(self._tree.find(fh))
+
+    # Directories
+
+    @_answering
+    async def opendir(self, ino: int, ctx: RequestContext) -> int:
+        """The handle of a directory is its number. Asked once where the kernel opens directories
+        by itself, and caches them."""
+        if self._adjustments.by_number:
+            raise FUSEError(errno.ENOSYS)
+        return ino
+
+    @_answering
+    async def readdir(self, fh: int, start: int, token: ReaddirToken) -> None:
+        """Entries 1 and 2 are ``.`` and ``..``; in the root the gitfile follows."""
+        if self._virtual.owns(fh):
+            self._list_offered(fh, start, token)
+            return
+        tree, directory = self._tree, self._tree.directory(fh)
+        listing, position = self._unfinished.resume(start)
+        if listing is None:
+            names = tree.listing(directory)
+            if directory is tree.root:
+                names.insert(0, GITFILE)
+            listing = self._unfinished.begin(names, self._contents.sizes_in(directory))
+        for number in range(position, min(2, position + 2)):
+            dots = directory if number == 0 else directory.parent or directory
+            entry, cookie = self._attributes(dots, listing), listing.cookie(number + 1)
+            if not pyfuse3.readdir_reply(token, b"." * (number + 1), entry, cookie):
+                self._unfinished.keep(listing)
+                return
+        if not self._list(directory, listing, max(position, 2), token):
+            self._unfinished.keep(listing)
+
+    def _list(
+        self, directory: Directory, listing: Listing, start: int, token: ReaddirToken
+    ) -> bool:
+        """False where the kernel's buffer was full before the end."""
+        tree, names = self._tree, listing.names
+        lookup, reply, cookie = tree.lookup, pyfuse3.readdir_reply, listing.cookie
+        rows = tree.overlay.rows_in(directory.ino) if len(tree.names(directory)) > 1 else {}
+        for position in range(start, len(names) + 2):
+            name = names[position - 2]
+            if name == GITFILE and directory is tree.root:
+                entry = self._virtual.attributes(GITFILE_INO)
+                if not reply(token, name, entry, cookie(position + 1)):
+                    return False
+                continue
+            inode = lookup(directory, name, rows)
+            if inode is None:  # removed since the listing began
+                continue
+            if not reply(token, name, self._attributes(inode, listing), cookie(position + 1)):
+                tree.drop_if_unused(inode)
+                return False
+            inode.nlookup += 1
+        return True
+
+    def _list_offered(self, ino: int, start: int, token: ReaddirToken) -> None:
+        offered = self._virtual.offered
+        for name, entry, after in offered.entries(ino, start) if offered is not None else ():
+            if not pyfuse3.readdir_reply(token, name, entry, after):
+                return
+
+    def _attributes(self, inode: Inode, listing: Listing) -> EntryAttributes:
+        self._tree.settle(inode, listing.sizes)
+        return entry_attributes(inode, self._tree.owner)
+
+    @_answering
+    async def releasedir(self, fh: int) -> None:
+        return
+
+    @_answering
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Waits for the disk."""
+        await self._contents.sync(None)
+
+    # The whole
+
+    @_answering
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        found = self._tree.upper.free_space()
+        reply = pyfuse3.StatvfsData()
+        reply.f_bsize = found.f_bsize
+        reply.f_frsize = found.f_frsize
+        reply.f_blocks = found.f_blocks
+        reply.f_bfree = found.f_bfree
+        reply.f_bavail = found.f_bavail
+        reply.f_files = found.f_files
+        reply.f_ffree = found.f_ffree
+        reply.f_favail = found.f_favail
+        reply.f_namemax = NAME_MAX
+        return reply
+
+    # Extended attributes. ENOSYS (they are off) stops the kernel asking.
+
+    @_answering
+    async def getxattr(self, ino: int, name: bytes, ctx: RequestContext) -> bytes:
+        return self._extended(ino).get(ino, name)
+
+    @_answering
+    async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._extended(ino).set(self._tree.get(ino), name, value)
+
+    @_answering
+    async def listxattr(self, ino: int, ctx: RequestContext) -> Sequence[bytes]:
+        return [] if self._virtual.owns(ino) else self._extended(ino).list(ino)
+
+    @_answering
+    async def removexattr(self, ino: int, name: bytes, ctx: RequestContext) -> None:
+        self._extended(ino).remove(self._tree.get(ino), name)
+
+    def _extended(self, ino: int) -> Xattrs:
+        if self._xattrs is None:
+            raise FUSEError(errno.ENOSYS)
+        if self._virtual.owns(ino):
+            raise FUSEError(errno.ENOTSUP)
+        return self._xattrs

@@ -1,0 +1,191 @@
+"""One mount: from ``pyfuse3.init`` to a clean unmount."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from artifactfs.errors import MountError
+from artifactfs.fs.kernel import fastloop, lowlevel
+from artifactfs.fs.kernel.wakefulness import Wakefulness
+from artifactfs.fs.mount.filesystem import FileSystem
+
+log = logging.getLogger(__name__)
+
+MAX_TASKS = 4000
+"""Handlers that may wait at a time. pyfuse3's own 99 blocked readers would stop the mount."""
+
+MAX_BACKGROUND = 1024
+"""The kernel's own limit, 12 readahead requests in flight, lets slow reads stop all others."""
+
+READ_AHEAD_KB = 1024
+"""300 requests instead of 2,400 for a sequential read of 300 MB."""
+
+
+async def serve(
+    filesystem: FileSystem,
+    mount_point: str | os.PathLike[str],
+    *,
+    options: Iterable[str] = (),
+    keep_awake: bool = False,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Mount `filesystem` and serve it until it is unmounted, or until this is cancelled.
+
+    Reports started once the mount answers. When cancelled, unmounts before it returns (lazily
+    where files are still open: programs get ENOTCONN then). One mount per process at a time:
+    that is how pyfuse3 is made. `keep_awake`: see `wakefulness`. Raises: MountError.
+    """
+    path = absolute(mount_point)
+    fd = _mount(filesystem, path, options)
+    wakefulness = Wakefulness()
+    took = wakefulness.took if keep_awake else fastloop.nothing
+    fast = fd is not None and fastloop.install(pyfuse3, fd, took)
+    if not fast:
+        log.warning("pyfuse3 is not the one the fast loop was made for; requests are slower")
+    try:
+        with filesystem.served():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(filesystem.convert)
+                if keep_awake:
+                    nursery.start_soon(wakefulness.run)
+                nursery.start_soon(_run_main, nursery.cancel_scope)
+                await filesystem.operations.started.wait()
+                _tune(path)
+                nursery.start_soon(filesystem.maintain)
+                task_status.started()
+    finally:
+        fastloop.remove(pyfuse3)
+        pyfuse3.close(unmount=True)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path as mountinfo shows it; looks at nothing on disk."""
+    return os.path.abspath(path)
+
+
+def stop() -> None:
+    """End the `serve` that runs in this process as an unmount would: it returns."""
+    pyfuse3.terminate()
+
+
+async def _run_main(scope: trio.CancelScope) -> None:
+    await pyfuse3.main(min_tasks=1, max_tasks=MAX_TASKS)
+    scope.cancel()
+
+
+def _mount(filesystem: FileSystem, path: str, extra: Iterable[str]) -> int | None:
+    """Mount and return the descriptor of ``/dev/fuse``. Raises: MountError."""
+    _check_mount_point(path)
+    _raise_descriptor_limit()
+    before = fastloop.fuse_descriptors()
+    try:
+        with lowlevel.adjusted(pyfuse3) as adjustments:
+            pyfuse3.init(filesystem.operations, path, mount_options(filesystem, extra))
+        filesystem.operations.adopt(adjustments)
+    except RuntimeError as error:
+        raise _explain(path) from error
+    opened = fastloop.fuse_descriptors() - before
+    return opened.pop() if len(opened) == 1 else None
+
+
+def mount_options(filesystem: FileSystem, extra: Iterable[str] = ()) -> set[str]:
+    """``default_permissions`` always: without it, `allow_other` lets anybody write anything.
+
+    Never ``max_read``: it breaks the mount with libfuse 3.14.
+    """
+    options = {"default_permissions", "fsname=artifact-fs", "subtype=artifact-fs", *extra}
+    if filesystem.settings.allow_other:
+        options.add("allow_other")
+    return options
+
+
+def _check_mount_point(path: str) -> None:
+    if not os.path.exists("/dev/fuse"):
+        raise MountError(
+            "/dev/fuse is not there: this kernel or container has no FUSE",
+            hint="load it with 'modprobe fuse', or start the container with --device /dev/fuse",
+        )
+    if mount_device(path) is not None:
+        raise MountError(
+            f"{path} is a mount point already",
+            hint=f"unmount it first: fusermount3 -u {path}",
+        )
+    try:
+        found = os.stat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            raise MountError(f"{path} is not a directory")
+        if os.listdir(path):
+            raise MountError(f"{path} is not empty", hint="mount on an empty directory")
+    except FileNotFoundError:
+        raise MountError(f"{path} does not exist", hint=f"make it: mkdir -p {path}") from None
+    except PermissionError as error:
+        raise MountError(f"{path}: {error.strerror}") from None
+
+
+def _explain(path: str) -> MountError:
+    """Why libfuse refused; it says so itself on stderr only."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return MountError(
+            f"cannot mount on {path}: no permission to open /dev/fuse",
+            hint="chmod 666 /dev/fuse, or run as root",
+        )
+    if os.geteuid() != 0 and not os.access(path, os.W_OK):
+        return MountError(
+            f"cannot mount on {path}: it is not yours", hint="use a directory that you may write"
+        )
+    return MountError(
+        f"cannot mount on {path}: the kernel or fusermount3 refused",
+        hint="it needs root or a setuid fusermount3, and 'user_allow_other' in /etc/fuse.conf"
+        " for allow_other; see 'artifact-fs doctor'",
+    )
+
+
+def mount_device(path: str) -> tuple[int, int] | None:
+    """(major, minor) of what is mounted on `path`; never touches the mount itself."""
+    wanted = os.fsencode(path)
+    found = None
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields = line.split(b" ")
+        if _unescape(fields[4]) == wanted:
+            major, _, minor = fields[2].partition(b":")
+            found = int(major), int(minor)
+    return found
+
+
+def _unescape(field: bytes) -> bytes:
+    return field.decode("unicode_escape").encode("latin-1") if b"\\" in field else field
+
+
+def _tune(path: str) -> None:
+    """Raise the kernel's limits for this mount where we may; it works without."""
+    device = mount_device(path)
+    if device is None:
+        return
+    major, minor = device
+    connection = f"/sys/fs/fuse/connections/{minor}"
+    for file, value in (
+        (f"/sys/class/bdi/{major}:{minor}/read_ahead_kb", READ_AHEAD_KB),
+        (f"{connection}/max_background", MAX_BACKGROUND),
+        (f"{connection}/congestion_threshold", MAX_BACKGROUND * 3 // 4),
+    ):
+        try:
+            with open(file, "w") as knob:
+                knob.write(str(value))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EROFS, errno.EPERM):
+                log.warning("cannot set %s: %s", file, error.strerror)
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

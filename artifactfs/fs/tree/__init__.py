@@ -1,0 +1,1 @@
+"""The tree that programs see: finding names, changing them, moving to another base tree."""

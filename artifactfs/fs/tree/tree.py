@@ -1,0 +1,372 @@
+"""The inode tree: finding, listing and forgetting inodes.
+
+The table holds what the kernel or a task of ours refers to, and their parents. Everything else is
+made again from the base tree and the overlay when it is asked for, with the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+from artifactfs.fs.inodes.clock import see
+from artifactfs.fs.inodes.conversion import Conversions
+from artifactfs.fs.inodes.inode import (
+    EMPTY,
+    UNKNOWN_SIZE,
+    Data,
+    Directory,
+    Inode,
+    Owner,
+    Row,
+    mode_of_entry,
+)
+from artifactfs.fs.inodes.listings import Entries, Listings, base_tree_of, is_directory_entry
+from artifactfs.fs.overlay.database import Overlay
+from artifactfs.fs.overlay.opened import Opened
+from artifactfs.fs.overlay.smallfiles import SmallFiles
+from artifactfs.fs.overlay.upper import Upper
+from artifactfs.git.objects.database import Oid, TreeEntry
+from artifactfs.inode_numbers import ROOT_INO, derive_ino
+
+log = logging.getLogger(__name__)
+
+_NO_NAMES: Mapping[bytes, int] = MappingProxyType({})
+_NO_ROWS: Mapping[int, Row] = MappingProxyType({})
+
+
+class Tree:
+    """Inodes by number. Nothing here waits, neither for the network nor for other tasks."""
+
+    def __init__(
+        self,
+        *,
+        overlay: Overlay,
+        upper: Upper,
+        small: SmallFiles,
+        listings: Listings,
+        owner: Owner,
+        known_size: Callable[[Oid], int | None],
+        conversions: Conversions,
+    ) -> None:
+        self.overlay = overlay
+        self.upper = upper
+        self.small = small
+        self.opened = Opened(upper)
+        self.listings = listings
+        self.owner = owner
+        self._known_size = known_size
+        self._conversions = conversions
+        self._table: dict[int, Inode] = {}
+        root = self._from_row(None, b"", ROOT_INO)
+        assert type(root) is Directory
+        self.root = root
+        self._table[ROOT_INO] = root
+
+    # Finding
+
+    def get(self, ino: int) -> Inode:
+        """The inode `ino`, to which the kernel holds a reference. Raises: KeyError."""
+        return self._table[ino]
+
+    def find(self, ino: int) -> Inode | None:
+        """The inode `ino` if it is in memory."""
+        return self._table.get(ino)
+
+    def directory(self, ino: int) -> Directory:
+        """Raises: KeyError, NotADirectoryError."""
+        inode = self._table[ino]
+        if type(inode) is not Directory:
+            raise NotADirectoryError(20, "not a directory")
+        return inode
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def inodes(self) -> Iterator[Inode]:
+        """Everything in memory."""
+        return iter(list(self._table.values()))
+
+    def names(self, directory: Directory) -> Mapping[bytes, int]:
+        """The dirents of the overlay in `directory`."""
+        names = directory.names
+        if names is not None:
+            return names
+        if directory.row is None:
+            return _NO_NAMES
+        directory.names = names = self.overlay.names(directory.ino)
+        return names
+
+    def entries(self, directory: Directory) -> Entries:
+        """The entries of its base tree, whether or not the overlay hides them."""
+        return self.listings.entries(directory.oid)
+
+    def lookup(
+        self, directory: Directory, name: bytes, rows: Mapping[int, Row] = _NO_ROWS
+    ) -> Inode | None:
+        """The inode called `name`, None where there is none. `rows`: what the overlay says of
+        the directory (`Overlay.rows_in`), where it was asked already.
+
+        Raises: MissingObject, OSError.
+        """
+        ino = self.names(directory).get(name)
+        if ino is not None:
+            if ino == 0:
+                return None
+            inode = self._table.get(ino)
+            if inode is None:
+                row = rows.get(ino)
+                if row is None:
+                    inode = self._from_row(directory, name, ino)
+                else:
+                    inode = self._with_row(directory, name, ino, row)
+                self.insert(inode)
+            return inode
+        entry = self.listings.entries(directory.oid).get(name)
+        return None if entry is None else self._clean(directory, entry)
+
+    def listing(self, directory: Directory) -> list[bytes]:
+        """Names in a stable order. Raises: MissingObject, OSError."""
+        names = self.names(directory)
+        entries = self.entries(directory)
+        if not names:
+            return list(entries)
+        found = [name for name in entries if name not in names]
+        found.extend(name for name, ino in names.items() if ino)
+        found.sort()
+        return found
+
+    def is_empty(self, directory: Directory) -> bool:
+        names = self.names(directory)
+        return not any(names.values()) and all(name in names for name in self.entries(directory))
+
+    def in_base(self, directory: Directory, name: bytes) -> bool:
+        """Whether the base tree has `name`, so that its removal has to be remembered."""
+        return name in self.entries(directory)
+
+    def by_number(self, ino: int) -> Inode | None:
+        """An inode that has a row, found through the overlay where it is not in memory."""
+        inode = self._table.get(ino)
+        if inode is not None:
+            return inode
+        links = self.overlay.links(ino)
+        if not links:
+            return None
+        parent_ino, name = links[0]
+        parent = self.by_number(parent_ino)
+        return self.lookup(parent, name) if type(parent) is Directory else None
+
+    def links(self, inode: Inode) -> list[tuple[Directory, bytes]]:
+        """Every place that `inode` is linked at."""
+        parent = inode.parent
+        if inode.row is None or inode.row.nlink < 2 or type(inode) is Directory:
+            return [(parent, inode.name)] if parent is not None else []
+        found = []
+        for parent_ino, name in self.overlay.links(inode.ino):
+            directory = self.by_number(parent_ino)
+            if type(directory) is Directory:
+                found.append((directory, name))
+        return found
+
+    # Describing
+
+    def count_subdirectories(self, directory: Directory) -> int:
+        """Fill in `subdirectories`, which link counts need."""
+        count = directory.subdirectories
+        if count < 0:
+            count = self.listings.subdirectories(directory.oid)
+            names = self.names(directory)
+            if names:
+                count -= sum(
+                    1
+                    for name in names
+                    if (entry := self.entries(directory).get(name)) and is_directory_entry(entry)
+                )
+                count += self.overlay.count_directories(directory.ino)
+            directory.subdirectories = count
+        return count
+
+    def settle(self, inode: Inode, sizes: Mapping[Oid, int] | None = None) -> bool:
+        """Bring size, blocks and times up to date. False where the size is not known here.
+
+        `sizes`: of blobs, where those that are known were looked up already.
+        """
+        data = inode.data
+        if data is not None:
+            if data.blocks < 0:
+                self.look_at_upper(inode, data)
+            data.seen = inode.size > 0
+            return True
+        if type(inode) is Directory:
+            if inode.subdirectories < 0:
+                self.count_subdirectories(inode)
+            return True
+        if inode.size != UNKNOWN_SIZE:
+            return True
+        oid = inode.oid
+        if oid is None:
+            size: int | None = 0
+        elif stat.S_ISREG(inode.mode) and not self._conversions.shows_blob(inode):
+            size = self._conversions.known_size(inode)
+        else:
+            size = self._known_size(oid) if sizes is None else sizes.get(oid)
+        if size is None:
+            return False
+        inode.size = size
+        return True
+
+    def look_at_upper(self, inode: Inode, data: Data) -> None:
+        """Take blocks and times from the upper file, see `Row`."""
+        row = inode.row
+        assert row is not None
+        if row.extent is not None:
+            data.blocks = (row.extent.size + 511) >> 9
+            return
+        found = os.stat(data.fd) if data.fd >= 0 else self.upper.stat(inode.ino)
+        data.blocks = found.st_blocks
+        if found.st_mtime_ns != row.mtime_ns:
+            row.mtime_ns = row.ctime_ns = found.st_mtime_ns
+            see(found.st_mtime_ns)
+
+    def give_up_data(self, inode: Inode) -> None:
+        """The content of `inode` is not ours any more: its row says so already."""
+        if inode.data is not None:
+            self.opened.close(inode.data)
+            inode.data = None
+        self.upper.remove(inode.ino)
+
+    def stamp(self, inode: Inode, mtime_ns: int) -> None:
+        """Set the mtime of the upper file."""
+        data = inode.data
+        if data is not None and data.fd >= 0:
+            os.utime(data.fd, ns=(mtime_ns, mtime_ns))
+        else:
+            self.upper.set_mtime(inode.ino, mtime_ns)
+
+    def path(self, inode: Inode) -> bytes | None:
+        """The path from the root, None where it has no name any more."""
+        parts: list[bytes] = []
+        while inode is not self.root:
+            parts.append(inode.name)
+            parent = inode.parent
+            if parent is None:
+                return None
+            inode = parent
+        return b"/".join(reversed(parts))
+
+    def child_path(self, directory: Directory, name: bytes) -> bytes | None:
+        path = self.path(directory)
+        if path is None:
+            return None
+        return path + b"/" + name if path else name
+
+    def trees_above(self, inode: Inode) -> tuple[Oid, ...]:
+        """Base trees of the directories above, nearest first."""
+        found = []
+        directory = inode.parent
+        while directory is not None:
+            if directory.oid is not None:
+                found.append(directory.oid)
+            directory = directory.parent
+        return tuple(found)
+
+    # The table
+
+    def insert(self, inode: Inode) -> None:
+        self._table[inode.ino] = inode
+        if inode.parent is not None:
+            inode.parent.children += 1
+
+    def move(self, inode: Inode, parent: Directory | None, name: bytes) -> None:
+        """Make (`parent`, `name`) the place where `inode` is found from now on."""
+        before = inode.parent
+        if parent is not None:
+            parent.children += 1
+        elif inode.extent is not None:
+            self.small.held[inode.ino] = inode.extent.segment
+        elif inode.nlookup > 0 and inode.oid is not None and not inode.has_data:
+            self._conversions.orphaned(inode)
+        inode.parent = parent
+        inode.name = name
+        if before is not None:
+            before.children -= 1
+            self.drop_if_unused(before)
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel lets go of `count` references."""
+        inode = self._table.get(ino)
+        if inode is not None:
+            inode.nlookup -= count
+            self.drop_if_unused(inode)
+
+    def drop_if_unused(self, inode: Inode | None) -> None:
+        """Drop `inode`, and its parents, where nothing refers to them any more."""
+        while inode is not None and inode.nlookup <= 0 and not inode.pins:
+            if inode is self.root or (type(inode) is Directory and inode.children):
+                return
+            if self._table.pop(inode.ino, None) is None:
+                return
+            self.opened.forget(inode)
+            if not inode.linked:
+                self._conversions.dropped(inode)
+                if inode.extent is not None:
+                    self.small.held.pop(inode.ino, None)
+                elif inode.has_data:
+                    self.upper.remove(inode.ino)
+            parent = inode.parent
+            if parent is not None:
+                parent.children -= 1
+            inode = parent
+
+    # Making inodes
+
+    def _clean(self, directory: Directory, entry: TreeEntry) -> Inode:
+        ino = derive_ino(directory.ino, entry.name)
+        inode = self._table.get(ino)
+        if inode is not None:
+            return inode
+        mode = mode_of_entry(entry.mode)
+        if stat.S_ISDIR(mode):
+            inode = Directory(ino, directory, entry.name, mode, base_tree_of(entry))
+        else:
+            inode = Inode(ino, directory, entry.name, mode, entry.oid)
+        self._table[ino] = inode
+        directory.children += 1
+        return inode
+
+    def _from_row(self, parent: Directory | None, name: bytes, ino: int) -> Inode:
+        row = self.overlay.row(ino)
+        if row is None:
+            raise OSError(5, f"inode {ino} has no row")
+        return self._with_row(parent, name, ino, row)
+
+    def _with_row(self, parent: Directory | None, name: bytes, ino: int, row: Row) -> Inode:
+        kind = Directory if stat.S_ISDIR(row.mode) else Inode
+        inode = kind(ino, parent, name, row.mode, row.oid)
+        inode.row = row
+        if type(inode) is Directory:
+            inode.time_ns = row.base_time_ns
+        if row.has_data:
+            self._read_data(inode)
+        elif row.target is not None:
+            inode.size = len(row.target)
+        elif not stat.S_ISREG(row.mode) and row.oid is None and kind is Inode:
+            inode.size = 0
+        return inode
+
+    def _read_data(self, inode: Inode) -> None:
+        """Size and times of a file with data."""
+        inode.data = data = Data()
+        row = inode.row
+        assert row is not None
+        if row.extent is not None:
+            if not self.small.has(row.extent):
+                log.warning("inode %d: what was written was lost with the power", inode.ino)
+                row.extent = EMPTY
+            inode.size = row.extent.size
+        else:
+            inode.size = self.upper.stat(inode.ino).st_size
+            self.look_at_upper(inode, data)

@@ -1,0 +1,51 @@
+"""Extended attributes of the ``user`` namespace, where ``--xattrs`` turns them on."""
+
+from __future__ import annotations
+
+import errno
+
+from artifactfs.fs.inodes.clock import now_ns
+from artifactfs.fs.inodes.inode import Inode
+from artifactfs.fs.overlay.pending import Edit, delete_xattr, put_xattr
+from artifactfs.fs.tree.changes import Change
+from artifactfs.fs.tree.mutations import fail
+from artifactfs.fs.tree.tree import Tree
+
+_PREFIX = b"user."
+
+
+class Xattrs:
+    """Attributes by inode. They are stored in the overlay and go with the inode's row."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._overlay = tree.overlay
+
+    def get(self, ino: int, name: bytes) -> bytes:
+        _check(name)
+        value = self._overlay.xattrs(ino).get(name)
+        if value is None:
+            fail(errno.ENODATA)
+        return value
+
+    def list(self, ino: int) -> list[bytes]:
+        return sorted(self._overlay.xattrs(ino))
+
+    def set(self, inode: Inode, name: bytes, value: bytes) -> None:
+        _check(name)
+        self._change(inode, put_xattr(inode.ino, name, value))
+
+    def remove(self, inode: Inode, name: bytes) -> None:
+        self.get(inode.ino, name)
+        self._change(inode, delete_xattr(inode.ino, name))
+
+    def _change(self, inode: Inode, edit: Edit) -> None:
+        change = Change(self._tree)
+        change.edit(inode).ctime_ns = now_ns()
+        change.also(edit)
+        change.commit()
+
+
+def _check(name: bytes) -> None:
+    if not name.startswith(_PREFIX):
+        fail(errno.ENOTSUP)

@@ -1,0 +1,1 @@
+"""What git writes into a working tree: attributes, line ends, encodings, filter drivers."""

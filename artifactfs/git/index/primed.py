@@ -1,0 +1,393 @@
+"""The primed index: written by us right after the clone, so that git finds everything in order.
+
+Every entry has exactly the stat data that the mount reports, so the first `git status` reads no
+file and sends no request; with the extensions (see `index_extensions`) it stats nothing either.
+An entry whose size is not known yet has size 0, which means "unknown" to git; it is trusted
+through FSMN, and read by git only once it was changed.
+
+Runs as ``python -I -m artifactfs.git.index.primed`` in a process of its own, because 100,000 entries take
+a second or two of the interpreter; so it imports little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from artifactfs.errors import AlreadyExists, ArtifactFSError, CorruptData, StateError
+from artifactfs.git.checkout.conversion import CONFIG_KEYS, ConversionSettings, TreeConversions
+from artifactfs.git.checkout.smudge import to_worktree
+from artifactfs.git.index.extensions import (
+    DirectoryStat,
+    Folder,
+    encode_cache_tree,
+    encode_fsmonitor,
+    encode_untracked_cache,
+    exclude_hash,
+)
+from artifactfs.git.index.file import IndexEntry, StatData, encode_index
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid, TreeEntry
+from artifactfs.inode_numbers import ROOT_INO, derive_ino
+
+_TREE = 0o040000
+_GITLINK = 0o160000
+_SYMLINK = 0o120000
+_REGULAR = 0o100000
+_KIND = 0o170000
+_SIZES_A_QUERY = 500
+
+
+class IndexExists(AlreadyExists):
+    """Git has written an index meanwhile; ours is not needed."""
+
+
+class AttributesMissing(StateError):
+    """The .gitattributes files `oids` are not here, so it is not known which sizes are those of
+    the blobs."""
+
+    def __init__(self, oids: Sequence[Oid]) -> None:
+        super().__init__(f"{len(oids)} attribute files are not here")
+        self.oids = oids
+
+
+class IndexLocked(StateError):
+    """Git (or a crashed git) holds ``index.lock``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrimedIndex:
+    """What was written: how many entries, and how many of them without a known size."""
+
+    entries: int
+    unknown_sizes: int
+
+
+@dataclass(slots=True)
+class Listing:
+    """A whole tree, in the order of the index."""
+
+    root: Folder
+    files: list[tuple[bytes, int, Oid, int]] = field(default_factory=list)
+    """(path, mode as in the index, oid, inode number); gitlinks among them."""
+    ignore_files: list[tuple[Folder, bytes, Oid]] = field(default_factory=list)
+    """(directory, path of the directory with a slash at its end, oid of its .gitignore)."""
+    attribute_files: dict[bytes, Oid] = field(default_factory=dict)
+    """Path of a directory (no slash at its end): oid of its .gitattributes."""
+
+
+def list_tree(odb: ObjectDatabase, tree: Oid) -> Listing:
+    """Walk the whole tree. Raises: MissingObject, CorruptData."""
+    listing = Listing(Folder(b"", tree, ROOT_INO))
+    stack: list[tuple[Folder, bytes, Iterator[TreeEntry]]] = []
+    stack.append((listing.root, b"", iter(odb.tree(tree))))
+    files = listing.files
+    while stack:
+        folder, prefix, entries = stack[-1]
+        for name, mode, oid in entries:
+            ino = derive_ino(folder.ino, name)
+            if mode & _KIND == _TREE:
+                child = Folder(name, oid, ino, entries=-len(files))
+                folder.folders.append(child)
+                stack.append((child, prefix + name + b"/", iter(odb.tree(oid))))
+                break
+            files.append((prefix + name, index_mode(mode), oid, ino))
+            if name == b".gitignore":
+                listing.ignore_files.append((folder, prefix, oid))
+            elif name == b".gitattributes" and mode & _KIND == _REGULAR:
+                listing.attribute_files[prefix[:-1]] = oid
+        else:
+            folder.entries += len(files)
+            stack.pop()
+    return listing
+
+
+def index_mode(mode: int) -> int:
+    """The mode that the index holds for a tree entry's mode."""
+    kind = mode & _KIND
+    if kind in (_SYMLINK, _GITLINK):
+        return kind
+    return 0o100755 if mode & 0o100 else 0o100644
+
+
+def read_sizes(path: Path | None, oids: Sequence[Oid]) -> dict[Oid, int]:
+    """The sizes that ``sizes.db`` knows. A database that is not there knows none."""
+    sizes: dict[Oid, int] = {}
+    if path is None or not path.exists():
+        return sizes
+    ordered = sorted(set(oids))
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            for start in range(0, len(ordered), _SIZES_A_QUERY):
+                some = ordered[start : start + _SIZES_A_QUERY]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT oid, size FROM sizes WHERE oid IN ({marks})"
+                sizes.update(database.execute(query, some))
+    except sqlite3.Error as error:
+        raise StateError(f"cannot read {path}: {error}") from None
+    return sizes
+
+
+def build_entries(
+    listing: Listing,
+    sizes: Mapping[Oid, int],
+    *,
+    uid: int,
+    gid: int,
+    time_ns: int,
+    keep: Mapping[bytes, IndexEntry] | None = None,
+    conversions: TreeConversions | None = None,
+) -> list[IndexEntry]:
+    """The index entries of a tree. An entry of `keep` with the same content stays as it is.
+
+    `sizes` are those of blobs: what `conversions` converts has another one, so it gets none.
+    """
+    entries = []
+    kept = keep or {}
+    for path, mode, oid, ino in listing.files:
+        old = kept.get(path)
+        if old is not None and old.oid == oid and old.mode == mode:
+            entries.append(old)
+            continue
+        size = 0 if mode == _GITLINK else sizes.get(oid, 0)
+        if conversions is not None and mode & _KIND == _REGULAR:
+            size = size if conversions.shows_blob(path) else 0
+        stat = StatData(time_ns, time_ns, ino, uid, gid, size)
+        entries.append(IndexEntry(path, mode, oid, stat))
+    return entries
+
+
+def write_primed_index(
+    gitdir: Path,
+    tree: Oid,
+    *,
+    worktree: Path,
+    sizes: Path | None,
+    uid: int,
+    gid: int,
+    time_ns: int,
+    token: str,
+    conversion: Path | None = None,
+    need_attributes: bool = False,
+    force: bool = False,
+) -> PrimedIndex:
+    """Write ``index`` for a mount of `tree`, of which nothing has changed since `token`.
+
+    `worktree` is the mount point, `sizes` the path of ``sizes.db``; `uid`, `gid` and `time_ns`
+    are what the mount reports of every clean file; `conversion` is the file with the mount's
+    `ConversionSettings`, without which those of now are taken. Files below a .gitattributes that
+    is not here get no size, or with `need_attributes` it raises AttributesMissing.
+
+    ``index.lock`` is taken for the few ms of writing only: a git command in between is not
+    refused, and wins if it writes an index.
+    Raises: IndexExists (unless `force`), IndexLocked, MissingObject, CorruptData, StateError,
+    OSError.
+    """
+    if not force and (gitdir / "index").exists():
+        raise IndexExists(f"{gitdir / 'index'} exists already")
+    odb = ObjectDatabase(gitdir)
+    listing = list_tree(odb, tree)
+    missing = odb.missing(listing.attribute_files.values())
+    if missing and need_attributes:
+        raise AttributesMissing(missing)
+    oids = [oid for _, mode, oid, _ in listing.files if mode != _GITLINK]
+    known = read_sizes(sizes, oids)
+    for oid in oids:
+        if oid not in known and (size := odb.header_size(oid)) is not None:
+            known[oid] = size
+    settings = read_settings(gitdir)
+    conversions = read_conversions(listing, odb, _settings_of(conversion) or settings.conversion)
+    entries = build_entries(
+        listing, known, uid=uid, gid=gid, time_ns=time_ns, conversions=conversions
+    )
+    fill_ignore_hashes(listing, odb, conversions)
+    untrusted = [n for n, entry in enumerate(entries) if entry.mode == _GITLINK]
+    extensions = (
+        encode_cache_tree(listing.root),
+        encode_untracked_cache(
+            listing.root,
+            worktree=os.fsencode(os.path.realpath(worktree)),
+            stat=DirectoryStat(time_ns, uid, gid),
+            exclude=exclude_hash(_read(gitdir / "info" / "exclude")),
+            excludes_file=exclude_hash(_read(settings.excludes_file)),
+        ),
+        encode_fsmonitor(token, untrusted, len(entries)),
+    )
+    content = encode_index(entries, extensions)
+    with locked_index(gitdir, force=force) as lock:
+        lock.commit(content)
+    return PrimedIndex(len(entries), sum(1 for oid in oids if oid not in known))
+
+
+class LockedIndex:
+    """``index.lock``, held; `commit` puts a new index in place."""
+
+    def __init__(self, gitdir: Path, file: Path | None = None) -> None:
+        """`file` becomes the lock, and loses its own name: so its inode is known before.
+
+        Raises: IndexLocked, OSError.
+        """
+        self._gitdir = gitdir
+        self._path = gitdir / "index.lock"
+        try:
+            if file is None:
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            else:
+                os.link(file, self._path)
+                self._fd = os.open(file, os.O_WRONLY)
+        except FileExistsError:
+            raise IndexLocked(
+                f"{self._path} exists",
+                hint="another git process runs there; if none does, delete the file",
+            ) from None
+        finally:
+            if file is not None:
+                file.unlink()
+        self._held = True
+
+    def commit(self, content: bytes) -> None:
+        """Replace the index. Raises: OSError."""
+        with open(self._fd, "wb", closefd=False) as file:
+            file.write(content)
+        os.fsync(self._fd)
+        os.rename(self._path, self._gitdir / "index")
+        self._held = False
+
+    def __enter__(self) -> LockedIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        if self._held:
+            with suppress(FileNotFoundError):
+                self._path.unlink()
+
+
+def locked_index(gitdir: Path, *, force: bool) -> LockedIndex:
+    """Take ``index.lock``. Raises: IndexLocked; IndexExists, where there is one, unless `force`."""
+    lock = LockedIndex(gitdir)
+    if not force and (gitdir / "index").exists():
+        with lock:
+            raise IndexExists(f"{gitdir / 'index'} exists already")
+    return lock
+
+
+# What git compares the untracked cache with.
+
+
+@dataclass(frozen=True, slots=True)
+class GitSettings:
+    """The settings that bear on ignore files, and those on conversions."""
+
+    excludes_file: Path | None
+    conversion: ConversionSettings
+
+
+def read_settings(gitdir: Path) -> GitSettings:
+    """Ask git, since settings come from many files."""
+    command = ["git", "--git-dir", str(gitdir), "config", "-z", "--get-regexp"]
+    command.append(rf"{CONFIG_KEYS}|^core\.excludesfile$")
+    printed = subprocess.run(command, capture_output=True, check=False).stdout
+    found = dict(
+        item.partition("\n")[::2] for item in os.fsdecode(printed).split("\0") if "\n" in item
+    )
+    excludes = found.get("core.excludesfile")
+    if excludes is None:
+        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        excludes = os.path.join(home, "git", "ignore")
+    conversion = ConversionSettings.read(printed, gitdir)
+    return GitSettings(Path(os.path.expanduser(excludes)), conversion)
+
+
+def _settings_of(path: Path | None) -> ConversionSettings | None:
+    content = _read(path)
+    return None if content is None else ConversionSettings.from_json(content.decode())
+
+
+def read_conversions(
+    listing: Listing, odb: ObjectDatabase, settings: ConversionSettings
+) -> TreeConversions | None:
+    """What git converts when it checks the tree out; None: nothing at all."""
+    contents: dict[bytes, bytes | None] = {}
+    for directory, oid in listing.attribute_files.items():
+        contents[directory] = None
+        with suppress(CorruptData):
+            contents[directory] = odb.blob(oid)
+    if not contents and settings == ConversionSettings(
+        filters=settings.filters, cleans=settings.cleans
+    ):
+        return None
+    return TreeConversions(settings, contents)
+
+
+def fill_ignore_hashes(
+    listing: Listing, odb: ObjectDatabase, conversions: TreeConversions | None
+) -> None:
+    """Set `Folder.ignore` of every directory with a .gitignore."""
+    for folder, prefix, oid in listing.ignore_files:
+        path = prefix + b".gitignore"
+        converter = conversions.converter(prefix[:-1]) if conversions is not None else None
+        if conversions is None or (converter and not converter.converts_to_git(path)):
+            folder.ignore = oid
+        elif converter is not None:
+            content, conversion = odb.blob(oid), converter.conversion(path)
+            if content is not None and conversion is not None:
+                content = None if conversion.filter else to_worktree(content, oid, conversion)
+            folder.ignore = None if content is None else exclude_hash(content)
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return path.read_bytes() if path is not None else None
+    except OSError:
+        return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the index that the arguments describe; prints one JSON object.
+
+    ``{"written": true, "entries": …, "unknown_sizes": …}``, or ``{"written": false, "reason": …}``
+    where git has an index already or is at work, and with a list "missing" where attribute files
+    are needed. Other failures: a line on stderr, status 1.
+    """
+    parser = argparse.ArgumentParser(prog="artifactfs.git.index.primed", description=__doc__)
+    parser.add_argument("--gitdir", type=Path, required=True)
+    parser.add_argument("--tree", type=bytes.fromhex, required=True)
+    parser.add_argument("--worktree", type=Path, required=True)
+    parser.add_argument("--sizes", type=Path)
+    parser.add_argument("--uid", type=int, required=True)
+    parser.add_argument("--gid", type=int, required=True)
+    parser.add_argument("--time-ns", type=int, required=True)
+    parser.add_argument("--token", required=True)
+    parser.add_argument("--conversion", type=Path)
+    parser.add_argument("--need-attributes", action="store_true")
+    parser.add_argument("--force", action="store_true")
+    options = vars(parser.parse_args(argv))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that index.lock goes with us
+    gitdir, tree = options.pop("gitdir"), options.pop("tree")
+    try:
+        written = write_primed_index(gitdir, tree, **options)
+    except AttributesMissing as error:
+        missing = [oid.hex() for oid in error.oids]
+        print(json.dumps({"written": False, "reason": error.message, "missing": missing}))
+        return 0
+    except (IndexExists, IndexLocked) as error:
+        print(json.dumps({"written": False, "reason": error.message}))
+        return 0
+    except (ArtifactFSError, MissingObject, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps({"written": True, **asdict(written)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Packs: their format, reading and writing them, and the shared store of hydrated objects."""

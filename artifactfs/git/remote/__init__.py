@@ -1,0 +1,1 @@
+"""A remote, and what is fetched from it: clone, history, refs, single commits."""

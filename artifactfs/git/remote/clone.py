@@ -1,0 +1,255 @@
+"""A clone in two phases: the trees of one commit at once, all of history behind it.
+
+Phase 1 (`clone_tip`) fetches the tip's commit and trees as from depth 1, but writes no
+``shallow`` file: the parents are then promised objects like any other, so that git is right at
+every moment; a `git log` that comes early pulls the history itself. Phase 2 (`fetch_history`)
+brings it in the background. `--depth` asks for the shallow file, and gets it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.errors import (
+    CorruptData,
+    InvalidInput,
+    ObjectsMissing,
+    RemoteNotFound,
+)
+from artifactfs.git.command import GitFailed, feed_git
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.git.remote.fetch import (
+    BLOBLESS,
+    MAX_DEPTH_AT_ONCE,
+    FetchResult,
+    RefChange,
+    fetch_history,
+    fetch_refs,
+    tracked_refs,
+    tracking,
+)
+from artifactfs.git.remote.remote import Remote
+from artifactfs.git.repository.gitdir import (
+    GitdirPlan,
+    publish,
+    sync_gitdir,
+    write_gitdir,
+    write_shallow,
+)
+from artifactfs.git.wire.greeting import CLONE_PREFIXES, TipWish
+from artifactfs.git.wire.protocol import RefAdvertisement
+from artifactfs.git.wire.url import parse_remote
+from artifactfs.paths import RepoLayout
+
+Oid = bytes
+
+__all__ = [
+    "FetchResult",
+    "RefChange",
+    "Resolved",
+    "Tip",
+    "clone_tip",
+    "fetch_history",
+    "fetch_refs",
+    "resolve",
+    "tip_wish",
+]
+
+_OID = re.compile(r"[0-9a-f]{40}")
+_SHORT_OID = re.compile(r"[0-9a-f]{4,39}")
+_BRANCHES_NAMED = 10
+_TEMPORARY = ".git."
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """The commit to mount. `ref` is the full name it was found under, None for a bare commit or a
+    detached remote HEAD; `commit_time` in seconds since 1970."""
+
+    commit: Oid
+    tree: Oid
+    ref: str | None
+    commit_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a user's ref means at the remote: `want` is a commit, or the tag object of one."""
+
+    ref: str | None
+    want: Oid
+    commit: Oid
+
+
+def tip_wish(settings: RepoSettings) -> TipWish | None:
+    """What `clone_tip` will fetch, if that can be told before the refs of the remote are known."""
+    ref = settings.ref or "HEAD"
+    if ref != "HEAD" and not ref.startswith("refs/heads/"):
+        return None
+    return TipWish(ref, BLOBLESS, _depth_at_once(settings))
+
+
+def _depth_at_once(settings: RepoSettings) -> int:
+    depth = settings.depth
+    return 1 if depth is None or depth > MAX_DEPTH_AT_ONCE else depth
+
+
+async def clone_tip(
+    layout: RepoLayout, settings: RepoSettings, remote: Remote, *, shared_objects: Path
+) -> Tip:
+    """Phase 1: make ``layout.gitdir`` with everything that a mount of `settings.ref` needs.
+
+    `shared_objects` is the object directory with hydrated blobs; it is made if need be. Takes one
+    round trip where `remote` did not bring the `tip_wish`, and one more where it was not opened
+    with ``expect_refs``. Cancelled or
+    failed, it leaves nothing behind.
+    Raises: RemoteError (RemoteNotFound for a ref that is not there), InvalidInput, StateError.
+    """
+    advertised = await _advertised(remote, settings.ref)
+    found = resolve(advertised, settings.ref)
+    (shared_objects / "pack").mkdir(parents=True, exist_ok=True)
+    plan = _plan(layout, settings, advertised, found, (shared_objects, remote.alternate))
+    layout.directory.mkdir(parents=True, exist_ok=True)
+    for left_by_a_crash in layout.directory.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(left_by_a_crash, ignore_errors=True)
+    temporary = layout.directory / f"{_TEMPORARY}{secrets.token_hex(4)}"
+    try:
+        write_gitdir(temporary, plan)
+        if remote.alternate is None:
+            shallow = await _fetch_tip(remote, temporary, found, _depth_at_once(settings))
+            if settings.depth is not None:
+                write_shallow(temporary, shallow)
+        tip = await trio.to_thread.run_sync(_read_tip, temporary, found)
+        _check_required(settings, tip)
+        if found.commit != tip.commit:
+            raise CorruptData(f"{found.commit.hex()} is not the commit that was announced")
+        await trio.to_thread.run_sync(sync_gitdir, temporary)
+        publish(temporary, layout.gitdir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return tip
+
+
+async def _advertised(remote: Remote, ref: str | None) -> RefAdvertisement:
+    """The refs for a clone, and `ref` where it is a full name beyond branches and tags."""
+    refs = await remote.ls_refs(CLONE_PREFIXES)
+    if ref and ref.startswith("refs/") and ref not in refs.refs:
+        more = await remote.ls_refs((ref,))
+        refs = replace(refs, refs=refs.refs | more.refs, peeled=refs.peeled | more.peeled)
+    return refs
+
+
+def resolve(advertised: RefAdvertisement, ref: str | None) -> Resolved:
+    """What `ref` (branch, tag, full name or commit oid; None: HEAD) means at the remote.
+
+    Raises: RemoteNotFound, naming the branches where they are few.
+    """
+    if ref is None or ref == "HEAD":
+        name = advertised.head
+        oid = advertised.refs.get("HEAD") or advertised.refs.get(name or "")
+        if oid is None:
+            raise RemoteNotFound(
+                "the remote has no commits on its default branch",
+                hint=_branches(advertised) or "push a commit, then try again",
+            )
+        return Resolved(name, oid, oid)
+    for name in (ref, f"refs/heads/{ref}", f"refs/tags/{ref}", f"refs/{ref}"):
+        if name.startswith("refs/") and (oid := advertised.refs.get(name)) is not None:
+            return Resolved(name, oid, advertised.peeled.get(name, oid))
+    if _OID.fullmatch(ref):
+        return Resolved(None, bytes.fromhex(ref), bytes.fromhex(ref))
+    hint = None if _SHORT_OID.fullmatch(ref) else _branches(advertised)
+    raise RemoteNotFound(
+        f"the remote has no branch, tag or ref {ref!r}",
+        hint=hint or "a commit is named by all 40 digits of its oid",
+    )
+
+
+def _branches(advertised: RefAdvertisement) -> str | None:
+    names = [name.removeprefix("refs/heads/") for name in advertised.refs]
+    names = sorted(name for name in names if not name.startswith(("refs/", "HEAD")))
+    if 0 < len(names) <= _BRANCHES_NAMED:
+        return (
+            f"it has the branches {', '.join(names)}"
+            if names[1:]
+            else f"name it: --branch {names[0]}"
+        )
+    return None
+
+
+def _plan(
+    layout: RepoLayout,
+    settings: RepoSettings,
+    advertised: RefAdvertisement,
+    found: Resolved,
+    alternates: tuple[Path | None, ...],
+) -> GitdirPlan:
+    """The refs of a clone: every branch and tag; with a depth only the one that is mounted."""
+    branch = found.ref if found.ref and found.ref.startswith("refs/heads/") else None
+    single = settings.depth is not None
+    refs, peeled = tracked_refs(advertised, (found.ref or "") if single else None)
+    if branch:
+        refs[branch] = found.commit
+    fetch: str | None = "+refs/heads/*:refs/remotes/origin/*"
+    if single:
+        local = tracking(branch) if branch else found.ref
+        fetch = f"+{found.ref}:{local}" if local else None
+    origin_head = tracking(advertised.head) if advertised.head else None
+    return GitdirPlan(
+        url=parse_remote(settings.remote).url,
+        worktree=settings.mount_point,
+        head=branch or found.commit,
+        origin_head=origin_head if origin_head in refs else None,
+        refs=refs,
+        peeled=peeled,
+        fetch=fetch,
+        alternates=tuple(path for path in alternates if path is not None),
+        credentials=layout.credentials,
+    )
+
+
+async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) -> frozenset[Oid]:
+    """Commit and trees of the tip; returns the commits whose parents were left out."""
+    arguments = ("index-pack", "--promisor", "--stdin")
+    try:
+        async with (
+            feed_git(*arguments, gitdir=gitdir) as sink,
+            remote.fetch_pack([found.want], filter=BLOBLESS, depth=depth) as pack,
+        ):
+            async for chunk in pack:
+                await sink.send(chunk)
+            await sink.finish()
+            return pack.shallow
+    except ObjectsMissing as error:
+        raise RemoteNotFound(
+            f"the remote has no commit {found.want.hex()}", hint="push it, or name a branch or tag"
+        ) from error
+    except GitFailed as error:
+        raise CorruptData(f"the pack of the tip is not usable: {error.message}") from error
+
+
+def _read_tip(gitdir: Path, found: Resolved) -> Tip:
+    try:
+        commit = ObjectDatabase(gitdir).commit(found.commit)
+    except (MissingObject, CorruptData) as error:
+        name = found.ref or found.commit.hex()
+        raise RemoteNotFound(
+            f"{name} is not a commit", hint="name a branch, a tag or a commit"
+        ) from error
+    return Tip(commit.oid, commit.tree, found.ref, commit.commit_time)
+
+
+def _check_required(settings: RepoSettings, tip: Tip) -> None:
+    required = settings.require_commit
+    if required is not None and required.lower() != tip.commit.hex():
+        raise InvalidInput(
+            f"{settings.ref or 'HEAD'} is at {tip.commit.hex()}, not at the required {required}",
+            hint="mount that commit by --ref, or require the new one",
+        )

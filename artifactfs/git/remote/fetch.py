@@ -1,0 +1,280 @@
+"""Fetching into a gitdir that is there: all of history once, and what is new from then on.
+
+Packs go into ``git index-pack``: it takes 190,000 commits and trees without holding this process.
+They are indexed in a folder of ours and moved when complete, so that nothing interrupted is ever
+taken for a pack.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.errors import CorruptData, ObjectsMissing, StateError
+from artifactfs.git.command import GitFailed, feed_git, run_git
+from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.remote.remote import Remote
+from artifactfs.git.repository.gitdir import (
+    adopt_packs,
+    history_complete,
+    mark_history_complete,
+    own_folder,
+    read_head,
+    read_refs,
+    read_shallow,
+    valid_ref,
+    write_shallow,
+)
+from artifactfs.git.wire.protocol import RefAdvertisement
+from artifactfs.paths import RepoLayout
+
+Oid = bytes
+
+BLOBLESS = "blob:none"
+MAX_DEPTH_AT_ONCE = 100
+"""A `--depth` up to this is fetched whole before the mount; of a larger one, only the tip."""
+
+FETCH_PREFIXES = ("refs/heads/", "refs/tags/")
+PAUSE_S = 1.0
+PAUSES_S = 10.0
+"""History waits so long between two chunks, and in all, for what somebody asked for: reading what
+the network brings and indexing it would take half of a small machine."""
+_MAX_HAVES = 256
+_REF_DEADLINE_S = 60.0
+_TRACKING = "refs/remotes/origin/"
+
+
+@dataclass(frozen=True, slots=True)
+class RefChange:
+    """A ref of the gitdir (full name) that a fetch moved; None: it was not there, is gone."""
+
+    name: str
+    old: Oid | None
+    new: Oid | None
+
+
+@dataclass(frozen=True, slots=True)
+class FetchResult:
+    """What a fetch changed: remote-tracking branches and new tags, in order of their names."""
+
+    changes: tuple[RefChange, ...]
+
+
+def tracking(branch: str) -> str:
+    """The remote-tracking name of a full branch name."""
+    return _TRACKING + branch.removeprefix("refs/heads/")
+
+
+def tracked_refs(
+    advertised: RefAdvertisement, only: str | None
+) -> tuple[dict[str, Oid], dict[str, Oid]]:
+    """Remote-tracking branches and tags, and what annotated tags peel to.
+
+    `only` restricts them to one ref of the remote (empty: none), as a clone with a depth does.
+    Names that are not well-formed are left out: they become lines of a file.
+    """
+    refs: dict[str, Oid] = {}
+    for name, oid in advertised.refs.items():
+        if not valid_ref(name) or (only is not None and name != only):
+            continue
+        if name.startswith("refs/heads/"):
+            refs[tracking(name)] = oid
+        elif name.startswith("refs/tags/"):
+            refs[name] = oid
+    peeled = {name: oid for name, oid in advertised.peeled.items() if name in refs}
+    return refs, peeled
+
+
+async def fetch_history(
+    layout: RepoLayout,
+    settings: RepoSettings,
+    remote: Remote,
+    *,
+    give_way: Callable[[float], Awaitable[None]] | None = None,
+) -> None:
+    """Phase 2 of a clone: all commits and trees behind every ref. Returns at once when done.
+
+    `give_way` waits for what is more urgent, at most the seconds that it is given. Interrupted at
+    any point it starts again; a pack cannot be resumed in its middle.
+    Raises: RemoteError, CorruptData.
+    """
+    gitdir = layout.gitdir
+    if await trio.to_thread.run_sync(history_complete, gitdir):
+        return
+    at_once = settings.depth is not None and settings.depth <= MAX_DEPTH_AT_ONCE
+    if remote.alternate is None and not at_once:
+        wants = set((await trio.to_thread.run_sync(read_refs, gitdir)).values())
+        if (head := read_head(gitdir).commit) is not None:
+            wants.add(head)
+        await _fetch_known(remote, gitdir, wants, settings.depth, give_way)
+    if settings.depth is None:
+        await _write_commit_graph(gitdir)
+    mark_history_complete(gitdir)
+
+
+async def _fetch_known(
+    remote: Remote,
+    gitdir: Path,
+    wants: set[Oid],
+    depth: int | None,
+    give_way: Callable[[float], Awaitable[None]] | None,
+) -> None:
+    """Fetch `wants` without haves; what the remote lost since is left out."""
+    while wants:
+        try:
+            await receive_pack(
+                remote, gitdir, sorted(wants), folder="history", depth=depth, give_way=give_way
+            )
+            return
+        except ObjectsMissing as error:
+            if not wants & error.oids:
+                raise
+            wants = wants - error.oids
+
+
+async def receive_pack(
+    remote: Remote,
+    gitdir: Path,
+    wants: Collection[Oid],
+    *,
+    folder: str,
+    haves: Collection[Oid] = (),
+    depth: int | None = None,
+    give_way: Callable[[float], Awaitable[None]] | None = None,
+) -> None:
+    """Fetch a blobless pack into `gitdir`, by way of ``artifactfs/FOLDER``.
+
+    Where the remote left out parents, ``shallow`` is brought up to date.
+    Raises: RemoteError, CorruptData.
+    """
+    staging = await trio.to_thread.run_sync(own_folder, gitdir, folder)
+    known_shallow = read_shallow(gitdir)
+    environment = {"GIT_OBJECT_DIRECTORY": str(staging)}
+    arguments = ("index-pack", "--promisor", "--stdin")
+    try:
+        (staging / "pack").mkdir()
+        async with (
+            feed_git(*arguments, gitdir=gitdir, env=environment) as sink,
+            remote.fetch_pack(
+                wants, filter=BLOBLESS, haves=haves, depth=depth, shallow=known_shallow
+            ) as pack,
+        ):
+            left_s = PAUSES_S if give_way is not None else 0.0
+            async for chunk in pack:
+                await sink.send(chunk)
+                if give_way is not None and left_s > 0:
+                    started = trio.current_time()
+                    await give_way(min(PAUSE_S, left_s))
+                    left_s -= trio.current_time() - started
+            await sink.finish()
+        await trio.to_thread.run_sync(adopt_packs, staging, gitdir / "objects")
+        shallow = (known_shallow | pack.shallow) - pack.unshallow
+        if shallow != known_shallow:
+            write_shallow(gitdir, shallow)
+    except GitFailed as error:
+        raise CorruptData(f"a fetched pack is not usable: {error.message}") from error
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(staging, ignore_errors=True))
+
+
+async def _write_commit_graph(gitdir: Path) -> None:
+    """Makes `git log`, merge-base and ahead/behind of a long history several times faster.
+
+    Git works without it, so a failure (no space, say) is no reason to fail.
+    """
+    with suppress(GitFailed):
+        await run_git("commit-graph", "write", "--reachable", gitdir=gitdir, deadline_s=600)
+
+
+async def fetch_refs(layout: RepoLayout, settings: RepoSettings, remote: Remote) -> FetchResult:
+    """A background ``git fetch --prune``: one request when nothing is new, two otherwise.
+
+    Brings remote-tracking branches and new tags up to date; never touches the working tree, the
+    index, local branches or tags that are here. With a depth only the branch of the clone is
+    followed. Raises: RemoteError, CorruptData, StateError when refs are locked or were moved by
+    another process meanwhile.
+    """
+    gitdir = layout.gitdir
+    advertised = await remote.ls_refs(FETCH_PREFIXES)
+    only = await _only_ref(gitdir) if settings.depth is not None else None
+    theirs, _ = tracked_refs(advertised, only)
+    ours = await trio.to_thread.run_sync(read_refs, gitdir)
+    changes = ref_changes(ours, theirs)
+    wanted = {change.new for change in changes if change.new is not None}
+    missing = await trio.to_thread.run_sync(_missing, gitdir, wanted)
+    if missing:
+        haves = known_commits(ours, read_head(gitdir).commit)
+        await receive_pack(remote, gitdir, missing, folder="fetch", haves=haves)
+    await _apply(gitdir, changes)
+    return FetchResult(changes)
+
+
+async def _only_ref(gitdir: Path) -> str:
+    """The ref of the remote that the refspec of origin names."""
+    try:
+        refspec = await run_git("config", "remote.origin.fetch", gitdir=gitdir, deadline_s=10)
+    except GitFailed:
+        return ""  # none: the clone is of a bare commit
+    return refspec.decode("utf-8", "surrogateescape").strip().lstrip("+").partition(":")[0]
+
+
+def ref_changes(ours: dict[str, Oid], theirs: dict[str, Oid]) -> tuple[RefChange, ...]:
+    """What makes `ours` follow `theirs`: tags are only added, branches also moved and removed."""
+    changes = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        old, new = ours.get(name), theirs.get(name)
+        follows = name.startswith(_TRACKING) or (old is None and new is not None)
+        if old != new and follows:
+            changes.append(RefChange(name, old, new))
+    return tuple(changes)
+
+
+def known_commits(refs: dict[str, Oid], head: Oid | None) -> list[Oid]:
+    """What to tell the remote that we have: HEAD and branches first, then tags."""
+    order = sorted(refs, key=lambda name: (not name.startswith(_TRACKING), name))
+    known = [head] if head is not None else []
+    return list(dict.fromkeys([*known, *(refs[name] for name in order)]))[:_MAX_HAVES]
+
+
+def _missing(gitdir: Path, oids: Iterable[Oid]) -> list[Oid]:
+    database = ObjectDatabase(gitdir)
+    return [oid for oid in sorted(oids) if not database.contains(oid)]
+
+
+async def _apply(gitdir: Path, changes: Iterable[RefChange]) -> None:
+    """Move the refs in git's own transactions, expecting their old values.
+
+    Removals come first, as in git: a branch ``a`` has to go before ``a/b`` can come.
+    """
+    changes = list(changes)
+    for gone in (True, False):
+        lines = [_instruction(change) for change in changes if (change.new is None) == gone]
+        if not lines:
+            continue
+        try:
+            await run_git(
+                *("update-ref", "--stdin", "-z", "-m", "fetch"),
+                gitdir=gitdir,
+                stdin=b"".join(lines),
+                deadline_s=_REF_DEADLINE_S,
+            )
+        except GitFailed as error:
+            raise StateError(
+                f"refs could not be updated: {error.message}",
+                hint="another git command was at work; the next fetch brings them up to date",
+            ) from error
+
+
+def _instruction(change: RefChange) -> bytes:
+    name = change.name.encode("utf-8", "surrogateescape")
+    old = change.old.hex().encode() if change.old else b"0" * 40
+    if change.new is None:
+        return b"delete %s\0%s\0" % (name, old)
+    return b"update %s\0%s\0%s\0" % (name, change.new.hex().encode(), old)

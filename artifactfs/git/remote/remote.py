@@ -1,0 +1,292 @@
+"""One Git remote: its refs, packs and object sizes, over whatever transport reaches it.
+
+Everything here speaks protocol version 2. Servers that do not are mirrored by git itself
+(`artifactfs.git.remote.mirror`), and the mirror speaks it for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from artifactfs.errors import InvalidInput
+from artifactfs.git.wire import protocol
+from artifactfs.git.wire.credentials import CredentialFile
+from artifactfs.git.wire.greeting import CLONE_PREFIXES, PackStream, TipPack, TipWish, ask, greet
+from artifactfs.git.wire.pktline import Packet
+from artifactfs.git.wire.protocol import RefAdvertisement, ServerCapabilities
+from artifactfs.git.wire.transport import PacketReader, RequestCounters, Transport
+from artifactfs.git.wire.url import RemoteURL, parse_remote
+
+Oid = bytes
+
+SIZES_PER_REQUEST = 10_000
+_CLOSE_S = 3.0
+
+LIMIT_FILTER = (
+    "the remote offers no partial clone (uploadpack.allowFilter): the first mount downloads every "
+    "file of the tip, and history comes with the contents of all files"
+)
+LIMIT_OBJECT_INFO = (
+    "the remote offers no object-info (transfer.advertiseObjectInfo): sizes become known by "
+    "downloading a directory's files"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the remote can do.
+
+    `protocol` is what the server itself speaks. `limits` says in whole sentences what is slower
+    because of it. `any_oid`: it sends any object that it has, not only those that refs point at.
+    """
+
+    protocol: Literal[2, 1, 0, "dumb"]
+    filter: bool
+    object_info: bool
+    any_oid: bool
+    limits: tuple[str, ...]
+
+
+class Remote:
+    """One remote of one mount. Safe for concurrent use; made by `open_remote`.
+
+    Every wait on the network ends after `deadline_s` without a byte, and answers other than packs
+    must be complete by then. Cancelling any call leaves the object usable. All calls raise the
+    RemoteError family.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        server: ServerCapabilities,
+        capabilities: Capabilities,
+        *,
+        name: str,
+        deadline_s: float,
+        counters: RequestCounters,
+    ) -> None:
+        self.capabilities = capabilities
+        self.name = name
+        self.requests = counters
+        self._transport = transport
+        self._server = server
+        self._deadline_s = deadline_s
+        self._expected: tuple[tuple[str, ...], RefAdvertisement] | None = None
+        self._expected_tip: TipPack | None = None
+
+    @property
+    def alternate(self) -> Path | None:
+        """An object directory on this machine that has the remote's objects already; None for
+        everything but a mirrored remote."""
+        return self._transport.alternate
+
+    async def ls_refs(self, prefixes: Sequence[str] = ()) -> RefAdvertisement:
+        """The refs that start with one of `prefixes` (none: all), with ``HEAD`` if asked for."""
+        if self._expected is not None:
+            (expected, refs), self._expected = self._expected, None
+            if expected == tuple(prefixes):
+                return refs
+        await self._transport.prepare_refs()
+        arguments = protocol.ls_refs_arguments(prefixes, self._server)
+        return protocol.parse_refs(await self._simple("ls-refs", arguments))
+
+    def expect_refs(self, prefixes: Sequence[str], refs: RefAdvertisement) -> None:
+        """Let the next `ls_refs` with these prefixes answer `refs`: they were just received."""
+        self._expected = (tuple(prefixes), refs)
+
+    def expect_tip(self, pack: TipPack) -> None:
+        """Let the next `fetch_pack` of just this be answered by it."""
+        self._expected_tip = pack
+
+    def _take_tip(self, *asked: object) -> TipPack | None:
+        pack, self._expected_tip = self._expected_tip, None
+        if pack is not None and asked != ([pack.oid], pack.wish.filter, pack.wish.depth):
+            pack.close()
+            return None
+        return pack
+
+    @asynccontextmanager
+    async def fetch_pack(
+        self,
+        wants: Iterable[Oid],
+        *,
+        filter: str | None = None,
+        depth: int | None = None,
+        haves: Collection[Oid] = (),
+        shallow: Collection[Oid] = (),
+        urgent: bool = False,
+    ) -> AsyncIterator[PackStream | TipPack]:
+        """Ask for a pack of `wants` (commits, trees or blobs, in that order) and what they need.
+
+        `filter` is a filter spec (git-rev-list(1)); it and `depth` are ignored where the remote has
+        none. `haves`
+        and `shallow` are commits that are here, and those of them without parents. The pack is
+        not thin. Raises ObjectsMissing with the oids that the server named.
+        """
+        wants = list(wants)
+        if not haves and (tip := self._take_tip(wants, filter, depth)) is not None:
+            with closing(tip):
+                yield tip
+            return
+        await self._transport.prepare_objects(frozenset(wants))
+        if not self.capabilities.filter:
+            filter = None
+        if not self._server.supports("fetch", "shallow"):
+            depth, shallow = None, ()
+        arguments = protocol.fetch_arguments(
+            wants, haves=haves, filter_spec=filter, depth=depth, shallow=shallow
+        )
+        request = protocol.command("fetch", arguments, self._server)
+        async with self._transport.exchange("fetch", request, urgent=urgent) as exchange:
+            stream = PackStream(exchange, PacketReader(exchange))
+            await stream.read_sections()
+            yield stream
+
+    async def object_sizes(self, oids: Collection[Oid], *, urgent: bool = False) -> dict[Oid, int]:
+        """Sizes in bytes by ``object-info``; absent where the remote does not know them."""
+        sizes: dict[Oid, int] = {}
+        if not self.capabilities.object_info:
+            return sizes
+        ordered = list(oids)
+        await self._transport.prepare_objects(frozenset(ordered))
+        for start in range(0, len(ordered), SIZES_PER_REQUEST):
+            chunk = ordered[start : start + SIZES_PER_REQUEST]
+            arguments = protocol.object_info_arguments(chunk)
+            packets = await self._simple("object-info", arguments, urgent=urgent)
+            sizes |= protocol.parse_sizes(packets)
+        return sizes
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        self._take_tip()
+        await self._transport.aclose()
+
+    async def _simple(
+        self, name: str, arguments: Iterable[str], *, urgent: bool = False
+    ) -> list[Packet]:
+        """A request whose answer is one section."""
+        request = protocol.command(name, arguments, self._server)
+        return await ask(self._transport, name, request, self.name, self._deadline_s, urgent)
+
+
+async def open_remote(
+    url: str,
+    credentials: CredentialFile | None,
+    *,
+    deadline_s: float,
+    expect_refs: bool = False,
+    expect_tip: TipWish | None = None,
+    mirror: Path | None = None,
+) -> Remote:
+    """Reach the remote and learn what it can do: one round trip after connecting.
+
+    `expect_refs` lists the refs for a clone (`CLONE_PREFIXES`) in the same round trip, and
+    `expect_tip` fetches a tip in it where the remote can do that: the next `ls_refs`, and the next
+    `fetch_pack`, of that are answered from it. `mirror` is where a gitdir may be kept for a remote
+    that does not speak protocol 2 (else a temporary one is made): making it downloads everything.
+    Userinfo in `url` is used where `credentials` has nothing. Raises: RemoteError, InvalidInput.
+    """
+    remote_url = parse_remote(url)
+    counters = RequestCounters()
+    transport = await _transport(remote_url, credentials, deadline_s, counters)
+    try:
+        greeting = await greet(
+            transport,
+            remote_url.url,
+            deadline_s,
+            refs=expect_refs and remote_url.is_http,
+            tip=expect_tip if remote_url.is_http else None,
+        )
+        if greeting.version != 2:
+            await transport.aclose()
+            from artifactfs.git.remote.mirror import open_mirrored  # it imports this module
+
+            return await open_mirrored(
+                remote_url,
+                credentials,
+                greeting.advertisement,
+                greeting.version,
+                mirror=mirror,
+                deadline_s=deadline_s,
+                counters=counters,
+            )
+        server = protocol.parse_capabilities(greeting.advertisement.packets[1:])
+        remote = Remote(
+            transport,
+            server,
+            version_2_capabilities(server),
+            name=remote_url.url,
+            deadline_s=deadline_s,
+            counters=counters,
+        )
+        if greeting.tip is not None:
+            remote.expect_tip(greeting.tip)
+        if greeting.refs is not None:
+            remote.expect_refs(CLONE_PREFIXES, greeting.refs)
+        elif expect_refs:
+            remote.expect_refs(CLONE_PREFIXES, await remote.ls_refs(CLONE_PREFIXES))
+        return remote
+    except BaseException:
+        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+            await transport.aclose()
+        raise
+
+
+async def probe_remote(
+    url: str, credentials: CredentialFile | None, *, deadline_s: float
+) -> Capabilities:
+    """What the remote can do, without making the mirror that an old one needs.
+
+    Raises: RemoteError, InvalidInput.
+    """
+    remote_url = parse_remote(url)
+    transport = await _transport(remote_url, credentials, deadline_s, RequestCounters())
+    try:
+        greeting = await greet(transport, remote_url.url, deadline_s)
+    finally:
+        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+            await transport.aclose()
+    packets = greeting.advertisement.packets
+    if greeting.version == 2:
+        return version_2_capabilities(protocol.parse_capabilities(packets[1:]))
+    from artifactfs.git.remote.mirror import mirrored_capabilities  # it imports this module
+
+    return mirrored_capabilities(greeting.advertisement, greeting.version)
+
+
+async def _transport(
+    url: RemoteURL,
+    credentials: CredentialFile | None,
+    deadline_s: float,
+    counters: RequestCounters,
+) -> Transport:
+    """Imports are made here so that a local remote does not pay for httpx, and vice versa."""
+    if url.is_http:
+        from artifactfs.git.wire.http import open_http
+
+        return await open_http(url, credentials, deadline_s=deadline_s, counters=counters)
+    from artifactfs.git.wire import process as transport_process
+
+    if url.scheme == "file":
+        return transport_process.local_transport(url, deadline_s=deadline_s, counters=counters)
+    if url.scheme == "ssh":
+        return await transport_process.ssh_transport(url, deadline_s=deadline_s, counters=counters)
+    if url.scheme == "git":
+        return transport_process.daemon_transport(url, deadline_s=deadline_s, counters=counters)
+    raise InvalidInput(f"remotes of the kind {url.scheme} are not supported")
+
+
+def version_2_capabilities(server: ServerCapabilities) -> Capabilities:
+    """What a version 2 server can do, and what is slower for want of the rest."""
+    filters = server.supports("fetch", "filter")
+    sizes = "object-info" in server
+    limits = [] if filters else [LIMIT_FILTER]
+    if not sizes:
+        limits.append(LIMIT_OBJECT_INFO)
+    return Capabilities(2, filters, sizes, True, tuple(limits))

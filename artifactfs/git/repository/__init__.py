@@ -1,0 +1,1 @@
+"""A gitdir on the disk: made, read, kept small and moved."""

@@ -1,0 +1,302 @@
+"""A gitdir of ours: made without starting git, and read without touching an object.
+
+It is a normal partial clone (gitrepository-layout(5), partial-clone technical documentation) that
+works without us. What we maintain beside it is in its folder ``artifactfs``: a config file that
+the main one includes, markers, and packs that are still arriving.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifactfs.errors import StateError
+from artifactfs.git.command import run_git
+from artifactfs.git.wire.credentials import CredentialFile
+from artifactfs.git.wire.url import parse_remote
+
+Oid = bytes
+
+OWN_FOLDER = "artifactfs"
+_OWN_CONFIG = "config"
+OWN_CONFIG_PATH = f"{OWN_FOLDER}/{_OWN_CONFIG}"
+"""What a gitdir's config includes, relative to the gitdir."""
+_HISTORY_COMPLETE = "history-complete"
+_PACKED_HEADER = "# pack-refs with: peeled fully-peeled sorted \n"
+_BAD_REF = re.compile(
+    r"(^|/)\.|\.\.|[\x00-\x20\x7f~^:?*\[\\]|@\{|/{2}|/$|\.$|\.lock(/|$)|^@$", re.ASCII
+)
+_BLANK = " \t\r\n"
+_HEX_OID = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class GitdirPlan:
+    """What a new gitdir says before it has objects.
+
+    `head` is a full branch name, or an oid for a detached HEAD. `refs` and `peeled` are written
+    packed. `fetch` is the refspec of origin, if any. `credentials` is None where git shall find
+    its own.
+    """
+
+    url: str
+    worktree: str
+    head: str | Oid
+    origin_head: str | None
+    refs: Mapping[str, Oid]
+    peeled: Mapping[str, Oid]
+    fetch: str | None
+    alternates: tuple[Path, ...]
+    credentials: Path | None
+    shallow: frozenset[Oid] = frozenset()
+
+
+def valid_ref(name: str) -> bool:
+    """git-check-ref-format(1) for full names: a server's word for it is not enough."""
+    return name.startswith("refs/") and name.count("/") >= 2 and not _BAD_REF.search(name)
+
+
+def write_gitdir(gitdir: Path, plan: GitdirPlan) -> None:
+    """Make `gitdir`, which must not exist. Nothing is synced: see `sync_gitdir`."""
+    for folder in ("objects/pack", "objects/info", "refs/heads", "refs/tags", "info", "hooks"):
+        (gitdir / folder).mkdir(parents=True)
+    (gitdir / OWN_FOLDER).mkdir(mode=0o700)
+    head = plan.head.hex() if isinstance(plan.head, bytes) else f"ref: {plan.head}"
+    _write(gitdir / "HEAD", f"{head}\n")
+    _write(gitdir / "description", "mounted by artifact-fs\n")
+    _write(gitdir / "info/exclude", "")
+    _write(gitdir / "objects/info/alternates", "".join(f"{path}\n" for path in plan.alternates))
+    _write(gitdir / "packed-refs", packed_refs(plan.refs, plan.peeled))
+    if plan.origin_head:
+        path = gitdir / "refs/remotes/origin/HEAD"
+        path.parent.mkdir(parents=True)
+        _write(path, f"ref: {plan.origin_head}\n")
+    write_shallow(gitdir, plan.shallow)
+    _write(gitdir / "config", _config(plan))
+    write_own_config(gitdir, plan.url, plan.credentials)
+
+
+def sync_gitdir(gitdir: Path) -> None:
+    """fsync what `write_gitdir` wrote; the packs were synced by who wrote them."""
+    for folder, _, names in os.walk(gitdir):
+        if not folder.endswith("objects/pack"):
+            for name in names:
+                sync_path(Path(folder, name))
+        sync_path(Path(folder))
+
+
+def publish(temporary: Path, gitdir: Path) -> None:
+    """Put a complete gitdir in its place, in one step. Raises: StateError when one is there."""
+    try:
+        os.rename(temporary, gitdir)
+    except OSError as error:
+        raise StateError(f"{gitdir} is there already, and not empty") from error
+    sync_path(gitdir.parent)
+
+
+def packed_refs(refs: Mapping[str, Oid], peeled: Mapping[str, Oid]) -> str:
+    """The content of ``packed-refs``."""
+    lines = [_PACKED_HEADER]
+    for name in sorted(refs, key=lambda name: name.encode("utf-8", "surrogateescape")):
+        lines.append(f"{refs[name].hex()} {name}\n")
+        if name in peeled:
+            lines.append(f"^{peeled[name].hex()}\n")
+    return "".join(lines)
+
+
+def _config(plan: GitdirPlan) -> str:
+    sections: list[tuple[str, list[tuple[str, str]]]] = [
+        (
+            "core",
+            [
+                ("repositoryformatversion", "1"),
+                ("filemode", "true"),
+                ("bare", "false"),
+                ("logallrefupdates", "true"),
+                ("worktree", plan.worktree),
+            ],
+        ),
+        ("extensions", [("partialClone", "origin")]),
+        (
+            'remote "origin"',
+            [
+                ("url", plan.url),
+                *([("fetch", plan.fetch)] if plan.fetch else []),
+                ("promisor", "true"),
+                ("partialclonefilter", "blob:none"),
+            ],
+        ),
+        # After each lazy fetch git would run its maintenance: 120 ms for every blob.
+        ("gc", [("auto", "0")]),
+        ("maintenance", [("auto", "false")]),
+    ]
+    if isinstance(plan.head, str):
+        branch = plan.head.removeprefix("refs/heads/")
+        escaped = branch.replace("\\", "\\\\").replace('"', '\\"')
+        sections.append((f'branch "{escaped}"', [("remote", "origin"), ("merge", plan.head)]))
+    sections.append(("include", [("path", OWN_CONFIG_PATH)]))
+    return config_text(sections)
+
+
+def config_text(sections: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> str:
+    """Sections in git-config(1) syntax; every value is quoted."""
+    lines = []
+    for section, values in sections:
+        lines.append(f"[{section}]\n")
+        for name, value in values:
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            lines.append(f'\t{name} = "{escaped}"\n')
+    return "".join(lines)
+
+
+def write_own_config(gitdir: Path, url: str, credentials: Path | None) -> None:
+    """The included config file: how git finds the credentials of `url`.
+
+    Where the credential file knows the origin, it goes first: helpers of the user may hold a
+    token for another repository of the same host. It is never written to by git, which would
+    store there what other helpers know, and erase what a server refused once.
+    """
+    sections = []
+    remote = parse_remote(url)
+    if credentials is not None and remote.is_http and CredentialFile(credentials).get(url):
+        values = [
+            ("helper", ""),
+            ("helper", credential_helper(credentials)),
+            ("useHttpPath", "false"),
+        ]
+        sections.append((f'credential "{remote.origin}"', values))
+    _replace(gitdir / OWN_FOLDER / _OWN_CONFIG, config_text(sections))
+
+
+def credential_helper(credentials: Path) -> str:
+    """A value of credential.helper that only reads `credentials`."""
+    store = f"git credential-store --file {shlex.quote(str(credentials))} get"
+    return f'!f() {{ test "$1" != get || {store}; }}; f'
+
+
+async def set_remote(gitdir: Path, url: str, credentials: Path | None) -> None:
+    """Point origin at `url` (which has no userinfo). Raises: GitFailed, InvalidInput."""
+    write_own_config(gitdir, url, credentials)
+    await run_git("config", "remote.origin.url", url, gitdir=gitdir)
+
+
+def read_refs(gitdir: Path) -> dict[str, Oid]:
+    """Every ref that is not symbolic, by full name. Needs none of the objects."""
+    refs: dict[str, Oid] = {}
+    with suppress(FileNotFoundError):
+        text = (gitdir / "packed-refs").read_text("utf-8", "surrogateescape")
+        for line in text.split("\n"):  # names may have what Unicode takes for the end of a line
+            oid, _, name = line.partition(" ")
+            if _HEX_OID.fullmatch(oid):
+                refs[name] = bytes.fromhex(oid)
+    for folder, _, names in os.walk(gitdir / "refs"):
+        for file in names:
+            path = Path(folder, file)
+            oid = _read_line(path)
+            if _HEX_OID.fullmatch(oid):
+                refs[str(path.relative_to(gitdir))] = bytes.fromhex(oid)
+    return refs
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """`ref` is the full name of the branch that is checked out, None when HEAD is detached;
+    `commit` is None on a branch without commits."""
+
+    ref: str | None
+    commit: Oid | None
+
+
+def read_head(gitdir: Path) -> Head:
+    """What HEAD is. Raises: StateError when it is missing or malformed."""
+    content = _read_line(gitdir / "HEAD")
+    if _HEX_OID.fullmatch(content):
+        return Head(None, bytes.fromhex(content))
+    if not content.startswith("ref: "):
+        raise StateError(f"{gitdir / 'HEAD'} is missing or malformed")
+    ref = content.removeprefix("ref: ").strip(_BLANK)
+    loose = _read_line(gitdir / ref) if valid_ref(ref) else ""
+    commit = bytes.fromhex(loose) if _HEX_OID.fullmatch(loose) else read_refs(gitdir).get(ref)
+    return Head(ref, commit)
+
+
+def read_shallow(gitdir: Path) -> frozenset[Oid]:
+    """Commits whose parents were left out on request (``--depth``)."""
+    try:
+        text = (gitdir / "shallow").read_text()
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(bytes.fromhex(line) for line in text.split())
+
+
+def write_shallow(gitdir: Path, commits: frozenset[Oid]) -> None:
+    """Replace ``shallow``; none removes it."""
+    if commits:
+        _replace(gitdir / "shallow", "".join(f"{oid.hex()}\n" for oid in sorted(commits)))
+    else:
+        (gitdir / "shallow").unlink(missing_ok=True)
+
+
+def history_complete(gitdir: Path) -> bool:
+    """Whether all commits and trees that the clone promised are here."""
+    return (gitdir / OWN_FOLDER / _HISTORY_COMPLETE).exists()
+
+
+def mark_history_complete(gitdir: Path) -> None:
+    _replace(gitdir / OWN_FOLDER / _HISTORY_COMPLETE, "")
+
+
+def own_folder(gitdir: Path, name: str) -> Path:
+    """An empty folder ``artifactfs/NAME``, made anew: what an interrupted run left is removed."""
+    folder = gitdir / OWN_FOLDER / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def adopt_packs(source: Path, objects: Path) -> None:
+    """Move complete packs from ``source/pack``, each index last: git takes that for the pack."""
+    for index in (source / "pack").glob("pack-*.idx"):
+        names = [path for path in index.parent.glob(f"{index.stem}.*") if path != index]
+        for path in [*names, index]:
+            os.replace(path, objects / "pack" / path.name)
+    sync_path(objects / "pack")
+
+
+def _read_line(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "surrogateescape").strip(_BLANK)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return ""
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole: readers see the old or the new one. Raises: OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, text.encode("utf-8", "surrogateescape"))
+
+
+def sync_path(path: Path) -> None:
+    """fsync a file or directory. Blocks. Raises: OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

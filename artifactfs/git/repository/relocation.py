@@ -1,0 +1,60 @@
+"""A state root that was moved or restored: its gitdirs name its old place."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from artifactfs.git.repository.gitdir import OWN_CONFIG_PATH, replace_file, write_own_config
+from artifactfs.git.repository.offered import is_offered
+from artifactfs.paths import RepoLayout, StateLayout
+
+log = logging.getLogger(__name__)
+
+
+def follow_state_root(state: StateLayout, repo: RepoLayout, url: str) -> None:
+    """Have the gitdir name the cache and the credentials of this state root.
+
+    Where that fails, the mount works all the same; git in it may not.
+    """
+    try:
+        _repoint_alternates(repo.gitdir / "objects" / "info" / "alternates", state.shared_objects)
+        _repoint_credentials(repo, url)
+    except OSError as error:
+        log.warning("the gitdir cannot be made to name %s: %s", state.root, error)
+
+
+def _repoint_credentials(repo: RepoLayout, url: str) -> None:
+    with suppress(FileNotFoundError):
+        text = (repo.gitdir / OWN_CONFIG_PATH).read_text("utf-8", "surrogateescape")
+        if "credential-store" in text and str(repo.credentials) not in text:
+            write_own_config(repo.gitdir, url, repo.credentials)
+
+
+def _repoint_alternates(path: Path, cache: Path) -> None:
+    """`cache` in the place of a cache that is gone; every other alternate stays as it is.
+
+    Git complains, at every command, of alternates that do not exist.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    lines: list[bytes] = []
+    for line in content.splitlines():
+        place = Path(os.fsdecode(line))
+        if place.is_absolute() and not place.is_dir():
+            if is_offered(place):
+                continue
+            if place.parts[-2:] == cache.parts[-2:]:
+                line = os.fsencode(cache)
+        if line not in lines:
+            lines.append(line)
+    if os.fsencode(cache) not in lines:
+        lines.append(os.fsencode(cache))
+    wanted = b"".join(line + b"\n" for line in lines)
+    if wanted != content:
+        path.parent.mkdir(exist_ok=True)
+        replace_file(path, wanted)

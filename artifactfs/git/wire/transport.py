@@ -1,0 +1,134 @@
+"""What the transports have in common: one request, one streamed answer, deadlines, counters.
+
+A transport carries protocol version 2 requests to ``git-upload-pack`` and brings the answers back
+as chunks. It knows about connections and credentials, and nothing about objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from artifactfs.errors import ProtocolError, RemoteUnreachable
+from artifactfs.git.wire.pktline import (
+    DELIM,
+    FLUSH,
+    Packet,
+    PacketDecoder,
+    Special,
+    check_error,
+)
+
+Oid = bytes
+
+UNREACHABLE_HINT = "check the URL and the network; the remote may be down"
+
+
+@dataclass(slots=True)
+class RequestCounters:
+    """What went over the wire since the remote was opened. `by_kind` counts requests by their
+    kind: ``capabilities``, ``ls-refs``, ``fetch``, ``object-info``."""
+
+    requests: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    by_kind: dict[str, int] = field(default_factory=dict)
+
+    def count(self, kind: str, sent: int = 0) -> None:
+        self.requests += 1
+        self.bytes_out += sent
+        self.by_kind[kind] = self.by_kind.get(kind, 0) + 1
+
+
+class Exchange(Protocol):
+    """One request that was sent, and its answer."""
+
+    async def receive(self) -> bytes:
+        """The next chunk; ``b""`` at the end. Raises: RemoteUnreachable, also on a deadline."""
+
+    async def finish(self) -> None:
+        """The answer was read completely: let the connection be used again."""
+
+
+class Transport(Protocol):
+    """How one remote is reached. Safe for concurrent use."""
+
+    alternate: Path | None
+    """A local object directory that has objects of the remote already (fallback only)."""
+
+    async def advertisement(self) -> Advertisement:
+        """Ask what the server can do. Raises: RemoteError."""
+
+    def exchange(
+        self, kind: str, request: bytes, *, urgent: bool = False
+    ) -> AbstractAsyncContextManager[Exchange]:
+        """Send a request. Leaving the context early gives the answer up. Raises: RemoteError."""
+
+    async def prepare_refs(self) -> None:
+        """Called before refs are listed."""
+
+    async def prepare_objects(self, wants: frozenset[Oid]) -> None:
+        """Called before objects are asked for."""
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Advertisement:
+    """What a server says of itself: its packets, or none for a dumb HTTP server."""
+
+    packets: tuple[Packet, ...]
+    dumb: bool = False
+
+
+class PacketReader:
+    """Reads packets off an exchange."""
+
+    __slots__ = ("_decoder", "_exchange", "_ready")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._decoder = PacketDecoder()
+        self._ready: Iterator[Packet] = iter(())
+
+    async def next(self) -> Packet:
+        """The next packet. Raises: RemoteUnreachable when the answer ends before it,
+        ProtocolError, and ObjectsMissing for what an ``ERR`` packet says."""
+        while True:
+            for packet in self._ready:
+                return check_error(packet)
+            chunk = await self._exchange.receive()
+            if not chunk:
+                raise RemoteUnreachable("the remote's answer was cut short")
+            self._ready = iter(self._decoder.feed(chunk))
+
+    async def section(self) -> tuple[list[Packet], Special]:
+        """The data packets up to the next flush or delim packet, and which of them it was."""
+        packets: list[Packet] = []
+        while True:
+            packet = await self.next()
+            if packet is FLUSH or packet is DELIM:
+                return packets, packet
+            if isinstance(packet, Special):
+                raise ProtocolError("the remote ends an answer in the middle of a section")
+            packets.append(packet)
+
+
+@contextmanager
+def deadline(seconds: float, what: str) -> Iterator[None]:
+    """Raises: RemoteUnreachable when the body takes longer than `seconds`."""
+    with trio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise RemoteUnreachable(f"{what} did not answer within {seconds:g} s")
+
+
+async def drain(exchange: Exchange) -> AsyncIterator[bytes]:
+    """The chunks of an answer that is not in packets."""
+    while chunk := await exchange.receive():
+        yield chunk

@@ -1,0 +1,1 @@
+"""What somebody waits for: the queue of wanted blobs and the requests that carry them."""

@@ -1,0 +1,482 @@
+"""Flights: requests for blobs on the wire, their retries, and where what they bring goes.
+
+A flight ends when all it was to bring is here, or when trying again is of no use. Readers whose
+want fails in an urgent flight get the error; a want that a background flight could not bring, and
+that has readers by then, is queued again as explicit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+
+import trio
+
+from artifactfs.errors import (
+    ArtifactFSError,
+    AuthenticationFailed,
+    CorruptData,
+    ObjectsMissing,
+    RemoteError,
+    RemoteNotFound,
+    RemoteUnreachable,
+)
+from artifactfs.git.pack.index_pack import IndexedObject
+from artifactfs.git.pack.parser import PackedObject
+from artifactfs.git.pack.store import PackStore
+from artifactfs.hydration.demand.queue import Want, WantQueue
+from artifactfs.hydration.errors import HydrationFailed, disk_failure
+from artifactfs.hydration.link.connection import RemoteLink
+from artifactfs.hydration.link.health import RemoteHealth
+from artifactfs.hydration.link.trace import FetchRecord, FetchTrace
+from artifactfs.hydration.local import memory_only
+from artifactfs.hydration.local.cache import LARGE_BLOB, MemoryCache
+from artifactfs.hydration.local.large_blobs import LargeBlobStore
+from artifactfs.hydration.local.sizes import SizeStore
+from artifactfs.hydration.order.priority import Priority
+from artifactfs.redact import redact
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 5.0
+BACKGROUND_ATTEMPTS = 3
+REFETCHES = 3
+"""Attempts for a pack that is damaged, or an answer that is not the protocol."""
+MAX_STALL_S = 15.0
+"""An urgent request that brings nothing for that long is given up and tried again."""
+WHOLE_WANTS = 50
+"""Background requests for so many objects are read by git: a process costs some 5 ms."""
+GIVE_WAY_S = 1.0
+"""The sweep stops reading for at most that long at a time while a reader's request is on."""
+
+MIN_ROOM = 4 << 20
+"""Bytes that are evicted at least where the disk is full: room for some requests."""
+
+STAYS_FULL_S = 5.0
+"""A disk that was full is tried again after that; until then, readers are served from memory."""
+
+
+class Reason(StrEnum):
+    """Why a request is made."""
+
+    READ = "read"
+    READAHEAD = "readahead"
+    PREFETCH = "prefetch"
+    SWEEP = "sweep"
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One request: `wants` by oid, in the order in which they should come.
+
+    `trees` are wanted whole; their blobs may be among `wants` so that readers find them, and then
+    are not in `single`, which lists the blobs to name in the request (None: all of `wants`).
+    `brought` has the oids that came, unless nobody could look for them (`wants` is empty).
+    On a full disk an urgent flight has room made once, and then goes on `in_memory`. What is
+    `whole` hands out nothing before all of it is here.
+    """
+
+    reason: Reason
+    wants: dict[bytes, Want]
+    urgent: bool = False
+    trees: tuple[bytes, ...] = ()
+    single: frozenset[bytes] | None = None
+    filter: str | None = None
+    started: float = field(default_factory=trio.current_time)
+    moved: float = field(default_factory=trio.current_time)
+    received: int = 0
+    objects: int = 0
+    brought: set[bytes] = field(default_factory=set)
+    error: ArtifactFSError | None = None
+    made_room: bool = False
+    in_memory: bool = False
+    whole: bool = False
+    landed: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def soon_read(self) -> bool:
+        """Whether what it brings is worth being kept in memory."""
+        return self.reason in (Reason.READ, Reason.READAHEAD)
+
+
+@dataclass(slots=True)
+class FlightCounters:
+    """Since the mount began. `bytes` are those of packs, as they came."""
+
+    requests: int = 0
+    failures: int = 0
+    blobs: int = 0
+    bytes: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)
+
+
+class FlightControl:
+    """Runs flights. Its state is touched from one event loop only; see `hydrator` for the tasks."""
+
+    def __init__(
+        self,
+        *,
+        queue: WantQueue,
+        link: RemoteLink,
+        health: RemoteHealth,
+        store: PackStore,
+        memory: MemoryCache,
+        large: LargeBlobStore,
+        sizes: SizeStore,
+        missing: Callable[[list[bytes]], list[bytes]],
+        arrived: Callable[[bytes, int], None],
+        make_room: Callable[[int], Awaitable[int]],
+        trace: FetchTrace,
+        deadline_s: float,
+    ) -> None:
+        self.counters = FlightCounters()
+        self.active: set[Flight] = set()
+        self.lacking: set[bytes] = set()
+        """Objects that the remote said it does not have: nothing asks for them unasked again."""
+        self.trees_refused = False
+        self._queue = queue
+        self._link = link
+        self._health = health
+        self._store = store
+        self._memory = memory
+        self._large = large
+        self._sizes = sizes
+        self._absent = missing
+        self._arrived = arrived
+        self._make_room = make_room
+        self._trace = trace
+        self._deadline_s = deadline_s
+        self._full_until = float("-inf")
+        self._urgent = 0
+        self._no_urgent = trio.Event()
+        self._no_urgent.set()
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether the disk of the cache was full a moment ago, and nothing could be evicted."""
+        return trio.current_time() < self._full_until
+
+    def moved(self, oid: bytes) -> float:
+        """When bytes came last of a request that brings `oid`; long ago where none have."""
+        want = self._queue.get(oid)
+        flights = [*want.carriers] if want is not None else []
+        if (flight := self.bringing(oid)) is not None:
+            flights.append(flight)
+        return max((flight.moved for flight in flights if flight.received), default=-math.inf)
+
+    def bringing(self, oid: bytes) -> Flight | None:
+        """The flight that brought `oid` already, but whose pack is not in place yet."""
+        return next((flight for flight in self.active if oid in flight.brought), None)
+
+    async def give_way(self, seconds: float) -> None:
+        """Wait, at most so long, while requests are on that somebody asked for."""
+        with trio.move_on_after(seconds):
+            while asked := next((f for f in self.active if f.reason is not Reason.SWEEP), None):
+                await asked.landed.wait()
+
+    async def fly(self, flight: Flight) -> None:
+        """Carry `flight` to its end. Waits for the network; raises nothing but cancellation."""
+        self.active.add(flight)
+        for want in flight.wants.values():
+            want.carriers.append(flight)
+        if flight.urgent:
+            self._urgent += 1
+            self._no_urgent = trio.Event() if self._no_urgent.is_set() else self._no_urgent
+        try:
+            await self._carry(flight)
+        finally:
+            self._land(flight)
+
+    def _land(self, flight: Flight) -> None:
+        self.active.discard(flight)
+        if flight.urgent:
+            self._urgent -= 1
+            if not self._urgent:
+                self._no_urgent.set()
+        for want in flight.wants.values():
+            want.carriers.remove(flight)
+            if want.settled:
+                continue
+            if want.readers and not want.carriers:
+                want.priority = Priority.EXPLICIT
+                self._queue.push(want)
+            else:
+                self._queue.drop_idle(want)
+        flight.landed.set()
+        self._queue.wake()
+
+    async def _carry(self, flight: Flight) -> None:
+        attempt = 0
+        refetches = 0
+        flight.in_memory = flight.urgent and self.disk_full
+        while oids := self._missing(flight):
+            flight.whole = self._comes_whole(flight, oids)
+            if flight.in_memory:
+                oids = self._fitting(oids)
+            epoch = self._health.epoch
+            error = await self._attempt(flight, oids)
+            flight.error = error
+            if error is None:
+                self._health.note_success()
+                self._fail_unsent(flight, oids)
+                return
+            self.counters.failures += 1
+            self._note_trouble(flight, error)
+            if isinstance(error, ObjectsMissing):
+                self._health.note_success()
+                self._drop_missing(flight, oids, error)
+                continue
+            attempt += 1
+            if isinstance(error, HydrationFailed):
+                if flight.urgent and error.disk_full and await self._without_space(flight):
+                    continue
+                self._fail(flight, error)
+                return
+            if isinstance(error, RemoteError):
+                self._note_remote_failure(error, epoch)
+                if not self._health.up:
+                    return  # the outage told the readers
+            if not isinstance(error, RemoteUnreachable):
+                refetches += 1
+            if refetches >= REFETCHES:
+                self._fail(flight, error)
+                return
+            if attempt >= BACKGROUND_ATTEMPTS and not flight.urgent:
+                return
+            await trio.sleep(_backoff_s(attempt))
+
+    async def _without_space(self, flight: Flight) -> bool:
+        """After a full disk: whether there is another way to serve the readers of `flight`."""
+        if not flight.made_room:
+            flight.made_room = True
+            need = sum(self._sizes.get(want.oid) or 0 for want in flight.wants.values())
+            freed = await self._make_room(max(2 * need, MIN_ROOM))
+            if freed:
+                log.warning("the disk of the cache is full: %d bytes were evicted", freed)
+                return True
+        if not flight.in_memory:
+            flight.in_memory = True
+            self._full_until = trio.current_time() + STAYS_FULL_S
+            log.warning("the disk of the cache is full: what is read is kept in memory only")
+            return True
+        return False
+
+    def _fitting(self, oids: list[bytes]) -> list[bytes]:
+        """As many of `oids` as may be in memory at once; those left out get a flight of theirs."""
+        fitting: list[bytes] = []
+        budget = memory_only.MAX_BYTES
+        for oid in oids:
+            budget -= self._sizes.get(oid) or 0
+            if fitting and budget < 0:
+                break
+            fitting.append(oid)
+        return fitting
+
+    def _missing(self, flight: Flight) -> list[bytes]:
+        """What to ask for in the next attempt: the urgent first, whole trees last."""
+        candidates: list[bytes] = []
+        retried = flight.error is not None or flight.in_memory
+        for want in flight.wants.values():
+            if flight.single is not None and want.oid not in flight.single:
+                continue
+            if flight.reason is Reason.READ and (want.settled or (retried and not want.readers)):
+                continue  # readers come first when something is wrong: leave the siblings out
+            if want.oid not in self.lacking or (want.readers and not want.settled):
+                candidates.append(want.oid)
+        oids = self._absent(candidates)
+        absent = set(oids)
+        for oid in candidates:
+            if oid not in absent:
+                self._queue.settle(flight.wants[oid], error=None)
+        if not flight.wants or any(not want.settled for want in flight.wants.values()):
+            oids += flight.trees
+        return oids
+
+    async def _attempt(self, flight: Flight, oids: list[bytes]) -> ArtifactFSError | None:
+        """One request. Returns what went wrong."""
+        stall_s = self._deadline_s
+        if flight.urgent:
+            stall_s = min(MAX_STALL_S, self._deadline_s / 3)
+        self.counters.requests += 1
+        reason = flight.reason.value
+        self.counters.by_reason[reason] = self.counters.by_reason.get(reason, 0) + 1
+        with trio.CancelScope(deadline=trio.current_time() + stall_s) as scope:
+            try:
+                remote = await self._link.get()
+                filter_spec = flight.filter if remote.capabilities.filter else None
+                async with remote.fetch_pack(
+                    oids, filter=filter_spec, urgent=flight.urgent
+                ) as chunks:
+                    metered = self._metered(flight, chunks, scope, stall_s)
+                    receive = partial(self._receive, flight)
+                    if flight.in_memory:
+                        await memory_only.receive(metered, on_object=receive)
+                    elif flight.whole:
+                        await self._receive_all(flight, await self._store.ingest_whole(metered))
+                    else:
+                        await self._store.ingest(metered, on_object=receive)
+            except ArtifactFSError as error:
+                return error
+            except OSError as error:
+                return disk_failure(error)
+        if scope.cancelled_caught:
+            return RemoteUnreachable(f"the remote sent nothing for {round(stall_s, 1):g} s")
+        return None
+
+    async def _metered(
+        self,
+        flight: Flight,
+        chunks: AsyncIterator[bytes],
+        scope: trio.CancelScope,
+        stall_s: float,
+    ) -> AsyncIterator[bytes]:
+        """`chunks`, while `scope` is given `stall_s` from each on: from a sign of life without
+        content, too, but not for longer than the repository's deadline."""
+        came = trio.current_time()
+        async for chunk in chunks:
+            now = trio.current_time()
+            if not chunk:
+                scope.deadline = min(now + stall_s, came + self._deadline_s)
+                continue
+            flight.received += len(chunk)
+            self.counters.bytes += len(chunk)
+            flight.moved = came = now
+            scope.deadline = now + stall_s
+            yield chunk
+            if flight.reason is Reason.SWEEP and self._urgent:
+                # What is not read here leaves the line to the reader's request.
+                with trio.move_on_after(GIVE_WAY_S):
+                    await self._no_urgent.wait()
+                scope.deadline = trio.current_time() + stall_s
+
+    def _comes_whole(self, flight: Flight, oids: list[bytes]) -> bool:
+        """Whether its objects are handed out together at the end: see `PackStore.ingest_whole`.
+
+        Not with a large blob, which our parser has in a file of its own when it is here.
+        """
+        many = flight.trees or len(oids) >= WHOLE_WANTS
+        if not many or flight.reason not in (Reason.SWEEP, Reason.PREFETCH):
+            return False
+        return all((self._sizes.get(oid) or 0) < LARGE_BLOB for oid in oids)
+
+    async def _receive_all(self, flight: Flight, objects: list[IndexedObject]) -> None:
+        """They are in place: as `_receive`. A checkpoint every millisecond."""
+        for number, item in enumerate(objects, start=1):
+            if item.kind == "blob":
+                self._came(flight, self._queue.get(item.oid), item.oid, item.size)
+            if not number % 50:
+                await trio.lowlevel.checkpoint()
+
+    def _came(
+        self, flight: Flight, want: Want | None, oid: bytes, size: int, data: bytes | None = None
+    ) -> None:
+        """The blob `oid` is here: note it, and settle what wanted it."""
+        flight.objects += 1
+        self.counters.blobs += 1
+        self._sizes.put(oid, size)
+        self._arrived(oid, size)
+        if want is None:
+            return
+        if _explicit(want):
+            self._record(want, size)
+        self._queue.settle(want, data=data, error=None)
+
+    def _receive(self, flight: Flight, packed: PackedObject) -> None:
+        """An object is whole and verified: hand it to its readers. Raises: OSError."""
+        if packed.kind != "blob":
+            return
+        oid = packed.oid
+        if flight.wants:
+            flight.brought.add(oid)
+        want = self._queue.get(oid)
+        if packed.spooled is not None:
+            self._large.adopt(oid, packed.spooled)
+        elif packed.data is not None and (flight.soon_read or _explicit(want)):
+            self._memory.put(oid, packed.data)
+        self._came(flight, want, oid, packed.size, packed.data)
+
+    def _record(self, want: Want, size: int, error: str = "") -> None:
+        ms = (trio.current_time() - want.created) * 1_000
+        self._trace.add(
+            FetchRecord(want.oid, want.path, Reason.READ.value, want.pid, ms, size, error=error)
+        )
+
+    # -- what went wrong
+
+    def _note_trouble(self, flight: Flight, error: ArtifactFSError) -> None:
+        for want in flight.wants.values():
+            want.trouble = redact(error.message)
+
+    def _note_remote_failure(self, error: RemoteError, epoch: int) -> None:
+        if isinstance(error, AuthenticationFailed | RemoteNotFound) and epoch == self._health.epoch:
+            self._link.reset()
+        self._health.note_failure(error, epoch=epoch)
+
+    def _drop_missing(self, flight: Flight, oids: list[bytes], error: ObjectsMissing) -> None:
+        """The remote lacks something: go on without it, and tell only its readers."""
+        trees = error.oids & set(flight.trees)
+        if trees or (flight.trees and not error.oids):
+            # Not every server takes a tree as a want: name the blobs.
+            self.trees_refused = True
+            flight.trees, flight.single = (), None
+            return
+        named = error.oids & set(oids)
+        if not named and len(oids) > 1:
+            # The remote does not say which: those with readers are asked for one by one.
+            self._alone(flight)
+            return
+        self._lack(flight, named or set(oids))
+
+    def _alone(self, flight: Flight) -> None:
+        """Keep one want in this flight; queue the others that have readers on their own."""
+        keep: Want | None = None
+        for want in flight.wants.values():
+            if want.settled or not want.readers:
+                continue
+            if keep is None:
+                keep = want
+        flight.single = frozenset({keep.oid}) if keep is not None else frozenset()
+
+    def _lack(self, flight: Flight, oids: Iterable[bytes]) -> None:
+        for oid in oids:
+            self.lacking.add(oid)
+            want = flight.wants.get(oid)
+            if want is not None and not want.settled:
+                failure = HydrationFailed(f"the remote does not have object {oid.hex()}")
+                self._queue.settle(want, error=failure)
+
+    def _fail_unsent(self, flight: Flight, oids: list[bytes]) -> None:
+        """The answer was good, and without some of what it was asked for."""
+        wanted = set(oids) - set(flight.trees)
+        unsent = [oid for oid in wanted if oid in flight.wants and not flight.wants[oid].settled]
+        self._lack(flight, self._absent(unsent))
+
+    def _fail(self, flight: Flight, error: ArtifactFSError) -> None:
+        """Give the error to the readers; a background flight leaves them to an urgent one."""
+        if not flight.urgent and not isinstance(error, HydrationFailed):
+            return
+        for want in flight.wants.values():
+            if not want.settled and (flight.urgent or want.priority is not Priority.EXPLICIT):
+                self._queue.settle(want, error=_failure(error))
+
+
+def _explicit(want: Want | None) -> bool:
+    """Whether a program reads it."""
+    return want is not None and want.readers > 0 and want.priority is Priority.EXPLICIT
+
+
+def _backoff_s(attempt: int) -> float:
+    return min(FIRST_BACKOFF_S * 2.0 ** (attempt - 1), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+
+
+def _failure(error: ArtifactFSError) -> HydrationFailed:
+    if isinstance(error, HydrationFailed):
+        return error
+    prefix = "the remote sent damaged data: " if isinstance(error, CorruptData) else ""
+    return HydrationFailed(prefix + redact(error.message), hint=error.hint)

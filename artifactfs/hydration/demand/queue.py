@@ -1,0 +1,182 @@
+"""Blobs that are wanted and not here: each oid once, in order of priority.
+
+Plain data for one event loop: no method awaits, so each of them is atomic. The hydrator moves a
+`Want` through its life: queued, carried by one or two flights (requests on the wire), settled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from artifactfs.hydration.errors import HydrationError
+from artifactfs.hydration.order.nearby import NearbyBlob
+from artifactfs.hydration.order.priority import Priority
+
+if TYPE_CHECKING:
+    from artifactfs.hydration.demand.flight import Flight
+
+_UNKNOWN_SIZE = 8 << 10
+"""Bytes assumed for a blob of unknown size: the mean of source files."""
+
+
+@dataclass(slots=True, eq=False)
+class Want:
+    """One blob that somebody wants. `created` is in seconds of `trio.current_time`.
+
+    Settled means that `done` is set, and then either `error` is there, or the content is: in
+    `data`, in the store of large blobs or in the object database.
+    """
+
+    oid: bytes
+    priority: Priority
+    path: bytes = b""
+    pid: int = 0
+    size: int | None = None
+    created: float = field(default_factory=trio.current_time)
+    queued: bool = False
+    carriers: list[Flight] = field(default_factory=list)
+    readers: int = 0
+    takers: int = 0
+    """Those of the readers that take the content; the others wait until it is here."""
+    companions: list[NearbyBlob] = field(default_factory=list)
+    """Small siblings to bring with it."""
+    trouble: str = ""
+    """Why it is not here yet, where an attempt failed."""
+    data: bytes | None = None
+    error: HydrationError | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def settled(self) -> bool:
+        return self.done.is_set()
+
+
+class WantQueue:
+    """The wants that are not settled, and the order of those that are queued."""
+
+    def __init__(self) -> None:
+        self._wants: dict[bytes, Want] = {}
+        self._lanes: dict[Priority, deque[Want]] = {p: deque() for p in Priority}
+        self._lengths: dict[Priority, int] = dict.fromkeys(Priority, 0)
+        self._lot = trio.lowlevel.ParkingLot()
+
+    def __len__(self) -> int:
+        return len(self._wants)
+
+    def get(self, oid: bytes) -> Want | None:
+        return self._wants.get(oid)
+
+    def __iter__(self) -> Iterator[Want]:
+        return iter(self._wants.values())
+
+    def lengths(self) -> dict[Priority, int]:
+        """How many wants wait in each class, those in flight not counted."""
+        return dict(self._lengths)
+
+    def has(self, priorities: Iterable[Priority]) -> bool:
+        return any(self._lengths[p] for p in priorities)
+
+    def join(
+        self,
+        oid: bytes,
+        priority: Priority,
+        *,
+        path: bytes = b"",
+        pid: int = 0,
+        size: int | None = None,
+    ) -> Want:
+        """The want of `oid`, made or raised to `priority` where it waits with a lower one."""
+        want = self._wants.get(oid)
+        if want is None:
+            want = self._enter(oid, priority, path, pid, size)
+            self.push(want)
+        elif priority < want.priority:
+            want.path, want.pid = path or want.path, pid or want.pid
+            if want.queued:
+                self._lengths[want.priority] -= 1
+                want.queued = False
+                want.priority = priority
+                self.push(want)
+            else:
+                want.priority = priority
+        return want
+
+    def enter(self, oid: bytes, priority: Priority, *, path: bytes = b"") -> Want:
+        """As `join`, for a want that a flight takes up at once: it is not queued."""
+        return self._wants.get(oid) or self._enter(oid, priority, path, 0, None)
+
+    def _enter(
+        self, oid: bytes, priority: Priority, path: bytes, pid: int, size: int | None
+    ) -> Want:
+        want = Want(oid, priority, path, pid, size)
+        self._wants[oid] = want
+        return want
+
+    def push(self, want: Want) -> None:
+        """Queue `want` (again) at its priority, and wake whoever waits for work."""
+        if want.queued or want.settled:
+            return
+        want.queued = True
+        self._lanes[want.priority].append(want)
+        self._lengths[want.priority] += 1
+        self._lot.unpark_all()
+
+    def wake(self) -> None:
+        """Let every waiting lane look again."""
+        self._lot.unpark_all()
+
+    async def changed(self) -> None:
+        """Wait for the next `push` or `wake`. A checkpoint; check your condition again after."""
+        await self._lot.park()
+
+    def first(self, priority: Priority) -> Want | None:
+        """The want of that priority that `take` would give first."""
+        lane = self._lanes[priority]
+        while lane and (not lane[0].queued or lane[0].priority is not priority):
+            lane.popleft()  # was raised, taken or settled: its real entry is elsewhere
+        return lane[0] if lane else None
+
+    def take(self, priorities: Sequence[Priority], *, max_wants: int, max_bytes: int) -> list[Want]:
+        """Remove up to that much from the queue, in order; at least one where there is one.
+
+        The wants stay findable by `get` until they are settled. Bytes are content bytes; where a
+        size is not known, the mean of source files counts.
+        """
+        taken: list[Want] = []
+        budget = max_bytes
+        for priority in priorities:
+            while len(taken) < max_wants and (want := self.first(priority)) is not None:
+                cost = want.size if want.size is not None else _UNKNOWN_SIZE
+                if taken and cost > budget:
+                    return taken
+                self._lanes[priority].popleft()
+                want.queued = False
+                self._lengths[priority] -= 1
+                budget -= cost
+                taken.append(want)
+        return taken
+
+    def settle(
+        self, want: Want, *, data: bytes | None = None, error: HydrationError | None = None
+    ) -> None:
+        """End the life of `want`: wake its readers with the content or the error."""
+        if want.settled:
+            return
+        if want.queued:
+            want.queued = False
+            self._lengths[want.priority] -= 1
+        if self._wants.get(want.oid) is want:
+            del self._wants[want.oid]
+        want.data = data if want.takers else None
+        want.error = error
+        want.done.set()
+
+    def drop_idle(self, want: Want) -> None:
+        """Forget a want that nobody reads and no flight carries (a prediction that failed)."""
+        if not want.readers and not want.carriers:
+            self.settle(want, error=None)

@@ -1,0 +1,1 @@
+"""The remote as readers see it: its connection, its health, its sizes, and what was asked."""

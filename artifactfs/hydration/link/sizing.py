@@ -1,0 +1,176 @@
+"""True sizes without contents: object headers, the remote's ``object-info``, else the contents.
+
+A remote without ``object-info`` tells a size only with the content, so the blobs of the directory
+are hydrated in one batch, and readahead goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+import trio
+
+from artifactfs.errors import AuthenticationFailed, RemoteError, RemoteNotFound
+from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.hydration.link.connection import RemoteLink
+from artifactfs.hydration.link.health import RemoteHealth
+from artifactfs.hydration.local.sizes import SizeStore
+from artifactfs.hydration.order.inventory import TreeInventory
+from artifactfs.redact import redact
+
+log = logging.getLogger(__name__)
+
+CHUNK = 10_000
+"""Oids a request: half a megabyte out, some 30 ms on the server."""
+_LOOKUPS_A_STEP = 150
+"""Look-ups between two checkpoints: about 1 ms."""
+_MAX_BACKOFF_S = 5.0
+
+
+class Sizing:
+    """Sizes of blobs, by whatever way is cheapest. `bring` hydrates the blobs of a directory."""
+
+    def __init__(
+        self,
+        *,
+        store: SizeStore,
+        odb: ObjectDatabase,
+        link: RemoteLink,
+        health: RemoteHealth,
+        bring: Callable[[bytes, list[bytes]], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._odb = odb
+        self._link = link
+        self._health = health
+        self._bring = bring
+
+    def known(self, oid: bytes) -> int | None:
+        """The size of one blob if it can be told now. 1 to 40 µs."""
+        size = self._store.get(oid)
+        if size is None:
+            size = self._odb.header_size(oid)
+            if size is not None:
+                self._store.put(oid, size)
+        return size
+
+    def known_many(self, oids: Sequence[bytes]) -> dict[bytes, int]:
+        """Those of `oids` whose size can be told now."""
+        sizes = self._store.get_many(oids)
+        if len(sizes) == len(oids):
+            return sizes
+        unknown = [oid for oid in oids if oid not in sizes]
+        absent = set(self._odb.missing(unknown))
+        for oid in unknown:
+            size = None if oid in absent else self._odb.header_size(oid)
+            if size is not None:
+                sizes[oid] = size
+                self._store.put(oid, size)
+        return sizes
+
+    async def directory(self, tree: bytes, oids: Sequence[bytes]) -> dict[bytes, int]:
+        """The sizes of all of `oids`, blobs of the directory `tree`. Waits for the network.
+
+        The caller sets the deadline. Raises: HydrationError.
+        """
+        sizes = self.known_many(oids)
+        unknown = [oid for oid in oids if oid not in sizes]
+        if not unknown:
+            return sizes
+        sizes |= await self._ask_until_answered(unknown)
+        unknown = [oid for oid in unknown if oid not in sizes]
+        if unknown:
+            await self._bring(tree, unknown)
+            sizes |= self.known_many(unknown)
+        return sizes
+
+    async def _ask_until_answered(self, oids: list[bytes]) -> dict[bytes, int]:
+        """By object-info, again and again until the remote answers or is known to be down."""
+        backoff_s = 0.1
+        while True:
+            await self._health.admit()
+            epoch = self._health.epoch
+            try:
+                sizes = await self._ask(oids, urgent=True)
+            except RemoteError as error:
+                self._note_failure(error, epoch)
+                await trio.sleep(backoff_s * random.uniform(0.5, 1.0))
+                backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+                continue
+            for oid, size in sizes.items():
+                self._store.put(oid, size)
+            return sizes
+
+    async def _ask(self, oids: list[bytes], *, urgent: bool) -> dict[bytes, int]:
+        remote = await self._link.get()
+        if not remote.capabilities.object_info:
+            return {}
+        sizes = await remote.object_sizes(oids, urgent=urgent)
+        self._health.note_success()
+        return sizes
+
+    def _note_failure(self, error: RemoteError, epoch: int) -> None:
+        if isinstance(error, AuthenticationFailed | RemoteNotFound) and epoch == self._health.epoch:
+            self._link.reset()
+        self._health.note_failure(error, epoch=epoch)
+
+    async def whole(self, inventory: TreeInventory) -> None:
+        """Learn the sizes of a whole tree in the background, shallow directories first.
+
+        Returns early where the remote cannot tell them. Raises nothing but cancellation.
+        """
+        async with aclosing(self._unknown(inventory)) as chunks:
+            async for chunk in chunks:
+                sizes = await self._learn(chunk)
+                if not sizes:
+                    return
+                for count, (oid, size) in enumerate(sizes.items()):
+                    inventory.note_size(oid, size)
+                    if count % _LOOKUPS_A_STEP == 0:
+                        await trio.lowlevel.checkpoint()
+
+    async def in_background(self, oids: Sequence[bytes]) -> dict[bytes, int]:
+        """The sizes of any blobs, as far as the remote tells them.
+
+        Waits for the network as long as it takes. Raises nothing but cancellation.
+        """
+        sizes = self._store.get_many(oids)
+        unknown = [oid for oid in oids if oid not in sizes]
+        return sizes | await self._learn(unknown) if unknown else sizes
+
+    async def _learn(self, oids: list[bytes]) -> dict[bytes, int]:
+        while True:
+            epoch = self._health.epoch
+            try:
+                sizes = await self._ask(oids, urgent=False)
+                break
+            except RemoteError as error:
+                log.info("sizes are asked for again later: %s", redact(error.message))
+                self._note_failure(error, epoch)
+                await trio.sleep(_MAX_BACKOFF_S)
+        if sizes:
+            try:
+                await self._store.add_many(sizes)
+            except sqlite3.Error as error:
+                log.warning("sizes could not be written: %s", error)
+        return sizes
+
+    async def _unknown(self, inventory: TreeInventory) -> AsyncGenerator[list[bytes], None]:
+        """Chunks of oids without a known size; notes the known ones in the inventory."""
+        chunk: list[bytes] = []
+        for start in range(0, len(inventory.order), _LOOKUPS_A_STEP):
+            oids = list(inventory.order.slice(start, _LOOKUPS_A_STEP))
+            known = self.known_many(oids)
+            for oid, size in known.items():
+                inventory.note_size(oid, size)
+            chunk += [oid for oid in oids if oid not in known]
+            if len(chunk) >= CHUNK:
+                yield chunk[:CHUNK]
+                chunk = chunk[CHUNK:]
+            await trio.lowlevel.checkpoint()
+        if chunk:
+            yield chunk

@@ -1,0 +1,1 @@
+"""What is here already: blobs in memory, in files and in packs, and the sizes of all."""

@@ -1,0 +1,1 @@
+"""What is fetched before what: priorities, neighbours, readahead, the inventory of a tree."""

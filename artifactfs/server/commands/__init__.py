@@ -1,0 +1,1 @@
+"""``artifacts-server``'s commands besides ``serve``."""

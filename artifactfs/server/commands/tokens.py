@@ -1,0 +1,116 @@
+"""``artifacts-server token``: API tokens."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import click
+
+from artifactfs.errors import InvalidInput
+from artifactfs.server.commands.options import data_option, existing, json_option, layout_of, show
+from artifactfs.server.metadata.catalog import add_api_token, set_setting, setting
+from artifactfs.server.metadata.clock import iso
+from artifactfs.server.metadata.database import metadata_migrations, open_database, write_now
+from artifactfs.server.metadata.records import Permission
+
+
+@click.group()
+def token() -> None:
+    """API tokens: create, list, revoke."""
+
+
+@token.command("create")
+@data_option
+@click.option("--account", help="Account id; default: the one of this data folder.")
+@click.option("--permission", type=click.Choice(["edit", "read"]), default="edit")
+@click.option("--name", default="", help="What it is for.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the token and nothing else.")
+@json_option
+def token_create(
+    data: Path, account: str | None, permission: Permission, name: str, quiet: bool, as_json: bool
+) -> None:
+    """Make an API token. It is shown once: the server keeps a hash."""
+    if account is not None and not _account_ok(account):
+        raise InvalidInput("an account id has 1 to 64 characters of a-z, 0-9, '-' and '_'")
+    db = open_database(layout_of(data).metadata_db, metadata_migrations)
+    try:
+        account_id = account or write_now(db, _default_account)
+        made, plaintext = write_now(db, lambda d: add_api_token(d, account_id, name, permission))
+    finally:
+        db.close()
+    if quiet:
+        click.echo(plaintext)
+        return
+    found = {
+        "account": made.account_id,
+        "permission": made.permission,
+        "id": made.id,
+        "token": plaintext,
+    }
+    show(as_json, found, "\n".join(f"{key:10}  {value}" for key, value in found.items()))
+
+
+def _account_ok(account: str) -> bool:
+    return 0 < len(account) <= 64 and all(
+        c.isascii() and (c.isalnum() or c in "-_") for c in account
+    )
+
+
+def _default_account(db: object) -> str:
+    from sqlite_utils import Database
+
+    assert isinstance(db, Database)
+    known = setting(db, "account_id")
+    if known is None:
+        known = secrets.token_hex(16)
+        set_setting(db, "account_id", known)
+    return known
+
+
+@token.command("list")
+@data_option
+@json_option
+def token_list(data: Path, as_json: bool) -> None:
+    """List API tokens."""
+    db = open_database(existing(data).metadata_db, metadata_migrations)
+    try:
+        for row in db.query("SELECT * FROM api_tokens ORDER BY created_at"):
+            found = {
+                "id": row["id"],
+                "state": "active" if row["revoked_at"] is None else "revoked",
+                "permission": row["permission"],
+                "account": row["account_id"],
+                "created_at": iso(row["created_at"]),
+                "name": row["name"],
+            }
+            text = "{id}  {state:7}  {permission:4}  {account}  {created_at}  {name}"
+            show(as_json, found, text.format(**found))
+    finally:
+        db.close()
+
+
+@token.command("revoke")
+@data_option
+@click.argument("token_id")
+@json_option
+def token_revoke(data: Path, token_id: str, as_json: bool) -> None:
+    """Revoke the API token with this id, at once."""
+    from artifactfs.server.metadata.clock import now_ms
+
+    db = open_database(existing(data).metadata_db, metadata_migrations)
+    try:
+        changed = write_now(
+            db,
+            lambda d: (
+                d.conn.execute(
+                    "UPDATE api_tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL",
+                    (now_ms(), token_id),
+                ).rowcount
+            ),
+        )
+    finally:
+        db.close()
+    if not changed:
+        raise InvalidInput(f"no active token has the id {token_id}")
+    show(as_json, {"revoked": token_id}, f"revoked {token_id}")

@@ -1,0 +1,75 @@
+"""The bytes of a blob as an answer of the control plane, however large it is."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from artifactfs.server.connections import cut_connection
+from artifactfs.server.content.objects import Blob, sniff
+from artifactfs.server.context import Context
+from artifactfs.server.git.process import GitProcess, git_process
+from artifactfs.server.git.stream import environment_for
+from artifactfs.server.metadata.records import Repo
+
+log = logging.getLogger(__name__)
+
+_OPAQUE = "application/octet-stream"
+SAFE = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+}
+
+
+def blob_answer(context: Context, repo: Repo, blob: Blob, *, sniffed: bool) -> Response:
+    """Send a blob, with a guessed type or as bytes that nothing interprets."""
+    if blob.data is None:
+        return _Streamed(context, repo, blob, sniffed=sniffed)
+    kind = sniff(blob.data) if sniffed else _OPAQUE
+    return Response(blob.data, headers={**SAFE, "Content-Type": kind})
+
+
+class _Streamed(Response):
+    """``git cat-file`` straight to the client, with few of them at once.
+
+    A client that stops reading is cut off by the connection.
+    """
+
+    def __init__(self, context: Context, repo: Repo, blob: Blob, *, sniffed: bool) -> None:
+        super().__init__(headers=SAFE)
+        self._context = context
+        self._repo = repo
+        self._blob = blob
+        self._sniffed = sniffed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = self._context
+        gitdir = context.layout.gitdir(self._repo.id)
+        words = [context.git, f"--git-dir={gitdir}", "cat-file", "blob", self._blob.hash]
+        async with (
+            context.content_turns,
+            git_process(
+                words,
+                environment=environment_for(context, None),
+                memory_bytes=context.limits.git_memory_bytes,
+            ) as git,
+        ):
+            await self._send(git, scope, send)
+
+    async def _send(self, git: GitProcess, scope: Scope, send: Send) -> None:
+        data = await git.read()
+        self.headers["Content-Type"] = sniff(data) if self._sniffed else _OPAQUE
+        self.headers["Content-Length"] = str(self._blob.size)
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        left = self._blob.size
+        while data and scope["method"] != "HEAD":
+            left -= len(data)
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = await git.read()
+        if left and scope["method"] != "HEAD":
+            log.error("git cat-file in %s stopped early: %s", self._repo.full_name, git.stderr)
+            cut_connection()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,1 @@
+"""What happened: events, webhooks, analytics, metrics and the access log."""

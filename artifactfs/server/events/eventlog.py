@@ -1,0 +1,184 @@
+"""Events and usage on disk: recorded in memory, written in batches, kept for 31 days.
+
+Usage is two figures a day, account and namespace: how many operations, and the peak of the bytes
+stored. They are kept for good.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from sqlite_utils import Database, Migrations
+
+from artifactfs.server.events.events import Event, Notice
+from artifactfs.server.events.metrics import Metrics
+from artifactfs.server.events.webhooks import Webhooks
+from artifactfs.server.metadata.clock import day_of, now_ms
+from artifactfs.server.metadata.database import Store
+
+log = logging.getLogger(__name__)
+
+KEPT_DAYS = 31
+DAY_MS = 86_400_000
+_FLUSH_S = 0.5
+_STORAGE_S = 10.0
+_PRUNE_S = 3_600.0
+_MAX_PENDING = 100_000
+_MESSAGE_CHARS = 500
+
+event_migrations = Migrations("artifacts-events")
+
+_STORED = """
+    SELECT namespaces.account_id, namespaces.name AS namespace,
+        coalesce((SELECT sum(own_bytes) FROM repos WHERE repos.namespace = namespaces.name), 0)
+        + coalesce((SELECT sum(bytes) FROM pools WHERE id IN (
+            SELECT pool_id FROM repo_pools JOIN repos ON repos.id = repo_id
+            WHERE repos.namespace = namespaces.name)), 0) AS stored
+    FROM namespaces
+"""
+
+
+@event_migrations()
+def m001_events_and_usage(db: Database) -> None:
+    db.conn.execute(
+        "CREATE TABLE events (at INTEGER NOT NULL, account_id TEXT NOT NULL,"
+        " namespace TEXT NOT NULL, repository TEXT NOT NULL, kind TEXT NOT NULL,"
+        " type TEXT NOT NULL, error_message TEXT NOT NULL, duration_ms REAL NOT NULL)"
+    )
+    db.conn.execute("CREATE INDEX events_account_at ON events (account_id, at)")
+    db.conn.execute("CREATE INDEX events_at ON events (at)")
+    db.conn.execute(
+        "CREATE TABLE usage (day TEXT NOT NULL, account_id TEXT NOT NULL,"
+        " namespace TEXT NOT NULL, operations INTEGER NOT NULL DEFAULT 0,"
+        " peak_bytes INTEGER NOT NULL DEFAULT 0,"
+        " PRIMARY KEY (day, account_id, namespace)) WITHOUT ROWID"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    account_id: str
+    namespace: str
+    bytes: int
+
+
+class EventLog:
+    """Where operations are reported, and what writes them down."""
+
+    def __init__(self, path: Path, metadata: Store, metrics: Metrics, webhooks: Webhooks) -> None:
+        self.store = Store(path, event_migrations, durable=False)
+        self._metadata = metadata
+        self._metrics = metrics
+        self._webhooks = webhooks
+        self._pending: list[Event] = []
+        self._measured = -_STORAGE_S
+        self._failing = False
+
+    def record(self, event: Event) -> None:
+        """Note an operation; it is on disk within a second."""
+        self._metrics.operation(event)
+        if len(self._pending) < _MAX_PENDING:
+            self._pending.append(event)
+
+    def notify(self, notice: Notice) -> None:
+        """Tell subscribers."""
+        self._webhooks.notify(notice)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write events down until cancelled; what is pending then is still written."""
+        task_status.started()
+        pruned = -_PRUNE_S
+        try:
+            while True:
+                await trio.sleep(_FLUSH_S)
+                await self.flush()
+                if trio.current_time() - pruned > _PRUNE_S:
+                    pruned = trio.current_time()
+                    await self._prune_or_log()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.flush()
+            self.store.close()
+
+    async def flush(self) -> None:
+        """Write what is pending; if the disk is full, it stays pending."""
+        events, self._pending = self._pending, []
+        try:
+            stored = await self._stored()
+            if events or stored:
+                await self.store.write(lambda db: _write(db, events, stored))
+        except sqlite3.Error as error:
+            self._pending = [*events, *self._pending][:_MAX_PENDING]
+            if not self._failing:
+                log.error("events cannot be written: %s", error)
+            self._failing = True
+        except Exception:
+            # They would fail again; better without them than without a server.
+            log.exception("%d events are lost", len(events))
+        else:
+            self._failing = False
+
+    async def _stored(self) -> list[_Stored]:
+        """Bytes stored by namespace, looked up every ten seconds."""
+        if trio.current_time() - self._measured < _STORAGE_S:
+            return []
+        self._measured = trio.current_time()
+        rows = await self._metadata.read_in_thread(lambda db: list(db.query(_STORED)))
+        return [_Stored(row["account_id"], row["namespace"], row["stored"]) for row in rows]
+
+    async def _prune_or_log(self) -> None:
+        try:
+            await self.prune(now_ms() - KEPT_DAYS * DAY_MS)
+        except sqlite3.Error as error:
+            log.error("old events cannot be removed: %s", error)
+
+    async def prune(self, before: int) -> None:
+        """Forget events older than this time."""
+        await self.store.write(
+            lambda db: db.conn.execute("DELETE FROM events WHERE at < ?", (before,))
+        )
+
+
+def _storable(text: str) -> str:
+    """What git says may name a ref in any bytes, and at any length."""
+    return text[:_MESSAGE_CHARS].encode("utf-8", "replace").decode()
+
+
+def _write(db: Database, events: list[Event], stored: list[_Stored]) -> None:
+    db.conn.executemany(
+        "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                event.at,
+                event.account_id,
+                event.namespace,
+                event.repository,
+                event.kind,
+                event.event_type,
+                _storable(event.error_message),
+                event.duration_ms,
+            )
+            for event in events
+        ],
+    )
+    operations = Counter(
+        (day_of(event.at), event.account_id, event.namespace)
+        for event in events
+        if event.kind == "action"
+    )
+    db.conn.executemany(
+        "INSERT INTO usage (day, account_id, namespace, operations) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET operations = operations + excluded.operations",
+        [(*key, count) for key, count in operations.items()],
+    )
+    today = day_of(now_ms())
+    db.conn.executemany(
+        "INSERT INTO usage (day, account_id, namespace, peak_bytes) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET peak_bytes = max(peak_bytes, excluded.peak_bytes)",
+        [(today, each.account_id, each.namespace, each.bytes) for each in stored],
+    )

@@ -1,0 +1,116 @@
+"""receive-pack: push."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from artifactfs.server.context import Context
+from artifactfs.server.git.exchange import NO_CACHE, Exchange
+from artifactfs.server.git.process import git_process
+from artifactfs.server.git.pushes import note_push, remaining_bytes
+from artifactfs.server.git.stream import (
+    Stream,
+    answer_busy,
+    answer_failure,
+    environment_for,
+    record_event,
+    refuse,
+    turn,
+)
+from artifactfs.server.metadata.records import Repo
+from artifactfs.server.wire.pktline import PktError
+from artifactfs.server.wire.push_report import PushCommands, PushReport
+
+_RESULT = b"application/x-git-receive-pack-result"
+_COMMAND_BYTES = 8 * 1024 * 1024
+"""How much the commands of a push may be: they are held in memory."""
+
+
+class ReceivePack:
+    """Serves receive-pack requests."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def serve(self, repo: Repo, exchange: Exchange, protocol: str | None) -> None:
+        """Answer one request. Raises: ClientGone, BadBody."""
+        exchange.record.command = "push"
+        commands = PushCommands()
+        remaining = remaining_bytes(self._context, repo)
+        # No bound here: git itself stops at `remaining`, and what comes then is dropped.
+        body = exchange.body(None)
+        try:
+            head = await _read_commands(body, commands)
+        except PktError as error:
+            await refuse(self._context, repo, exchange, 400, str(error))
+            return
+        async with turn(self._context) as mine:
+            if mine:
+                await self._run(repo, exchange, protocol, commands, head, body, remaining)
+            else:
+                await answer_busy(exchange)
+
+    async def _run(
+        self,
+        repo: Repo,
+        exchange: Exchange,
+        protocol: str | None,
+        commands: PushCommands,
+        head: bytes,
+        body: AsyncIterator[bytes],
+        remaining: int,
+    ) -> None:
+        context = self._context
+        report = PushReport(sideband=commands.sideband)
+        stream = Stream(
+            exchange=exchange,
+            content_type=_RESULT,
+            seen_in=lambda data: None,
+            seen_out=report.feed,
+            time_limit_s=context.limits.git_time_s,
+            outlive_client=True,
+        )
+        settings = {"receive.maxInputSize": str(max(1, remaining))}
+        gitdir = str(context.layout.gitdir(repo.id))
+        status: int | None = None
+        async with git_process(
+            [context.git, "receive-pack", "--stateless-rpc", gitdir],
+            environment=environment_for(context, protocol, settings),
+            memory_bytes=context.limits.git_memory_bytes,
+            gently=True,
+        ) as git:
+            status = await stream.run(git, head, body)
+        if status is None or (status != 0 and not exchange.started):
+            await answer_failure(context, repo, exchange, stream, git.stderr)
+            return
+        updates = report.succeeded(commands)
+        if updates:
+            actor, ms = exchange.actor, exchange.record.ms
+            await note_push(context, repo, updates, actor=actor, ms=ms)
+        elif commands.updates:
+            self._refused(repo, exchange, report, remaining)
+        if not exchange.started:
+            await exchange.start(_RESULT, NO_CACHE)
+        await exchange.finish()
+
+    def _refused(self, repo: Repo, exchange: Exchange, report: PushReport, remaining: int) -> None:
+        """git took nothing of it, and told the client why."""
+        if report.unpack_error is not None and exchange.record.bytes_in > remaining:
+            text = "storage limit reached"
+            record_event(self._context, repo, exchange, "storageLimitReached", text)
+        else:
+            reasons = report.unpack_error or ", ".join(sorted(set(report.refused.values())))
+            record_event(self._context, repo, exchange, "clientError", reasons)
+
+
+async def _read_commands(body: AsyncIterator[bytes], commands: PushCommands) -> bytes:
+    head = bytearray()
+    async for chunk in body:
+        head += chunk
+        commands.feed(chunk)
+        if commands.complete:
+            return bytes(head)
+        if len(head) > _COMMAND_BYTES:
+            raise PktError("the push names too many refs")
+    commands.finish()
+    return bytes(head)

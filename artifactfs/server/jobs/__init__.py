@@ -1,0 +1,1 @@
+"""What takes time: creating, forking, importing and deleting repositories."""

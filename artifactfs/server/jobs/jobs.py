@@ -1,0 +1,216 @@
+"""Forks and imports in the background.
+
+The row is there first, with the name taken and the status ``forking`` or ``importing``; when the
+work is done it becomes ``ready``, and if it fails the row and its folder go. A server that starts
+takes up every row that is not ready.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+from sqlite_utils import Database
+
+from artifactfs.server.context import Context
+from artifactfs.server.events.events import ActionType, Event, Notice
+from artifactfs.server.jobs.forking import ForkFailed, Forking, fork_record
+from artifactfs.server.jobs.importing import (
+    ImportFailed,
+    Importing,
+    choose_branch,
+    import_record,
+    look,
+)
+from artifactfs.server.jobs.repositories import (
+    FIRST_TOKEN_TTL_S,
+    Repositories,
+    check_branch,
+    require_ready,
+)
+from artifactfs.server.metadata import catalog
+from artifactfs.server.metadata.records import Repo
+from artifactfs.server.problems import Code, Problem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Job:
+    """Work under way. `done` is set when it ended, well or not."""
+
+    repo: Repo
+    started: float = field(default_factory=time.perf_counter)
+    done: trio.Event = field(default_factory=trio.Event)
+    objects: int = 0
+    failure: Problem | None = None
+
+
+class Jobs:
+    """Starts, resumes and ends forks and imports."""
+
+    def __init__(self, context: Context, repositories: Repositories) -> None:
+        self._context = context
+        self._repositories = repositories
+        self._forking = Forking(context)
+        self._importing = Importing(context)
+        self._imports_at_once = trio.Semaphore(4)
+
+    def resume(self) -> None:
+        """Take up what an earlier run of the server left undone."""
+        for repo in self._context.catalog.unfinished():
+            log.info("resuming: %s is %s", repo.full_name, repo.status)
+            self._start(Job(repo))
+
+    async def fork(
+        self,
+        parent: Repo,
+        name: str,
+        *,
+        namespace: str | None = None,
+        description: str | None,
+        read_only: bool,
+        anonymous_read: bool,
+        default_branch_only: bool,
+    ) -> tuple[Repo, str, int]:
+        """Fork a repository: the fork, a write token, how many objects it shares.
+
+        Waits for the end of the work for a while; the fork may still be under way then.
+        Raises: Problem.
+        """
+        require_ready(parent)
+        fresh = self._repositories.new_record(
+            parent.account_id,
+            parent.namespace if namespace is None else namespace,
+            name,
+            description=parent.description if description is None else description,
+            default_branch=parent.default_branch,
+            read_only=read_only,
+            anonymous_read=anonymous_read,
+        )
+        repo = fork_record(fresh, parent, default_branch_only=default_branch_only)
+        token = await self._insert(repo)
+        job = await self._run(Job(repo))
+        return repo, token, job.objects
+
+    async def import_repo(
+        self,
+        account_id: str,
+        namespace: str,
+        name: str,
+        url: str,
+        *,
+        branch: str | None,
+        depth: int | None,
+        read_only: bool,
+        anonymous_read: bool,
+    ) -> tuple[Repo, str]:
+        """Import a repository: it, and a write token. Waits for a while. Raises: Problem."""
+        if branch is not None:
+            check_branch(branch, "/branch")
+        self._repositories.check_namespace(namespace)
+        self._repositories.check_name(name)
+        if self._context.catalog.repo(namespace, name) is not None:
+            raise Problem(Code.ALREADY_EXISTS, f"Repository {name!r} already exists")
+        private = self._context.settings.allow_private_networks
+        found = await look(url, allow_private=private)
+        fresh = self._repositories.new_record(
+            account_id,
+            namespace,
+            name,
+            description=None,
+            default_branch=choose_branch(found, branch),
+            read_only=read_only,
+            anonymous_read=anonymous_read,
+        )
+        repo = import_record(fresh, url, found, branch, depth)
+        token = await self._insert(repo)
+        await self._run(Job(repo))
+        return repo, token
+
+    async def _insert(self, repo: Repo) -> str:
+        def insert(db: Database) -> str:
+            catalog.ensure_namespace(db, repo.namespace, repo.account_id)
+            catalog.add_repo(db, repo)
+            return catalog.add_repo_token(db, repo.id, repo.namespace, "write", FIRST_TOKEN_TTL_S)[
+                1
+            ]
+
+        return await self._context.store.write(insert)
+
+    async def _run(self, job: Job) -> Job:
+        self._start(job)
+        with trio.move_on_after(self._context.limits.import_wait_s):
+            await job.done.wait()
+        if job.failure is not None:
+            raise job.failure
+        return job
+
+    def _start(self, job: Job) -> None:
+        work = self._fork if job.repo.status == "forking" else self._import
+        self._context.background.start_soon(self._supervise, job, work)
+
+    async def _supervise(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> None:
+        try:
+            await work(job)
+        except (ForkFailed, ImportFailed) as error:
+            await self._give_up(job, str(error))
+        except OSError as error:
+            log.exception("the work on %s failed", job.repo.full_name)
+            await self._give_up(job, error.strerror or "input/output error")
+        except sqlite3.Error:
+            log.exception("the work on %s failed; it goes on at the next start", job.repo.full_name)
+            job.failure = Problem(Code.INTERNAL_ERROR, "The result cannot be stored")
+        except Exception:
+            log.exception("the work on %s failed", job.repo.full_name)
+            await self._give_up(job, "internal error")
+        finally:
+            if self._context.catalog.repo_by_id(job.repo.id) is None:
+                # Deleted while the work went on.
+                with trio.CancelScope(shield=True):
+                    gitdir = self._context.layout.gitdir(job.repo.id)
+                    await self._repositories.discard(gitdir)
+            job.done.set()
+
+    async def _fork(self, job: Job) -> None:
+        job.objects = await self._forking.run(job.repo)
+        self._finished(job, "fork", "forked")
+
+    async def _import(self, job: Job) -> None:
+        async with self._imports_at_once:
+            await self._importing.run(job.repo)
+        self._finished(job, "create", "imported")
+
+    def _finished(self, job: Job, event: ActionType, notice: str) -> None:
+        repo, events = job.repo, self._context.events
+        duration = (time.perf_counter() - job.started) * 1000
+        events.record(Event(repo.account_id, repo.namespace, repo.name, event, duration))
+        payload = {"source": repo.source}
+        events.notify(Notice(repo.account_id, repo.namespace, repo.name, notice, payload))
+
+    async def _give_up(self, job: Job, reason: str) -> None:
+        """Undo: the name is free again, and nothing is left on disk."""
+        repo = job.repo
+        storage = "storage limit" in reason
+        code = Code.STORAGE_LIMIT if storage else Code.UPSTREAM_UNAVAILABLE
+        job.failure = Problem(code, f"The {repo.status.removesuffix('ing')} failed: {reason}")
+        log.warning("%s of %s failed: %s", repo.status, repo.full_name, reason)
+        with trio.CancelScope(shield=True):
+            await self._context.store.write(
+                lambda db: catalog.remove_repo(db, repo, tombstone=False)
+            )
+            await self._repositories.discard(self._context.layout.gitdir(repo.id))
+        self._context.events.record(
+            Event(
+                repo.account_id,
+                repo.namespace,
+                repo.name,
+                "storageLimitReached" if storage else "clientError",
+                (time.perf_counter() - job.started) * 1000,
+                error_message=reason,
+            )
+        )

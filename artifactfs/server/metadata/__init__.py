@@ -1,0 +1,1 @@
+"""What the metadata database holds: namespaces, repositories, tokens; and limits in memory."""

@@ -1,0 +1,1 @@
+"""The data folder: settings, gitdirs, shared objects, backups and upkeep."""

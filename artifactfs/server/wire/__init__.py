@@ -1,0 +1,1 @@
+"""Git's wire formats as the server reads and writes them. No I/O."""
