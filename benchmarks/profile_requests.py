@@ -29,7 +29,8 @@ VARIANTS: dict[str, dict[str, bool]] = {
     "stock loop": {"slow": True},
     "stock pyfuse3": {"plain": True, "slow": True},
 }
-"""`plain`: the kernel opens nothing by itself, no parallel look-ups (`fs/kernel/lowlevel.py` is off).
+"""`plain`: the kernel opens nothing by itself, no parallel look-ups (`fs/kernel/lowlevel.py` is
+off).
 `slow`: each request waits in trio's loop (`fs/kernel/fastloop.py` is off)."""
 
 

@@ -159,8 +159,12 @@ def test_an_unmount_leaves_no_lock_of_git(
 
 NOBODY_KNOWN = """
 import os, sys
-from artifactfs.cli import adding, daemon, doctor, looking, main, one_line  # while they can be read
-from artifactfs.daemon import logs, offline, registration, registry, supervisor
+from artifactfs.cli import main  # all of them while they can be read
+from artifactfs.cli.operation import daemon, doctor, looking
+from artifactfs.cli.repositories import adding, one_line
+from artifactfs.daemon.host import logs
+from artifactfs.daemon.repositories import offline, registration, registry
+from artifactfs.daemon.supervisor import supervisor
 from artifactfs.doctor import examination, report
 os.setgid(54321)
 os.setuid(54321)

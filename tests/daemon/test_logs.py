@@ -14,7 +14,7 @@ from artifactfs.errors import InvalidInput
 
 def log_of(code: str) -> list[dict[str, object]]:
     """The log lines that a process with this code writes."""
-    program = f"import logging\nfrom artifactfs.daemon import logs\n{code}"
+    program = f"import logging\nfrom artifactfs.daemon.host import logs\n{code}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stderr.splitlines()]

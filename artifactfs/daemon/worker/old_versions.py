@@ -2,9 +2,9 @@
 
 In a partial clone git fetches them as it comes to them: for `blame` one at a time, for `log -p` and
 `log --stat` those of one commit at a time, a process and a connection each. But first it looks
-into the object directory that the mount offers (``fs/gitview/offered.py``), and waits for the answer. Its
-command line tells which history it walks; so we bring that in one batch, newest versions first,
-and then answer that there is no such object: git looks for new packs, and finds it.
+into the object directory that the mount offers (``fs/gitview/offered.py``), and waits for the
+answer. Its command line tells which history it walks; so we bring that in one batch, newest
+versions first, and then answer that there is no such object: git looks for new packs, and finds it.
 
 What is brought grows with the number of times that git had to ask, or to begin a fetch (which looks
 once more, too): who looks at the first page of ``git log -p`` needs little of it.

@@ -5,8 +5,8 @@ file and sends no request; with the extensions (see `index_extensions`) it stats
 An entry whose size is not known yet has size 0, which means "unknown" to git; it is trusted
 through FSMN, and read by git only once it was changed.
 
-Runs as ``python -I -m artifactfs.git.index.primed`` in a process of its own, because 100,000 entries take
-a second or two of the interpreter; so it imports little.
+Runs as ``python -I -m artifactfs.git.index.primed`` in a process of its own, because 100,000
+entries take a second or two of the interpreter; so it imports little.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What git is told that it has: the blobs of the mounted tree, brought when it opens one.
 
-Git looks into its own object directories and never asks us, so `fs/gitview/offered.py` shows it an object
-directory in which these blobs have names. This is what stands behind it.
+Git looks into its own object directories and never asks us, so `fs/gitview/offered.py` shows it an
+object directory in which these blobs have names. This is what stands behind it.
 """
 
 from __future__ import annotations
