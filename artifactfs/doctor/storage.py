@@ -239,7 +239,7 @@ def _check_gitdir(
         yield problem(
             "gitdir.head-broken",
             f"{gitdir}: HEAD leads to no commit that is here",
-            f"git --git-dir={quoted} fetch origin && git --git-dir={quoted} symbolic-ref HEAD",
+            f"git --git-dir={quoted} fetch --all && git --git-dir={quoted} symbolic-ref HEAD",
             repo.name,
         )
         return

@@ -232,7 +232,7 @@ def test_database_is_damaged(sick: Sick, name: str) -> None:
 
 def test_gitdir_without_head(sick: Sick) -> None:
     (sick.state.repo("demo").gitdir / "HEAD").write_text("ref: refs/heads/gone\n")
-    assert is_problem(sick.found("gitdir.head-broken"), mend="fetch origin")
+    assert is_problem(sick.found("gitdir.head-broken"), mend="fetch --all")
 
 
 def test_alternate_is_gone(sick: Sick) -> None:

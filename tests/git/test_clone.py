@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 import trio
 
-from artifactfs.config import RepoSettings
 from artifactfs.errors import InvalidInput, RemoteError, RemoteNotFound, RemoteUnreachable
 from artifactfs.git.remote import fetch as fetching
-from artifactfs.git.remote.clone import Tip, clone_tip, fetch_history, fetch_refs, tip_wish
-from artifactfs.git.remote.remote import Remote, open_remote
+from artifactfs.git.remote.clone import fetch_history, fetch_refs
+from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import history_complete, read_head, read_refs, set_remote
 from artifactfs.git.wire.credentials import CredentialFile
-from artifactfs.paths import RepoLayout, StateLayout
+from tests.git.clones import Clone, make_clone
 from tests.git.http_backend import Backend
 from tests.git.sample_repository import Sample, git
 from tests.git.static_server import static_server
@@ -27,76 +23,9 @@ from tests.git.static_server import static_server
 T = TypeVar("T")
 
 
-@dataclass
-class Clone:
-    """A state root with one repository in it."""
-
-    state: StateLayout
-    layout: RepoLayout
-    settings: RepoSettings
-
-    @property
-    def gitdir(self) -> Path:
-        return self.layout.gitdir
-
-    def set(self, **changes: Any) -> None:
-        self.settings = replace(self.settings, **changes)
-
-    def run(self, body: Callable[[Remote], Awaitable[T]]) -> T:
-        @asynccontextmanager
-        async def opened() -> Any:
-            remote = await open_remote(
-                self.settings.remote,
-                CredentialFile(self.layout.credentials),
-                deadline_s=20,
-                expect_refs=True,
-                expect_tip=None if self.gitdir.exists() else tip_wish(self.settings),
-                mirror=self.layout.directory / "mirror.git",
-            )
-            try:
-                yield remote
-            finally:
-                await remote.aclose()
-
-        async def main() -> T:
-            async with opened() as remote:
-                return await body(remote)
-
-        return trio.run(main)
-
-    async def tip(self, remote: Remote) -> Tip:
-        return await clone_tip(
-            self.layout, self.settings, remote, shared_objects=self.state.shared_objects
-        )
-
-    async def history(self, remote: Remote) -> None:
-        await fetch_history(self.layout, self.settings, remote)
-
-    async def both(self, remote: Remote) -> Tip:
-        tip = await self.tip(remote)
-        await self.history(remote)
-        return tip
-
-    def git(self, *arguments: str, **env: str) -> str:
-        """Git in the clone, with an empty index."""
-        worktree = self.settings.mount_point
-        command = [f"--git-dir={self.gitdir}", f"--work-tree={worktree}", *arguments]
-        return git(*command, cwd=Path(worktree), **env)
-
-    def git_offline(self, *arguments: str) -> str:
-        """The same, failing where it would fetch something."""
-        return self.git(*arguments, GIT_ALLOW_PROTOCOL="none")
-
-
 @pytest.fixture
 def clone(tmp_path: Path, backend: Backend) -> Clone:
-    state = StateLayout(tmp_path / "state root")
-    mount = tmp_path / "mount"
-    mount.mkdir()
-    layout = state.repo("r")
-    layout.directory.mkdir(parents=True)
-    settings = RepoSettings(name="r", remote=f"{backend.url}/sample.git", mount_point=str(mount))
-    return Clone(state, layout, settings)
+    return make_clone(tmp_path, f"{backend.url}/sample.git")
 
 
 def leftovers(clone: Clone) -> list[str]:
@@ -457,7 +386,7 @@ def test_set_remote_tells_git_where_the_new_token_is(
     CredentialFile(clone.layout.credentials).set(backend.url, "x", "new")
     hosted.bare.rename(hosted.bare.with_name("moved.git"))
     url = f"{backend.url}/moved.git"
-    trio.run(set_remote, clone.gitdir, url, clone.layout.credentials)
+    trio.run(set_remote, clone.gitdir, "origin", url, clone.layout.credentials)
     clone.git("fetch")
     assert clone.git("remote", "get-url", "origin") == url
 

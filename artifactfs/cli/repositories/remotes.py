@@ -146,6 +146,6 @@ def _set_remote_here(name: str, url: str, secret: dict[str, str] | None) -> dict
     stored = Secret(**secret) if secret else None
     with Registry(state().registry_db) as registry:
         settings = registry.get(name).settings
-        trio.run(store_remote, state().repo(name), url, stored)
+        trio.run(store_remote, state().repo(name), settings.remote, url, stored)
         registry.update(replace(settings, remote=url))
     return {"name": name, "remote": url, "checked": False}

@@ -23,6 +23,7 @@ from artifactfs.git.repository.gitdir import (
     read_head,
     set_remote,
 )
+from artifactfs.git.repository.refspecs import tracked_remote
 from artifactfs.paths import RepoLayout
 
 HINT = "give a gitdir with a commit, as `git clone --bare --filter=blob:none` makes it"
@@ -40,19 +41,20 @@ async def adopt_gitdir(layout: RepoLayout, settings: RepoSettings, *, shared_obj
     await _check_unused(gitdir, settings)
     (shared_objects / "pack").mkdir(parents=True, exist_ok=True)
     await trio.to_thread.run_sync(_add_alternate, gitdir, shared_objects)
+    remote = (await tracked_remote(gitdir, settings.remote)).name
     for name, value in (
         ("core.bare", "false"),
         ("core.worktree", settings.mount_point),
         ("core.repositoryformatversion", "1"),
-        ("extensions.partialClone", "origin"),
-        ("remote.origin.promisor", "true"),
-        ("remote.origin.partialclonefilter", "blob:none"),
+        ("extensions.partialClone", remote),
+        (f"remote.{remote}.promisor", "true"),
+        (f"remote.{remote}.partialclonefilter", "blob:none"),
         ("gc.auto", "0"),
         ("maintenance.auto", "false"),
         ("include.path", OWN_CONFIG_PATH),
     ):
         await run_git("config", name, value, gitdir=gitdir)
-    await set_remote(gitdir, settings.remote, layout.credentials)
+    await set_remote(gitdir, remote, settings.remote, layout.credentials)
     mark_history_complete(gitdir)
     layout.gitdir.symlink_to(gitdir)
     return tip
@@ -67,12 +69,9 @@ def find_gitdir(directory: Path) -> Path:
 
 
 async def remote_of(directory: Path) -> str | None:
-    """The URL of its origin, None where it has none. Raises: InvalidInput."""
+    """The URL of its remote, None where it has none. Raises: InvalidInput."""
     gitdir = await trio.to_thread.run_sync(find_gitdir, directory)
-    try:
-        return (await run_git("config", "remote.origin.url", gitdir=gitdir)).decode().strip()
-    except GitFailed:
-        return None
+    return (await tracked_remote(gitdir, "")).url or None
 
 
 def _tip(gitdir: Path) -> Tip:

@@ -11,6 +11,7 @@ from artifactfs.daemon.repositories.registration import Secret
 from artifactfs.errors import RemoteUnreachable, StateError
 from artifactfs.git.remote.remote import Remote, open_remote
 from artifactfs.git.repository.gitdir import set_remote
+from artifactfs.git.repository.refspecs import tracked_remote
 from artifactfs.git.wire.credentials import Credential, CredentialFile
 from artifactfs.git.wire.greeting import TipWish
 from artifactfs.paths import RepoLayout
@@ -107,13 +108,17 @@ def mirror_of(layout: RepoLayout) -> Path:
     return layout.directory / "mirror"
 
 
-async def store_remote(layout: RepoLayout, url: str, secret: Secret | None) -> None:
-    """Put a new URL and new credentials in place, for us and for git. Raises: StateError."""
+async def store_remote(layout: RepoLayout, old_url: str, url: str, secret: Secret | None) -> None:
+    """Put a new URL and new credentials in place of those of `old_url`, for us and for git.
+
+    Raises: StateError.
+    """
     if secret is not None:
         await trio.to_thread.run_sync(_store, layout, url, secret)
     if layout.gitdir.exists():
         with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
-            await set_remote(layout.gitdir, url, layout.credentials)
+            remote = await tracked_remote(layout.gitdir, old_url)
+            await set_remote(layout.gitdir, remote.name, url, layout.credentials)
 
 
 def _store(layout: RepoLayout, url: str, secret: Secret) -> None:

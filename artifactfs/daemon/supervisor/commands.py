@@ -325,7 +325,7 @@ class Commands:
 
         layout = self._supervisor.state.repo(known.name)
         secret = _secret(request.args.get("secret"))
-        await store_remote(layout, settings.remote, secret)
+        await store_remote(layout, known.settings.remote, settings.remote, secret)
         await self._supervisor.save(settings)
         if supervision is not None:
             supervision.settings = replace(supervision.settings, remote=settings.remote)

@@ -16,6 +16,7 @@ from artifactfs.errors import StateError
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.index.move import Unusual
 from artifactfs.git.repository.gitdir import read_head, read_refs
+from artifactfs.git.repository.refspecs import tracked_remote
 
 if TYPE_CHECKING:
     from artifactfs.daemon.worker.worker import Worker
@@ -34,13 +35,15 @@ async def follow(worker: Worker) -> bool:
     await worker.filesystem.index_ready.wait()
     head = await trio.to_thread.run_sync(read_head, gitdir)
     refs = await trio.to_thread.run_sync(read_refs, gitdir)
-    new = refs.get(f"refs/remotes/origin/{branch}")
+    remote = await tracked_remote(gitdir, worker.settings.remote)
+    upstream = remote.tracking(f"refs/heads/{branch}") or ""
+    new = refs.get(upstream)
     if new is None or head.commit is None or new == head.commit:
         return False
     why = await _obstacle(worker, branch, head.ref, head.commit, new)
     if why is None:
         commit, tree = await commit_and_tree(worker, new, branch)
-        goal = Goal(commit, tree, branch, None, f"origin/{branch}")
+        goal = Goal(commit, tree, branch, None, upstream.removeprefix("refs/remotes/"))
         try:
             changed = await worker.switching.forward(head, goal)
         except (Unusual, StateError) as error:

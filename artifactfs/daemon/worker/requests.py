@@ -143,7 +143,7 @@ class Requests:
         secret = Secret(fields["username"], fields["password"]) if fields else None
         old_url, old_secret = worker.settings.remote, stored_secret(worker.layout, url)
         try:
-            await store_remote(worker.layout, url, secret)
+            await store_remote(worker.layout, old_url, url, secret)
             await worker.remotes.change(url)
             if request.args.get("check", True):
                 await (await worker.remotes.shared()).ls_refs(("HEAD",))
@@ -151,7 +151,7 @@ class Requests:
             with trio.CancelScope(shield=True):
                 if secret is not None:
                     restore_secret(worker.layout, url, old_secret)
-                await store_remote(worker.layout, old_url, None)
+                await store_remote(worker.layout, url, old_url, None)
                 await worker.remotes.change(old_url)
             raise
         worker.settings = replace(worker.settings, remote=url)

@@ -33,7 +33,6 @@ from artifactfs.git.remote.fetch import (
     fetch_history,
     fetch_refs,
     tracked_refs,
-    tracking,
 )
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import (
@@ -42,6 +41,12 @@ from artifactfs.git.repository.gitdir import (
     sync_gitdir,
     write_gitdir,
     write_shallow,
+)
+from artifactfs.git.repository.refspecs import (
+    default_refspec,
+    default_remote,
+    default_remote_name,
+    parse_refspec,
 )
 from artifactfs.git.wire.greeting import CLONE_PREFIXES, TipWish
 from artifactfs.git.wire.protocol import RefAdvertisement
@@ -115,7 +120,8 @@ async def clone_tip(
     advertised = await _advertised(remote, settings.ref)
     found = resolve(advertised, settings.ref)
     (shared_objects / "pack").mkdir(parents=True, exist_ok=True)
-    plan = _plan(layout, settings, advertised, found, (shared_objects, remote.alternate))
+    alternates = (shared_objects, remote.alternate)
+    plan = _plan(layout, settings, advertised, found, alternates, await default_remote_name())
     layout.directory.mkdir(parents=True, exist_ok=True)
     for left_by_a_crash in layout.directory.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(left_by_a_crash, ignore_errors=True)
@@ -190,23 +196,27 @@ def _plan(
     advertised: RefAdvertisement,
     found: Resolved,
     alternates: tuple[Path | None, ...],
+    remote_name: str,
 ) -> GitdirPlan:
     """The refs of a clone: every branch and tag; with a depth only the one that is mounted."""
     branch = found.ref if found.ref and found.ref.startswith("refs/heads/") else None
-    single = settings.depth is not None
-    refs, peeled = tracked_refs(advertised, (found.ref or "") if single else None)
+    whole = default_remote(settings.remote, remote_name)
+    fetch: str | None = default_refspec(remote_name)
+    tracked = whole
+    if settings.depth is not None:
+        local = next(iter(whole.local_names(found.ref)), None) if found.ref else None
+        fetch = f"+{found.ref}:{local}" if local else None
+        tracked = replace(whole, refspecs=(parse_refspec(fetch),) if fetch else (), tags=False)
+    refs, peeled = tracked_refs(advertised, tracked)
     if branch:
         refs[branch] = found.commit
-    fetch: str | None = "+refs/heads/*:refs/remotes/origin/*"
-    if single:
-        local = tracking(branch) if branch else found.ref
-        fetch = f"+{found.ref}:{local}" if local else None
-    origin_head = tracking(advertised.head) if advertised.head else None
+    remote_head = whole.tracking(advertised.head) if advertised.head else None
     return GitdirPlan(
+        remote=remote_name,
         url=parse_remote(settings.remote).url,
         worktree=settings.mount_point,
         head=branch or found.commit,
-        origin_head=origin_head if origin_head in refs else None,
+        remote_head=remote_head if remote_head in refs else None,
         refs=refs,
         peeled=peeled,
         fetch=fetch,

@@ -31,6 +31,7 @@ from artifactfs.git.repository.gitdir import (
     valid_ref,
     write_shallow,
 )
+from artifactfs.git.repository.refspecs import TrackedRemote, tracked_remote
 from artifactfs.git.wire.protocol import RefAdvertisement
 from artifactfs.paths import RepoLayout
 
@@ -40,14 +41,13 @@ BLOBLESS = "blob:none"
 MAX_DEPTH_AT_ONCE = 100
 """A `--depth` up to this is fetched whole before the mount; of a larger one, only the tip."""
 
-FETCH_PREFIXES = ("refs/heads/", "refs/tags/")
 PAUSE_S = 1.0
 PAUSES_S = 10.0
 """History waits so long between two chunks, and in all, for what somebody asked for: reading what
 the network brings and indexing it would take half of a small machine."""
 _MAX_HAVES = 256
 _REF_DEADLINE_S = 60.0
-_TRACKING = "refs/remotes/origin/"
+_TRACKING = "refs/remotes/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +66,17 @@ class FetchResult:
     changes: tuple[RefChange, ...]
 
 
-def tracking(branch: str) -> str:
-    """The remote-tracking name of a full branch name."""
-    return _TRACKING + branch.removeprefix("refs/heads/")
-
-
 def tracked_refs(
-    advertised: RefAdvertisement, only: str | None
+    advertised: RefAdvertisement, remote: TrackedRemote
 ) -> tuple[dict[str, Oid], dict[str, Oid]]:
     """Remote-tracking branches and tags, and what annotated tags peel to.
 
-    `only` restricts them to one ref of the remote (empty: none), as a clone with a depth does.
     Names that are not well-formed are left out: they become lines of a file.
     """
     refs: dict[str, Oid] = {}
     for name, oid in advertised.refs.items():
-        if not valid_ref(name) or (only is not None and name != only):
-            continue
-        if name.startswith("refs/heads/"):
-            refs[tracking(name)] = oid
-        elif name.startswith("refs/tags/"):
-            refs[name] = oid
+        if valid_ref(name):
+            refs |= {local: oid for local in remote.local_names(name) if valid_ref(local)}
     peeled = {name: oid for name, oid in advertised.peeled.items() if name in refs}
     return refs, peeled
 
@@ -202,11 +192,12 @@ async def fetch_refs(layout: RepoLayout, settings: RepoSettings, remote: Remote)
     another process meanwhile.
     """
     gitdir = layout.gitdir
-    advertised = await remote.ls_refs(FETCH_PREFIXES)
-    only = await _only_ref(gitdir) if settings.depth is not None else None
-    theirs, _ = tracked_refs(advertised, only)
+    tracked = await tracked_remote(gitdir, settings.remote, whole=settings.depth is None)
+    prefixes = tracked.prefixes()
+    advertised = await remote.ls_refs(prefixes) if prefixes else RefAdvertisement(None, {})
+    theirs, _ = tracked_refs(advertised, tracked)
     ours = await trio.to_thread.run_sync(read_refs, gitdir)
-    changes = ref_changes(ours, theirs)
+    changes = ref_changes(ours, theirs, tracked)
     wanted = {change.new for change in changes if change.new is not None}
     missing = await trio.to_thread.run_sync(_missing, gitdir, wanted)
     if missing:
@@ -216,21 +207,14 @@ async def fetch_refs(layout: RepoLayout, settings: RepoSettings, remote: Remote)
     return FetchResult(changes)
 
 
-async def _only_ref(gitdir: Path) -> str:
-    """The ref of the remote that the refspec of origin names."""
-    try:
-        refspec = await run_git("config", "remote.origin.fetch", gitdir=gitdir, deadline_s=10)
-    except GitFailed:
-        return ""  # none: the clone is of a bare commit
-    return refspec.decode("utf-8", "surrogateescape").strip().lstrip("+").partition(":")[0]
-
-
-def ref_changes(ours: dict[str, Oid], theirs: dict[str, Oid]) -> tuple[RefChange, ...]:
+def ref_changes(
+    ours: dict[str, Oid], theirs: dict[str, Oid], tracked: TrackedRemote
+) -> tuple[RefChange, ...]:
     """What makes `ours` follow `theirs`: tags are only added, branches also moved and removed."""
     changes = []
     for name in sorted(ours.keys() | theirs.keys()):
         old, new = ours.get(name), theirs.get(name)
-        follows = name.startswith(_TRACKING) or (old is None and new is not None)
+        follows = tracked.owns(name) or (old is None and new is not None)
         if old != new and follows:
             changes.append(RefChange(name, old, new))
     return tuple(changes)

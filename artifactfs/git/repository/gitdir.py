@@ -42,14 +42,15 @@ class GitdirPlan:
     """What a new gitdir says before it has objects.
 
     `head` is a full branch name, or an oid for a detached HEAD. `refs` and `peeled` are written
-    packed. `fetch` is the refspec of origin, if any. `credentials` is None where git shall find
+    packed. `fetch` is the refspec of the remote, if any. `credentials` is None where git shall find
     its own.
     """
 
+    remote: str
     url: str
     worktree: str
     head: str | Oid
-    origin_head: str | None
+    remote_head: str | None
     refs: Mapping[str, Oid]
     peeled: Mapping[str, Oid]
     fetch: str | None
@@ -74,10 +75,10 @@ def write_gitdir(gitdir: Path, plan: GitdirPlan) -> None:
     _write(gitdir / "info/exclude", "")
     _write(gitdir / "objects/info/alternates", "".join(f"{path}\n" for path in plan.alternates))
     _write(gitdir / "packed-refs", packed_refs(plan.refs, plan.peeled))
-    if plan.origin_head:
-        path = gitdir / "refs/remotes/origin/HEAD"
+    if plan.remote_head:
+        path = gitdir / "refs/remotes" / plan.remote / "HEAD"
         path.parent.mkdir(parents=True)
-        _write(path, f"ref: {plan.origin_head}\n")
+        _write(path, f"ref: {plan.remote_head}\n")
     write_shallow(gitdir, plan.shallow)
     _write(gitdir / "config", _config(plan))
     write_own_config(gitdir, plan.url, plan.credentials)
@@ -123,9 +124,9 @@ def _config(plan: GitdirPlan) -> str:
                 ("worktree", plan.worktree),
             ],
         ),
-        ("extensions", [("partialClone", "origin")]),
+        ("extensions", [("partialClone", plan.remote)]),
         (
-            'remote "origin"',
+            f'remote "{_subsection(plan.remote)}"',
             [
                 ("url", plan.url),
                 *([("fetch", plan.fetch)] if plan.fetch else []),
@@ -139,10 +140,14 @@ def _config(plan: GitdirPlan) -> str:
     ]
     if isinstance(plan.head, str):
         branch = plan.head.removeprefix("refs/heads/")
-        escaped = branch.replace("\\", "\\\\").replace('"', '\\"')
-        sections.append((f'branch "{escaped}"', [("remote", "origin"), ("merge", plan.head)]))
+        tracking = [("remote", plan.remote), ("merge", plan.head)]
+        sections.append((f'branch "{_subsection(branch)}"', tracking))
     sections.append(("include", [("path", OWN_CONFIG_PATH)]))
     return config_text(sections)
+
+
+def _subsection(name: str) -> str:
+    return name.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def config_text(sections: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> str:
@@ -181,10 +186,10 @@ def credential_helper(credentials: Path) -> str:
     return f'!f() {{ test "$1" != get || {store}; }}; f'
 
 
-async def set_remote(gitdir: Path, url: str, credentials: Path | None) -> None:
-    """Point origin at `url` (which has no userinfo). Raises: GitFailed, InvalidInput."""
+async def set_remote(gitdir: Path, name: str, url: str, credentials: Path | None) -> None:
+    """Point the remote `name` at `url` (which has no userinfo). Raises: GitFailed, InvalidInput."""
     write_own_config(gitdir, url, credentials)
-    await run_git("config", "remote.origin.url", url, gitdir=gitdir)
+    await run_git("config", f"remote.{name}.url", url, gitdir=gitdir)
 
 
 def read_refs(gitdir: Path) -> dict[str, Oid]:
