@@ -52,6 +52,10 @@ _SETTLED_NS = 2_000_000_000
 its index (racy entries)."""
 
 
+_EARLIEST_S = 315_619_200
+"""2 January 1980: zip and other archives hold no earlier local time, in any time zone. Commits made
+without a date are of 1970."""
+
 _COUNTED_AT_ONCE = 2_000
 """Written files whose sizes are summed up on demand (3 µs each); beyond, in the background."""
 
@@ -417,7 +421,7 @@ class FileSystem:
 
 def _base_time_ns(tip: TipLike | None) -> int:
     latest = now_ns() - _SETTLED_NS
-    return latest if tip is None else min(tip.commit_time * 1_000_000_000, latest)
+    return latest if tip is None else min(max(tip.commit_time, _EARLIEST_S) * 1_000_000_000, latest)
 
 
 def _create(
