@@ -192,13 +192,15 @@ class DaemonProcess:
         self.mounts = self.directory / "mnt"
         self.log = self.directory / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.extra_environment: dict[str, str] = {}
 
     @property
     def environment(self) -> dict[str, str]:
-        return quiet_git_environment() | {
+        own = {
             "ARTIFACT_FS_ROOT": str(self.state),
             "ARTIFACT_FS_MOUNT_ROOT": str(self.mounts),
         }
+        return quiet_git_environment() | own | self.extra_environment
 
     @property
     def pid(self) -> int:

@@ -226,7 +226,10 @@ class Jobs:
         if missing:
             with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
                 await worker.hydrator.prefetch([bytes.fromhex(oid) for oid in missing])
-            await run_quietly(command, deadline_s=INDEX_DEADLINE_S)
+            printed = await run_quietly(command, deadline_s=INDEX_DEADLINE_S)
+        if absent := json.loads(printed).get("absent"):
+            what = "the commit has names that git refuses or that are too long; they are not shown"
+            log.warning(what, extra={"files": absent})
         log.info("the index is written", extra={"seconds": trio.current_time() - started})
 
     async def _use_fsmonitor(self) -> None:

@@ -41,6 +41,7 @@ from artifactfs.daemon.worker.requests import Requests
 from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
+from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.clone import Tip, clone_tip, tip_wish
@@ -200,6 +201,7 @@ class Worker:
             await trio.to_thread.run_sync(mounts.clear_dead, self.settings.mount_point)
             withdraw(self.layout.gitdir)  # a worker that was killed has left it
             tip = await self._clone_if_needed()
+            await keep_protection(self.layout.gitdir)
             self.odb = ObjectDatabase(self.layout.gitdir)
             self.hydrator = Hydrator(
                 state=self.state,

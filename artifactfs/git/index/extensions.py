@@ -13,7 +13,7 @@ without a `stat`; with UNTR no directory is read. The formats of git 2.39, as me
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from artifactfs.git.pack.format import Oid, encode_base_distance, object_id
@@ -39,6 +39,12 @@ class Folder:
     folders: list[Folder] = field(default_factory=list)
     ignore: Oid | None = None
     """The hash by which git knows this directory's .gitignore; None where it has none."""
+    shown: bool = True
+    """Whether the working tree has the directory."""
+
+    def shown_folders(self) -> list[Folder]:
+        """Those that the working tree has, by name."""
+        return sorted((f for f in self.folders if f.shown), key=lambda folder: folder.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ def extension(signature: bytes, payload: bytes) -> bytes:
 def encode_cache_tree(root: Folder) -> bytes:
     """TREE: the oid of every directory."""
     out: list[bytes] = []
-    for folder in _depth_first(root, in_tree_order=True):
+    for folder in _depth_first(root, lambda folder: folder.folders):
         out.append(b"%b\0%d %d\n" % (folder.name, folder.entries, len(folder.folders)))
         out.append(folder.oid)
     return extension(b"TREE", b"".join(out))
@@ -101,8 +107,8 @@ def encode_untracked_cache(
     stats: list[bytes] = []
     ignores: list[bytes] = []
     with_ignore: list[int] = []
-    for number, folder in enumerate(_depth_first(root, in_tree_order=False)):
-        blocks.append(b"\0" + _varint(len(folder.folders)) + folder.name + b"\0")
+    for number, folder in enumerate(_depth_first(root, Folder.shown_folders)):
+        blocks.append(b"\0" + _varint(len(folder.shown_folders())) + folder.name + b"\0")
         stats.append(stat.encode(folder.ino))
         if folder.ignore is not None:
             with_ignore.append(number)
@@ -124,15 +130,12 @@ def exclude_hash(content: bytes | None) -> Oid:
     return object_id("blob", content + b"\n" if content else b"")
 
 
-def _depth_first(root: Folder, *, in_tree_order: bool) -> Iterator[Folder]:
+def _depth_first(root: Folder, below: Callable[[Folder], list[Folder]]) -> Iterator[Folder]:
     stack = [root]
     while stack:
         folder = stack.pop()
         yield folder
-        if in_tree_order:
-            stack.extend(reversed(folder.folders))
-        else:
-            stack.extend(sorted(folder.folders, key=lambda child: child.name, reverse=True))
+        stack.extend(reversed(below(folder)))
 
 
 def _varint(value: int) -> bytes:

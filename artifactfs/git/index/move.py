@@ -197,7 +197,8 @@ class IndexMove:
         parts = [*runs]
         for name, payload in self._extensions.items():
             if name == b"TREE":
-                if self._move.cached is not None:
+                # What the working tree cannot have is in the index, and not in what was compared.
+                if self._move.cached is not None and not self._entries.special:
                     parts.append(encode_cached_tree(self._move.cached))
             elif name == b"UNTR":
                 parts.append(self._untracked_cache(payload, changed or ()))

@@ -44,6 +44,10 @@ _SYMLINK = 0o120000
 _REGULAR = 0o100000
 _KIND = 0o170000
 _SIZES_A_QUERY = 500
+_SKIP_WORKTREE = 0x4000
+"""Git takes such an entry for unchanged, though there is no file: as in a sparse checkout."""
+_NO_NAMES = (b"", b".", b"..")
+"""What no path has, also not in an index."""
 
 
 class IndexExists(AlreadyExists):
@@ -65,10 +69,12 @@ class IndexLocked(StateError):
 
 @dataclass(frozen=True, slots=True)
 class PrimedIndex:
-    """What was written: how many entries, and how many of them without a known size."""
+    """What was written: how many entries, and how many of them without a known size, or file."""
 
     entries: int
     unknown_sizes: int
+    absent: int = 0
+    """Files whose names no working tree can have."""
 
 
 @dataclass(slots=True)
@@ -82,24 +88,33 @@ class Listing:
     """(directory, path of the directory with a slash at its end, oid of its .gitignore)."""
     attribute_files: dict[bytes, Oid] = field(default_factory=dict)
     """Path of a directory (no slash at its end): oid of its .gitattributes."""
+    absent: set[bytes] = field(default_factory=set)
+    """Files that the working tree cannot have: their names are refused, or too long."""
 
 
 def list_tree(odb: ObjectDatabase, tree: Oid) -> Listing:
     """Walk the whole tree. Raises: MissingObject, CorruptData."""
     listing = Listing(Folder(b"", tree, ROOT_INO))
     stack: list[tuple[Folder, bytes, Iterator[TreeEntry]]] = []
-    stack.append((listing.root, b"", iter(odb.tree(tree))))
+    stack.append((listing.root, b"", iter(odb.whole_tree(tree))))
     files = listing.files
     while stack:
         folder, prefix, entries = stack[-1]
-        for name, mode, oid in entries:
+        for entry in entries:
+            name, mode, oid = entry
+            shown = folder.shown and odb.is_shown(entry)
+            if not shown and (name in _NO_NAMES or b"/" in name):
+                continue
             ino = derive_ino(folder.ino, name)
             if mode & _KIND == _TREE:
-                child = Folder(name, oid, ino, entries=-len(files))
+                child = Folder(name, oid, ino, entries=-len(files), shown=shown)
                 folder.folders.append(child)
-                stack.append((child, prefix + name + b"/", iter(odb.tree(oid))))
+                stack.append((child, prefix + name + b"/", iter(odb.whole_tree(oid))))
                 break
             files.append((prefix + name, index_mode(mode), oid, ino))
+            if not shown:
+                listing.absent.add(prefix + name)
+                continue
             if name == b".gitignore":
                 listing.ignore_files.append((folder, prefix, oid))
             elif name == b".gitattributes" and mode & _KIND == _REGULAR:
@@ -161,7 +176,8 @@ def build_entries(
         if conversions is not None and mode & _KIND == _REGULAR:
             size = size if conversions.shows_blob(path) else 0
         stat = StatData(time_ns, time_ns, ino, uid, gid, size)
-        entries.append(IndexEntry(path, mode, oid, stat))
+        extended = _SKIP_WORKTREE if path in listing.absent else 0
+        entries.append(IndexEntry(path, mode, oid, stat, extended=extended))
     return entries
 
 
@@ -224,7 +240,8 @@ def write_primed_index(
     content = encode_index(entries, extensions)
     with locked_index(gitdir, force=force) as lock:
         lock.commit(content)
-    return PrimedIndex(len(entries), sum(1 for oid in oids if oid not in known))
+    unknown = sum(1 for oid in oids if oid not in known)
+    return PrimedIndex(len(entries), unknown, len(listing.absent))
 
 
 class LockedIndex:

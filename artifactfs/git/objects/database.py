@@ -22,11 +22,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from artifactfs.errors import CorruptData
+from artifactfs.git.checkout.refused_names import Protection, is_refused
 from artifactfs.git.objects.format import (
     CommitInfo,
     TreeEntry,
     parse_commit,
     parse_tree,
+    parse_whole_tree,
     tag_target,
 )
 from artifactfs.git.objects.loose import open_loose
@@ -48,6 +50,9 @@ _SETTLED_NS = 20_000_000
 """A directory that changed this recently may change again without a new mtime (kernel tick)."""
 
 _MAX_ALTERNATE_DEPTH = 5
+
+_KIND_BITS = 0o170000
+_DIRECTORY = 0o040000
 
 _MANY = 8
 """As many look-ups of loose objects cost more than a listing of the folders that they may be in."""
@@ -142,11 +147,47 @@ class ObjectDatabase:
         self._last: _Pack | None = None  # where the last object was: the next is often there too
         self._corrupt: set[Path] = set()
         self._next_key = 1
+        self._protection = Protection.kept_in(gitdir)
+        self._hollow: dict[Oid, bool] = {}
+        self._has_empty_tree = False
         self.refresh()
 
     def tree(self, oid: Oid) -> list[TreeEntry]:
-        """The entries of a tree, in its own order. Raises: MissingObject, CorruptData."""
-        return parse_tree(self._require(oid, "tree"))
+        """What git checks out of a tree, in its own order. Raises: MissingObject, CorruptData.
+
+        Without names that are refused, and without directories that hold no file at any depth:
+        git makes a directory for what is in it.
+        """
+        entries = parse_tree(self._require(oid, "tree"), self._protection)
+        if any(self._is_hollow(entry) for entry in entries):
+            return [entry for entry in entries if not self._is_hollow(entry)]
+        return entries
+
+    def whole_tree(self, oid: Oid) -> list[TreeEntry]:
+        """All entries of a tree, as the index has them. Raises: MissingObject, CorruptData."""
+        return parse_whole_tree(self._require(oid, "tree"))
+
+    def is_shown(self, entry: TreeEntry) -> bool:
+        """Whether `tree` has the entry, too."""
+        return not (is_refused(entry.name, entry.mode, self._protection) or self._is_hollow(entry))
+
+    def _is_hollow(self, entry: TreeEntry) -> bool:
+        """A hollow tree ends in empty ones, so it is only looked into where there is one: servers
+        send the empty tree, although every git knows it."""
+        if entry.mode & _KIND_BITS != _DIRECTORY:
+            return False
+        return entry.oid == _EMPTY_TREE or (self._has_empty_tree and self._holds_no_file(entry.oid))
+
+    def _holds_no_file(self, tree: Oid) -> bool:
+        known = self._hollow.get(tree)
+        if known is None:
+            try:
+                entries = self.whole_tree(tree)
+            except (MissingObject, CorruptData):
+                return False
+            known = all(self._is_hollow(entry) for entry in entries)
+            self._hollow[tree] = known
+        return known
 
     def commit(self, oid: Oid) -> CommitInfo:
         """A commit; annotated tags are followed. Raises: MissingObject, CorruptData."""
@@ -360,6 +401,8 @@ class ObjectDatabase:
             if gained or lost:
                 self._packs = [p for d in self._directories for p in d.packs.values()]
                 self._last = None
+            if gained and not self._has_empty_tree:
+                self._has_empty_tree = self._contains(_EMPTY_TREE)
             return gained
 
     def _open_pack(self, directory: _Directory, file: tuple[str, int]) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from artifactfs.errors import CorruptData
+from artifactfs.git.checkout.refused_names import GITS_DEFAULT, NAME_MAX, Protection, is_refused
 from artifactfs.git.pack.format import Oid
 
 
@@ -32,12 +33,17 @@ class CommitInfo:
     message: str
 
 
-def parse_tree(content: bytes) -> list[TreeEntry]:
+def parse_tree(content: bytes, protection: Protection = GITS_DEFAULT) -> list[TreeEntry]:
     """The entries of a tree object's content, in its order. Raises: CorruptData.
 
-    Names that git refuses to check out are left out (see `is_refused`): everything that shows or
+    Names that cannot be checked out are left out (see `is_refused`): everything that shows or
     writes a tree reads it here.
     """
+    return [entry for entry in parse_whole_tree(content) if not _is_absent(entry, protection)]
+
+
+def parse_whole_tree(content: bytes) -> list[TreeEntry]:
+    """All entries, also those that must not appear in a working tree. Raises: CorruptData."""
     entries: list[TreeEntry] = []
     position = 0
     end = len(content)
@@ -49,10 +55,7 @@ def parse_tree(content: bytes) -> list[TreeEntry]:
             if not 0 <= mode <= _MAX_MODE:
                 raise CorruptData("a tree object has an impossible mode")
             position = nul + 21
-            name = content[space + 1 : nul]
-            if (name[:1] in _SUSPECT or b"/" in name) and is_refused(name):
-                continue
-            entries.append(TreeEntry(name, mode, content[nul + 1 : position]))
+            entries.append(TreeEntry(content[space + 1 : nul], mode, content[nul + 1 : position]))
     except ValueError:
         raise CorruptData("a tree object is malformed") from None
     if position != end:
@@ -64,16 +67,13 @@ _MAX_MODE = 0o177777
 _MAX_TIME = 1 << 33
 """Still a number of nanoseconds in 64 bits."""
 _TIME = re.compile(rb" *([0-9]{1,20})(?: |$)")
-_SUSPECT = frozenset((b"", b"."))
 
 
-def is_refused(name: bytes) -> bool:
-    """Tell whether `name` must not appear in a working tree, whatever a remote's tree says.
-
-    A folder ``.git`` (in any case) would be taken for a repository by every git below it, which
-    runs what its config names; the others are no names at all. git's own ``verify_path``.
-    """
-    return name in (b"", b".", b"..") or b"/" in name or name.lower() == b".git"
+def _is_absent(entry: TreeEntry, protection: Protection) -> bool:
+    name = entry.name
+    if name.isascii() and b"~" not in name and b"/" not in name and len(name) <= NAME_MAX:
+        return name[:1] in (b"", b".") and is_refused(name, entry.mode, protection)
+    return is_refused(name, entry.mode, protection)
 
 
 def parse_commit(oid: Oid, content: bytes) -> CommitInfo:
