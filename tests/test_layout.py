@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 from pathlib import Path
@@ -16,53 +17,113 @@ MAX_LINES = 700
 LEAVES = {"config", "errors", "inode_numbers", "paths", "redact"}
 """Modules that everybody may import; among themselves only errors, paths and redact."""
 
-MAY_IMPORT = {
-    "git": set[str](),
-    "hydration": {"git"},
-    "fs": {"git", "hydration"},
-    "registry": set[str](),
-    "daemon": {"git", "hydration", "fs", "registry"},
-    "doctor": {"git", "daemon", "registry"},
-    "cli": {"git", "hydration", "fs", "daemon", "doctor", "registry"},
-    "server": set[str](),
-    "client": set[str](),
-}
+FLOORS = ("git", "hydration", "fs", "daemon", "doctor", "cli")
+"""Each imports those before it. `server` and `client` stand beside them."""
+
+NOT_BELOW = {("doctor", "fs"), ("doctor", "hydration")}
+"""Floors that are before another one and still none of its business."""
+
 ALONE = {"server", "client"}
 ALONE_MAY_IMPORT = {"errors", "redact"}
+
+ROOMS: dict[str, tuple[str, ...]] = {
+    "git": ("command", "pack", "wire", "repository", "checkout", "objects", "index", "remote"),
+    "hydration": ("errors", "local", "order", "link", "background", "demand", "stats", "hydrator"),
+    "fs": ("kernel", "inodes", "overlay", "gitview", "tree", "content", "mount"),
+    "daemon": ("control", "host", "repositories", "switch", "worker", "supervisor"),
+    "cli": ("terminal", "operation", "repositories", "main"),
+    "server": (
+        *("problems", "connections", "metadata", "storage", "wire", "events", "context", "git"),
+        *("content", "jobs", "api", "web", "app", "service", "commands", "cli"),
+    ),
+}
+"""Rooms (and modules that stand alone) of each floor: each imports those before it."""
+
+TOGETHER = ("daemon.worker", "daemon.switch")
+"""Rooms whose modules still take the whole worker, and so import each other."""
+
+MOST_MODULES = 11
+"""In one room."""
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
-def layer_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_layers(path: Path) -> set[str]:
-    """Return the parts of the package that the module at `path` imports."""
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of the package that the one at `path` imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
-        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("artifactfs.")}
-    return found
+            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+        else:
+            continue
+        for name in names:
+            short = name.removeprefix("artifactfs").removeprefix(".")
+            if name.startswith("artifactfs.") and short in MODULES:
+                found.add(short)
+    # `from package import module` names both: only the module counts.
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_one_way(path: Path) -> None:
-    layer = layer_of(path)
-    if layer == "__init__":
+IMPORTS = {name: imported_modules(path) - {name} for name, path in MODULES.items()}
+
+
+def allowed_floors(floor: str) -> set[str]:
+    if floor in LEAVES:
+        return {"errors", "paths", "redact"}
+    if floor in ALONE:
+        return ALONE_MAY_IMPORT | {floor}
+    below = {other for other in FLOORS[: FLOORS.index(floor)] if (floor, other) not in NOT_BELOW}
+    return below | LEAVES | {floor}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_floors_import_one_way(name: str) -> None:
+    floor = name.partition(".")[0]
+    assert {other.partition(".")[0] for other in IMPORTS[name]} <= allowed_floors(floor)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.partition(".")[0] in ROOMS])
+def test_rooms_import_one_way(name: str) -> None:
+    floor, *rest = name.split(".")
+    if not rest:
         return
-    if layer in LEAVES:
-        allowed = {"errors", "paths", "redact"}
-    elif layer in ALONE:
-        allowed = ALONE_MAY_IMPORT | {layer}
-    else:
-        assert layer in MAY_IMPORT, f"{layer} has no place in the layers: add it to the table"
-        allowed = MAY_IMPORT[layer] | LEAVES | {layer}
-    assert imported_layers(path) <= allowed | {"__version__"}
+    rooms = ROOMS[floor]
+    assert rest[0] in rooms, f"{name}: give it a place in ROOMS"
+    mine = rooms.index(rest[0])
+    others = {other for other in IMPORTS[name] if other.startswith(f"{floor}.")}
+    if name.startswith(TOGETHER):
+        others = {other for other in others if not other.startswith(TOGETHER)}
+    assert not {other for other in others if rooms.index(other.split(".")[1]) > mine}
+
+
+def test_no_circle_of_imports() -> None:
+    graph = {
+        name: {other for other in others if not other.startswith(TOGETHER)}
+        for name, others in IMPORTS.items()
+    }
+    sorter = graphlib.TopologicalSorter(graph)
+    sorter.prepare()  # raises CycleError, with the circle
+
+
+def test_rooms_have_a_purpose_and_a_size() -> None:
+    for floor in ROOMS:
+        for room in sorted(path for path in (PACKAGE / floor).iterdir() if path.is_dir()):
+            modules = sorted(path for path in room.glob("*.py") if path.name != "__init__.py")
+            if not modules:
+                continue
+            where = room.relative_to(PACKAGE)
+            assert 3 <= len(modules) <= MOST_MODULES, f"{where} has {len(modules)} modules"
+            assert ast.get_docstring(ast.parse((room / "__init__.py").read_text())), where
 
 
 def tracked_files() -> list[Path]:

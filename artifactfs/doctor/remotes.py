@@ -19,7 +19,8 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.remote.remote import Capabilities, probe_remote
+from artifactfs.git.remote.opening import probe_remote
+from artifactfs.git.remote.remote import Capabilities
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.redact import redact
 

@@ -60,7 +60,8 @@ from artifactfs.hydration.demand.lanes import Lanes
 from artifactfs.hydration.demand.offered import OfferedBlobs
 from artifactfs.hydration.demand.patience import STALLED_S, patience_ends
 from artifactfs.hydration.demand.prefetch import bring
-from artifactfs.hydration.demand.queue import Want, WantQueue
+from artifactfs.hydration.demand.queue import WantQueue
+from artifactfs.hydration.demand.want import Want
 from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout, copy_of
 from artifactfs.hydration.link.connection import RemoteLink
 from artifactfs.hydration.link.failure_log import FailureLog

@@ -18,7 +18,7 @@ from artifactfs.daemon.supervisor.forkserver import preload
 preload()
 before = set(sys.modules)
 import trio
-from artifactfs.git.remote.remote import open_remote
+from artifactfs.git.remote.opening import open_remote
 
 async def main():
     remote = await open_remote(sys.argv[1], None, deadline_s=20)

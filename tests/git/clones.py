@@ -12,7 +12,8 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.git.remote.clone import Tip, clone_tip, fetch_history, tip_wish
-from artifactfs.git.remote.remote import Remote, open_remote
+from artifactfs.git.remote.opening import open_remote
+from artifactfs.git.remote.remote import Remote
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.paths import RepoLayout, StateLayout
 from tests.git.sample_repository import git

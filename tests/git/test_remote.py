@@ -19,7 +19,8 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.remote.remote import Remote, open_remote, probe_remote
+from artifactfs.git.remote.opening import open_remote, probe_remote
+from artifactfs.git.remote.remote import Remote
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.git.wire.greeting import CLONE_PREFIXES, TipWish
 from tests.git.http_backend import Backend

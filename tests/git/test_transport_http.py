@@ -25,7 +25,8 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.remote.remote import Remote, open_remote
+from artifactfs.git.remote.opening import open_remote
+from artifactfs.git.remote.remote import Remote
 from artifactfs.git.wire.credentials import CredentialFile
 from tests.git.http_backend import Backend, free_port, http_backend
 from tests.git.sample_repository import Sample

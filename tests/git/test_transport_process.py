@@ -19,7 +19,8 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.remote.remote import Remote, open_remote
+from artifactfs.git.remote.opening import open_remote
+from artifactfs.git.remote.remote import Remote
 from tests.git.http_backend import free_port
 from tests.git.sample_repository import Sample, git
 

@@ -14,7 +14,8 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.git.remote.clone import Tip, clone_tip
-from artifactfs.git.remote.remote import Remote, open_remote
+from artifactfs.git.remote.opening import open_remote
+from artifactfs.git.remote.remote import Remote
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.hydration.hydrator import Hydrator, ReadContext
 from artifactfs.hydration.stats import HydrationStats

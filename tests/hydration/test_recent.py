@@ -11,7 +11,7 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.git.remote.clone import fetch_history
-from artifactfs.git.remote.remote import open_remote
+from artifactfs.git.remote.opening import open_remote
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.hydration.link import sizing
 from benchmarks.fast_import import FILE, FastImport, quiet_git_environment

@@ -7,14 +7,8 @@ from typing import Any
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import (
-    Size,
-    connect,
-    daemon,
-    json_option,
-    name_or_here_option,
-    state,
-)
+from artifactfs.cli.terminal.context import Size, connect, daemon, json_option, state
+from artifactfs.cli.terminal.names import name_or_here_option
 from artifactfs.cli.terminal.output import human_bytes
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import Duration, RepoName, connect, json_option, state
+from artifactfs.cli.terminal.context import Duration, connect, json_option, state
+from artifactfs.cli.terminal.known import known_repos, registered
+from artifactfs.cli.terminal.names import RepoName
 from artifactfs.cli.terminal.output import human_bytes, human_seconds
 
 Fields = dict[str, Any]
@@ -94,44 +96,6 @@ def _show(repos: list[Fields], running: bool, *, afresh: bool) -> None:
     if afresh:
         click.clear()
     click.echo("\n".join(lines), nl=bool(lines))
-
-
-def known_repos() -> list[Fields]:
-    """Every repository, as the daemon lists them, or the registry where none runs."""
-    client = connect()
-    if client is None:
-        return registered()
-    with client:
-        repos: list[Fields] = client.request("list")
-    return repos
-
-
-def registered(name: str | None = None) -> list[Fields]:
-    """What the registry knows, without a daemon."""
-    from artifactfs.daemon.repositories.registration import resolve_mount_point
-    from artifactfs.daemon.repositories.registry import Registry
-
-    layout = state()
-    if not layout.registry_db.exists() and name is None:
-        return []
-    with Registry(layout.registry_db) as registry:
-        known = [registry.get(name)] if name is not None else registry.all()
-    return [
-        {
-            "name": one.name,
-            "state": "not running" if one.enabled else "unmounted",
-            "mount_point": resolve_mount_point(one.settings, layout.mount_root()),
-            "remote": one.settings.remote,
-            "refresh_s": one.settings.refresh_s,
-            "follow": one.settings.follow,
-            "depth": one.settings.depth,
-            "require_commit": one.settings.require_commit,
-            "git_dir": one.settings.git_dir,
-            "enabled": one.enabled,
-            "created": one.created,
-        }
-        for one in known
-    ]
 
 
 def _offline(repo: Fields) -> Fields:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import Duration, daemon, json_option, name_option
+from artifactfs.cli.terminal.context import Duration, daemon, json_option
+from artifactfs.cli.terminal.names import name_option
 
 READY = {
     "mounted": "mounted",

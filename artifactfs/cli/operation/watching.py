@@ -11,13 +11,8 @@ from typing import Any
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import (
-    Duration,
-    RepoName,
-    daemon,
-    json_option,
-    name_or_here_option,
-)
+from artifactfs.cli.terminal.context import Duration, daemon, json_option
+from artifactfs.cli.terminal.names import RepoName, name_or_here_option
 from artifactfs.cli.terminal.output import human_bytes
 
 Fields = dict[str, Any]

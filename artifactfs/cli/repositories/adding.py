@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import Duration, RepoName, Size, connect, json_option, state
+from artifactfs.cli.terminal.context import Duration, Size, connect, json_option, state
+from artifactfs.cli.terminal.names import RepoName
 from artifactfs.cli.terminal.remote_argument import RemoteArgument, read_remote
 from artifactfs.config import RepoSettings
 from artifactfs.errors import InvalidInput

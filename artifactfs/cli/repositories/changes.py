@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import daemon, json_option, name_or_here_option
+from artifactfs.cli.terminal.context import daemon, json_option
+from artifactfs.cli.terminal.names import name_or_here_option
 
 LETTERS = {"added": "A", "modified": "M", "deleted": "D", "removed": "D"}
 

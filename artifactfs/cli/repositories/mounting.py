@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import connect, daemon, json_option, name_option, state
+from artifactfs.cli.terminal.context import connect, daemon, json_option, state
+from artifactfs.cli.terminal.names import name_option
 
 
 @click.command()

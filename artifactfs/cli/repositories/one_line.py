@@ -12,11 +12,11 @@ from typing import Any
 
 import click
 
-from artifactfs.cli.operation.looking import known_repos
 from artifactfs.cli.repositories.adding import DEFAULT_REFRESH_S, register, wanted_ref
 from artifactfs.cli.repositories.mounting import unmount_by_name
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import connect, json_option, state
+from artifactfs.cli.terminal.known import known_repos
 from artifactfs.cli.terminal.remote_argument import TOKEN_VARIABLE, RemoteArgument, read_remote
 from artifactfs.config import RepoSettings
 from artifactfs.errors import DaemonError, InvalidInput, NotRegistered

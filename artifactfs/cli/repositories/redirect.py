@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import json_option, name_or_here_option, state
+from artifactfs.cli.terminal.context import json_option, state
+from artifactfs.cli.terminal.names import name_or_here_option
 from artifactfs.errors import MountError
 
 if TYPE_CHECKING:

@@ -7,13 +7,8 @@ from typing import Any
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import (
-    Duration,
-    connect,
-    json_option,
-    name_or_here_option,
-    state,
-)
+from artifactfs.cli.terminal.context import Duration, connect, json_option, state
+from artifactfs.cli.terminal.names import name_or_here_option
 from artifactfs.cli.terminal.remote_argument import read_remote
 
 

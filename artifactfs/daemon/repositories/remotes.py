@@ -9,7 +9,8 @@ import trio
 
 from artifactfs.daemon.repositories.registration import Secret
 from artifactfs.errors import RemoteUnreachable, StateError
-from artifactfs.git.remote.remote import Remote, open_remote
+from artifactfs.git.remote.opening import open_remote
+from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import set_remote
 from artifactfs.git.repository.refspecs import tracked_remote
 from artifactfs.git.wire.credentials import Credential, CredentialFile

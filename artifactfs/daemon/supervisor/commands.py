@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
@@ -19,14 +19,12 @@ from artifactfs.daemon.control.server import Command, Request
 from artifactfs.daemon.repositories import housekeeping, registration
 from artifactfs.daemon.repositories.registration import Reservation, Secret
 from artifactfs.daemon.repositories.registry import Registration, name_taken
+from artifactfs.daemon.supervisor.repositories import Repositories
 from artifactfs.daemon.supervisor.supervision import Supervision
 from artifactfs.errors import (
     DaemonError,
     InvalidInput,
 )
-
-if TYPE_CHECKING:
-    from artifactfs.daemon.supervisor.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +49,11 @@ class NotYet(DaemonError):
 
 
 class Commands:
-    """The handlers, over the state of a `Supervisor`."""
+    """The handlers of a daemon that began at `started` (seconds since the epoch)."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, repositories: Repositories, started: float) -> None:
+        self._repositories = repositories
+        self._started = started
         self._deleting = trio.Lock()  # gc walks through what remove deletes
         self._removing: set[str] = set()
 
@@ -84,23 +83,23 @@ class Commands:
     # -- looking -----------------------------------------------------------------------------
 
     async def ping(self, _request: Request) -> Message:
-        supervisor = self._supervisor
+        repositories = self._repositories
         return {
             "version": __version__,
-            "uptime_s": time.time() - supervisor.started,
-            "state_root": str(supervisor.state.root),
-            "mount_root": str(supervisor.mount_root),
+            "uptime_s": time.time() - self._started,
+            "state_root": str(repositories.state.root),
+            "mount_root": str(repositories.mount_root),
         }
 
     async def list_repos(self, _request: Request) -> list[Message]:
-        return [self._summary(known) for known in await self._supervisor.registrations()]
+        return [self._summary(known) for known in await self._repositories.registrations()]
 
     async def status(self, request: Request) -> list[Message]:
         """Of one repository (``name``) or all: the summary, and what each worker says."""
         name = request.args.get("name")
-        known = await self._supervisor.registrations()
+        known = await self._repositories.registrations()
         if name is not None:
-            known = [await self._supervisor.registration(str(name))]
+            known = [await self._repositories.registration(str(name))]
         return await self.statuses(known)
 
     async def statuses(self, known: list[Registration]) -> list[Message]:
@@ -112,8 +111,8 @@ class Commands:
         return answers
 
     def _summary(self, known: Registration) -> Message:
-        settings = self._supervisor.resolved(known.settings)
-        supervision = self._supervisor.mounts.get(known.name)
+        settings = self._repositories.resolved(known.settings)
+        supervision = self._repositories.mounts.get(known.name)
         return {
             "name": known.name,
             "state": supervision.state if supervision else "unmounted",
@@ -132,7 +131,7 @@ class Commands:
         }
 
     async def _add_worker_status(self, answer: Message) -> None:
-        supervision = self._supervisor.mounts.get(answer["name"])
+        supervision = self._repositories.mounts.get(answer["name"])
         if supervision is None or supervision.state != "mounted":
             return
         try:
@@ -152,23 +151,23 @@ class Commands:
         started = trio.current_time()
         settings = _settings(request.args.get("settings"))
         secret = _secret(request.args.get("secret"))
-        supervisor = self._supervisor
-        if settings.name in supervisor.adding or settings.name in supervisor.mounts:
+        repositories = self._repositories
+        if settings.name in repositories.adding or settings.name in repositories.mounts:
             raise name_taken(settings.name)
-        mount_point = supervisor.resolved(settings).mount_point
+        mount_point = repositories.resolved(settings).mount_point
         self._check_unused(mount_point)
-        supervisor.adding.add(settings.name)
+        repositories.adding.add(settings.name)
         try:
             registration.check_fuse()
-            reserve = partial(Reservation, supervisor.state, settings, Path(mount_point))
+            reserve = partial(Reservation, repositories.state, settings, Path(mount_point))
             reservation = await trio.to_thread.run_sync(reserve)
             try:
                 await trio.to_thread.run_sync(reservation.store, secret)
                 if request.args.get("async"):
                     await trio.to_thread.run_sync(reservation.commit)
-                    supervisor.supervise(settings)
+                    repositories.supervise(settings)
                     return {"name": settings.name, "mount_point": mount_point, "state": "starting"}
-                supervision = supervisor.supervise(settings)
+                supervision = repositories.supervise(settings)
                 await supervision.settled(request.progress)
                 await trio.to_thread.run_sync(reservation.commit)
             except BaseException:
@@ -176,16 +175,16 @@ class Commands:
                     await self._take_back(settings.name, reservation)
                 raise
         finally:
-            supervisor.adding.discard(settings.name)
+            repositories.adding.discard(settings.name)
         seconds = trio.current_time() - started
         return {"name": settings.name, **supervision.mounted, "seconds": round(seconds, 3)}
 
     def _check_unused(self, mount_point: str) -> None:
-        for other in self._supervisor.mounts.values():
+        for other in self._repositories.mounts.values():
             registration.check_apart(Path(mount_point), other.name, other.settings.mount_point)
 
     async def _take_back(self, name: str, reservation: Reservation) -> None:
-        supervision = self._supervisor.mounts.pop(name, None)
+        supervision = self._repositories.mounts.pop(name, None)
         if supervision is not None:
             await supervision.unmount(force=True)
         with trio.move_on_after(ROLL_BACK_S):
@@ -194,17 +193,17 @@ class Commands:
     async def remove(self, request: Request) -> Message:
         """Unmount and delete; unless forced, only where nothing is lost."""
         name, force = request.text("name"), bool(request.args.get("force"))
-        known = await self._supervisor.registration(name)
-        supervision = self._supervisor.mounts.get(name)
+        known = await self._repositories.registration(name)
+        supervision = self._repositories.mounts.get(name)
         if not force:
             await self._check_nothing_is_lost(known, supervision)
         self._removing.add(name)
         try:
             if supervision is not None:
                 await supervision.unmount(force=force)
-                self._supervisor.mounts.pop(name, None)
-            mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
-            delete = partial(registration.delete, self._supervisor.state, name, mount_point)
+                self._repositories.mounts.pop(name, None)
+            mount_point = Path(self._repositories.resolved(known.settings).mount_point)
+            delete = partial(registration.delete, self._repositories.state, name, mount_point)
             async with self._deleting:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(delete)
@@ -221,7 +220,7 @@ class Commands:
         if supervision is not None and supervision.state == "mounted":
             refuse(known.name, await supervision.request("losses", deadline_s=LONG_S))
         else:
-            layout = self._supervisor.state.repo(known.name)
+            layout = self._repositories.state.repo(known.name)
             await check_unmounted(known.name, layout)
 
     # -- mounting ----------------------------------------------------------------------------
@@ -229,39 +228,39 @@ class Commands:
     async def unmount(self, request: Request) -> Message:
         """Unmount, and leave it unmounted at the next start."""
         name = request.text("name")
-        await self._supervisor.registration(name)
-        supervision = self._supervisor.mounts.get(name)
+        await self._repositories.registration(name)
+        supervision = self._repositories.mounts.get(name)
         if supervision is not None and supervision.running:
             await supervision.unmount(force=bool(request.args.get("force")))
-        await self._supervisor.set_enabled(name, False)
+        await self._repositories.set_enabled(name, False)
         return {"name": name, "state": "unmounted"}
 
     async def remount(self, request: Request) -> Message:
         """Mount what is unmounted; with ``restart``, unmount it first where it is mounted."""
         name = request.text("name")
-        known = await self._supervisor.registration(name)
-        supervision = self._supervisor.mounts.get(name)
+        known = await self._repositories.registration(name)
+        supervision = self._repositories.mounts.get(name)
         if supervision is not None and supervision.running and request.args.get("restart"):
             await supervision.unmount(force=bool(request.args.get("force")))
         if supervision is None or supervision.state != "mounted":
-            mount_point = Path(self._supervisor.resolved(known.settings).mount_point)
+            mount_point = Path(self._repositories.resolved(known.settings).mount_point)
             registration.check_fuse()
             await trio.to_thread.run_sync(registration.make_mount_point, mount_point)
         supervision = await self._start_again(name)
         supervision.retry_now()
-        await self._supervisor.set_enabled(name, True)
+        await self._repositories.set_enabled(name, True)
         await supervision.settled(request.progress)
         return {"name": name, "state": supervision.state, **supervision.mounted}
 
     async def _start_again(self, name: str) -> Supervision:
         """Unless another command was faster: two would fight for one mount. Raises: DaemonError."""
-        known = await self._supervisor.registration(name)
+        known = await self._repositories.registration(name)
         if name in self._removing:
             raise DaemonError(f"{name} is being removed")
-        supervision = self._supervisor.mounts.get(name)
+        supervision = self._repositories.mounts.get(name)
         if supervision is not None and supervision.running:
             return supervision
-        return self._supervisor.supervise(known.settings)
+        return self._repositories.supervise(known.settings)
 
     async def wait(self, request: Request) -> Message:
         """Until it is ``mounted``, ``hydrated`` or has its ``history``, whatever happens meanwhile.
@@ -270,7 +269,7 @@ class Commands:
         """
         name, goal = request.text("name"), request.text("for")
         timeout_s = request.args.get("timeout_s")
-        await self._supervisor.registration(name)
+        await self._repositories.registration(name)
         with trio.move_on_after(float("inf") if timeout_s is None else float(timeout_s)):
             while True:
                 supervision = await self._mounted(name)
@@ -290,7 +289,7 @@ class Commands:
     async def _mounted(self, name: str) -> Supervision:
         """The mount, once it is there, however many attempts that takes. Raises: DaemonError."""
         while True:
-            supervision = self._supervisor.mounts.get(name)
+            supervision = self._repositories.mounts.get(name)
             if supervision is None or not supervision.running:
                 raise DaemonError(
                     f"{name} is not mounted", hint=f"artifact-fs remount --name {name}"
@@ -302,7 +301,7 @@ class Commands:
     # -- settings ----------------------------------------------------------------------------
 
     async def set_refresh(self, request: Request) -> Message:
-        known = await self._supervisor.registration(request.text("name"))
+        known = await self._repositories.registration(request.text("name"))
         refresh_s = request.args.get("refresh_s")
         if refresh_s is not None and not (isinstance(refresh_s, (int, float)) and refresh_s > 0):
             raise InvalidInput("the refresh interval is a number of seconds")
@@ -311,33 +310,33 @@ class Commands:
 
     async def set_remote(self, request: Request) -> Message:
         """A new URL or new credentials, checked by the worker while it is mounted."""
-        known = await self._supervisor.registration(request.text("name"))
+        known = await self._repositories.registration(request.text("name"))
         settings = replace(known.settings, remote=request.text("remote"))
-        supervision = self._supervisor.mounts.get(known.name)
+        supervision = self._repositories.mounts.get(known.name)
         args = {"remote": settings.remote, "secret": request.args.get("secret")}
         if supervision is not None and supervision.state == "mounted":
             args["check"] = not request.args.get("no_check")
             await supervision.request("set-remote", args, deadline_s=QUICK_S * 4)
-            await self._supervisor.save(settings)
+            await self._repositories.save(settings)
             supervision.settings = replace(supervision.settings, remote=settings.remote)
             return {"name": known.name, "remote": settings.remote, "checked": args["check"]}
         from artifactfs.daemon.repositories.remotes import store_remote
 
-        layout = self._supervisor.state.repo(known.name)
+        layout = self._repositories.state.repo(known.name)
         secret = _secret(request.args.get("secret"))
         await store_remote(layout, known.settings.remote, settings.remote, secret)
-        await self._supervisor.save(settings)
+        await self._repositories.save(settings)
         if supervision is not None:
             supervision.settings = replace(supervision.settings, remote=settings.remote)
             supervision.retry_now()
         return {"name": known.name, "remote": settings.remote, "checked": False}
 
     async def _apply(self, settings: RepoSettings) -> None:
-        await self._supervisor.save(settings)
-        supervision = self._supervisor.mounts.get(settings.name)
+        await self._repositories.save(settings)
+        supervision = self._repositories.mounts.get(settings.name)
         if supervision is None:
             return
-        supervision.settings = self._supervisor.resolved(settings)
+        supervision.settings = self._repositories.resolved(settings)
         if supervision.state == "mounted":
             args = {"settings": asdict(supervision.settings)}
             await supervision.request("settings", args, deadline_s=STATUS_S)
@@ -347,18 +346,18 @@ class Commands:
     async def evict(self, request: Request) -> Message:
         """Shrink the cache: by a worker, whose open blobs stay, or here where none runs."""
         max_bytes = int(request.args.get("max_bytes") or 0)
-        for supervision in self._supervisor.mounts.values():
+        for supervision in self._repositories.mounts.values():
             if supervision.state == "mounted":
                 args = {"max_bytes": max_bytes}
                 answer: Message = await supervision.request("evict", args, deadline_s=LONG_S)
                 return answer
-        evict = partial(housekeeping.evict_here, self._supervisor.state, max_bytes)
+        evict = partial(housekeeping.evict_here, self._repositories.state, max_bytes)
         return await trio.to_thread.run_sync(evict)
 
     async def gc(self, request: Request) -> Message:
         await request.progress(stage="collecting garbage")
-        adding = tuple(self._supervisor.adding)
-        collect = partial(housekeeping.collect_garbage, self._supervisor.state, adding=adding)
+        adding = tuple(self._repositories.adding)
+        collect = partial(housekeeping.collect_garbage, self._repositories.state, adding=adding)
         async with self._deleting:
             return await trio.to_thread.run_sync(collect)
 
@@ -367,8 +366,8 @@ class Commands:
     async def worker(self, request: Request) -> Any:
         """Pass ``request`` with ``args`` on to the worker of ``name``, and its progress back."""
         name = request.text("name")
-        await self._supervisor.registration(name)
-        supervision = self._supervisor.mounts.get(name)
+        await self._repositories.registration(name)
+        supervision = self._repositories.mounts.get(name)
         if supervision is None or not supervision.running:
             raise DaemonError(f"{name} is not mounted", hint=f"artifact-fs remount --name {name}")
         if supervision.state != "mounted":

@@ -1,7 +1,7 @@
 """The daemon: one per state root, it keeps every enabled repository mounted.
 
-It owns the registry's desired state and one `Supervision` per repository. It never touches a
-mount itself (a mount that hangs must not hang the daemon) and never talks to a remote: workers do.
+It never touches a mount itself (a mount that hangs must not hang the daemon) and never talks to a
+remote: workers do.
 """
 
 from __future__ import annotations
@@ -13,24 +13,18 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.server import ControlServer
 from artifactfs.daemon.host import sdnotify
-from artifactfs.daemon.repositories.registration import (
-    check_fuse,
-    make_mount_point,
-    resolve_mount_point,
-)
-from artifactfs.daemon.repositories.registry import Registration, Registry, not_registered
+from artifactfs.daemon.repositories.registration import check_fuse, make_mount_point
+from artifactfs.daemon.repositories.registry import Registration
 from artifactfs.daemon.supervisor.commands import Commands
-from artifactfs.daemon.supervisor.supervision import Supervision
+from artifactfs.daemon.supervisor.repositories import Repositories
 from artifactfs.daemon.supervisor.workers import WorkerPool
 from artifactfs.errors import ArtifactFSError, StateError
 from artifactfs.paths import StateLayout
@@ -46,7 +40,7 @@ READY_WAIT_S = 30.0
 
 
 class Supervisor:
-    """The state of a running daemon; `commands.Commands` is its control interface."""
+    """The life of a daemon, from its lock to the last unmount."""
 
     def __init__(
         self,
@@ -62,72 +56,18 @@ class Supervisor:
         """`cache_limit` is in bytes, None for the default. `keep_cpus_awake`: while there are many
         requests, see `fs.wakefulness`. After `idle_s` seconds without a mount
         and without a command the daemon ends by itself."""
-        self.state = state
-        self._metrics = metrics
-        self._cache_limit = cache_limit
-        self._idle_s = idle_s
-        self._keep_cpus_awake = keep_cpus_awake
-        self.mount_root = mount_root
-        self.log_level = log_level
-        self.started = time.time()
-        self.pool = WorkerPool(log_level)
-        self.mounts: dict[str, Supervision] = {}
-        self.adding: set[str] = set()
-        self._nursery: trio.Nursery | None = None
-        self._stopping = trio.Event()
-
-    # -- repositories ------------------------------------------------------------------------
-
-    async def registrations(self) -> list[Registration]:
-        return await trio.to_thread.run_sync(self._read_all)
-
-    def _read_all(self) -> list[Registration]:
-        with Registry(self.state.registry_db) as registry:
-            return registry.all()
-
-    async def registration(self, name: str) -> Registration:
-        """Raises: NotRegistered."""
-        for registration in await self.registrations():
-            if registration.name == name:
-                return registration
-        raise not_registered(name)
-
-    async def save(self, settings: RepoSettings) -> None:
-        """Store changed settings; the running mount's own are the caller's business."""
-
-        def update() -> None:
-            with Registry(self.state.registry_db) as registry:
-                registry.update(settings)
-
-        await trio.to_thread.run_sync(update)
-
-    async def set_enabled(self, name: str, enabled: bool) -> None:
-        def update() -> None:
-            with Registry(self.state.registry_db) as registry:
-                registry.set_enabled(name, enabled)
-
-        await trio.to_thread.run_sync(update)
-
-    def resolved(self, settings: RepoSettings) -> RepoSettings:
-        """With an absolute mount point."""
-        return replace(settings, mount_point=resolve_mount_point(settings, self.mount_root))
-
-    def supervise(self, settings: RepoSettings) -> Supervision:
-        """Start keeping a repository mounted."""
-        assert self._nursery is not None
-        supervision = Supervision(
-            self.resolved(settings),
-            state=self.state,
-            pool=self.pool,
-            log_level=self.log_level,
-            cache_limit=self._cache_limit,
-            keep_cpus_awake=self._keep_cpus_awake,
+        self._repositories = Repositories(
+            state,
+            mount_root,
+            WorkerPool(log_level),
+            log_level,
+            cache_limit=cache_limit,
+            keep_cpus_awake=keep_cpus_awake,
         )
-        self.mounts[settings.name] = supervision
-        self._nursery.start_soon(supervision.run)
-        return supervision
-
-    # -- life --------------------------------------------------------------------------------
+        self._metrics = metrics
+        self._idle_s = idle_s
+        self._started = time.time()
+        self._stopping = trio.Event()
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or SIGHUP, then unmount everything.
@@ -135,24 +75,24 @@ class Supervisor:
         Raises: StateError when another daemon serves this state root; MountError without FUSE.
         """
         check_fuse()
-        prepare_state_root(self.state)
-        with locked(self.state):
+        prepare_state_root(self._repositories.state)
+        with locked(self._repositories.state):
             self._note_mount_root()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._handle_signals)
-                await nursery.start(self.pool.run)
+                await nursery.start(self._repositories.pool.run)
                 async with trio.open_nursery() as mounts:
-                    self._nursery = mounts
+                    self._repositories.use(mounts)
                     await self._serve()
-                    for supervision in self.mounts.values():
+                    for supervision in self._repositories.mounts.values():
                         supervision.stop()
                 log.info("stopped")
                 nursery.cancel_scope.cancel()
 
     def _note_mount_root(self) -> None:
         """For commands that look while no daemon runs. A full disk is no reason not to mount."""
-        wanted = os.fsencode(self.mount_root) + b"\n"
-        path = self.state.mount_root_file
+        wanted = os.fsencode(self._repositories.mount_root) + b"\n"
+        path = self._repositories.state.mount_root_file
         temporary = path.with_name(f".{path.name}.new")
         try:
             if path.exists() and path.read_bytes() == wanted:
@@ -164,9 +104,9 @@ class Supervisor:
 
     async def _serve(self) -> None:
         """Until asked to stop; commands that still run are cancelled, and so taken back."""
-        commands = Commands(self)
-        server = ControlServer(self.state.control_socket, commands.table())
-        for registration in await self.registrations():
+        commands = Commands(self._repositories, self._started)
+        server = ControlServer(self._repositories.state.control_socket, commands.table())
+        for registration in await self._repositories.registrations():
             if registration.enabled:
                 self._start_registered(registration)
         async with trio.open_nursery() as nursery:
@@ -184,13 +124,13 @@ class Supervisor:
             nursery.cancel_scope.cancel()
 
     def _start_registered(self, registration: Registration) -> None:
-        settings = self.resolved(registration.settings)
+        settings = self._repositories.resolved(registration.settings)
         try:
             make_mount_point(Path(settings.mount_point))
         except ArtifactFSError as error:
             # A dead mount point of an earlier daemon "exists"; anything else the worker reports.
             log.warning("mount point: %s", error, extra={"repo": settings.name})
-        self.supervise(registration.settings)
+        self._repositories.supervise(registration.settings)
 
     async def _handle_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -208,20 +148,22 @@ class Supervisor:
         """For Prometheus."""
         from artifactfs.daemon.supervisor.metrics import render
 
-        disk = os.statvfs(self.state.root)
+        disk = os.statvfs(self._repositories.state.root)
         daemon = {
-            "uptime_s": time.time() - self.started,
+            "uptime_s": time.time() - self._started,
             "free_bytes": disk.f_bavail * disk.f_frsize,
         }
-        return render(await commands.statuses(await self.registrations()), daemon)
+        return render(await commands.statuses(await self._repositories.registrations()), daemon)
 
     async def _announce(self) -> None:
         """READY=1 once every mount has been made, or has failed once."""
         with trio.move_on_after(READY_WAIT_S):
-            for supervision in tuple(self.mounts.values()):
+            for supervision in tuple(self._repositories.mounts.values()):
                 await supervision.first_settled()
-        mounted = sum(supervision.state == "mounted" for supervision in self.mounts.values())
-        total = len(self.mounts)
+        mounted = sum(
+            supervision.state == "mounted" for supervision in self._repositories.mounts.values()
+        )
+        total = len(self._repositories.mounts)
         log.info("ready", extra={"mounted": mounted, "enabled": total})
         sdnotify.notify(READY=1, STATUS=f"{mounted} of {total} repositories mounted")
 
@@ -229,7 +171,9 @@ class Supervisor:
         """A command that comes in the last moment is cancelled, and so taken back."""
         since = trio.current_time()
         while self._idle_s is not None:
-            if server.connections or any(mount.running for mount in self.mounts.values()):
+            if server.connections or any(
+                mount.running for mount in self._repositories.mounts.values()
+            ):
                 since = trio.current_time()
             since = max(since, server.last_served)
             left = since + self._idle_s - trio.current_time()
@@ -243,8 +187,10 @@ class Supervisor:
         """This task runs as long as the event loop does: that is what the watchdog is to see."""
         interval_s = sdnotify.watchdog_interval_s()
         while interval_s is not None:
-            mounted = sum(supervision.state == "mounted" for supervision in self.mounts.values())
-            status = f"{mounted} of {len(self.mounts)} repositories mounted"
+            mounted = sum(
+                supervision.state == "mounted" for supervision in self._repositories.mounts.values()
+            )
+            status = f"{mounted} of {len(self._repositories.mounts)} repositories mounted"
             sdnotify.notify(WATCHDOG=1, STATUS=status)
             await trio.sleep(interval_s)
 

@@ -20,8 +20,9 @@ import trio
 from artifactfs.fs.content import copying
 from artifactfs.fs.content.converted import ConvertedContents
 from artifactfs.fs.inodes.clock import now_ns, precise_ns
-from artifactfs.fs.inodes.conversion import Conversions, Scope
+from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import EMPTY, UNKNOWN_SIZE, Data, Directory, Extent, Inode
+from artifactfs.fs.inodes.scope import Scope
 from artifactfs.fs.kernel.interrupt import unless_interrupted
 from artifactfs.fs.overlay.smallfiles import LARGEST
 from artifactfs.fs.tree.changes import Change, replace_row

@@ -21,7 +21,6 @@ import logging
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +29,7 @@ import trio
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.inodes.inode import Directory, Inode
 from artifactfs.fs.inodes.listings import Listings
+from artifactfs.fs.inodes.scope import PLAIN, AttributeFile, Scope
 from artifactfs.git.checkout.attributes import FILE_NAME, Source, parse
 from artifactfs.git.checkout.conversion import (
     CONFIG_KEYS,
@@ -46,9 +46,6 @@ from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
 
-AttributeFile = tuple[bytes, Oid]
-"""The directory that a .gitattributes lies in, and its content."""
-
 
 class AttributeBlobs(Protocol):
     """Where attribute files come from."""
@@ -56,20 +53,6 @@ class AttributeBlobs(Protocol):
     def open_local(self, oid: Oid) -> Blob | None: ...
     async def hydrate(self, oid: Oid, context: ReadContext) -> Blob: ...
 
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What bears on the files of one directory: attribute files, the root's first."""
-
-    path: bytes
-    files: tuple[AttributeFile, ...] = ()
-
-    def file_path(self, name: bytes) -> bytes:
-        return self.path + b"/" + name if self.path else name
-
-
-PLAIN = Scope(b"(plain)")
-"""Nothing is converted there."""
 
 _UNSETTLED = Scope(b"(unsettled)")
 """The settings are not known yet."""

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from artifactfs.fs.inodes.scope import Scope
 from artifactfs.git.objects.database import Oid
-
-if TYPE_CHECKING:
-    from artifactfs.fs.inodes.conversion import Scope
 
 UNKNOWN_SIZE = -1
 

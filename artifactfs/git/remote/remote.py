@@ -12,16 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import trio
-
-from artifactfs.errors import InvalidInput
 from artifactfs.git.wire import protocol
-from artifactfs.git.wire.credentials import CredentialFile
-from artifactfs.git.wire.greeting import CLONE_PREFIXES, PackStream, TipPack, TipWish, ask, greet
+from artifactfs.git.wire.greeting import PackStream, TipPack, ask
 from artifactfs.git.wire.pktline import Packet
 from artifactfs.git.wire.protocol import RefAdvertisement, ServerCapabilities
 from artifactfs.git.wire.transport import PacketReader, RequestCounters, Transport
-from artifactfs.git.wire.url import RemoteURL, parse_remote
 
 Oid = bytes
 
@@ -54,7 +49,7 @@ class Capabilities:
 
 
 class Remote:
-    """One remote of one mount. Safe for concurrent use; made by `open_remote`.
+    """One remote of one mount. Safe for concurrent use; made by `opening.open_remote`.
 
     Every wait on the network ends after `deadline_s` without a byte, and answers other than packs
     must be complete by then. Cancelling any call leaves the object usable. All calls raise the
@@ -173,113 +168,6 @@ class Remote:
         """A request whose answer is one section."""
         request = protocol.command(name, arguments, self._server)
         return await ask(self._transport, name, request, self.name, self._deadline_s, urgent)
-
-
-async def open_remote(
-    url: str,
-    credentials: CredentialFile | None,
-    *,
-    deadline_s: float,
-    expect_refs: bool = False,
-    expect_tip: TipWish | None = None,
-    mirror: Path | None = None,
-) -> Remote:
-    """Reach the remote and learn what it can do: one round trip after connecting.
-
-    `expect_refs` lists the refs for a clone (`CLONE_PREFIXES`) in the same round trip, and
-    `expect_tip` fetches a tip in it where the remote can do that: the next `ls_refs`, and the next
-    `fetch_pack`, of that are answered from it. `mirror` is where a gitdir may be kept for a remote
-    that does not speak protocol 2 (else a temporary one is made): making it downloads everything.
-    Userinfo in `url` is used where `credentials` has nothing. Raises: RemoteError, InvalidInput.
-    """
-    remote_url = parse_remote(url)
-    counters = RequestCounters()
-    transport = await _transport(remote_url, credentials, deadline_s, counters)
-    try:
-        greeting = await greet(
-            transport,
-            remote_url.url,
-            deadline_s,
-            refs=expect_refs and remote_url.is_http,
-            tip=expect_tip if remote_url.is_http else None,
-        )
-        if greeting.version != 2:
-            await transport.aclose()
-            from artifactfs.git.remote.mirror import open_mirrored  # it imports this module
-
-            return await open_mirrored(
-                remote_url,
-                credentials,
-                greeting.advertisement,
-                greeting.version,
-                mirror=mirror,
-                deadline_s=deadline_s,
-                counters=counters,
-            )
-        server = protocol.parse_capabilities(greeting.advertisement.packets[1:])
-        remote = Remote(
-            transport,
-            server,
-            version_2_capabilities(server),
-            name=remote_url.url,
-            deadline_s=deadline_s,
-            counters=counters,
-        )
-        if greeting.tip is not None:
-            remote.expect_tip(greeting.tip)
-        if greeting.refs is not None:
-            remote.expect_refs(CLONE_PREFIXES, greeting.refs)
-        elif expect_refs:
-            remote.expect_refs(CLONE_PREFIXES, await remote.ls_refs(CLONE_PREFIXES))
-        return remote
-    except BaseException:
-        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
-            await transport.aclose()
-        raise
-
-
-async def probe_remote(
-    url: str, credentials: CredentialFile | None, *, deadline_s: float
-) -> Capabilities:
-    """What the remote can do, without making the mirror that an old one needs.
-
-    Raises: RemoteError, InvalidInput.
-    """
-    remote_url = parse_remote(url)
-    transport = await _transport(remote_url, credentials, deadline_s, RequestCounters())
-    try:
-        greeting = await greet(transport, remote_url.url, deadline_s)
-    finally:
-        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
-            await transport.aclose()
-    packets = greeting.advertisement.packets
-    if greeting.version == 2:
-        return version_2_capabilities(protocol.parse_capabilities(packets[1:]))
-    from artifactfs.git.remote.mirror import mirrored_capabilities  # it imports this module
-
-    return mirrored_capabilities(greeting.advertisement, greeting.version)
-
-
-async def _transport(
-    url: RemoteURL,
-    credentials: CredentialFile | None,
-    deadline_s: float,
-    counters: RequestCounters,
-) -> Transport:
-    """Imports are made here so that a local remote does not pay for httpx, and vice versa."""
-    if url.is_http:
-        from artifactfs.git.wire.http import open_http
-
-        return await open_http(url, credentials, deadline_s=deadline_s, counters=counters)
-    from artifactfs.git.wire import process as transport_process
-
-    if url.scheme == "file":
-        return transport_process.local_transport(url, deadline_s=deadline_s, counters=counters)
-    if url.scheme == "ssh":
-        return await transport_process.ssh_transport(url, deadline_s=deadline_s, counters=counters)
-    if url.scheme == "git":
-        return transport_process.daemon_transport(url, deadline_s=deadline_s, counters=counters)
-    raise InvalidInput(f"remotes of the kind {url.scheme} are not supported")
 
 
 def version_2_capabilities(server: ServerCapabilities) -> Capabilities:

@@ -12,7 +12,6 @@ import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
 
 import trio
@@ -29,7 +28,8 @@ from artifactfs.errors import (
 from artifactfs.git.pack.index_pack import IndexedObject
 from artifactfs.git.pack.parser import PackedObject
 from artifactfs.git.pack.store import PackStore
-from artifactfs.hydration.demand.queue import Want, WantQueue
+from artifactfs.hydration.demand.queue import WantQueue
+from artifactfs.hydration.demand.want import Flight, Reason, Want
 from artifactfs.hydration.errors import HydrationFailed, disk_failure
 from artifactfs.hydration.link.connection import RemoteLink
 from artifactfs.hydration.link.health import RemoteHealth
@@ -60,49 +60,6 @@ MIN_ROOM = 4 << 20
 
 STAYS_FULL_S = 5.0
 """A disk that was full is tried again after that; until then, readers are served from memory."""
-
-
-class Reason(StrEnum):
-    """Why a request is made."""
-
-    READ = "read"
-    READAHEAD = "readahead"
-    PREFETCH = "prefetch"
-    SWEEP = "sweep"
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """One request: `wants` by oid, in the order in which they should come.
-
-    `trees` are wanted whole; their blobs may be among `wants` so that readers find them, and then
-    are not in `single`, which lists the blobs to name in the request (None: all of `wants`).
-    `brought` has the oids that came, unless nobody could look for them (`wants` is empty).
-    On a full disk an urgent flight has room made once, and then goes on `in_memory`. What is
-    `whole` hands out nothing before all of it is here.
-    """
-
-    reason: Reason
-    wants: dict[bytes, Want]
-    urgent: bool = False
-    trees: tuple[bytes, ...] = ()
-    single: frozenset[bytes] | None = None
-    filter: str | None = None
-    started: float = field(default_factory=trio.current_time)
-    moved: float = field(default_factory=trio.current_time)
-    received: int = 0
-    objects: int = 0
-    brought: set[bytes] = field(default_factory=set)
-    error: ArtifactFSError | None = None
-    made_room: bool = False
-    in_memory: bool = False
-    whole: bool = False
-    landed: trio.Event = field(default_factory=trio.Event)
-
-    @property
-    def soon_read(self) -> bool:
-        """Whether what it brings is worth being kept in memory."""
-        return self.reason in (Reason.READ, Reason.READAHEAD)
 
 
 @dataclass(slots=True)

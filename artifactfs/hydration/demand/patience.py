@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from artifactfs.hydration.demand.flight import Reason
-from artifactfs.hydration.demand.queue import Want
+from artifactfs.hydration.demand.want import Reason, Want
 
 STALLED_S = 0.3
 """A reader sends an urgent request after a readahead that brought nothing for so long."""

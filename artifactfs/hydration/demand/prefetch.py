@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import trio
 
-from artifactfs.hydration.demand.queue import Want
+from artifactfs.hydration.demand.want import Want
 
 REQUEST_WANTS = 1_500
 """Wants of one request. A tree of 6,000 files comes in four: with 500 in each it takes a tenth

@@ -8,52 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import trio
 
+from artifactfs.hydration.demand.want import Want
 from artifactfs.hydration.errors import HydrationError
-from artifactfs.hydration.order.nearby import NearbyBlob
 from artifactfs.hydration.order.priority import Priority
-
-if TYPE_CHECKING:
-    from artifactfs.hydration.demand.flight import Flight
 
 _UNKNOWN_SIZE = 8 << 10
 """Bytes assumed for a blob of unknown size: the mean of source files."""
-
-
-@dataclass(slots=True, eq=False)
-class Want:
-    """One blob that somebody wants. `created` is in seconds of `trio.current_time`.
-
-    Settled means that `done` is set, and then either `error` is there, or the content is: in
-    `data`, in the store of large blobs or in the object database.
-    """
-
-    oid: bytes
-    priority: Priority
-    path: bytes = b""
-    pid: int = 0
-    size: int | None = None
-    created: float = field(default_factory=trio.current_time)
-    queued: bool = False
-    carriers: list[Flight] = field(default_factory=list)
-    readers: int = 0
-    takers: int = 0
-    """Those of the readers that take the content; the others wait until it is here."""
-    companions: list[NearbyBlob] = field(default_factory=list)
-    """Small siblings to bring with it."""
-    trouble: str = ""
-    """Why it is not here yet, where an attempt failed."""
-    data: bytes | None = None
-    error: HydrationError | None = None
-    done: trio.Event = field(default_factory=trio.Event)
-
-    @property
-    def settled(self) -> bool:
-        return self.done.is_set()
 
 
 class WantQueue:

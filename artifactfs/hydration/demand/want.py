@@ -1,0 +1,88 @@
+"""What is wanted, and the requests that carry it: plain data of one event loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import trio
+
+from artifactfs.errors import ArtifactFSError
+from artifactfs.hydration.errors import HydrationError
+from artifactfs.hydration.order.nearby import NearbyBlob
+from artifactfs.hydration.order.priority import Priority
+
+
+@dataclass(slots=True, eq=False)
+class Want:
+    """One blob that somebody wants. `created` is in seconds of `trio.current_time`.
+
+    Settled means that `done` is set, and then either `error` is there, or the content is: in
+    `data`, in the store of large blobs or in the object database.
+    """
+
+    oid: bytes
+    priority: Priority
+    path: bytes = b""
+    pid: int = 0
+    size: int | None = None
+    created: float = field(default_factory=trio.current_time)
+    queued: bool = False
+    carriers: list[Flight] = field(default_factory=list)
+    readers: int = 0
+    takers: int = 0
+    """Those of the readers that take the content; the others wait until it is here."""
+    companions: list[NearbyBlob] = field(default_factory=list)
+    """Small siblings to bring with it."""
+    trouble: str = ""
+    """Why it is not here yet, where an attempt failed."""
+    data: bytes | None = None
+    error: HydrationError | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def settled(self) -> bool:
+        return self.done.is_set()
+
+
+class Reason(StrEnum):
+    """Why a request is made."""
+
+    READ = "read"
+    READAHEAD = "readahead"
+    PREFETCH = "prefetch"
+    SWEEP = "sweep"
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One request: `wants` by oid, in the order in which they should come.
+
+    `trees` are wanted whole; their blobs may be among `wants` so that readers find them, and then
+    are not in `single`, which lists the blobs to name in the request (None: all of `wants`).
+    `brought` has the oids that came, unless nobody could look for them (`wants` is empty).
+    On a full disk an urgent flight has room made once, and then goes on `in_memory`. What is
+    `whole` hands out nothing before all of it is here.
+    """
+
+    reason: Reason
+    wants: dict[bytes, Want]
+    urgent: bool = False
+    trees: tuple[bytes, ...] = ()
+    single: frozenset[bytes] | None = None
+    filter: str | None = None
+    started: float = field(default_factory=trio.current_time)
+    moved: float = field(default_factory=trio.current_time)
+    received: int = 0
+    objects: int = 0
+    brought: set[bytes] = field(default_factory=set)
+    error: ArtifactFSError | None = None
+    made_room: bool = False
+    in_memory: bool = False
+    whole: bool = False
+    landed: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def soon_read(self) -> bool:
+        """Whether what it brings is worth being kept in memory."""
+        return self.reason in (Reason.READ, Reason.READAHEAD)
