@@ -6,20 +6,10 @@ import pytest
 import trio
 
 from artifactfs.errors import ObjectsMissing, ProtocolError
-from artifactfs.git.wire.pktline import (
-    DELIM,
-    FLUSH,
-    MAX_PAYLOAD,
-    Packet,
-    PacketDecoder,
-    Special,
-    check_error,
-    encode,
-    remote_error,
-    side_band_data,
-)
 from artifactfs.git.wire.protocol import parse_sizes
+from artifactfs.git.wire.sideband import check_error, remote_error, side_band_data
 from artifactfs.git.wire.transport import PacketReader
+from artifactfs.pktline import DELIM, FLUSH, MAX_PAYLOAD, Packet, PacketDecoder, Special, encode
 
 PACKETS: list[Packet] = [b"command=fetch\n", DELIM, b"x" * MAX_PAYLOAD, b"a", FLUSH]
 
@@ -32,7 +22,7 @@ def test_packets_survive_any_split(step: int) -> None:
     for start in range(0, len(wire), step):
         found += decoder.feed(wire[start : start + step])
     assert found == [*PACKETS, Special.RESPONSE_END]
-    assert decoder.pending == 0
+    assert decoder.pending == b""
 
 
 def test_the_wire_format_is_that_of_the_specification() -> None:
@@ -42,7 +32,7 @@ def test_the_wire_format_is_that_of_the_specification() -> None:
 def test_an_incomplete_packet_is_pending() -> None:
     decoder = PacketDecoder()
     assert decoder.feed(b"0009ab") == []
-    assert decoder.pending == 6
+    assert decoder.pending == b"0009ab"
 
 
 @pytest.mark.parametrize("wire", [b"<!DOCTYPE html>", b"0003", b"-001abcd", b"+005a", b" 005a"])

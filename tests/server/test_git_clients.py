@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from artifactfs.server.wire.pktline import encode
+from artifactfs.pktline import DELIM, FLUSH, encode
 from tests.server.running import Git, Server, with_token
 
 
@@ -100,7 +100,7 @@ def test_a_ref_can_be_wanted_by_its_name_though_that_is_not_advertised(
     remote = pushed(server, git, work, name)
     headers = {"Git-Protocol": "version=2", "Content-Type": "application/x-git-upload-pack-request"}
     lines = (b"deepen 1\n", b"filter blob:none\n", b"want-ref HEAD\n", b"done\n")
-    body = encode(b"command=fetch\n") + b"0001" + b"".join(map(encode, lines)) + b"0000"
+    body = encode([b"command=fetch\n", DELIM, *lines, FLUSH])
     with httpx.Client(headers=headers) as client:
         offered = client.get(f"{remote}/info/refs?service=git-upload-pack").content
         answer = client.post(f"{remote}/git-upload-pack", content=body).content

@@ -22,7 +22,7 @@ import trio
 from artifactfs.errors import ArtifactFSError, ProtocolError
 from artifactfs.git.command import GitFailed, PipedProcess, open_process, run_git
 from artifactfs.git.pack.format import Oid
-from artifactfs.git.wire.pktline import FLUSH, MAX_PAYLOAD, Packet, PacketDecoder, encode
+from artifactfs.pktline import FLUSH, MAX_PAYLOAD, Packet, PacketDecoder, encode
 
 Write = Callable[[bytes], object]
 """Takes the next piece of the output."""

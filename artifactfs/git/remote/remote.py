@@ -14,9 +14,9 @@ from typing import Literal
 
 from artifactfs.git.wire import protocol
 from artifactfs.git.wire.greeting import PackStream, TipPack, ask
-from artifactfs.git.wire.pktline import Packet
 from artifactfs.git.wire.protocol import RefAdvertisement, ServerCapabilities
 from artifactfs.git.wire.transport import PacketReader, RequestCounters, Transport
+from artifactfs.pktline import Packet
 
 Oid = bytes
 

@@ -19,9 +19,10 @@ import trio
 
 from artifactfs.errors import ArtifactFSError, ProtocolError, RemoteError
 from artifactfs.git.wire import protocol
-from artifactfs.git.wire.pktline import FLUSH, Packet, side_band_data
 from artifactfs.git.wire.protocol import RefAdvertisement
+from artifactfs.git.wire.sideband import side_band_data
 from artifactfs.git.wire.transport import Advertisement, Exchange, PacketReader, Transport, deadline
+from artifactfs.pktline import FLUSH, Packet
 
 Oid = bytes
 

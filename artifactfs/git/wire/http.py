@@ -30,9 +30,9 @@ from artifactfs.errors import (
 )
 from artifactfs.git.wire.credentials import Credential, CredentialFile, credential_for
 from artifactfs.git.wire.http_clients import Line, Lines, http_config, httpx
-from artifactfs.git.wire.pktline import FLUSH, Packet, PacketDecoder
 from artifactfs.git.wire.transport import UNREACHABLE_HINT, Advertisement, Exchange, RequestCounters
 from artifactfs.git.wire.url import RemoteURL, parse_remote
+from artifactfs.pktline import FLUSH, Packet, PacketDecoder
 from artifactfs.redact import foreign_text, redact
 
 _GZIP_ABOVE = 1024

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from artifactfs import __version__
 from artifactfs.errors import ProtocolError
-from artifactfs.git.wire.pktline import DELIM, FLUSH, Packet, encode
+from artifactfs.pktline import DELIM, FLUSH, Packet, encode
 
 Oid = bytes
 

@@ -14,8 +14,9 @@ from typing import Protocol
 import trio
 
 from artifactfs.errors import RemoteError, RemoteUnreachable
-from artifactfs.git.wire.pktline import PacketDecoder, remote_error
+from artifactfs.git.wire.sideband import remote_error
 from artifactfs.git.wire.transport import Advertisement, Exchange, RequestCounters, deadline
+from artifactfs.pktline import PacketDecoder
 
 BACKGROUND_CONNECTIONS = 4
 _RECEIVE_BYTES = 256 << 10

@@ -15,14 +15,8 @@ from typing import Protocol
 import trio
 
 from artifactfs.errors import ProtocolError, RemoteUnreachable
-from artifactfs.git.wire.pktline import (
-    DELIM,
-    FLUSH,
-    Packet,
-    PacketDecoder,
-    Special,
-    check_error,
-)
+from artifactfs.git.wire.sideband import check_error
+from artifactfs.pktline import DELIM, FLUSH, Packet, PacketDecoder, Special
 
 Oid = bytes
 

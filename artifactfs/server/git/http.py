@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
+from artifactfs.pktline import FLUSH, encode
 from artifactfs.server.context import Context
 from artifactfs.server.events.access_log import RequestRecord
 from artifactfs.server.events.events import Event, error_type
@@ -32,7 +33,6 @@ from artifactfs.server.metadata import tokens
 from artifactfs.server.metadata.clock import now_ms
 from artifactfs.server.metadata.limits import RateLimiter
 from artifactfs.server.metadata.records import Repo
-from artifactfs.server.wire.pktline import FLUSH, encode
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class GitHTTP:
             if status != 0:
                 log.error("advertising refs of %s failed: %s", repo.full_name, stderr)
                 raise Refused(500, "The repository cannot be read")
-            head = encode(b"# service=" + service + b"\n") + FLUSH
+            head = encode([b"# service=" + service + b"\n", FLUSH])
             await exchange.answer(200, head + output, content_type, NO_CACHE)
             return
         raise Refused(503, "Git took too long", ((b"retry-after", b"5"),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from artifactfs.pktline import PktLineError
 from artifactfs.server.context import Context
 from artifactfs.server.git.exchange import NO_CACHE, Exchange
 from artifactfs.server.git.process import git_process
@@ -18,7 +19,6 @@ from artifactfs.server.git.stream import (
     turn,
 )
 from artifactfs.server.metadata.records import Repo
-from artifactfs.server.wire.pktline import PktError
 from artifactfs.server.wire.push_report import PushCommands, PushReport
 
 _RESULT = b"application/x-git-receive-pack-result"
@@ -41,7 +41,7 @@ class ReceivePack:
         body = exchange.body(None)
         try:
             head = await _read_commands(body, commands)
-        except PktError as error:
+        except PktLineError as error:
             await refuse(self._context, repo, exchange, 400, str(error))
             return
         async with turn(self._context) as mine:
@@ -111,6 +111,6 @@ async def _read_commands(body: AsyncIterator[bytes], commands: PushCommands) -> 
         if commands.complete:
             return bytes(head)
         if len(head) > _COMMAND_BYTES:
-            raise PktError("the push names too many refs")
+            raise PktLineError("the push names too many refs")
     commands.finish()
     return bytes(head)

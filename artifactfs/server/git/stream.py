@@ -11,6 +11,7 @@ from enum import Enum, auto
 
 import trio
 
+from artifactfs.pktline import PktLineError
 from artifactfs.server.connections import client_gone, cut_connection
 from artifactfs.server.context import Context
 from artifactfs.server.events.events import ErrorType, Event
@@ -18,7 +19,6 @@ from artifactfs.server.git.exchange import NO_CACHE, BadBody, ClientGone, Exchan
 from artifactfs.server.git.process import GitProcess
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.storage.gitdir import git_environment
-from artifactfs.server.wire.pktline import PktError
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Stream:
     """Pumps a request body into git and git's output into the answer.
 
     `seen_in` gets each piece of the body behind the head, and an empty one at its end; it raises
-    PktError. `seen_out` gets each piece of the output. `outlive_client`: once the whole body is
+    PktLineError. `seen_out` gets each piece of the output. `outlive_client`: once the whole body is
     here, git may finish even if the client goes away.
     """
 
@@ -137,7 +137,7 @@ class Stream:
             self.body_over.set()
         except ClientGone:
             self._stop(End.CLIENT_GONE, scope, git)
-        except PktError as error:
+        except PktLineError as error:
             self.message = str(error)
             self._stop(End.BAD_BODY, scope, git)
         except BadBody as error:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
+from artifactfs.pktline import PktLineError
 from artifactfs.server.context import Context
 from artifactfs.server.events.events import Event, Notice
 from artifactfs.server.git.exchange import NO_CACHE, Exchange
@@ -21,7 +22,6 @@ from artifactfs.server.git.stream import (
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.wire import blob_pack
 from artifactfs.server.wire.fetch_request import FetchRequest
-from artifactfs.server.wire.pktline import PktError
 
 _RESULT = b"application/x-git-upload-pack-result"
 _HEAD_BYTES = 64 * 1024
@@ -43,7 +43,7 @@ class UploadPack:
         body = exchange.body(self._context.limits.fetch_body_bytes)
         try:
             head, whole = await _read_head(body, request)
-        except PktError as error:
+        except PktLineError as error:
             await refuse(self._context, repo, exchange, 400, str(error))
             return
         gitdir = self._context.layout.gitdir(repo.id)
@@ -126,7 +126,7 @@ class UploadPack:
 
 
 async def _read_head(body: AsyncIterator[bytes], request: FetchRequest) -> tuple[bytes, bool]:
-    """The first part of a request, and whether that is all of it. Raises: PktError."""
+    """The first part of a request, and whether that is all of it. Raises: PktLineError."""
     head = bytearray()
     async for chunk in body:
         head += chunk

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pygit2
 
+from artifactfs.pktline import FLUSH, MAX_PAYLOAD, encode
 from artifactfs.server.wire.fetch_request import FetchRequest
-from artifactfs.server.wire.pktline import FLUSH, MAX_PKT, encode
 
 MAX_BLOBS = 32
 MAX_BYTES = 1024 * 1024
@@ -33,7 +33,7 @@ _UNDERSTOOD = frozenset(
         b"object-format=sha1",
     }
 )
-_SIDEBAND = MAX_PKT - 5
+_SIDEBAND = MAX_PAYLOAD - 1
 
 
 def is_simple(request: FetchRequest) -> bool:
@@ -73,7 +73,7 @@ def answer(gitdir: Path, wants: Sequence[bytes]) -> bytes | None:
         pack = _pack([odb.read(oid)[1] for oid in oids])
     except (KeyError, ValueError, pygit2.GitError):
         return None
-    return encode(b"packfile\n") + b"".join(_banded(pack)) + FLUSH
+    return encode([b"packfile\n", *_banded(pack), FLUSH])
 
 
 def _pack(blobs: Sequence[bytes]) -> bytes:
@@ -101,4 +101,4 @@ def _entry_header(size: int) -> bytes:
 def _banded(pack: bytes) -> Iterator[bytes]:
     """The pack in side-band channel 1."""
     for start in range(0, len(pack), _SIDEBAND):
-        yield encode(b"\1" + pack[start : start + _SIDEBAND])
+        yield b"\1" + pack[start : start + _SIDEBAND]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from artifactfs.server.wire.pktline import Marker, Pkt, PktError, PktParser
+from artifactfs.pktline import Packet, PacketDecoder, PktLineError, Special
 
 _OID = re.compile(rb"[0-9a-f]{40}")
 
@@ -30,20 +30,20 @@ class FetchRequest:
     history: bool = False
     done: bool = False
     features: set[bytes] = field(default_factory=set)
-    _parser: PktParser = field(default_factory=PktParser)
+    _parser: PacketDecoder = field(default_factory=PacketDecoder)
 
     def feed(self, data: bytes, *, keep: int) -> None:
-        """Read on; remember at most `keep` oids. Raises: PktError."""
+        """Read on; remember at most `keep` oids. Raises: PktLineError."""
         for pkt in self._parser.feed(data):
             self._take(pkt, keep)
 
     def finish(self) -> None:
-        """The body is over. Raises: PktError if it ends within a pkt-line."""
+        """The body is over. Raises: PktLineError if it ends within a pkt-line."""
         if self._parser.pending:
-            raise PktError("the request ends within a pkt-line")
+            raise PktLineError("the request ends within a pkt-line")
 
-    def _take(self, pkt: Pkt, keep: int) -> None:
-        if isinstance(pkt, Marker):
+    def _take(self, pkt: Packet, keep: int) -> None:
+        if isinstance(pkt, Special):
             return
         line = pkt.rstrip(b"\n")
         word, _, rest = line.partition(b" ")
@@ -66,7 +66,7 @@ class FetchRequest:
             self.command = "fetch"
         oid = rest[:40]
         if not _OID.fullmatch(oid):
-            raise PktError("a want is not an object name")
+            raise PktLineError("a want is not an object name")
         self.want_count += 1
         if len(self.wants) < keep:
             self.wants.append(oid)

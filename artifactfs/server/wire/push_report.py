@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from artifactfs.server.wire.pktline import Marker, PktError, PktParser
+from artifactfs.pktline import PacketDecoder, PktLineError, Special
 
 _COMMAND = re.compile(rb"([0-9a-f]{40}) ([0-9a-f]{40}) ([^\0\n]+)", re.DOTALL)
 _MAX_COMMANDS = 10_000
@@ -32,15 +32,15 @@ class PushCommands:
         self.updates: list[RefUpdate] = []
         self.capabilities: frozenset[bytes] = frozenset()
         self.complete = False
-        self._parser = PktParser()
+        self._parser = PacketDecoder()
 
     def feed(self, data: bytes) -> None:
-        """Read on until the flush behind the commands. Raises: PktError."""
+        """Read on until the flush behind the commands. Raises: PktLineError."""
         if self.complete:
             return
         pkts, rest = self._parser.feed_until_flush(data)
         for pkt in pkts:
-            if isinstance(pkt, Marker):
+            if isinstance(pkt, Special):
                 continue
             if pkt.startswith((b"shallow ", b"push-cert")):
                 continue
@@ -48,15 +48,15 @@ class PushCommands:
         self.complete = rest is not None
 
     def finish(self) -> None:
-        """The request is over. Raises: PktError if the commands were cut short."""
+        """The request is over. Raises: PktLineError if the commands were cut short."""
         if not self.complete:
-            raise PktError("the push ends within its commands")
+            raise PktLineError("the push ends within its commands")
 
     def _take(self, pkt: bytes) -> None:
         line, _, capabilities = pkt.partition(b"\0")
         match = _COMMAND.fullmatch(line.rstrip(b"\n"))
         if match is None or len(self.updates) >= _MAX_COMMANDS:
-            raise PktError("a push command is malformed")
+            raise PktLineError("a push command is malformed")
         before, after, ref = match.groups()
         if not self.updates:
             self.capabilities = frozenset(capabilities.split())
@@ -76,8 +76,8 @@ class PushReport:
         self.unpack_error: str | None = None
         self.accepted: set[str] = set()
         self.refused: dict[str, str] = {}
-        self._outer = PktParser() if sideband else None
-        self._inner = PktParser()
+        self._outer = PacketDecoder() if sideband else None
+        self._inner = PacketDecoder()
 
     def feed(self, data: bytes) -> None:
         """Read on; output that is no report (an old protocol's) is passed over."""
@@ -88,12 +88,12 @@ class PushReport:
             for pkt in self._outer.feed(data):
                 if isinstance(pkt, bytes) and pkt[:1] == b"\1":
                     self._report(pkt[1:])
-        except PktError:
+        except PktLineError:
             return
 
     def _report(self, data: bytes) -> None:
         for pkt in self._inner.feed(data):
-            if isinstance(pkt, Marker):
+            if isinstance(pkt, Special):
                 continue
             line = pkt.rstrip(b"\n").decode("utf-8", "surrogateescape")
             word, _, rest = line.partition(" ")
