@@ -39,9 +39,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """Rooms (and modules that stand alone) of each floor: each imports those before it."""
 
-TOGETHER = ("daemon.worker", "daemon.switch")
-"""Rooms whose modules still take the whole worker, and so import each other."""
-
 MOST_MODULES = 11
 """In one room."""
 
@@ -101,17 +98,11 @@ def test_rooms_import_one_way(name: str) -> None:
     assert rest[0] in rooms, f"{name}: give it a place in ROOMS"
     mine = rooms.index(rest[0])
     others = {other for other in IMPORTS[name] if other.startswith(f"{floor}.")}
-    if name.startswith(TOGETHER):
-        others = {other for other in others if not other.startswith(TOGETHER)}
     assert not {other for other in others if rooms.index(other.split(".")[1]) > mine}
 
 
 def test_no_circle_of_imports() -> None:
-    graph = {
-        name: {other for other in others if not other.startswith(TOGETHER)}
-        for name, others in IMPORTS.items()
-    }
-    sorter = graphlib.TopologicalSorter(graph)
+    sorter = graphlib.TopologicalSorter(IMPORTS)
     sorter.prepare()  # raises CycleError, with the circle
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
+from artifactfs.config import RepoSettings
 from artifactfs.daemon.worker import jobs
+from artifactfs.daemon.worker.background import Background
 from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.git.repository.gitdir import mark_history_complete
+from artifactfs.paths import RepoLayout
 
 
 def test_the_status_does_not_wait_for_a_slow_count(
@@ -33,22 +35,37 @@ def test_the_status_does_not_wait_for_a_slow_count(
 
     monkeypatch.setattr(jobs, "ahead_behind", slow)
     monkeypatch.setattr(jobs, "COUNT_WAIT_S", 0.1)
-    worker: Any = SimpleNamespace(
-        name="clone",
-        settings=SimpleNamespace(refresh_s=None),
-        layout=SimpleNamespace(gitdir=tmp_path / "clone" / ".git"),
-    )
+    unused: Any = None
+    layout = RepoLayout(tmp_path / "state")
+    layout.directory.mkdir()
+    layout.gitdir.symlink_to(tmp_path / "clone" / ".git")
 
     async def main() -> None:
-        ours = Jobs(worker)
+        background = Background("clone")
+        ours = Jobs(
+            unused,
+            layout,
+            RepoSettings(
+                name="clone", remote="https://example.com/clone", mount_point=str(tmp_path)
+            ),
+            remotes=unused,
+            odb=unused,
+            hydrator=unused,
+            filesystem=unused,
+            background=background,
+            following=unused,
+            history_done=trio.Event(),
+        )
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
-                ours._nursery = nursery
+                await nursery.start(background.run)
                 for _ in range(2):
                     head, distance = await ours.head()
                     assert (head.branch, distance) == ("main", None)
                 go_on.set()
-        assert (await ours.head())[1] == (1, 0)
+                monkeypatch.setattr(jobs, "COUNT_WAIT_S", 15)
+                assert (await ours.head())[1] == (1, 0)
+                nursery.cancel_scope.cancel()
 
     trio.run(main)
     assert counted == 1

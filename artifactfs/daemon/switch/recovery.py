@@ -9,38 +9,39 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import trio
 
 from artifactfs.daemon.switch.head import Intent, Move, move_head
 from artifactfs.errors import ArtifactFSError
+from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.index.file import StatData
 from artifactfs.git.index.move import IndexMove
 from artifactfs.git.index.primed import LockedIndex
-from artifactfs.git.objects.database import MissingObject
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.repository.gitdir import read_head
-
-if TYPE_CHECKING:
-    from artifactfs.daemon.worker.worker import Worker
+from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
 
 
-async def recover(worker: Worker) -> None:
-    """Finish what was begun. Failures are logged only.
+async def recover(
+    layout: RepoLayout, top: str, odb: ObjectDatabase, filesystem: FileSystem
+) -> None:
+    """Finish what was begun, in the mount at `top`. Failures are logged only.
 
     Where git has moved HEAD or the index meanwhile, they are left as they are, and `git status`
     tells how the working tree differs.
     """
-    intent = Intent.of(worker.layout)
+    intent = Intent.of(layout)
     if not intent.path.exists():
         return
     move = intent.read()
-    intent.remove_lock(worker.layout.gitdir)
+    intent.remove_lock(layout.gitdir)
     try:
-        if move is not None and worker.filesystem.base.tree == move.goal.tree:
-            await _finish(worker, move)
+        if move is not None and filesystem.base.tree == move.goal.tree:
+            await _finish(layout.gitdir, top, odb, filesystem, move)
     except (ArtifactFSError, MissingObject, OSError) as error:
         log.warning("an interrupted switch could not be finished: %s", error)
     except Exception as error:  # a record that is not what we wrote must not keep the mount away
@@ -49,24 +50,25 @@ async def recover(worker: Worker) -> None:
         intent.remove()
 
 
-async def _finish(worker: Worker, move: Move) -> None:
-    gitdir = worker.layout.gitdir
+async def _finish(
+    gitdir: Path, top: str, odb: ObjectDatabase, filesystem: FileSystem, move: Move
+) -> None:
     if read_head(gitdir) != move.head or move.head.commit is None:
         return
-    old = worker.odb.commit(move.head.commit).tree
-    make = partial(IndexMove, gitdir, worker.odb, old, move.goal.tree)
+    old = odb.commit(move.head.commit).tree
+    make = partial(IndexMove, gitdir, odb, old, move.goal.tree)
     plan = await trio.to_thread.run_sync(make)
     if not plan.is_done:
         with await trio.to_thread.run_sync(LockedIndex, gitdir) as lock:
-            content = plan.finish(partial(_stat, worker), changed=None, token="")
+            content = plan.finish(partial(_stat, filesystem), changed=None, token="")
             await trio.to_thread.run_sync(lock.commit, content)
-    await move_head(gitdir, worker.settings.mount_point, move)
+    await move_head(gitdir, top, move)
     log.info("finished a switch to %s that was interrupted", move.goal.shown)
 
 
-def _stat(worker: Worker, path: bytes) -> StatData:
+def _stat(filesystem: FileSystem, path: bytes) -> StatData:
     """What the mount is going to report of `path`."""
-    found = worker.filesystem.stat(path)
+    found = filesystem.stat(path)
     if found is None:
         return StatData(0, 0, 0, 0, 0, 0)
     size = found.size or 0

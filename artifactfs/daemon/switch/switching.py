@@ -7,7 +7,7 @@ The order, and what a crash leaves at each point:
 3. The working tree moves, in one transaction of the overlay. A crash before: nothing has changed.
 4. When the sizes are here, the index is replaced, then HEAD is moved. A crash before or between:
    the next worker finds the intent, sees that the overlay has moved, and does the rest before it
-   mounts (`switch_recovery`).
+   mounts (`recovery`).
 
 Whatever is not the plain case is left to ``git switch`` itself, run in the mount: staged changes
 in the way, conflicts, sparse checkouts, local changes that may be in the way. Then git decides,
@@ -29,14 +29,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
 
 from artifactfs.daemon.switch.head import Intent, Move, move_head
-from artifactfs.daemon.switch.target import Goal, fetch_trees
+from artifactfs.daemon.switch.target import Commits, Goal
 from artifactfs.errors import ArtifactFSError, CorruptData, InvalidInput, StateError
 from artifactfs.fs.kernel.stale import StaleEntries
+from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.tree.switch import Placed, SwitchResult
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.index.file import StatData
@@ -45,10 +45,9 @@ from artifactfs.git.index.primed import LockedIndex
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid, TreeEntry
 from artifactfs.git.objects.tree_diff import diff_trees
 from artifactfs.git.repository.gitdir import Head, read_head
+from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.inode_numbers import derive_ino
-
-if TYPE_CHECKING:
-    from artifactfs.daemon.worker.worker import Worker
+from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +82,10 @@ SizeOf = Callable[[bytes, Oid], int]
 """The size of a path with that blob, as the index holds it."""
 
 
+Start = Callable[..., None]
+"""Takes a coroutine function and its arguments."""
+
+
 class Overwritten(StateError):
     """Local changes are in the way. The message is git's."""
 
@@ -90,9 +93,9 @@ class Overwritten(StateError):
 class _KnownTrees:
     """The trees of a mount: those that it has in memory, else from its object database."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._known = worker.filesystem.known_tree
-        self._odb = worker.odb
+    def __init__(self, filesystem: FileSystem, odb: ObjectDatabase) -> None:
+        self._known = filesystem.known_tree
+        self._odb = odb
 
     def tree(self, oid: Oid) -> list[TreeEntry]:
         known = self._known(oid)
@@ -110,8 +113,28 @@ class _Sizes:
 class Switching:
     """Moves one mount to other commits, one at a time."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(
+        self,
+        layout: RepoLayout,
+        top: str,
+        *,
+        commits: Commits,
+        filesystem: FileSystem,
+        hydrator: Hydrator,
+        start: Start,
+        offer_objects: Callable[[], None],
+    ) -> None:
+        """`top` is the mount point, `start` runs a task behind the mount, and `offer_objects`
+        tells git anew where the mount offers objects, since a switch may change that name."""
+        self._layout = layout
+        self._gitdir = layout.gitdir
+        self._top = top
+        self._commits = commits
+        self._odb = commits.odb
+        self._filesystem = filesystem
+        self._hydrator = hydrator
+        self._start = start
+        self._offer_objects = offer_objects
         self._busy = trio.Lock()
 
     async def switch(self, goal: Goal) -> int | None:
@@ -119,10 +142,9 @@ class Switching:
 
         Raises: Overwritten, InvalidInput, StateError, GitFailed, RemoteError.
         """
-        await self._worker.filesystem.index_ready.wait()
+        await self._filesystem.index_ready.wait()
         async with self._busy:
-            gitdir = self._worker.layout.gitdir
-            move = Move(await trio.to_thread.run_sync(read_head, gitdir), goal)
+            move = Move(await trio.to_thread.run_sync(read_head, self._gitdir), goal)
             self._check_nothing_unfinished()
             try:
                 return await self._move(move)
@@ -141,30 +163,29 @@ class Switching:
 
     def _check_nothing_unfinished(self) -> None:
         for name, what in _UNFINISHED.items():
-            if (self._worker.layout.gitdir / name).exists():
+            if (self._gitdir / name).exists():
                 raise StateError(
                     f"cannot switch branch while {what}",
-                    hint=f"finish or abort it: see git status in {self._worker.name}",
+                    hint=f"finish or abort it: see git status in {self._layout.directory.name}",
                 )
 
     # -- by ourselves ------------------------------------------------------------------------
 
     async def _move(self, move: Move) -> int:
-        worker, goal = self._worker, move.goal
-        gitdir = worker.layout.gitdir
+        gitdir, goal = self._gitdir, move.goal
         if move.head.commit is None:
             raise Unusual("HEAD is a branch without commits")
         if any((gitdir / name).exists() for name in _FOR_GIT):
             raise Unusual("git has more to do here")
-        old = worker.odb.commit(move.head.commit).tree
+        old = self._odb.commit(move.head.commit).tree
         plan = await self._plan(gitdir, old, goal)
         sizes = _Sizes()
-        worker.jobs.start(self._learn_sizes, goal.tree, plan.new_blobs(), sizes)
+        self._start(self._learn_sizes, goal.tree, plan.new_blobs(), sizes)
         for _ in range(_TURNS_OF_A_REQUEST):
             await trio.lowlevel.checkpoint()
-        worker.filesystem.adopt_trees(plan.trees)
+        self._filesystem.adopt_trees(plan.trees)
         converted = await self._converted(old, plan, goal)
-        intent = Intent.of(worker.layout)
+        intent = Intent.of(self._layout)
         with trio.CancelScope(shield=True):
             lock = await trio.to_thread.run_sync(intent.lock_index, gitdir, move)
             try:
@@ -179,14 +200,14 @@ class Switching:
         return len(plan.changes)
 
     async def _plan(self, gitdir: Path, old: Oid, goal: Goal) -> IndexMove:
-        source = _KnownTrees(self._worker)
+        source = _KnownTrees(self._filesystem, self._odb)
         make = partial(IndexMove, gitdir, source, old, goal.tree)
         try:
             return await trio.to_thread.run_sync(make)
         except FileNotFoundError:
             raise Unusual("there is no index") from None
         except MissingObject:
-            await fetch_trees(self._worker, goal.commit)
+            await self._commits.fetch_trees(goal.commit)
         try:
             return await trio.to_thread.run_sync(make)
         except MissingObject as error:
@@ -194,25 +215,24 @@ class Switching:
 
     async def _learn_sizes(self, tree: Oid, oids: list[Oid], sizes: _Sizes) -> None:
         """What can be known of the sizes soon, without any content; while the tree moves."""
-        worker = self._worker
         try:
             with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
-                remote = await worker.remotes.shared()
+                remote = await self._commits.remotes.shared()
                 if remote.capabilities.object_info:
-                    sizes.known = await worker.hydrator.sizes(tree, oids)
+                    sizes.known = await self._hydrator.sizes(tree, oids)
                     return
-            sizes.known = worker.hydrator.known_sizes(oids)
+            sizes.known = self._hydrator.known_sizes(oids)
         finally:
             sizes.learnt.set()
 
     async def _converted(self, old: Oid, plan: IndexMove, goal: Goal) -> frozenset[bytes]:
         """The new files that are not their blobs. Raises: Unusual where other files would change,
         too: git leaves what it has written as it is, when only the attributes differ."""
-        filesystem = self._worker.filesystem
+        filesystem = self._filesystem
         base = filesystem.base.tree
         paths = [path for path, _, _ in plan.changes]
         if base != old:
-            list_changes = partial(_differing, self._worker.odb, base, goal.tree)
+            list_changes = partial(_differing, self._odb, base, goal.tree)
             paths = await trio.to_thread.run_sync(list_changes)
         try:
             if await filesystem.conversions.rules_change(goal.tree, paths):
@@ -231,14 +251,13 @@ class Switching:
         lock: LockedIndex,
     ) -> None:
         """Steps 3 and 4. Raises: Unusual, OSError, StateError; then the tree is as it was."""
-        worker, goal = self._worker, move.goal
-        filesystem = worker.filesystem
+        filesystem, goal = self._filesystem, move.goal
         changed = filesystem.journal.since(plan.fsmonitor.token) if plan.fsmonitor else None
         moved = self._move_tree(move, old)
         token = filesystem.journal.token()
         try:
             settled = trio.Event()
-            worker.jobs.start(_settle, filesystem.stale, settled)
+            self._start(_settle, filesystem.stale, settled)
             await sizes.learnt.wait()
             size_of = partial(_size, sizes.known, converted)
             stat_of = partial(_stat, _blobs(plan), moved, size_of)
@@ -246,26 +265,26 @@ class Switching:
             content = await trio.to_thread.run_sync(finish)
             await settled.wait()
             await trio.to_thread.run_sync(lock.commit, content)
-            await move_head(worker.layout.gitdir, worker.settings.mount_point, move)
+            await move_head(self._gitdir, self._top, move)
         except BaseException:
             await self._take_back(move, old, plan)
             raise
-        worker.hydrator.offered.expect(goal.tree)
-        worker.jobs.start(trio.to_thread.run_sync, worker.offer_objects)  # the name may be another
-        worker.jobs.start(self._settle_index, token)
-        worker.jobs.start(self._sweep_later, goal.tree)
+        self._hydrator.offered.expect(goal.tree)
+        self._start(trio.to_thread.run_sync, self._offer_objects)  # the name may be another
+        self._start(self._settle_index, token)
+        self._start(self._sweep_later, goal.tree)
 
     async def _take_back(self, move: Move, old: Oid, plan: IndexMove) -> None:
         """Tree and index as they were; what was written meanwhile stays."""
         assert move.head.commit is not None
-        self._worker.filesystem.switch_tree(old, move.head.commit)
-        await self._worker.filesystem.stale.settle()
+        self._filesystem.switch_tree(old, move.head.commit)
+        await self._filesystem.stale.settle()
         with suppress(OSError, StateError):
             await trio.to_thread.run_sync(plan.restore)
 
     def _move_tree(self, move: Move, old: Oid) -> SwitchResult:
         """Without an await: nobody writes between the check and the move. Raises: Unusual."""
-        filesystem, head = self._worker.filesystem, move.head.commit
+        filesystem, head = self._filesystem, move.head.commit
         assert head is not None
         if filesystem.base.tree != old:
             # Git has committed or switched here; the tree is at HEAD in effect, so that is what
@@ -298,7 +317,7 @@ class Switching:
 
     async def _git_switch(self, *arguments: str) -> None:
         """Raises: Overwritten, InvalidInput, StateError with git's own words."""
-        top = self._worker.settings.mount_point
+        top = self._top
         try:
             await run_git("-C", top, "switch", "-q", *arguments, deadline_s=GIT_DEADLINE_S)
         except GitFailed as error:
@@ -309,15 +328,15 @@ class Switching:
     async def _sweep_later(self, tree: Oid) -> None:
         """Not at once: walking the tree would slow the commands that come after a switch."""
         await trio.sleep(SWEEP_AFTER_S)
-        if self._worker.filesystem.base.tree == tree:
-            self._worker.hydrator.start_sweep(tree)
+        if self._filesystem.base.tree == tree:
+            self._hydrator.start_sweep(tree)
 
     async def _settle_index(self, token: str) -> None:
         """Make the index younger than what the switch changed. See the module's docstring."""
-        index = self._worker.layout.gitdir / "index"
+        index = self._gitdir / "index"
         written = _stamp(index)
         await trio.sleep(1.05 - time.time() % 1.0)
-        if self._worker.filesystem.journal.since(token) == []:
+        if self._filesystem.journal.since(token) == []:
             await trio.to_thread.run_sync(_rejuvenate, index, written)
 
 

@@ -8,19 +8,18 @@ exactly one remote has, which gets a local branch that tracks it. (``git switch`
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import trio
 
+from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
-from artifactfs.git.objects.database import MissingObject, Oid
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
 from artifactfs.git.remote.fetch_commit import fetch_commit
 from artifactfs.git.repository.gitdir import read_refs, valid_ref
-
-if TYPE_CHECKING:
-    from artifactfs.daemon.worker.worker import Worker
 
 _OID = re.compile(r"[0-9a-f]{40}")
 _HEADS = "refs/heads/"
@@ -39,46 +38,78 @@ class Goal:
     shown: str
 
 
-async def resolve(worker: Worker, target: str, *, detach: bool) -> Goal:
+@dataclass(frozen=True, slots=True)
+class Commits:
+    """Commits and their trees of one repository: those that are here, and those of the remote."""
+
+    gitdir: Path
+    odb: ObjectDatabase
+    remotes: RemoteConnection
+
+    async def commit_and_tree(self, oid: Oid, shown: str) -> tuple[Oid, Oid]:
+        """The commit that `oid` is or that it tags, and its tree; fetched where they are not here.
+
+        Raises: InvalidInput, RemoteError, CorruptData.
+        """
+        for attempt in range(2):
+            try:
+                commit = self.odb.commit(oid)
+                self.odb.tree(commit.tree)
+            except MissingObject:
+                if attempt == 0:
+                    await self.fetch_trees(oid)
+            else:
+                return commit.oid, commit.tree
+        raise InvalidInput(f"{shown} is not a commit")
+
+    async def fetch_trees(self, oid: Oid) -> None:
+        """Fetch a commit and its trees. Raises: RemoteError."""
+        await fetch_commit(self.gitdir, await self.remotes.shared(), oid)
+        self.odb.refresh()
+
+
+async def resolve(
+    commits: Commits, target: str, *, detach: bool, fetch: Callable[[], Awaitable[object]]
+) -> Goal:
     """Find `target`; what is not here is fetched, commits and trees only.
 
-    Raises: InvalidInput (no such thing), RemoteError.
+    `fetch` fetches the remote's refs. Raises: InvalidInput (no such thing), RemoteError.
     """
+    gitdir = commits.gitdir
     if target == "-":
-        target = await _previous(worker)
+        target = await _previous(gitdir)
     if not target or target.startswith("-"):
         raise InvalidInput(f"invalid reference: {target}")
-    found = await _find(worker, target, detach=detach)
+    found = await _find(gitdir, target, detach=detach)
     if found is None:
-        await worker.jobs.fetch()
-        found = await _find(worker, target, detach=detach)
+        await fetch()
+        found = await _find(gitdir, target, detach=detach)
     if found is None:
         raise InvalidInput(f"invalid reference: {target}", hint="see `git branch -a` in the mount")
     oid, branch, track = found
-    commit, tree = await commit_and_tree(worker, oid, target)
+    commit, tree = await commits.commit_and_tree(oid, target)
     return Goal(commit, tree, branch, track, target)
 
 
-async def _previous(worker: Worker) -> str:
+async def _previous(gitdir: Path) -> str:
     """What ``-`` stands for: where HEAD was before the last switch. Raises: InvalidInput."""
     try:
-        name = await run_git("rev-parse", "--abbrev-ref", "@{-1}", gitdir=worker.layout.gitdir)
+        name = await run_git("rev-parse", "--abbrev-ref", "@{-1}", gitdir=gitdir)
         if not name.strip():
-            name = await run_git("rev-parse", "@{-1}", gitdir=worker.layout.gitdir)
+            name = await run_git("rev-parse", "@{-1}", gitdir=gitdir)
     except GitFailed as error:
         raise InvalidInput("there is no previous branch") from error
     return name.decode("utf-8", "surrogateescape").strip()
 
 
 async def _find(
-    worker: Worker, target: str, *, detach: bool
+    gitdir: Path, target: str, *, detach: bool
 ) -> tuple[Oid, str | None, str | None] | None:
-    gitdir = worker.layout.gitdir
     refs = await trio.to_thread.run_sync(read_refs, gitdir)
     local = refs.get(_HEADS + target)
     if local is not None:
         return local, None if detach else target, None
-    oid = await _revision(worker, target)
+    oid = await _revision(gitdir, target)
     if oid is not None:
         return oid, None, None
     tracked = [
@@ -97,37 +128,14 @@ async def _find(
     return refs[tracked[0]], None if detach else target, None if detach else track
 
 
-async def _revision(worker: Worker, target: str) -> Oid | None:
+async def _revision(gitdir: Path, target: str) -> Oid | None:
     """The object that git calls `target`."""
     if _OID.fullmatch(target):
         return bytes.fromhex(target)
     arguments = ("rev-parse", "--verify", "--quiet", "--end-of-options", target)
     try:
-        printed = await run_git(*arguments, gitdir=worker.layout.gitdir)
+        printed = await run_git(*arguments, gitdir=gitdir)
     except GitFailed:
         return None
     name = printed.decode("ascii", "replace").split()[-1]
     return bytes.fromhex(name) if _OID.fullmatch(name) else None
-
-
-async def commit_and_tree(worker: Worker, oid: Oid, shown: str) -> tuple[Oid, Oid]:
-    """The commit that `oid` is or that it tags, and its tree; fetched where they are not here.
-
-    Raises: InvalidInput, RemoteError, CorruptData.
-    """
-    for attempt in range(2):
-        try:
-            commit = worker.odb.commit(oid)
-            worker.odb.tree(commit.tree)
-        except MissingObject:
-            if attempt == 0:
-                await fetch_trees(worker, oid)
-        else:
-            return commit.oid, commit.tree
-    raise InvalidInput(f"{shown} is not a commit")
-
-
-async def fetch_trees(worker: Worker, oid: Oid) -> None:
-    """Bring a commit and its trees. Raises: RemoteError."""
-    await fetch_commit(worker.layout.gitdir, await worker.remotes.shared(), oid)
-    worker.odb.refresh()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -39,6 +40,43 @@ async def keep_trying(name: str, job: Job, *, repo: str) -> None:
             return
         await trio.sleep(delay)
         delay = min(delay * 2, LONGEST_RETRY_S)
+
+
+class Background:
+    """The tasks of one mount that nobody waits for. They end with `run`."""
+
+    def __init__(self, repo: str) -> None:
+        self._repo = repo
+        self._nursery: trio.Nursery
+
+    async def run(
+        self,
+        *services: Job,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run `services`, and what is given to `start` and `keep` meanwhile, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for service in services:
+                nursery.start_soon(service)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def start(self, job: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run `job` beside the others. Its failure is logged, and touches nothing else."""
+        self._nursery.start_soon(self._alone, job, arguments)
+
+    async def _alone(
+        self, job: Callable[..., Awaitable[object]], arguments: tuple[object, ...]
+    ) -> None:
+        try:
+            await job(*arguments)
+        except Exception as error:
+            log.error("%s failed", job.__name__.strip("_"), exc_info=error)
+
+    def keep(self, name: str, job: Job) -> None:
+        """Run `job` until it has succeeded."""
+        self._nursery.start_soon(partial(keep_trying, name, job, repo=self._repo))
 
 
 class Refresh:

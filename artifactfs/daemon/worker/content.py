@@ -7,20 +7,19 @@ import stat
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
 
 import trio
 
 from artifactfs.daemon.control.messages import Message
 from artifactfs.daemon.control.server import Request
-from artifactfs.daemon.worker.background import keep_trying
+from artifactfs.daemon.worker.background import Background
 from artifactfs.errors import InvalidInput
-from artifactfs.git.objects.database import Oid
+from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.objects.history import blobs_of_history
+from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.hydration.order.priority import compile_globs
-
-if TYPE_CHECKING:
-    from artifactfs.daemon.worker.worker import Worker
+from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +35,32 @@ def _anchored(pattern: str) -> str:
 
 
 class ContentRequests:
-    """The handlers, over the state of a `Worker`."""
+    """The handlers."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(
+        self,
+        layout: RepoLayout,
+        *,
+        odb: ObjectDatabase,
+        filesystem: FileSystem,
+        hydrator: Hydrator,
+        background: Background,
+        history_done: trio.Event,
+    ) -> None:
+        self._layout = layout
+        self._odb = odb
+        self._filesystem = filesystem
+        self._hydrator = hydrator
+        self._background = background
+        self._history_done = history_done
 
     async def prefetch(self, request: Request) -> Message:
         """Bring ``patterns`` of the mounted tree, or every version of ``history`` paths."""
-        worker = self._worker
+        name = self._layout.directory.name
         history = request.args.get("history") or []
         if history:
             await self._have_history(request)
-            oids = await blobs_of_history(worker.layout.gitdir, history)
+            oids = await blobs_of_history(self._layout.gitdir, history)
         else:
             patterns = request.args.get("patterns") or []
             oids = [oid async for oid in self._matching(patterns)]
@@ -57,19 +70,15 @@ class ContentRequests:
                     hint="patterns are as in .gitignore, from the top of the tree",
                 )
         if not request.args.get("wait", True):
-            worker.jobs.start(self._bring_later, oids)
-            return {"name": worker.name, "blobs": len(oids), "waited": False}
+            self._background.keep("prefetch", partial(self._hydrator.prefetch, oids))
+            return {"name": name, "blobs": len(oids), "waited": False}
         await self._bring(request, oids)
-        return {"name": worker.name, "blobs": len(oids), "waited": True}
-
-    async def _bring_later(self, oids: Sequence[Oid]) -> None:
-        bring = partial(self._worker.hydrator.prefetch, oids)
-        await keep_trying("prefetch", bring, repo=self._worker.name)
+        return {"name": name, "blobs": len(oids), "waited": True}
 
     async def _have_history(self, request: Request) -> None:
-        if not self._worker.jobs.history_done.is_set():
+        if not self._history_done.is_set():
             await request.progress(stage="waiting for history")
-            await self._worker.jobs.history_done.wait()
+            await self._history_done.wait()
 
     async def _bring(self, request: Request, oids: Sequence[Oid]) -> None:
         state = [0, len(oids)]
@@ -84,21 +93,20 @@ class ContentRequests:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(report)
-            await self._worker.hydrator.prefetch(oids, progress=note)
+            await self._hydrator.prefetch(oids, progress=note)
             nursery.cancel_scope.cancel()
 
     async def _matching(self, patterns: Sequence[str]) -> AsyncIterator[Oid]:
         """Blobs of the mounted tree whose path matches one of `patterns`; all without any."""
-        odb = self._worker.odb
         wanted = compile_globs([glob for pattern in patterns if (glob := _anchored(pattern))])
         everything = wanted is None
         # Depth first: blobs of one folder come in one request, and the remote has them as deltas of
         # each other, which it would have to take apart where the other is not asked for.
-        left: list[tuple[Oid, bytes]] = [(self._worker.filesystem.base.tree, b"")]
+        left: list[tuple[Oid, bytes]] = [(self._filesystem.base.tree, b"")]
         steps = 0
         while left:
             tree, prefix = left.pop()
-            for entry in odb.tree(tree):
+            for entry in self._odb.tree(tree):
                 path = prefix + entry.name
                 if stat.S_ISDIR(entry.mode):
                     left.append((entry.oid, path + b"/"))
@@ -113,19 +121,19 @@ class ContentRequests:
 
     async def evict(self, request: Request) -> Message:
         """Shrink the shared cache to ``max_bytes``."""
-        freed = await self._worker.hydrator.evict(int(request.args.get("max_bytes") or 0))
+        freed = await self._hydrator.evict(int(request.args.get("max_bytes") or 0))
         return {"freed_bytes": freed}
 
     async def changes(self, _request: Request) -> list[Message]:
         """How the working tree differs from the mounted commit."""
         return [
             {"path": change.path.decode("utf-8", "surrogateescape"), "kind": change.kind}
-            for change in self._worker.filesystem.local_changes()
+            for change in self._filesystem.local_changes()
         ]
 
     async def trace(self, request: Request) -> list[Message]:
         """The last fetches after ``since`` (a count of all so far), oldest first."""
-        trace = self._worker.hydrator.trace
+        trace = self._hydrator.trace
         since = int(request.args.get("since") or 0)
         if since > trace.total:  # of the mount's process before this one
             since = 0

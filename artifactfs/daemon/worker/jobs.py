@@ -12,25 +12,25 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import trio
 
+from artifactfs.config import RepoSettings
 from artifactfs.daemon.repositories.fetching import Record, fetch_recorded, last_fetch
 from artifactfs.daemon.repositories.heads import Head, ahead_behind, head_of
-from artifactfs.daemon.worker.background import Refresh, keep_trying, run_quietly
-from artifactfs.daemon.worker.following import follow
+from artifactfs.daemon.repositories.remotes import RemoteConnection
+from artifactfs.daemon.worker.background import Background, Refresh, run_quietly
+from artifactfs.daemon.worker.following import Following
 from artifactfs.daemon.worker.other_tips import learn_sizes
 from artifactfs.errors import ArtifactFSError
+from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import run_git
-from artifactfs.git.objects.database import MissingObject
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.fetch import fetch_history
 from artifactfs.git.repository.gitdir import history_complete, read_head
-
-if TYPE_CHECKING:
-    from artifactfs.daemon.worker.worker import Worker
+from artifactfs.hydration.hydrator import Hydrator
+from artifactfs.paths import RepoLayout, StateLayout
 
 log = logging.getLogger(__name__)
 
@@ -53,80 +53,89 @@ Pair = tuple[str, str]
 class Jobs:
     """The background of one mount."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(
+        self,
+        state: StateLayout,
+        layout: RepoLayout,
+        settings: RepoSettings,
+        *,
+        remotes: RemoteConnection,
+        odb: ObjectDatabase,
+        hydrator: Hydrator,
+        filesystem: FileSystem,
+        background: Background,
+        following: Following,
+        history_done: trio.Event,
+    ) -> None:
+        """`history_done` is set here when all commits and trees are here."""
+        self.settings = settings
+        """As they are now: `use` changes them."""
+        self._state = state
+        self._layout = layout
+        self._remotes = remotes
+        self._odb = odb
+        self._hydrator = hydrator
+        self._filesystem = filesystem
+        self._background = background
+        self._following = following
         self._fetching = trio.Lock()
-        self._nursery: trio.Nursery
         self._counts: tuple[Pair, tuple[int, int] | None] | None = None
         self._counting: dict[Pair, trio.Event] = {}
-        self.history_done = trio.Event()
+        self.history_done = history_done
         self.index_primed = False
-        self.refresh = Refresh(worker.settings.refresh_s, self._refresh, repo=worker.name)
+        self._refresh = Refresh(settings.refresh_s, self._fetch_and_follow, repo=settings.name)
+
+    def use(self, settings: RepoSettings) -> None:
+        """Use other settings from now on, those that can change while it is mounted."""
+        self.settings = settings
+        self._refresh.set_interval(settings.refresh_s)
 
     async def run(self) -> None:
         """Start everything; runs as long as the mount."""
-        worker = self._worker
-        worker.hydrator.start_sweep(worker.filesystem.base.tree)
+        self._hydrator.start_sweep(self._filesystem.base.tree)
+        self._background.keep("index", self._prime_index)
+        self._background.keep("history", self._fetch_history)
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._keep, "index", self._prime_index)
-            nursery.start_soon(self._keep, "history", self._fetch_history)
-            nursery.start_soon(self.refresh.run)
+            nursery.start_soon(self._refresh.run)
             nursery.start_soon(self._watch_gitdir)
-
-    def start(self, job: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """Run `job` beside the others. Its failure is logged, and touches nothing else."""
-        self._nursery.start_soon(self._alone, job, arguments)
-
-    async def _alone(
-        self, job: Callable[..., Awaitable[None]], arguments: tuple[object, ...]
-    ) -> None:
-        try:
-            await job(*arguments)
-        except Exception as error:
-            log.error("%s failed", job.__name__.strip("_"), exc_info=error)
-
-    async def _keep(self, name: str, job: object) -> None:
-        assert callable(job)
-        await keep_trying(name, job, repo=self._worker.name)
 
     # -- history and refs --------------------------------------------------------------------
 
     async def _fetch_history(self) -> None:
-        worker = self._worker
-        if not history_complete(worker.layout.gitdir):
-            remote = await worker.remotes.shared()
+        if not history_complete(self._layout.gitdir):
+            remote = await self._remotes.shared()
             async with self._fetching:
-                give_way = worker.hydrator.give_way
-                await fetch_history(worker.layout, worker.settings, remote, give_way=give_way)
-            worker.odb.refresh()
+                give_way = self._hydrator.give_way
+                await fetch_history(self._layout, self.settings, remote, give_way=give_way)
+            self._odb.refresh()
             log.info("history is complete")
         self.history_done.set()
-        head = read_head(worker.layout.gitdir).commit
+        head = read_head(self._layout.gitdir).commit
         if head is not None:
-            worker.hydrator.start_recent(head)
-        self.start(learn_sizes, worker)
+            self._hydrator.start_recent(head)
+        parts = (self._layout.gitdir, self._odb, self._filesystem, self._hydrator)
+        self._background.start(learn_sizes, *parts)
 
     async def fetch(self) -> Record:
         """Fetch the remote's refs now. Raises: RemoteError."""
-        worker = self._worker
         async with self._fetching:
-            remote = await worker.remotes.shared()
-            record = await fetch_recorded(worker.layout, worker.settings, remote)
-        worker.odb.refresh()
-        if await follow(worker):
-            record["followed"] = worker.filesystem.base.commit.hex()
+            remote = await self._remotes.shared()
+            record = await fetch_recorded(self._layout, self.settings, remote)
+        self._odb.refresh()
+        branch = self.settings.follow
+        if branch is not None and await self._following.follow(branch, self.settings.remote):
+            record["followed"] = self._filesystem.base.commit.hex()
         return record
 
-    async def _refresh(self) -> None:
+    async def _fetch_and_follow(self) -> None:
         await self.fetch()
 
     def last_fetch(self) -> Record | None:
-        return last_fetch(self._worker.layout)
+        return last_fetch(self._layout)
 
     async def head(self) -> tuple[Head, tuple[int, int] | None]:
         """HEAD, and its distance from its upstream; None until all of history is here."""
-        gitdir = self._worker.layout.gitdir
+        gitdir = self._layout.gitdir
         head = head_of(gitdir)
         if head.oid is None or head.upstream_oid is None:
             return head, None
@@ -142,14 +151,14 @@ class Jobs:
         if self._counts is None or self._counts[0] != pair:
             if pair not in self._counting:
                 self._counting[pair] = trio.Event()
-                self.start(self._count, pair)
+                self._background.start(self._count, pair)
             with trio.move_on_after(COUNT_WAIT_S):
                 await self._counting[pair].wait()
         return self._counts[1] if self._counts is not None and self._counts[0] == pair else None
 
     async def _count(self, pair: Pair) -> None:
         try:
-            self._counts = (pair, await ahead_behind(self._worker.layout.gitdir, *pair))
+            self._counts = (pair, await ahead_behind(self._layout.gitdir, *pair))
         finally:
             self._counting.pop(pair).set()
 
@@ -160,20 +169,19 @@ class Jobs:
 
         Where git has one already (every mount but the first), it is left alone.
         """
-        worker = self._worker
         try:
-            if not (worker.layout.gitdir / "index").exists():
+            if not (self._layout.gitdir / "index").exists():
                 await self._sizes_settled()
                 await self._git_files_here()
                 await self._write_any_index()
                 await self._use_fsmonitor()
             self.index_primed = True
         finally:
-            worker.filesystem.index_ready.set()
+            self._filesystem.index_ready.set()
 
     async def _sizes_settled(self) -> None:
         """Until all sizes are known, or will not be soon: git copes, so it is not worth waiting."""
-        hydrator = self._worker.hydrator
+        hydrator = self._hydrator
         end = trio.current_time() + SIZES_WAIT_S
         while trio.current_time() < end:
             stats = hydrator.stats()
@@ -191,7 +199,7 @@ class Jobs:
         """
         with trio.move_on_after(GIT_FILES_WAIT_S):
             try:
-                await self._worker.hydrator.bring_git_files()
+                await self._hydrator.bring_git_files()
             except ArtifactFSError as error:
                 log.info("the .gitignore files are not here: %s", error.message)
 
@@ -201,21 +209,21 @@ class Jobs:
             await self._write_index()
         except ArtifactFSError as error:
             log.warning("the index could not be primed, git reads the tree: %s", error.message)
-            await run_git("read-tree", "HEAD", gitdir=self._worker.layout.gitdir)
+            await run_git("read-tree", "HEAD", gitdir=self._layout.gitdir)
 
     async def _write_index(self) -> None:
-        worker, filesystem = self._worker, self._worker.filesystem
-        settings, base = worker.settings, filesystem.base
+        filesystem, settings = self._filesystem, self.settings
+        base = filesystem.base
         options = {
-            "gitdir": worker.layout.gitdir,
+            "gitdir": self._layout.gitdir,
             "tree": base.tree.hex(),
             "worktree": settings.mount_point,
-            "sizes": worker.state.sizes_db,
+            "sizes": self._state.sizes_db,
             "uid": os.getuid() if settings.uid is None else settings.uid,
             "gid": os.getgid() if settings.gid is None else settings.gid,
             "time-ns": base.time_ns,
             "token": filesystem.journal.initial_token,
-            "conversion": worker.layout.conversion,
+            "conversion": self._layout.conversion,
         }
         await filesystem.conversions.settled()
         command = [sys.executable, "-I", "-m", "artifactfs.git.index.primed"]
@@ -225,7 +233,7 @@ class Jobs:
         missing = json.loads(printed).get("missing")
         if missing:
             with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
-                await worker.hydrator.prefetch([bytes.fromhex(oid) for oid in missing])
+                await self._hydrator.prefetch([bytes.fromhex(oid) for oid in missing])
             printed = await run_quietly(command, deadline_s=INDEX_DEADLINE_S)
         if absent := json.loads(printed).get("absent"):
             what = "the commit has names that git refuses or that are too long; they are not shown"
@@ -234,8 +242,8 @@ class Jobs:
 
     async def _use_fsmonitor(self) -> None:
         """Let git ask the mount what changed; only at first, so that a user can turn it off."""
-        gitdir = self._worker.layout.gitdir
-        command = self._worker.filesystem.fsmonitor_command(await sound_git())
+        gitdir = self._layout.gitdir
+        command = self._filesystem.fsmonitor_command(await sound_git())
         for name, value in (("core.fsmonitor", command), ("core.untrackedCache", "true")):
             with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
                 await run_git("config", name, value, gitdir=gitdir, deadline_s=CONFIG_DEADLINE_S)
@@ -247,7 +255,7 @@ class Jobs:
 
         Waits until git has been quiet for one interval: a rebase writes the index many times.
         """
-        gitdir = self._worker.layout.gitdir
+        gitdir = self._layout.gitdir
         seen = done = _stamps(gitdir)
         while True:
             await trio.sleep(WATCH_S)
@@ -258,10 +266,9 @@ class Jobs:
             seen = now
 
     async def _compact(self) -> None:
-        worker = self._worker
         try:
             trees = await trio.to_thread.run_sync(self._trees_of_head)
-            count = await worker.filesystem.compact(trees)
+            count = await self._filesystem.compact(trees)
         except (ArtifactFSError, OSError, MissingObject) as error:
             log.warning("compaction failed: %s", error)
         except Exception as error:  # a full disk, say, as SQLite puts it
@@ -271,9 +278,8 @@ class Jobs:
                 log.info("compacted", extra={"files": count})
 
     def _trees_of_head(self) -> list[bytes]:
-        worker = self._worker
-        commit = read_head(worker.layout.gitdir).commit
-        return [] if commit is None else [worker.odb.commit(commit).tree]
+        commit = read_head(self._layout.gitdir).commit
+        return [] if commit is None else [self._odb.commit(commit).tree]
 
 
 async def sound_git() -> str | None:

@@ -18,18 +18,18 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import trio
 
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.gitview.callers import GitCommand
-from artifactfs.git.objects.database import Oid
+from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.objects.history import blobs_of_history, blobs_of_recent_commits
 from artifactfs.git.repository.gitdir import read_head
-
-if TYPE_CHECKING:
-    from artifactfs.daemon.worker.worker import Worker
+from artifactfs.git.repository.offered import offer
+from artifactfs.hydration.hydrator import Hydrator
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,35 @@ class OldVersions:
     COMMANDS = frozenset((*_OF_A_FILE, *_OF_COMMITS, "fetch"))
     """Those that `before_missing` can do something for."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(
+        self,
+        gitdir: Path,
+        top: str,
+        *,
+        odb: ObjectDatabase,
+        filesystem: FileSystem,
+        hydrator: Hydrator,
+        history_done: trio.Event,
+    ) -> None:
+        """`top` is the mount point; `history_done` is set when all commits and trees are here."""
+        self._gitdir = gitdir
+        self._top = top
+        self._odb = odb
+        self._filesystem = filesystem
+        self._hydrator = hydrator
+        self._history_done = history_done
         self._readers: OrderedDict[int, _Reader] = OrderedDict()
+
+    def offer_objects(self) -> None:
+        """Let git see the blobs of the tree as objects that are here. Without it git works too."""
+        line = self._filesystem.offered_alternate
+        try:
+            if line and self._filesystem.offered is not None:
+                self._filesystem.offered.before_missing = self.before_missing
+                self._filesystem.offered.told_of = self.COMMANDS
+                offer(self._gitdir, line)
+        except OSError as error:
+            log.warning("git will not see the blobs of the tree: %s", error)
 
     async def before_missing(self, command: GitCommand, oid: Oid | None) -> None:
         """`command` looks for `oid`, or what there is: bring what it will ask for.
@@ -86,7 +112,7 @@ class OldVersions:
         reader = self._reader(command)
         if reader is None or reader.done:
             return
-        certain = oid is not None and not self._worker.odb.contains(oid)
+        certain = oid is not None and not self._odb.contains(oid)
         if command.name == "fetch" and certain:
             certain = command.pid != reader.fetch
             reader.fetch = command.pid
@@ -109,7 +135,7 @@ class OldVersions:
             return known
         if command.name not in (*_OF_A_FILE, *_OF_COMMITS):
             return None
-        if not self._worker.jobs.history_done.is_set() or command.parent() == os.getpid():
+        if not self._history_done.is_set() or command.parent() == os.getpid():
             return None
         reader = _Reader(command, self._paths(command), _count(command.arguments))
         reader.done = command.name in _OF_A_FILE and not reader.paths
@@ -119,11 +145,10 @@ class OldVersions:
         return reader
 
     async def _bring_more(self, reader: _Reader) -> None:
-        worker = self._worker
         first = reader.versions is None
         if reader.paths:
             if reader.versions is None:
-                arguments = worker.layout.gitdir, reader.paths
+                arguments = self._gitdir, reader.paths
                 reader.versions = await blobs_of_history(*arguments, deadline_s=LIST_S)
             some = reader.versions[reader.brought : reader.brought + reader.window]
             reader.done = reader.brought + reader.window >= len(reader.versions)
@@ -133,21 +158,20 @@ class OldVersions:
             reader.done = reader.commits == MAX_COMMITS
         reader.brought += len(some)
         reader.window *= GROWTH
-        missing = worker.odb.missing(some)
+        missing = self._odb.missing(some)
         if missing:
             log.info(
                 "bringing old versions for git",
                 extra={"command": reader.command.name, "blobs": len(missing)},
             )
-            await worker.hydrator.offered.bring_all(missing)
+            await self._hydrator.offered.bring_all(missing)
 
     async def _recent(self, commits: int, limit: int) -> list[Oid]:
-        head = read_head(self._worker.layout.gitdir).commit
+        head = read_head(self._gitdir).commit
         if head is None:
             return []
-        odb = self._worker.odb
         return await blobs_of_recent_commits(
-            odb, head, commits=commits, max_blobs=limit, max_of_commit=MAX_OF_COMMIT
+            self._odb, head, commits=commits, max_blobs=limit, max_of_commit=MAX_OF_COMMIT
         )
 
     def _paths(self, command: GitCommand) -> tuple[str, ...]:
@@ -163,13 +187,11 @@ class OldVersions:
         """`path` from the top of the tree, if there is such a file, or it must mean one."""
         places = []
         for directory in directories:
-            place = os.path.relpath(
-                os.path.join(directory, path), self._worker.settings.mount_point
-            )
+            place = os.path.relpath(os.path.join(directory, path), self._top)
             if place != "." and not place.startswith("../"):
                 places.append(place)
         for place in places:
-            if self._worker.filesystem.walker.find(os.fsencode(place)) is not None:
+            if self._filesystem.walker.find(os.fsencode(place)) is not None:
                 return place
         return places[0] if sure and places else None
 

@@ -10,18 +10,16 @@ import logging
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
 
 from artifactfs.errors import CorruptData
+from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
 from artifactfs.git.objects.tree_diff import diff_trees
 from artifactfs.git.repository.gitdir import read_refs
+from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.hydration.order.nearby import is_gitlink
-
-if TYPE_CHECKING:
-    from artifactfs.daemon.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -34,21 +32,23 @@ AFTER_S = 1.0
 GIVE_WAY_S = 10.0
 
 
-async def learn_sizes(worker: Worker) -> None:
+async def learn_sizes(
+    gitdir: Path, odb: ObjectDatabase, filesystem: FileSystem, hydrator: Hydrator
+) -> None:
     """Learn them, newest tips first. Waits for the network as long as it takes."""
-    await worker.filesystem.index_ready.wait()
+    await filesystem.index_ready.wait()
     await trio.sleep(AFTER_S)
-    base = worker.filesystem.base.tree
-    tips = await trio.to_thread.run_sync(_newest_trees, worker.odb, worker.layout.gitdir)
+    base = filesystem.base.tree
+    tips = await trio.to_thread.run_sync(_newest_trees, odb, gitdir)
     asked: set[Oid] = set()
     for tree in tips:
-        await worker.hydrator.give_way(GIVE_WAY_S)
-        blobs = await trio.to_thread.run_sync(_blobs_that_differ, worker.odb, base, tree)
+        await hydrator.give_way(GIVE_WAY_S)
+        blobs = await trio.to_thread.run_sync(_blobs_that_differ, odb, base, tree)
         blobs -= asked
         if len(asked) + len(blobs) > MAX_BLOBS:
             continue  # another may be nearer
         asked |= blobs
-        await worker.hydrator.learn_sizes(sorted(blobs))
+        await hydrator.learn_sizes(sorted(blobs))
     log.debug("sizes of %d blobs of other branches and tags are known", len(asked))
 
 

@@ -28,25 +28,30 @@ from typing import Any
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.control.messages import error_fields
-from artifactfs.daemon.control.server import LineStream, innermost, serve_requests
+from artifactfs.daemon.control.messages import Message, error_fields
+from artifactfs.daemon.control.server import Command, LineStream, Request, innermost, serve_requests
 from artifactfs.daemon.host import logs, mounts, redirects
 from artifactfs.daemon.repositories.prepared import adopt_gitdir
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.daemon.switch.recovery import recover
 from artifactfs.daemon.switch.switching import Switching
+from artifactfs.daemon.switch.target import Commits
+from artifactfs.daemon.worker.background import Background
+from artifactfs.daemon.worker.content import ContentRequests
+from artifactfs.daemon.worker.following import Following
 from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.daemon.worker.old_versions import OldVersions
 from artifactfs.daemon.worker.requests import Requests
 from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
+from artifactfs.git.checkout.filters import Filters
 from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.clone import Tip, clone_tip, tip_wish
 from artifactfs.git.repository.gitdir import config_text, read_head
-from artifactfs.git.repository.offered import offer, withdraw
+from artifactfs.git.repository.offered import withdraw
 from artifactfs.git.repository.relocation import follow_state_root
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
@@ -55,6 +60,7 @@ from artifactfs.paths import RepoLayout, StateLayout
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
+STOP_S = 60.0
 LOCK_WAIT_S = 10.0  # longer than the fork server of a killed daemon lets its workers linger
 LOCK_POLL_S = 0.02
 STATE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -81,11 +87,7 @@ def _set_process_name(name: str) -> None:
 
 
 class Worker:
-    """The state of a mount's process, for its jobs and for the requests to it."""
-
-    filesystem: FileSystem
-    hydrator: Hydrator
-    odb: ObjectDatabase
+    """The life of a mount's process: it puts the parts together, and takes them apart."""
 
     def __init__(
         self,
@@ -96,20 +98,15 @@ class Worker:
         *,
         keep_awake: bool = False,
     ) -> None:
-        self.state = state
+        self._state = state
         self._cache_limit = cache_limit
         self._keep_awake = keep_awake
-        self.settings = settings
-        self.layout: RepoLayout = state.repo(settings.name)
-        self.remotes = RemoteConnection(self.layout, settings.remote, settings.deadline_s)
-        self.jobs = Jobs(self)
-        self.switching = Switching(self)
+        self._settings = settings
+        self._layout: RepoLayout = state.repo(settings.name)
+        self._remotes = RemoteConnection(self._layout, settings.remote, settings.deadline_s)
+        self._commands = {"stop": Command(self._stop, STOP_S)}
         self._lines = LineStream(trio.SocketStream(trio.socket.from_stdlib_socket(stream)))
         self._serving = trio.CancelScope()
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
 
     # -- life --------------------------------------------------------------------------------
 
@@ -129,7 +126,7 @@ class Worker:
                 status = 1
                 await self._report(innermost(error))
             finally:
-                await self.remotes.aclose()
+                await self._remotes.aclose()
                 nursery.cancel_scope.cancel()
         return status
 
@@ -137,19 +134,23 @@ class Worker:
         """End the mount; `run` returns when it is gone."""
         self._serving.cancel()
 
-    async def unmount(self) -> None:
+    async def _stop(self, _request: Request) -> Message:
+        self.stop()
+        return {}
+
+    async def _unmount(self, filters: Filters) -> None:
         """Unmount unless it is in use. Raises: MountError."""
         tree = self._redirected_tree()
         await trio.to_thread.run_sync(redirects.release, tree)
-        await self.filesystem.filters.end_idle()
+        await filters.end_idle()
         try:
-            await trio.to_thread.run_sync(mounts.unmount, self.settings.mount_point)
+            await trio.to_thread.run_sync(mounts.unmount, self._settings.mount_point)
         except MountError:
             await trio.to_thread.run_sync(redirects.apply, tree)
             raise
 
     def _redirected_tree(self) -> redirects.Tree:
-        return redirects.Tree(self.layout, Path(self.settings.mount_point), self.layout.gitdir)
+        return redirects.Tree(self._layout, Path(self._settings.mount_point), self._layout.gitdir)
 
     async def event(self, name: str, **fields: object) -> None:
         """Tell the supervisor, if it is still there."""
@@ -164,10 +165,10 @@ class Worker:
             return
         log.error("the mount failed", exc_info=error)
         if isinstance(error, OSError) and error.errno in STATE_ERRNOS:
-            where = error.filename or self.layout.directory
+            where = error.filename or self._layout.directory
             damaged: ArtifactFSError = StateError(f"{where}: {error.strerror}")
         elif isinstance(error, sqlite3.Error):
-            damaged = StateError(f"a database of {self.name}: {error}")
+            damaged = StateError(f"a database of {self._settings.name}: {error}")
         else:
             what = f"internal error: {type(error).__name__}: {error}"
             damaged = DaemonError(what, hint="see the daemon's log")
@@ -175,7 +176,7 @@ class Worker:
 
     async def _answer_requests(self) -> None:
         try:
-            await serve_requests(self._lines, Requests(self).table())
+            await serve_requests(self._lines, self._commands)
         except* DaemonError as group:
             log.error("the supervisor's messages: %s", group.exceptions[0])
         log.debug("the supervisor is gone or lets go")
@@ -197,109 +198,166 @@ class Worker:
     # -- the mount ---------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        async with locked(self.layout):
-            await trio.to_thread.run_sync(mounts.clear_dead, self.settings.mount_point)
-            withdraw(self.layout.gitdir)  # a worker that was killed has left it
+        async with locked(self._layout):
+            await trio.to_thread.run_sync(mounts.clear_dead, self._settings.mount_point)
+            withdraw(self._layout.gitdir)  # a worker that was killed has left it
             tip = await self._clone_if_needed()
-            await keep_protection(self.layout.gitdir)
-            self.odb = ObjectDatabase(self.layout.gitdir)
-            self.hydrator = Hydrator(
-                state=self.state,
-                repo=self.layout,
-                settings=self.settings,
-                odb=self.odb,
-                connect=self.remotes.open_for_hydration,
+            await keep_protection(self._layout.gitdir)
+            odb = ObjectDatabase(self._layout.gitdir)
+            hydrator = Hydrator(
+                state=self._state,
+                repo=self._layout,
+                settings=self._settings,
+                odb=odb,
+                connect=self._remotes.open_for_hydration,
                 cache_limit=self._cache_limit,
             )
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.hydrator.run)
+                nursery.start_soon(hydrator.run)
                 if tip is not None:
-                    self.hydrator.bring_first(tip.tree)
+                    hydrator.bring_first(tip.tree)
                 await self.event("state", state="mounting")
-                await self._serve_files(tip)
+                await self._serve_files(tip, odb, hydrator)
                 nursery.cancel_scope.cancel()
 
-    async def _serve_files(self, tip: Tip | None) -> None:
-        self.filesystem = FileSystem(
-            layout=self.layout,
-            settings=self.settings,
-            odb=self.odb,
-            hydrator=self.hydrator,
-            tip=tip or self._tip_of_head(),
-            offer=self.hydrator.offered,
+    async def _serve_files(self, tip: Tip | None, odb: ObjectDatabase, hydrator: Hydrator) -> None:
+        filesystem = FileSystem(
+            layout=self._layout,
+            settings=self._settings,
+            odb=odb,
+            hydrator=hydrator,
+            tip=tip or self._tip_of_head(odb),
+            offer=hydrator.offered,
         )
         try:
-            await recover(self)
-            await self._mount()
+            await recover(self._layout, self._settings.mount_point, odb, filesystem)
+            await self._mount(filesystem, odb, hydrator)
         finally:
             with suppress(OSError):
-                withdraw(self.layout.gitdir)
-            self.filesystem.close()
+                withdraw(self._layout.gitdir)
+            filesystem.close()
 
     async def _clone_if_needed(self) -> Tip | None:
-        if self.layout.gitdir.exists():
-            follow_state_root(self.state, self.layout, self.settings.remote)
+        if self._layout.gitdir.exists():
+            follow_state_root(self._state, self._layout, self._settings.remote)
             await self._follow_mount_point()
             return None
         await self.event("state", state="cloning")
-        if self.settings.git_dir is not None:
+        if self._settings.git_dir is not None:
             return await adopt_gitdir(
-                self.layout, self.settings, shared_objects=self.state.shared_objects
+                self._layout, self._settings, shared_objects=self._state.shared_objects
             )
-        remote = await self.remotes.open_for_clone(tip_wish(self.settings))
+        remote = await self._remotes.open_for_clone(tip_wish(self._settings))
         return await clone_tip(
-            self.layout, self.settings, remote, shared_objects=self.state.shared_objects
+            self._layout, self._settings, remote, shared_objects=self._state.shared_objects
         )
 
     async def _follow_mount_point(self) -> None:
         """The daemon's mount root may be another than at the last start."""
-        config = self.layout.gitdir / "config"
-        section = config_text([("core", [("worktree", self.settings.mount_point)])])
+        config = self._layout.gitdir / "config"
+        section = config_text([("core", [("worktree", self._settings.mount_point)])])
         if section.splitlines()[1] not in config.read_text(errors="surrogateescape"):
             arguments = ("config", "--file", str(config), "core.worktree")
             with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
-                await run_git(*arguments, self.settings.mount_point)
+                await run_git(*arguments, self._settings.mount_point)
 
-    def _tip_of_head(self) -> Tip | None:
+    def _tip_of_head(self, odb: ObjectDatabase) -> Tip | None:
         """What to mount if there is no overlay yet though the clone is there (a crash between)."""
-        head = read_head(self.layout.gitdir)
+        head = read_head(self._layout.gitdir)
         if head.commit is None:
             return None
         try:
-            commit = self.odb.commit(head.commit)
+            commit = odb.commit(head.commit)
         except MissingObject:
             return None
         return Tip(commit.oid, commit.tree, head.ref, commit.commit_time)
 
-    async def _mount(self) -> None:
+    async def _mount(self, filesystem: FileSystem, odb: ObjectDatabase, hydrator: Hydrator) -> None:
+        background = Background(self._settings.name)
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as mounting:
                 serving = partial(serve, keep_awake=self._keep_awake)
-                await mounting.start(serving, self.filesystem, self.settings.mount_point)
-                nursery.start_soon(self._behind_the_mount)
+                await mounting.start(serving, filesystem, self._settings.mount_point)
+                await nursery.start(background.run)
+                behind = partial(self._behind_the_mount, filesystem, odb, hydrator, background)
+                nursery.start_soon(behind)
             nursery.cancel_scope.cancel()
 
-    def offer_objects(self) -> None:
-        """Let git see the blobs of the tree as objects that are here. Without it git works too."""
-        line = self.filesystem.offered_alternate
-        try:
-            if line and self.filesystem.offered is not None:
-                self.filesystem.offered.before_missing = OldVersions(self).before_missing
-                self.filesystem.offered.told_of = OldVersions.COMMANDS
-                offer(self.layout.gitdir, line)
-        except OSError as error:
-            log.warning("git will not see the blobs of the tree: %s", error)
-
-    async def _behind_the_mount(self) -> None:
-        await trio.to_thread.run_sync(self.offer_objects)
+    async def _behind_the_mount(
+        self,
+        filesystem: FileSystem,
+        odb: ObjectDatabase,
+        hydrator: Hydrator,
+        background: Background,
+    ) -> None:
+        old_versions, jobs, requests = self._compose(filesystem, odb, hydrator, background)
+        self._commands.update(requests.table())
+        await trio.to_thread.run_sync(old_versions.offer_objects)
         await trio.to_thread.run_sync(redirects.apply, self._redirected_tree())
-        await self.event(
-            "mounted",
-            state="mounted",
-            mount_point=self.settings.mount_point,
-            commit=self.filesystem.base.commit.hex(),
+        top, commit = self._settings.mount_point, filesystem.base.commit.hex()
+        await self.event("mounted", state="mounted", mount_point=top, commit=commit)
+        await jobs.run()
+
+    def _compose(
+        self,
+        filesystem: FileSystem,
+        odb: ObjectDatabase,
+        hydrator: Hydrator,
+        background: Background,
+    ) -> tuple[OldVersions, Jobs, Requests]:
+        """What happens behind the mount, and what can be asked of it."""
+        layout, top = self._layout, self._settings.mount_point
+        history_done = trio.Event()
+        commits = Commits(layout.gitdir, odb, self._remotes)
+        old_versions = OldVersions(
+            layout.gitdir,
+            top,
+            odb=odb,
+            filesystem=filesystem,
+            hydrator=hydrator,
+            history_done=history_done,
         )
-        await self.jobs.run()
+        switching = Switching(
+            layout,
+            top,
+            commits=commits,
+            filesystem=filesystem,
+            hydrator=hydrator,
+            start=background.start,
+            offer_objects=old_versions.offer_objects,
+        )
+        jobs = Jobs(
+            self._state,
+            layout,
+            self._settings,
+            remotes=self._remotes,
+            odb=odb,
+            hydrator=hydrator,
+            filesystem=filesystem,
+            background=background,
+            following=Following(layout.gitdir, top, commits, filesystem, switching),
+            history_done=history_done,
+        )
+        content = ContentRequests(
+            layout,
+            odb=odb,
+            filesystem=filesystem,
+            hydrator=hydrator,
+            background=background,
+            history_done=history_done,
+        )
+        requests = Requests(
+            layout=layout,
+            remotes=self._remotes,
+            commits=commits,
+            filesystem=filesystem,
+            hydrator=hydrator,
+            jobs=jobs,
+            switching=switching,
+            content=content,
+            unmount=partial(self._unmount, filesystem.filters),
+        )
+        return old_versions, jobs, requests
 
 
 @asynccontextmanager
