@@ -22,7 +22,6 @@ from artifactfs.client.models import (
     Scope,
     TokenInfo,
 )
-from artifactfs.client.synchronous import DEFAULT_TIMEOUT_S, unavailable
 
 T = TypeVar("T")
 
@@ -32,7 +31,7 @@ class AsyncArtifacts:
 
     Every method waits on the network, at most `timeout_s` for each answer; it repeats the request
     on 429, 503 and, where that is safe, other 5xx answers, and raises `ArtifactsError`. A method
-    that is cancelled may or may not have had its effect on the server.
+    that is cut short may or may not have had its effect on the server.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class AsyncArtifacts:
         api_token: str,
         namespace: str,
         *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        timeout_s: float = calls.DEFAULT_TIMEOUT_S,
         retries: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -162,12 +161,12 @@ class AsyncArtifacts:
             except httpx.ConnectError as error:
                 failure = error
             except httpx.HTTPError as error:
-                raise unavailable(error) from None
+                raise calls.unavailable(error) from None
             wait = calls.wait_before_retry(call.method, response, attempt, self._retries)
             if wait is None:
                 if response is None:
                     assert failure is not None
-                    raise unavailable(failure) from None
+                    raise calls.unavailable(failure) from None
                 return call.answer(response)
             attempt += 1
             await anyio.sleep(wait)

@@ -25,8 +25,11 @@ from artifactfs.client.models import (
     Scope,
     TokenInfo,
 )
+from artifactfs.redact import redact
 
 T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S = 60.0
 
 _UNTOUCHED = frozenset({429, 503})
 """The server did nothing: any request may be sent again."""
@@ -223,3 +226,11 @@ def delete_file(namespace: str, repo: str, path: str, **options: str | None) -> 
 
 def list_namespaces() -> Call[tuple[Namespace, ...]]:
     return Call("GET", "/namespaces", _each(Namespace.of), params={"limit": 200})
+
+
+def unavailable(error: httpx.HTTPError) -> ArtifactsError:
+    """A request without an answer, as the error of the client."""
+    text = redact(str(error)) or type(error).__name__
+    return ArtifactsError(
+        f"the server cannot be reached: {text}", code="UNAVAILABLE", numeric_code=0, status=0
+    )

@@ -1,8 +1,8 @@
 """Figures of the daemon for Prometheus, over HTTP on a Unix socket or a TCP port.
 
-The text format is that of the Prometheus documentation ("Exposition formats", version 0.0.4); HTTP
-is h11's. One figure has one name and one unit everywhere: seconds, bytes, or a count (`_total`).
-Repositories are labels; paths and remotes are not: each would be a series, and tell too much.
+The text is prometheus_client's, HTTP is h11's. One figure has one name and one unit everywhere:
+seconds, bytes, or a count (`_total`). Repositories are labels; paths and remotes are not: each
+would be a series, and tell too much.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from typing import Any
 
 import h11
 import trio
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.registry import Collector
 
 from artifactfs import __version__
 from artifactfs.daemon.control.messages import Message, socket_address
@@ -50,46 +54,55 @@ def parse_address(text: str) -> MetricsAddress:
     return MetricsAddress(host=host.strip("[]") or "127.0.0.1", port=int(port))
 
 
-# -- the text --------------------------------------------------------------------------------
+# -- the figures -----------------------------------------------------------------------------
 
 Labels = Mapping[str, str]
 Value = tuple[Labels, float]
+Kind = type[Gauge] | type[Counter]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Figures(Collector):
+    """The figures of `repos` (as ``status`` answers them) and of the daemon, at one moment."""
+
+    repos: list[Message]
+    daemon: Message
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, what, values in _families(self.repos, self.daemon):
+            labels = tuple(values[0][0]) if values else ()
+            family = kind(f"artifactfs_{name}", what, labels=labels)
+            for label_values, value in values:
+                family.add_metric([label_values[label] for label in labels], value)
+            yield family
 
 
 def render(repos: Iterable[Message], daemon: Message) -> str:
-    """The figures of `repos` (as ``status`` answers them) and of the daemon (see `Figures`)."""
-    lines: list[str] = []
-    for name, kind, what, values in _families(list(repos), daemon):
-        lines += [f"# HELP artifactfs_{name} {what}", f"# TYPE artifactfs_{name} {kind}"]
-        lines += [
-            f"artifactfs_{name}{_labels(labels)} {_number(value)}" for labels, value in values
-        ]
-    return "\n".join(lines) + "\n"
+    """`Figures` in the text format of Prometheus."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Figures(list(repos), daemon))
+    return generate_latest(registry).decode()
 
 
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(value)
-
-
-def _labels(labels: Labels) -> str:
-    if not labels:
-        return ""
-    escapes = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-    return "{" + ",".join(f'{k}="{v.translate(escapes)}"' for k, v in labels.items()) + "}"
-
-
-def _families(repos: list[Message], daemon: Message) -> Iterator[tuple[str, str, str, list[Value]]]:
-    yield "build_info", "gauge", "Always 1.", [({"version": __version__}, 1)]
-    yield "uptime_seconds", "gauge", "Since the daemon started.", [({}, daemon["uptime_s"])]
+def _families(
+    repos: list[Message], daemon: Message
+) -> Iterator[tuple[str, Kind, str, list[Value]]]:
+    yield "build_info", Gauge, "Always 1.", [({"version": __version__}, 1)]
+    yield (
+        "uptime_seconds",
+        Gauge,
+        "Since the daemon started.",
+        [({}, daemon["uptime_s"])],
+    )
     yield (
         "state_free_bytes",
-        "gauge",
+        Gauge,
         "Free on the file system of the state root.",
         [({}, daemon["free_bytes"])],
     )
     yield (
         "mount_state",
-        "gauge",
+        Gauge,
         "1 for the state that each repository is in.",
         [
             ({"repo": repo["name"], "state": state}, float(repo["state"] == state))
@@ -101,25 +114,25 @@ def _families(repos: list[Message], daemon: Message) -> Iterator[tuple[str, str,
         yield name, kind, what, _each(repos, path)
     yield (
         "fetches_total",
-        "counter",
+        Counter,
         "Requests for contents, by what they were made for.",
         _by_key(repos, ("hydration", "requests_by_reason"), "reason"),
     )
     yield (
         "kernel_requests_total",
-        "counter",
+        Counter,
         "Requests of the kernel, by operation. What it has cached it does not ask for.",
         _by_key(repos, ("kernel", "requests"), "operation"),
     )
     yield (
         "queue_blobs",
-        "gauge",
+        Gauge,
         "Contents waiting to be fetched, by priority.",
         _by_key(repos, ("hydration", "queue"), "priority"),
     )
     yield (
         "waiting_readers",
-        "gauge",
+        Gauge,
         "Programs that wait for contents.",
         [
             ({"repo": repo["name"]}, float(len(repo["hydration"]["readers"])))
@@ -129,7 +142,7 @@ def _families(repos: list[Message], daemon: Message) -> Iterator[tuple[str, str,
     )
     yield (
         "longest_wait_seconds",
-        "gauge",
+        Gauge,
         "How long the one that waits for the longest time has waited.",
         [
             (
@@ -142,7 +155,7 @@ def _families(repos: list[Message], daemon: Message) -> Iterator[tuple[str, str,
     )
     yield (
         "remote_up",
-        "gauge",
+        Gauge,
         "0 while the remote is known to be down.",
         [
             ({"repo": repo["name"]}, float(repo["hydration"]["remote"] != "down"))
@@ -152,7 +165,7 @@ def _families(repos: list[Message], daemon: Message) -> Iterator[tuple[str, str,
     )
     yield (
         "worker_resident_bytes",
-        "gauge",
+        Gauge,
         "Resident memory of the mount's process, shared pages included.",
         [
             ({"repo": repo["name"]}, float(resident))
@@ -162,27 +175,72 @@ def _families(repos: list[Message], daemon: Message) -> Iterator[tuple[str, str,
     )
 
 
-_SIMPLE: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-    ("mount_restarts_total", "counter", "Times the mount's process was replaced.", ("restarts",)),
-    ("blobs_here", "gauge", "Distinct contents of the tree, here.", ("hydration", "blobs_here")),
-    ("blobs", "gauge", "Distinct contents of the tree.", ("hydration", "blobs_total")),
-    ("bytes_here", "gauge", "Bytes of them that are here.", ("hydration", "bytes_here")),
-    ("bytes", "gauge", "Bytes of them, as far as known.", ("hydration", "bytes_total")),
-    ("received_blobs_total", "counter", "Contents received.", ("hydration", "blobs_received")),
-    ("received_bytes_total", "counter", "Bytes received.", ("hydration", "received_bytes")),
-    ("requests_total", "counter", "Requests for contents.", ("hydration", "requests")),
-    ("failures_total", "counter", "Requests that failed.", ("hydration", "failures")),
-    ("reads_here_total", "counter", "Contents asked for, here.", ("hydration", "reads_here")),
-    ("reads_waited_total", "counter", "Contents waited for.", ("hydration", "reads_waited")),
-    ("in_flight_requests", "gauge", "Requests under way.", ("hydration", "in_flight")),
-    ("memory_cache_bytes", "gauge", "Contents held in memory.", ("hydration", "memory_bytes")),
-    ("overlay_files", "gauge", "Files with local data.", ("overlay", "dirty_files")),
-    ("overlay_bytes", "gauge", "Bytes of local data.", ("overlay", "dirty_bytes")),
-    ("ahead_commits", "gauge", "Commits that only the branch here has.", ("ahead",)),
-    ("behind_commits", "gauge", "Commits that only the upstream has.", ("behind",)),
-    ("history_complete", "gauge", "1: git log needs the remote no more.", ("history_complete",)),
-    ("last_fetch_ok", "gauge", "1: the last background fetch succeeded.", ("last_fetch", "ok")),
-    ("last_fetch_timestamp_seconds", "gauge", "When that was.", ("last_fetch", "time")),
+_SIMPLE: tuple[tuple[str, Kind, str, tuple[str, ...]], ...] = (
+    (
+        "mount_restarts_total",
+        Counter,
+        "Times the mount's process was replaced.",
+        ("restarts",),
+    ),
+    (
+        "blobs_here",
+        Gauge,
+        "Distinct contents of the tree, here.",
+        ("hydration", "blobs_here"),
+    ),
+    ("blobs", Gauge, "Distinct contents of the tree.", ("hydration", "blobs_total")),
+    ("bytes_here", Gauge, "Bytes of them that are here.", ("hydration", "bytes_here")),
+    ("bytes", Gauge, "Bytes of them, as far as known.", ("hydration", "bytes_total")),
+    (
+        "received_blobs_total",
+        Counter,
+        "Contents received.",
+        ("hydration", "blobs_received"),
+    ),
+    (
+        "received_bytes_total",
+        Counter,
+        "Bytes received.",
+        ("hydration", "received_bytes"),
+    ),
+    ("requests_total", Counter, "Requests for contents.", ("hydration", "requests")),
+    ("failures_total", Counter, "Requests that failed.", ("hydration", "failures")),
+    (
+        "reads_here_total",
+        Counter,
+        "Contents asked for, here.",
+        ("hydration", "reads_here"),
+    ),
+    (
+        "reads_waited_total",
+        Counter,
+        "Contents waited for.",
+        ("hydration", "reads_waited"),
+    ),
+    ("in_flight_requests", Gauge, "Requests under way.", ("hydration", "in_flight")),
+    (
+        "memory_cache_bytes",
+        Gauge,
+        "Contents held in memory.",
+        ("hydration", "memory_bytes"),
+    ),
+    ("overlay_files", Gauge, "Files with local data.", ("overlay", "dirty_files")),
+    ("overlay_bytes", Gauge, "Bytes of local data.", ("overlay", "dirty_bytes")),
+    ("ahead_commits", Gauge, "Commits that only the branch here has.", ("ahead",)),
+    ("behind_commits", Gauge, "Commits that only the upstream has.", ("behind",)),
+    (
+        "history_complete",
+        Gauge,
+        "1: git log needs the remote no more.",
+        ("history_complete",),
+    ),
+    (
+        "last_fetch_ok",
+        Gauge,
+        "1: the last background fetch succeeded.",
+        ("last_fetch", "ok"),
+    ),
+    ("last_fetch_timestamp_seconds", Gauge, "When that was.", ("last_fetch", "time")),
 )
 
 
