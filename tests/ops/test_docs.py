@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from artifactfs.cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXTS = [
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "README.md",
     ROOT / "vagrant" / "smoke",
     ROOT / "vagrant" / "provision",
@@ -74,6 +75,38 @@ def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text())
     local = [link for link in links if not re.match(r"[a-z]+:", link) and link not in WRITTEN_LATER]
     assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+INSIDE = [
+    *(ROOT / "docs" / name for name in ("architecture.md", "performance.md", "semantics.md")),
+    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
+]
+"""Pages that name places in the code: `floor/room/module.py` or `floor/room/module.py:Class.name`."""
+
+
+def defined(source: Path) -> set[str]:
+    """``name``, ``Class`` and ``Class.name`` of everything that a module defines."""
+    names = set()
+    for node in ast.parse(source.read_text()).body:
+        for child in [node, *(node.body if isinstance(node, ast.ClassDef) else [])]:
+            if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                names.add(child.name if child is node else f"{node.name}.{child.name}")
+    return names
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=lambda path: path.name)
+def test_places_in_the_code_exist(path: Path) -> None:
+    missing = []
+    for place in re.findall(r"`([\w/]+/[\w/]+\.py(?::[\w.]+)?)`", path.read_text()):
+        name, _, inside = place.partition(":")
+        source = next((at for at in (ROOT / "artifactfs" / name, ROOT / name) if at.exists()), None)
+        if source is None or (inside and inside not in defined(source)):
+            missing.append(place)
+    assert missing == []
+
+
+def test_the_architecture_is_short() -> None:
+    assert len((ROOT / "docs" / "architecture.md").read_text().splitlines()) <= 200
 
 
 def test_every_code_of_the_doctor_is_listed() -> None:
