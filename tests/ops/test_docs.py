@@ -81,7 +81,7 @@ INSIDE = [
     *(ROOT / "docs" / name for name in ("architecture.md", "performance.md", "semantics.md")),
     *sorted((ROOT / "docs" / "decisions").glob("*.md")),
 ]
-"""Pages that name places in the code: `floor/room/module.py` or `floor/room/module.py:Class.name`."""
+"""Pages that name places in the code: `floor/room/module.py`, or `…/module.py:Class.name`."""
 
 
 def defined(source: Path) -> set[str]:
