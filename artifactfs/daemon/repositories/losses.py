@@ -5,19 +5,26 @@ from __future__ import annotations
 import logging
 import sqlite3
 import struct
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from artifactfs.errors import CorruptData, StateError
 from artifactfs.fs.overlay.database import read_base
+from artifactfs.fs.tree.compaction import PromisedObjects
 from artifactfs.git.command import run_git
+from artifactfs.git.objects.ancestry import made_here
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.git.repository.gitdir import read_head, read_refs
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
 
 GIT_DEADLINE_S = 120.0
 SHOWN = 3  # paths in a message
+_BRANCHES = "refs/heads/"
+_THEIRS = ("refs/remotes/", "refs/tags/")
 
 
 async def losses(layout: RepoLayout, mount_point: str, mounted: str) -> dict[str, Any]:
@@ -41,15 +48,34 @@ async def kept_only_here(layout: RepoLayout, mounted: str | None) -> dict[str, A
     """
     if layout.gitdir.is_symlink():
         return {"unpushed": 0, "stashes": 0}
-    arguments = ["rev-list", "--count", "HEAD", "--branches", "--not", "--remotes", "--tags"]
+    return await trio.to_thread.run_sync(_kept_only_here, layout.gitdir, mounted)
+
+
+def _kept_only_here(gitdir: Path, mounted: str | None) -> dict[str, Any]:
+    refs = read_refs(gitdir)
+    ours = {oid for name, oid in refs.items() if name.startswith(_BRANCHES)}
+    theirs = {oid for name, oid in refs.items() if name.startswith(_THEIRS)}
+    if (head := read_head(gitdir).commit) is not None:
+        ours.add(head)
     if mounted is not None:
-        arguments.append(mounted)
-    unpushed = await run_git(*arguments, gitdir=layout.gitdir, deadline_s=GIT_DEADLINE_S)
-    stashes = 0
-    if await run_git("for-each-ref", "refs/stash", gitdir=layout.gitdir):
-        listed = await run_git("reflog", "show", "refs/stash", gitdir=layout.gitdir)
-        stashes = len(listed.splitlines())
-    return {"unpushed": int(unpushed), "stashes": stashes}
+        theirs.add(bytes.fromhex(mounted))
+    odb, promised = ObjectDatabase(gitdir), PromisedObjects(gitdir)
+    try:
+        unpushed = made_here(odb, ours, theirs, promised.__contains__)
+    except MissingObject as error:
+        raise StateError(
+            f"a branch of {gitdir} has a commit that is not here ({error.oid.hex()})",
+            hint="git fetch in the mount brings it, or give --force to delete all",
+        ) from error
+    return {"unpushed": len(unpushed), "stashes": _stashes(gitdir)}
+
+
+def _stashes(gitdir: Path) -> int:
+    """Each is a line of the log of ``refs/stash`` (git-stash(1))."""
+    try:
+        return (gitdir / "logs" / "refs" / "stash").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
 
 
 async def check_unmounted(name: str, layout: RepoLayout) -> None:

@@ -21,7 +21,10 @@ from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
 from artifactfs.git.remote.fetch_commit import fetch_commit
 from artifactfs.git.repository.gitdir import read_refs, valid_ref
 
+HISTORY_WAIT_S = 60.0
+"""For a revision that older commits have to tell: git would fetch each of them by itself."""
 _OID = re.compile(r"[0-9a-f]{40}")
+_IN_HISTORY = re.compile(r"[~^:@]|^[0-9a-f]{4,39}$|-g[0-9a-f]{4,}$")
 _HEADS = "refs/heads/"
 _REMOTES = "refs/remotes/"
 
@@ -69,11 +72,17 @@ class Commits:
 
 
 async def resolve(
-    commits: Commits, target: str, *, detach: bool, fetch: Callable[[], Awaitable[object]]
+    commits: Commits,
+    target: str,
+    *,
+    detach: bool,
+    fetch: Callable[[], Awaitable[object]],
+    history_done: trio.Event,
 ) -> Goal:
     """Find `target`; what is not here is fetched, commits and trees only.
 
-    `fetch` fetches the remote's refs. Raises: InvalidInput (no such thing), RemoteError.
+    `fetch` fetches the remote's refs. Waits for the history, at most `HISTORY_WAIT_S`, where
+    `target` can only be told with it. Raises: InvalidInput (no such thing), RemoteError.
     """
     gitdir = commits.gitdir
     if target == "-":
@@ -83,6 +92,10 @@ async def resolve(
     found = await _find(gitdir, target, detach=detach)
     if found is None:
         await fetch()
+        found = await _find(gitdir, target, detach=detach)
+    if found is None and _IN_HISTORY.search(target) and not history_done.is_set():
+        with trio.move_on_after(HISTORY_WAIT_S):
+            await history_done.wait()
         found = await _find(gitdir, target, detach=detach)
     if found is None:
         raise InvalidInput(f"invalid reference: {target}", hint="see `git branch -a` in the mount")

@@ -15,8 +15,10 @@ from artifactfs.daemon.switch.switching import Switching
 from artifactfs.daemon.switch.target import Commits, Goal
 from artifactfs.errors import StateError
 from artifactfs.fs.mount.filesystem import FileSystem
-from artifactfs.git.command import GitFailed, run_git
+from artifactfs.git.command import run_git
 from artifactfs.git.index.move import Unusual
+from artifactfs.git.objects.ancestry import is_ancestor
+from artifactfs.git.objects.database import MissingObject
 from artifactfs.git.repository.gitdir import read_head, read_refs
 from artifactfs.git.repository.refspecs import tracked_remote
 
@@ -70,12 +72,10 @@ class Following:
         if ref != f"refs/heads/{branch}":
             return "another branch is checked out"
         try:
-            ancestry = ("merge-base", "--is-ancestor", old.hex(), new.hex())
-            await run_git(*ancestry, gitdir=self._gitdir, deadline_s=STATUS_DEADLINE_S)
-        except GitFailed as error:
-            if error.returncode != 1:
-                raise
-            return "it has other commits than the remote"
+            if not await trio.to_thread.run_sync(is_ancestor, self._commits.odb, old, new):
+                return "it has other commits than the remote"
+        except MissingObject:
+            return "its history is not here yet"
         status = ("-C", self._top, "status", "--porcelain=v1", "-z", "--untracked-files=no")
         if await run_git(*status, deadline_s=STATUS_DEADLINE_S):
             return "there are local changes"

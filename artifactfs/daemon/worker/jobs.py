@@ -109,6 +109,7 @@ class Jobs:
                 await fetch_history(self._layout, self.settings, remote, give_way=give_way)
             self._odb.refresh()
             log.info("history is complete")
+            self._background.start(self._follow)  # a fetch before may have stopped for want of it
         self.history_done.set()
         head = read_head(self._layout.gitdir).commit
         if head is not None:
@@ -122,13 +123,16 @@ class Jobs:
             remote = await self._remotes.shared()
             record = await fetch_recorded(self._layout, self.settings, remote)
         self._odb.refresh()
-        branch = self.settings.follow
-        if branch is not None and await self._following.follow(branch, self.settings.remote):
+        if await self._follow():
             record["followed"] = self._filesystem.base.commit.hex()
         return record
 
     async def _fetch_and_follow(self) -> None:
         await self.fetch()
+
+    async def _follow(self) -> bool:
+        branch = self.settings.follow
+        return branch is not None and await self._following.follow(branch, self.settings.remote)
 
     def last_fetch(self) -> Record | None:
         return last_fetch(self._layout)

@@ -135,6 +135,7 @@ class Requests:
                 target,
                 detach=bool(request.args.get("detach")),
                 fetch=self.jobs.fetch,
+                history_done=self.jobs.history_done,
             )
             changed = await self.switching.switch(goal)
         head = read_head(self.layout.gitdir)
