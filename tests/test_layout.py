@@ -27,7 +27,10 @@ ALONE = {"server", "client"}
 ALONE_MAY_IMPORT = {"errors", "pktline", "redact"}
 
 ROOMS: dict[str, tuple[str, ...]] = {
-    "git": ("command", "pack", "wire", "repository", "checkout", "objects", "index", "remote"),
+    "git": (
+        *("apart", "command", "pack", "wire", "repository"),
+        *("checkout", "objects", "index", "remote"),
+    ),
     "hydration": ("errors", "local", "order", "link", "background", "demand", "stats", "hydrator"),
     "fs": ("kernel", "inodes", "overlay", "gitview", "tree", "content", "mount"),
     "daemon": ("control", "host", "repositories", "switch", "worker", "supervisor"),

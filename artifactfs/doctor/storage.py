@@ -16,6 +16,7 @@ from pathlib import Path
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.host.mounts import parse_mountinfo
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
+from artifactfs.git.apart import git_environment, gitdir_environment
 from artifactfs.paths import RepoLayout, StateLayout
 
 LEAST_BYTES = 64 << 20
@@ -251,18 +252,13 @@ def _check_gitdir(
 
 
 def _git(gitdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # GIT_NO_LAZY_FETCH is of git 2.45; an unreachable helper stops older ones from fetching.
-    environment = {
-        **os.environ,
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_ALLOW_PROTOCOL": "none",
-        "GIT_TERMINAL_PROMPT": "0",
-    }
     return subprocess.run(
         ["git", f"--git-dir={gitdir}", *arguments],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env=environment,
+        cwd="/",
+        env=gitdir_environment(gitdir, make=False),
         timeout=20,
         check=False,
     )
@@ -309,7 +305,9 @@ def _deep_pack_fault(objects: Path, index: Path) -> str | None:
         ["git", "verify-pack", str(index)],
         capture_output=True,
         text=True,
-        env={**os.environ, "GIT_OBJECT_DIRECTORY": str(objects), "GIT_NO_LAZY_FETCH": "1"},
+        stdin=subprocess.DEVNULL,
+        cwd="/",
+        env=git_environment({"GIT_DIR": str(index.parent)}),
         check=False,
     )
     return None if verified.returncode == 0 else verified.stderr.strip().splitlines()[-1]

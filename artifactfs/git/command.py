@@ -2,6 +2,9 @@
 
 Every process gets a clean environment (no ``GIT_DIR`` of whoever started us, no prompts, messages
 in English) and a deadline. Secrets are never arguments: they go through the credential file.
+
+None sees a mount of ours (`apart`), wherever we were started; and none fetches what it misses,
+unless it is told that it may: what it would wait for, we bring ourselves.
 """
 
 from __future__ import annotations
@@ -12,37 +15,18 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from artifactfs.errors import ArtifactFSError
+from artifactfs.git.apart import git_environment, gitdir_environment
 from artifactfs.redact import foreign_text
 
-# `git rev-parse --local-env-vars`: what would point git at another repository.
-_LOCAL_VARIABLES = frozenset(
-    (
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-        "GIT_CONFIG",
-        "GIT_CONFIG_PARAMETERS",
-        "GIT_CONFIG_COUNT",
-        "GIT_OBJECT_DIRECTORY",
-        "GIT_DIR",
-        "GIT_WORK_TREE",
-        "GIT_IMPLICIT_WORK_TREE",
-        "GIT_GRAFT_FILE",
-        "GIT_INDEX_FILE",
-        "GIT_NO_REPLACE_OBJECTS",
-        "GIT_REPLACE_REF_BASE",
-        "GIT_PREFIX",
-        "GIT_SHALLOW_FILE",
-        "GIT_COMMON_DIR",
-        "GIT_INTERNAL_SUPER_PREFIX",
-        "GIT_QUARANTINE_PATH",
-        "GIT_NAMESPACE",
-    )
-)
 _STDERR_LIMIT = 4096
+_NOWHERE = "/"
+"""Where git runs. Our own directory may be in a mount, of ours or of a daemon that has died."""
 _KILL_AFTER_S = 2.0
 
 
@@ -55,14 +39,16 @@ class GitFailed(ArtifactFSError):
         self.stderr = stderr
 
 
-def git_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a git process of ours."""
-    environment = {key: value for key, value in os.environ.items() if key not in _LOCAL_VARIABLES}
-    environment |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
-    environment.pop("SSH_ASKPASS", None)
-    if extra:
-        environment |= extra
-    return environment
+async def _environment(
+    gitdir: Path | None, extra: Mapping[str, str] | None, *, may_fetch: bool = False
+) -> dict[str, str]:
+    if gitdir is None:
+        return git_environment(extra)
+    make = partial(gitdir_environment, gitdir, extra, may_fetch=may_fetch)
+    try:
+        return await trio.to_thread.run_sync(make)
+    except OSError as error:
+        raise GitFailed(f"{error.filename or gitdir}: {error.strerror}") from error
 
 
 async def run_git(
@@ -71,13 +57,16 @@ async def run_git(
     stdin: bytes = b"",
     deadline_s: float = 60.0,
     env: Mapping[str, str] | None = None,
+    may_fetch: bool = False,
 ) -> bytes:
     """Run ``git ARGUMENTS`` and return its standard output.
 
-    Cancelling kills the process. Raises: GitFailed.
+    `may_fetch`: with a `gitdir`, it may use the network. Cancelling kills the process.
+    Raises: GitFailed.
     """
     command = git_command(*arguments, gitdir=gitdir)
     with trio.move_on_after(deadline_s):
+        environment = await _environment(gitdir, env, may_fetch=may_fetch)
         try:
             done = await trio.run_process(
                 command,
@@ -85,7 +74,8 @@ async def run_git(
                 capture_stdout=True,
                 capture_stderr=True,
                 check=False,
-                env=git_environment(env),
+                cwd=_NOWHERE,
+                env=environment,
             )
         except OSError as error:
             raise GitFailed(f"git could not be started: {error.strerror}") from error
@@ -168,9 +158,12 @@ class PipedProcess:
 
 
 async def open_process(
-    command: Sequence[str], env: Mapping[str, str] | None = None
+    command: Sequence[str], env: Mapping[str, str] | None = None, *, cwd: str | None = None
 ) -> PipedProcess:
-    """Start `command` in a session of its own. Raises: GitFailed."""
+    """Start `command` with `env` in place of our environment, in a session of its own.
+
+    Raises: GitFailed.
+    """
     stderr = os.memfd_create("stderr")
     try:
         process = await trio.lowlevel.open_process(
@@ -178,7 +171,8 @@ async def open_process(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=git_environment(env),
+            cwd=cwd,
+            env=git_environment() if env is None else env,
             start_new_session=True,
         )
     except OSError as error:
@@ -229,7 +223,8 @@ async def feed_git(
 
     Raises: GitFailed.
     """
-    process = await open_process(git_command(*arguments, gitdir=gitdir), env)
+    command = git_command(*arguments, gitdir=gitdir)
+    process = await open_process(command, await _environment(gitdir, env), cwd=_NOWHERE)
     try:
         yield GitSink(process, arguments)
     finally:

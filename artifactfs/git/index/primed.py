@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from artifactfs.errors import AlreadyExists, ArtifactFSError, CorruptData, StateError
+from artifactfs.git.apart import gitdir_environment
 from artifactfs.git.checkout.conversion import CONFIG_KEYS, ConversionSettings, TreeConversions
 from artifactfs.git.checkout.smudge import to_worktree
 from artifactfs.git.index.extensions import (
@@ -312,7 +313,15 @@ def read_settings(gitdir: Path) -> GitSettings:
     """Ask git, since settings come from many files."""
     command = ["git", "--git-dir", str(gitdir), "config", "-z", "--get-regexp"]
     command.append(rf"{CONFIG_KEYS}|^core\.excludesfile$")
-    printed = subprocess.run(command, capture_output=True, check=False).stdout
+    environment = gitdir_environment(gitdir)
+    printed = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd="/",
+        env=environment,
+        check=False,
+    ).stdout
     found = dict(
         item.partition("\n")[::2] for item in os.fsdecode(printed).split("\0") if "\n" in item
     )

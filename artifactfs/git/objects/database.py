@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from artifactfs.errors import CorruptData
+from artifactfs.git.apart import alternates_of, is_offered
 from artifactfs.git.checkout.refused_names import Protection, is_refused
 from artifactfs.git.objects.format import (
     CommitInfo,
@@ -36,7 +37,6 @@ from artifactfs.git.pack import format as packformat
 from artifactfs.git.pack.format import Content, Kind, Oid
 from artifactfs.git.pack.index import PackIndex
 from artifactfs.git.pack.reader import PIECE, BaseCache, PackBytes, Scratch, write_bytes
-from artifactfs.git.repository.offered import is_offered
 
 __all__ = ["CommitInfo", "MissingObject", "ObjectDatabase", "Oid", "TreeEntry"]
 
@@ -446,25 +446,11 @@ def _with_alternates(objects: Path, depth: int) -> Iterator[Path]:
     queue = [(objects, depth)]
     while queue:
         directory, left = queue.pop(0)
-        try:
-            lines = (directory / "info" / "alternates").read_bytes().split(b"\n")
-        except OSError:
-            continue
-        for line in lines if left else ():
-            if not line or line.startswith(b"#"):
-                continue
-            path = Path(os.path.normpath(directory / os.fsdecode(_unquote(line))))
+        for path in alternates_of(directory) if left else ():
             if path not in seen and not is_offered(path):
                 seen[path] = None
                 queue.append((path, left - 1))
     yield from seen
-
-
-def _unquote(line: bytes) -> bytes:
-    """A path in an alternates file; git quotes one that begins with a double quote."""
-    if not (line.startswith(b'"') and line.endswith(b'"') and len(line) > 1):
-        return line
-    return line[1:-1].decode("unicode_escape").encode("latin-1")
 
 
 def _slices(content: Content) -> Iterator[bytes]:

@@ -163,6 +163,7 @@ class MirrorTransport(StreamTransport):
                 stdin=stdin,
                 deadline_s=seconds,
                 env=await self._environment(),
+                may_fetch=True,
             )
         except GitFailed as error:
             raise _remote_error(self._url, error) from error

@@ -2,8 +2,9 @@
 
 ``objects/info/alternates`` names the folder ``artifactfs/offered`` of the gitdir, for good. It has
 no objects, and names the directory in the mount as an alternate of its own only while there is a
-mount: git complains of alternates that do not exist. Our own object database must not look into
-the mount that it serves, so it passes the folder over.
+mount: git complains of alternates that do not exist. Neither our own object database nor a git of
+ours may look into the mount that we serve: the one passes the folder over, the other sees other
+alternates (`apart`).
 """
 
 from __future__ import annotations
@@ -12,20 +13,17 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from artifactfs.git.apart import make_apart
 from artifactfs.git.repository.gitdir import replace_file
 
 _FOLDER = Path("artifactfs", "offered")
-
-
-def is_offered(directory: Path) -> bool:
-    """Whether an object directory is that folder, of whatever gitdir."""
-    return directory.parts[-2:] == _FOLDER.parts
 
 
 def offer(gitdir: Path, line: bytes) -> None:
     """Let git see the object directory that `line` of an alternates file names. Raises: OSError."""
     folder = gitdir.resolve() / _FOLDER
     (folder / "info").mkdir(parents=True, exist_ok=True)
+    make_apart(gitdir)  # before a git of ours could be led into the mount
     replace_file(folder / "info" / "alternates", line)
     alternates = gitdir / "objects" / "info" / "alternates"
     try:

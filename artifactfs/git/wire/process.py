@@ -17,6 +17,7 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
+from artifactfs.git.apart import git_environment
 from artifactfs.git.command import (
     GitFailed,
     PipedProcess,
@@ -209,7 +210,7 @@ async def user_ssh_command() -> str:
 
 async def _process(command: list[str], name: str) -> ProcessConnection:
     try:
-        return ProcessConnection(await open_process(command, _VERSION_2), name)
+        return ProcessConnection(await open_process(command, git_environment(_VERSION_2)), name)
     except GitFailed as error:
         raise RemoteUnreachable(error.message) from error
 
