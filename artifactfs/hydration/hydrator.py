@@ -8,7 +8,7 @@ has (settling a large blob, merging packs, SQLite writes behind a lock).
 =====================  ==========================================================================
 task                   what it touches
 =====================  ==========================================================================
-handler of the mount   `open_local`, `known_size`: synchronous, so atomic. `hydrate`: checks, joins
+handler of the mount   `find`, `known_size`: synchronous, so atomic. `hydrate`: checks, joins
                        a `Want` and raises its reader count without an await in between; then only
                        waits. Cancellation lowers the reader count and leaves the want alone.
 urgent lanes           take explicit wants and their companions and carry them, one flight at a
@@ -68,7 +68,7 @@ from artifactfs.hydration.link.failure_log import FailureLog
 from artifactfs.hydration.link.health import Outage, RemoteHealth
 from artifactfs.hydration.link.sizing import Sizing
 from artifactfs.hydration.link.trace import FetchTrace
-from artifactfs.hydration.local.blobs import Blob, MemoryBlob, ReadContext
+from artifactfs.hydration.local.blobs import Blob, Found, InPack, MemoryBlob, ReadContext
 from artifactfs.hydration.local.cache import DEFAULT_MEMORY, MemoryCache
 from artifactfs.hydration.local.large_blobs import LargeBlobStore
 from artifactfs.hydration.local.lookup import LocalBlobs
@@ -177,7 +177,7 @@ class Hydrator:
             planner=self._planner,
             odb=odb,
             control=self._control,
-            hydrate=self.hydrate,
+            open_blob=self.open,
             prefetch=self.prefetch,
         )
         self._recent = RecentHistory(
@@ -207,20 +207,33 @@ class Hydrator:
 
     # -- contents
 
-    def open_local(self, oid: bytes) -> Blob | None:
-        """The content of `oid` if it can be read now. Never waits; 2 to 150 µs.
+    def find(self, oid: bytes) -> Found:
+        """Whether `oid` is here, and where. Never waits; 2 µs to 1 ms.
 
-        None also for a large blob that is only in a pack: `hydrate` unpacks it off the loop.
+        The answer is for `hydrate`, which goes on from there, unless it is the content itself.
         """
-        blob = self._local.open(oid)
-        if blob is not None:
+        found = self._local.find(oid)
+        if found is not None:
             self._reads_here += 1
             self._readahead.used(oid)
-        return blob
+        return found
 
-    async def hydrate(self, oid: bytes, context: ReadContext) -> Blob:
-        """The content of `oid`; waits for the network, at most the repository's deadline. It begins
-        anew whenever bytes of a request for `oid` have come: a large file takes the time it takes.
+    async def open(self, oid: bytes, context: ReadContext) -> Blob:
+        """The content of `oid`, wherever it is: `find`, then `hydrate`."""
+        found = self.find(oid)
+        if found is None or isinstance(found, InPack):
+            return await self.hydrate(oid, context, found)
+        return found
+
+    async def open_here(self, oid: bytes) -> Blob | None:
+        """The content of `oid` where it is here. Waits for the disk. Raises: HydrationFailed."""
+        return await self._local.open(oid, self._local.find(oid))
+
+    async def hydrate(self, oid: bytes, context: ReadContext, found: InPack | None = None) -> Blob:
+        """The content of `oid`, of which `find` has said that it is in a pack, or absent.
+
+        Waits for the network, at most the repository's deadline. It begins anew whenever bytes of
+        a request for `oid` have come: a large file takes the time it takes.
 
         Any number of readers share a request. Cancellation leaves the request to go on. Raises:
         HydrationTimeout, HydrationFailed; each failure is one line in the log.
@@ -230,7 +243,8 @@ class Hydrator:
         try:
             while ends > trio.current_time():
                 with trio.move_on_at(ends):
-                    return await self._bring(oid, context)
+                    return await self._hydrate(oid, context, found)
+                found = None
                 ends = self._control.moved(oid) + deadline_s
             want = self._queue.get(oid)
             trouble = f": {want.trouble}" if want is not None and want.trouble else ""
@@ -239,16 +253,16 @@ class Hydrator:
             self._complaints.add(context.path, error)
             raise
 
-    async def _bring(self, oid: bytes, context: ReadContext) -> Blob:
+    async def _hydrate(self, oid: bytes, context: ReadContext, found: Found) -> Blob:
         while True:
-            blob = await self._local.open_or_unpack(oid)
+            blob = await self._local.open(oid, found)
             if blob is not None:
                 return blob
             flight = self._control.bringing(oid)
             if flight is not None:
                 with trio.move_on_after(STALLED_S):
                     await flight.landed.wait()
-                blob = await self._local.open_or_unpack(oid)
+                blob = await self.open_here(oid)
                 if blob is not None:
                     return blob
             self._sweep.note_read()
@@ -258,6 +272,7 @@ class Hydrator:
                 raise copy_of(want.error)
             if want.data is not None:
                 return MemoryBlob(want.data)
+            found = self._local.find(oid)
 
     async def _read(self, oid: bytes, context: ReadContext) -> Want:
         """Wait until somebody has settled the want of `oid`, with the reader counted in."""

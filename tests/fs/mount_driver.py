@@ -27,8 +27,7 @@ from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.overlay import smallfiles
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.hydration.errors import HydrationFailed
-from artifactfs.hydration.hydrator import ReadContext
-from artifactfs.hydration.local.blobs import Blob, MemoryBlob
+from artifactfs.hydration.local.blobs import Blob, InPack, MemoryBlob, ReadContext
 from artifactfs.paths import RepoLayout
 
 
@@ -56,7 +55,7 @@ class GatedBlobs:
         assert size is not None
         return size
 
-    def open_local(self, oid: Oid) -> Blob | None:
+    def find(self, oid: Oid) -> Blob | None:
         if oid not in self._here:
             return None
         data = self._odb.blob(oid)
@@ -67,13 +66,19 @@ class GatedBlobs:
         while os.path.exists(self._gate):  # noqa: ASYNC110, ASYNC240 - opened by another process
             await trio.sleep(0.01)
 
-    async def hydrate(self, oid: Oid, context: ReadContext) -> Blob:
+    async def open(self, oid: Oid, context: ReadContext) -> Blob:
+        return self.find(oid) or await self.hydrate(oid, context)
+
+    async def open_here(self, oid: Oid) -> Blob | None:
+        return self.find(oid)
+
+    async def hydrate(self, oid: Oid, context: ReadContext, found: InPack | None = None) -> Blob:
         self._log.write(f"hydrate {os.fsdecode(context.path)} {context.pid}\n")
         await self._arrive()
         if self.fails:
             raise HydrationFailed("the remote is down")
         self._here.add(oid)
-        blob = self.open_local(oid)
+        blob = self.find(oid)
         assert blob is not None
         return blob
 

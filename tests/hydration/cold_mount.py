@@ -48,9 +48,7 @@ class ColdMount:
     async def read(self, path: bytes, pid: int = 1) -> bytes:
         """What a program reads that opens `path`."""
         oid = self.oid(path)
-        blob = self.hydrator.open_local(oid)
-        if blob is None:
-            blob = await self.hydrator.hydrate(oid, self.context(path, pid))
+        blob = await self.hydrator.open(oid, self.context(path, pid))
         try:
             return blob.read(0, blob.size)
         finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from artifactfs.hydration.demand.lanes import URGENT_LANES
-from artifactfs.hydration.local.blobs import FileBlob
+from artifactfs.hydration.local.blobs import FileBlob, InPack
 from tests.e2e.delay_proxy import DelayProxy, Request
 from tests.git.http_backend import Backend
 from tests.hydration.cold_mount import cold_mount
@@ -147,7 +147,7 @@ def test_large_blobs_are_files_and_never_in_memory(
         async with cold_mount(url, tmp_path) as mount:
             content = tree_repository.contents[path]
             assert await mount.read(path) == content
-            blob = mount.hydrator.open_local(mount.oid(path))
+            blob = mount.hydrator.find(mount.oid(path))
             assert isinstance(blob, FileBlob)
             assert blob.read(1_000_000, 5) == content[1_000_000:1_000_005]
             assert blob.read(len(content) - 2, 10) == content[-2:]
@@ -168,11 +168,11 @@ def test_a_large_blob_that_is_only_in_a_pack_is_unpacked_once(
             await mount.landed()
             await mount.hydrator._upkeep.once()
             mount.hydrator._large.evict(1 << 40)
-            assert mount.hydrator.open_local(mount.oid(path)) is None
+            assert isinstance(mount.hydrator.find(mount.oid(path)), InPack)
             with line.recording() as requests:
                 assert await mount.read(path) == tree_repository.contents[path]
             assert not fetches(requests)
-            assert mount.hydrator.open_local(mount.oid(path)) is not None
+            assert isinstance(mount.hydrator.find(mount.oid(path)), FileBlob)
 
     trio.run(main)
 

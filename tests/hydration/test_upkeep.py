@@ -42,7 +42,7 @@ def test_the_size_limit_is_kept_and_what_was_evicted_comes_again(
             held = None
             for path in (b"data/large.bin", b"data/huge.py", b"data/table.csv"):
                 await mount.read(path)
-                held = held or mount.hydrator.open_local(mount.oid(path))
+                held = held or mount.hydrator.find(mount.oid(path))
             await mount.landed()
             for path in mount.files()[:300]:
                 await mount.read(path)

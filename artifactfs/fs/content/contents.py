@@ -30,7 +30,7 @@ from artifactfs.fs.tree.compaction import holds_blob, is_blob
 from artifactfs.fs.tree.mutations import Mutations, fail
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.git.objects.database import Oid
-from artifactfs.hydration.local.blobs import Blob, ReadContext
+from artifactfs.hydration.local.blobs import Blob, Found, InPack, ReadContext
 
 _BLOBS = (stat.S_IFREG, stat.S_IFLNK)
 
@@ -42,8 +42,12 @@ def _nobody() -> int:
 class BlobSource(Protocol):
     """What the file system needs of the hydrator."""
 
-    def open_local(self, oid: Oid) -> Blob | None: ...
-    async def hydrate(self, oid: Oid, context: ReadContext) -> Blob: ...
+    def find(self, oid: Oid) -> Found: ...
+    async def hydrate(
+        self, oid: Oid, context: ReadContext, found: InPack | None = None
+    ) -> Blob: ...
+    async def open(self, oid: Oid, context: ReadContext) -> Blob: ...
+    async def open_here(self, oid: Oid) -> Blob | None: ...
     def known_size(self, oid: Oid) -> int | None: ...
     def known_sizes(self, oids: list[Oid]) -> dict[Oid, int]: ...
     async def sizes(self, tree: Oid, oids: list[Oid]) -> dict[Oid, int]: ...
@@ -96,9 +100,11 @@ class Contents:
         oid = inode.oid
         if oid is None:
             fail(errno.EIO)
-        blob = self._open_here(inode, oid)
-        if blob is None:
-            blob = await self._bring(inode, oid, self.caller())
+        found = self._find(inode, oid)
+        if found is None or isinstance(found, InPack):
+            blob = await self._hydrate(inode, oid, self.caller(), found)
+        else:
+            blob = found
         if inode.oid == oid and inode.data is None:
             if inode.size == UNKNOWN_SIZE:
                 inode.size = blob.size
@@ -119,37 +125,38 @@ class Contents:
 
     async def _blob(self, inode: Inode, oid: Oid, pid: int) -> Blob:
         """The content of a clean inode, for a caller that the kernel does not let die."""
-        blob = self._open_here(inode, oid)
-        if blob is not None:
-            return blob
-        return await unless_interrupted(pid, functools.partial(self._bring, inode, oid, pid))
+        found = self._find(inode, oid)
+        if found is not None and not isinstance(found, InPack):
+            return found
+        hydrate = functools.partial(self._hydrate, inode, oid, pid, found)
+        return await unless_interrupted(pid, hydrate)
 
-    def _open_here(self, inode: Inode, oid: Oid) -> Blob | None:
-        """The content of a clean inode, if it can be had without waiting."""
+    def _find(self, inode: Inode, oid: Oid) -> Found:
+        """The content of a clean inode if it can be had without waiting, else where it is.
+
+        A file that may be converted counts as absent: `_hydrate` finds out.
+        """
         if stat.S_ISREG(inode.mode) and not self._conversions.shows_blob(inode):
             return None
-        return self._blobs.open_local(oid)
+        return self._blobs.find(oid)
 
-    async def _bring(self, inode: Inode, oid: Oid, pid: int) -> Blob:
-        """The content of a clean inode; waits for what decides about it and for the network."""
+    async def _hydrate(self, inode: Inode, oid: Oid, pid: int, found: InPack | None) -> Blob:
+        """The content of a clean inode of which `_find` has said `found`; waits for what decides
+        about it and for the network."""
         if not stat.S_ISREG(inode.mode) or self._conversions.shows_blob(inode):
-            return await self._blobs.hydrate(oid, self._context(inode, pid))
+            return await self._blobs.hydrate(oid, self._context(inode, pid), found)
         path = self._tree.path(inode) or b""
         conversion = await self._conversions.of(inode)
-        bring_blob = functools.partial(self._bring_blob, inode, oid, pid)
+        open_blob = functools.partial(self._blobs.open, oid, self._context(inode, pid))
         if conversion is None:
-            return await bring_blob()
-        blob = await self._converted.open(oid, conversion, path, bring_blob)
+            return await open_blob()
+        blob = await self._converted.open(oid, conversion, path, open_blob)
         self._conversions.note_size(oid, conversion, blob.size)
         return blob
 
     def _context(self, inode: Inode, pid: int) -> ReadContext:
         path = self._tree.path(inode) or b""
         return ReadContext(path=path, trees=self._tree.trees_above(inode), pid=pid)
-
-    async def _bring_blob(self, inode: Inode, oid: Oid, pid: int) -> Blob:
-        blob = self._blobs.open_local(oid)
-        return blob or await self._blobs.hydrate(oid, self._context(inode, pid))
 
     # Sizes
 
@@ -206,15 +213,13 @@ class Contents:
                 return holds_blob(self._tree, inode, oid)
             return await trio.to_thread.run_sync(is_blob, upper, oid)
         conversion = self._conversions.decided(inode)
-        blob = self._blobs.open_local(oid)
-        if conversion is None or conversion.filter is not None or blob is None:
+        if conversion is None or conversion.filter is not None:
             return False
-
-        async def bring() -> Blob:
-            assert blob is not None
-            return blob
-
-        content = await self._converted.open(oid, conversion, b"", bring)
+        blob = await self._blobs.open_here(oid)
+        if blob is None:
+            return False
+        open_blob = functools.partial(_same, blob)
+        content = await self._converted.open(oid, conversion, b"", open_blob)
         try:
             if inode.extent is not None:
                 return self._small.read(inode.extent) == content.read(0, LARGEST + 1)
@@ -472,6 +477,10 @@ class Contents:
             steps.append(functools.partial(self._upper.sync_file, inode.ino))
         steps += [self._upper.sync, self._overlay.sync]
         await trio.to_thread.run_sync(_run_all, steps)
+
+
+async def _same(blob: Blob) -> Blob:
+    return blob
 
 
 def _run_all(steps: list[Callable[[], None]]) -> None:

@@ -41,7 +41,7 @@ from artifactfs.git.checkout.conversion import (
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.objects.database import Oid
 from artifactfs.git.pack.format import object_id
-from artifactfs.hydration.local.blobs import Blob, ReadContext
+from artifactfs.hydration.local.blobs import Blob, Found, InPack, ReadContext
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ log = logging.getLogger(__name__)
 class AttributeBlobs(Protocol):
     """Where attribute files come from."""
 
-    def open_local(self, oid: Oid) -> Blob | None: ...
-    async def hydrate(self, oid: Oid, context: ReadContext) -> Blob: ...
+    def find(self, oid: Oid) -> Found: ...
+    async def open(self, oid: Oid, context: ReadContext) -> Blob: ...
 
 
 _UNSETTLED = Scope(b"(unsettled)")
@@ -347,8 +347,8 @@ class Conversions:
             return False
         content = _read_kept(self._kept, oid)
         if content is None:
-            blob = self._blobs.open_local(oid)
-            if blob is None:
+            blob = self._blobs.find(oid)
+            if blob is None or isinstance(blob, InPack):
                 self._absent.add(oid)
                 return False
             content = self._keep(oid, blob)
@@ -368,8 +368,7 @@ class Conversions:
         path = place + b"/" + FILE_NAME if place else FILE_NAME
         async with self._locks.setdefault(oid, trio.Lock()):
             if oid not in self._contents:
-                blob = self._blobs.open_local(oid)
-                blob = blob or await self._blobs.hydrate(oid, ReadContext(path=path))
+                blob = await self._blobs.open(oid, ReadContext(path=path))
                 self._contents[oid] = self._keep(oid, blob)
 
     async def _bring_quietly(self, file: AttributeFile) -> None:

@@ -212,6 +212,18 @@ class ObjectDatabase:
             raise CorruptData(f"{oid.hex()} is a {found[0]}, not a blob")
         return found[1]
 
+    def small_blob(self, oid: Oid, limit: int) -> bytes | int | None:
+        """The content of a blob of less than `limit` bytes, the size of a larger one; None: not
+        here. One look-up, where `header_size` and `blob` take two. Raises: CorruptData."""
+        found = self._small(oid, limit)
+        if found is None and self._rescan():
+            found = self._small(oid, limit)
+        if found is None or isinstance(found, int):
+            return found
+        if found[0] != "blob":
+            raise CorruptData(f"{oid.hex()} is a {found[0]}, not a blob")
+        return bytes(found[1])
+
     def read(self, oid: Oid) -> tuple[Kind, bytes] | None:
         """Kind and content of any object, checked against `oid`; None where it is not here."""
         found = self._read(oid)
@@ -303,6 +315,25 @@ class ObjectDatabase:
             self._distrust(pack, oid)
         return self._read_loose(oid)
 
+    def _small(self, oid: Oid, limit: int) -> tuple[Kind, Content] | int | None:
+        for pack, offset in self._found(oid):
+            try:
+                size = pack.data.size(offset)
+                if size >= limit:
+                    return size
+                kind, content = pack.data.read(offset)
+            except (CorruptData, OSError, OverflowError):
+                self._distrust(pack, oid)
+                continue
+            if packformat.object_id(kind, content) == oid:
+                pack.used = True
+                return kind, content
+            self._distrust(pack, oid)
+        size_there = self._loose_size(oid)
+        if size_there is not None and size_there >= limit:
+            return size_there
+        return self._read_loose(oid)
+
     def _export(self, oid: Oid, fd: int) -> int | None:
         for pack, offset in self._found(oid):
             try:
@@ -329,6 +360,9 @@ class ObjectDatabase:
                 return pack.data.size(offset)
             except (CorruptData, OSError, OverflowError):
                 self._distrust(pack, oid)
+        return self._loose_size(oid)
+
+    def _loose_size(self, oid: Oid) -> int | None:
         for directory in self._directories:
             opened = open_loose(directory.loose(oid))
             if opened is not None:

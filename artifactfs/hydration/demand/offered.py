@@ -25,7 +25,7 @@ WALK_S = 10.0
 AROUND = 2_000
 """Entries of the largest directory that is brought as a whole for one blob of it."""
 
-Hydrate = Callable[[bytes, ReadContext], Awaitable[Blob]]
+OpenBlob = Callable[[bytes, ReadContext], Awaitable[Blob]]
 
 
 class OfferedBlobs:
@@ -37,13 +37,13 @@ class OfferedBlobs:
         planner: Planner,
         odb: ObjectDatabase,
         control: FlightControl,
-        hydrate: Hydrate,
+        open_blob: OpenBlob,
         prefetch: Callable[[Sequence[bytes]], Awaitable[None]],
     ) -> None:
         self._planner = planner
         self._odb = odb
         self._control = control
-        self._hydrate = hydrate
+        self._open = open_blob
         self._prefetch = prefetch
 
     @property
@@ -82,7 +82,7 @@ class OfferedBlobs:
         if self._odb.contains(oid):
             return
         path, trees = self._place(oid)
-        blob = await self._hydrate(oid, ReadContext(path, trees, pid))
+        blob = await self._open(oid, ReadContext(path, trees, pid))
         blob.close()
         await self._landed({oid})
         if not self._odb.contains(oid):

@@ -97,6 +97,18 @@ class FileBlob:
 
 
 @dataclass(frozen=True, slots=True)
+class InPack:
+    """Where a blob is: in a pack, and of a `size` that takes too long for the event loop."""
+
+    size: int
+
+
+Found = Blob | InPack | None
+"""What is known of a blob after one look: it is in memory or in a file (or was so small that it
+was read from its pack), it is in a pack, or it is absent. True until the next await."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadContext:
     """Who reads what: `path` in the tree, `trees` the clean trees of the directories above it,
     nearest first, and the reading process."""

@@ -12,13 +12,16 @@ from artifactfs.errors import CorruptData
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.hydration.errors import HydrationFailed, disk_failure
 from artifactfs.hydration.local import memory_only
-from artifactfs.hydration.local.blobs import Blob, MemoryBlob
+from artifactfs.hydration.local.blobs import Blob, Found, InPack, MemoryBlob
 from artifactfs.hydration.local.cache import LARGE_BLOB, MemoryCache
 from artifactfs.hydration.local.large_blobs import LargeBlobStore
 
+IN_LOOP = 128 << 10
+"""Bytes from which on a blob is inflated and hashed in a thread: below it takes 1 ms at most."""
+
 
 class LocalBlobs:
-    """Opens what is here. `unpacked` is told when a large blob needs to be settled."""
+    """Finds and opens what is here. `unpacked` is told when a large blob needs to be settled."""
 
     def __init__(
         self,
@@ -34,11 +37,10 @@ class LocalBlobs:
         self._unpacked = unpacked
         self._unpacking: dict[bytes, trio.Event] = {}
 
-    def open(self, oid: bytes) -> Blob | None:
-        """The content of `oid` if it can be read now; verified. Never waits.
+    def find(self, oid: bytes) -> Found:
+        """The one answer to "is this blob here, and where?". Never waits; verified.
 
-        None also for a large blob that is only in a pack: see `open_or_unpack`. Raises:
-        HydrationFailed where `oid` is no blob.
+        Raises: HydrationFailed where `oid` is no blob.
         """
         data = self._memory.get(oid)
         if data is not None:
@@ -46,11 +48,43 @@ class LocalBlobs:
         large = self._large.open(oid)
         if large is not None:
             return large
-        size = self._odb.header_size(oid)
-        if size is None or size >= LARGE_BLOB:
-            return None
         try:
-            data = self._odb.blob(oid)
+            found = self._odb.small_blob(oid, IN_LOOP)
+        except CorruptData as error:
+            raise HydrationFailed(error.message) from error
+        if found is None:
+            return None
+        if isinstance(found, int):
+            return InPack(found)
+        self._memory.put(oid, found)
+        return MemoryBlob(found)
+
+    async def open(self, oid: bytes, found: Found) -> Blob | None:
+        """The content of what `find` found. None: it is not here, or not any more.
+
+        Reads packs in a thread, large blobs into a file; where the disk is full, into memory.
+        Raises: HydrationFailed (too large for that, or no blob).
+        """
+        while isinstance(found, InPack):
+            unpacking = self._unpacking.get(oid)
+            if unpacking is None:
+                return await self._unpack(oid, found.size)
+            await unpacking.wait()
+            found = self.find(oid)
+        return found
+
+    async def _unpack(self, oid: bytes, size: int) -> Blob | None:
+        self._unpacking[oid] = trio.Event()
+        try:
+            if size < LARGE_BLOB:
+                return await self._into_memory(oid)
+            return await self._into_file(oid)
+        finally:
+            self._unpacking.pop(oid).set()
+
+    async def _into_memory(self, oid: bytes) -> Blob | None:
+        try:
+            data = await trio.to_thread.run_sync(self._odb.blob, oid)
         except CorruptData as error:
             raise HydrationFailed(error.message) from error
         if data is None:
@@ -58,25 +92,7 @@ class LocalBlobs:
         self._memory.put(oid, data)
         return MemoryBlob(data)
 
-    async def open_or_unpack(self, oid: bytes) -> Blob | None:
-        """As `open`, large blobs in packs included: unpacks them in a thread.
-
-        Where the disk is full, into memory. Raises: HydrationFailed (too large for that).
-        """
-        while True:
-            blob = self.open(oid)
-            if blob is not None:
-                return blob
-            size = self._odb.header_size(oid)
-            if size is None or size < LARGE_BLOB:
-                return None
-            unpacking = self._unpacking.get(oid)
-            if unpacking is None:
-                return await self._unpack(oid)
-            await unpacking.wait()
-
-    async def _unpack(self, oid: bytes) -> Blob | None:
-        self._unpacking[oid] = trio.Event()
+    async def _into_file(self, oid: bytes) -> Blob | None:
         temporary = self._large.temporary()
         size: int | None = None
         try:
@@ -88,16 +104,15 @@ class LocalBlobs:
             return self._large.open(oid)
         except OSError as error:
             failure = disk_failure(error)
-            in_memory = await self._in_memory(oid) if failure.disk_full else None
+            in_memory = await self._without_disk(oid) if failure.disk_full else None
             if in_memory is None:
                 raise failure from error
             return in_memory
         finally:
             if size is None:
                 temporary.unlink(missing_ok=True)
-            self._unpacking.pop(oid).set()
 
-    async def _in_memory(self, oid: bytes) -> Blob | None:
+    async def _without_disk(self, oid: bytes) -> Blob | None:
         size = self._odb.header_size(oid)
         if size is None or size > memory_only.MAX_BYTES:
             return None
