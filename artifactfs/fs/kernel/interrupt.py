@@ -73,6 +73,8 @@ async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
 def is_interrupted(pid: int) -> bool:
     """Whether the thread `pid` is gone, will die of a pending signal, or is asked to end.
 
+    Where it cannot be seen (``hidepid=`` of proc(5) hides the processes of other users, and then
+    even that they exist), only whether it is gone can be told: kill(2) asks no file system.
     Handlers other than those of SIGINT, SIGTERM, SIGHUP and SIGQUIT do not count: many programs
     do not expect `stat` to fail because a timer or a child ended.
     """
@@ -80,7 +82,7 @@ def is_interrupted(pid: int) -> bool:
         with open(f"/proc/{pid}/status", "rb") as status:
             text = status.read()
     except OSError:
-        return True
+        return _is_gone(pid)
     masks = {
         name: int(value, 16)
         for name, _, value in (line.partition(b":") for line in text.splitlines())
@@ -92,3 +94,13 @@ def is_interrupted(pid: int) -> bool:
     delivered = pending & ~masks[b"SigBlk"] & ~masks[b"SigIgn"]
     fatal = delivered & ~masks[b"SigCgt"] & ~_HARMLESS
     return bool(fatal or delivered & _WISHES)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        return False
+    return False
