@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -99,7 +100,8 @@ def test_a_killed_worker_is_replaced(state: StateLayout, settings: RepoSettings)
 def test_a_worker_that_hangs_is_replaced(
     state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervision, "SILENCE_S", 7.0)  # heartbeats come every 5 s
+    monkeypatch.setattr(supervision, "SILENCE_S", 3.0)
+    monkeypatch.setattr(supervision, "ASK_S", 2.0)
 
     async def body(_pool: WorkerPool, one: Supervision) -> None:
         await one.settled()
@@ -107,6 +109,32 @@ def test_a_worker_that_hangs_is_replaced(
         assert worker is not None
         os.kill(worker, signal.SIGSTOP)
         await until_replaced(one, worker)
+
+    supervised(state, settings, body)
+
+
+def test_a_worker_that_was_late_is_kept(
+    state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent for a while, and then it answers; and stopped with all of us, for longer than that."""
+    monkeypatch.setattr(supervision, "SILENCE_S", 1.0)
+    monkeypatch.setattr(supervision, "ASK_S", 4.0)
+
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.settled()
+        worker = one.pid
+        assert worker is not None
+        with open(Path(settings.mount_point) / "README.md") as opened:  # noqa: ASYNC230 - is here
+            os.kill(worker, signal.SIGSTOP)
+            await trio.sleep(2.5)
+            os.kill(worker, signal.SIGCONT)
+            await trio.sleep(0.6)
+            os.kill(worker, signal.SIGSTOP)
+            time.sleep(5.5)  # noqa: ASYNC251 - the supervisor, this process, does not run either
+            os.kill(worker, signal.SIGCONT)
+            await trio.sleep(2.0)
+            assert (one.pid, one.restarts) == (worker, 0)
+            assert await trio.to_thread.run_sync(opened.read)
 
     supervised(state, settings, body)
 

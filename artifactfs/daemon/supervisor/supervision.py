@@ -2,14 +2,17 @@
 
 One task per repository runs `Supervision.run`. It forks a worker, follows its events, and when it
 ends without having been asked to, clears the dead mount and forks again. A worker that sends no
-heartbeat for `SILENCE_S` is treated as dead: killed, and where that does not help (a FUSE
-deadlock leaves it in uninterruptible sleep) its FUSE connection is aborted.
+heartbeat for `SILENCE_S`, and then does not answer either, is treated as dead: killed, and where
+that does not help (a FUSE deadlock leaves it in uninterruptible sleep) its FUSE connection is
+aborted. Only time in which both of us could run counts (`waiting`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import signal
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -21,13 +24,17 @@ from artifactfs.daemon.control.channel import WorkerChannel
 from artifactfs.daemon.control.messages import Message, error_fields, error_from_fields
 from artifactfs.daemon.control.server import Progress
 from artifactfs.daemon.host import mounts
+from artifactfs.daemon.supervisor.waiting import sleep_beside, steps
 from artifactfs.daemon.supervisor.workers import WorkerPool, WorkerProcess
 from artifactfs.errors import DaemonError, MountError
 from artifactfs.paths import StateLayout
 
 log = logging.getLogger(__name__)
 
-SILENCE_S = 60.0
+SILENCE_S = 45.0
+ASK_S = 15.0
+"""A silent worker has so long to answer before it is ended: it may have said something that was
+read late."""
 STOP_S = 8.0  # for a clean stop: the worker flushes its overlay and unmounts
 KILL_S = 2.0
 FIRST_RETRY_S = 0.1
@@ -71,7 +78,7 @@ class Supervision:
         self._retry = trio.Event()
         self._settled = trio.Event()
         self.ended = trio.Event()
-        self._silence = trio.CancelScope()  # its deadline moves with every event
+        self._heard = False  # anything from the worker, since the last look
         self._listeners: set[Progress] = set()
         self.changed = trio.Event()  # set and replaced at each change of `state`
 
@@ -202,11 +209,10 @@ class Supervision:
             return
         self.pid = worker.pid
         channel = self._channel = WorkerChannel(worker.stream)
-        self._silence = trio.CancelScope(deadline=trio.current_time() + SILENCE_S)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.run, self._on_event)
-                nursery.start_soon(self._watch_heartbeat, worker)
+                nursery.start_soon(self._watch_heartbeat, channel, worker)
                 nursery.start_soon(self._stop_when_asked, channel, worker)
                 await worker.wait()
                 with trio.move_on_after(1.0):  # what it said last is still in the socket
@@ -245,7 +251,7 @@ class Supervision:
                 log.warning("left mounted: %s", error.message, extra={"repo": self.name})
 
     async def _on_event(self, message: Message) -> None:
-        self._silence.deadline = trio.current_time() + SILENCE_S
+        self._heard = True
         event = message["event"]
         if event == "state":
             self._set_state(str(message["state"]))
@@ -292,25 +298,48 @@ class Supervision:
 
     # -- watching and stopping a worker ------------------------------------------------------
 
-    async def _watch_heartbeat(self, worker: WorkerProcess) -> None:
-        with self._silence:
-            await trio.sleep_forever()
+    async def _watch_heartbeat(self, channel: WorkerChannel, worker: WorkerProcess) -> None:
+        silent_s = 0.0
+        async for step_s in steps(worker.pid):
+            silent_s = 0.0 if self._heard else silent_s + step_s
+            self._heard = False
+            if silent_s >= SILENCE_S:
+                if not await self._answers(channel, worker):
+                    break
+                silent_s = 0.0
         log.error("the mount's process hangs; ending it", extra={"repo": self.name})
         await self._kill(worker)
+
+    async def _answers(self, channel: WorkerChannel, worker: WorkerProcess) -> bool:
+        """Whether the worker answers within `ASK_S`, or has ended by itself."""
+        answered = False
+
+        async def ask(scope: trio.CancelScope) -> None:
+            nonlocal answered
+            with suppress(DaemonError):
+                await channel.request("ping", deadline_s=math.inf)
+            answered = True
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, nursery.cancel_scope)
+            await sleep_beside(worker.pid, ASK_S)
+            nursery.cancel_scope.cancel()
+        return answered
 
     async def _stop_when_asked(self, channel: WorkerChannel, worker: WorkerProcess) -> None:
         """Ask for a clean stop, then enforce it; cancelled as soon as the worker has ended."""
         await self._stop.wait()
         self._set_state("unmounting")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ask_to_stop, channel)
+            await self._escalate(worker)
+
+    async def _ask_to_stop(self, channel: WorkerChannel) -> None:
         try:
-            await channel.request("stop", deadline_s=STOP_S)
+            await channel.request("stop", deadline_s=math.inf)
         except DaemonError as error:
             log.debug("stop: %s", error, extra={"repo": self.name})
-            if not channel.closed.is_set():  # it would have answered at once, and then begun
-                log.error("the mount's process hangs; killing it", extra={"repo": self.name})
-                await self._kill(worker)
-                return
-        await self._escalate(worker)
 
     async def _see_out(self, worker: WorkerProcess) -> None:
         async with trio.open_nursery() as nursery:
@@ -319,7 +348,7 @@ class Supervision:
             nursery.cancel_scope.cancel()
 
     async def _escalate(self, worker: WorkerProcess) -> None:
-        await trio.sleep(STOP_S)
+        await sleep_beside(worker.pid, STOP_S)
         log.error("the mount's process does not stop; killing it", extra={"repo": self.name})
         await self._kill(worker)
 

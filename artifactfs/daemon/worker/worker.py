@@ -104,7 +104,10 @@ class Worker:
         self._settings = settings
         self._layout: RepoLayout = state.repo(settings.name)
         self._remotes = RemoteConnection(self._layout, settings.remote, settings.deadline_s)
-        self._commands = {"stop": Command(self._stop, STOP_S)}
+        self._commands = {
+            "ping": Command(self._ping, STOP_S),
+            "stop": Command(self._stop, STOP_S),
+        }
         self._lines = LineStream(trio.SocketStream(trio.socket.from_stdlib_socket(stream)))
         self._serving = trio.CancelScope()
 
@@ -136,6 +139,10 @@ class Worker:
 
     async def _stop(self, _request: Request) -> Message:
         self.stop()
+        return {}
+
+    async def _ping(self, _request: Request) -> Message:
+        """Shows that the event loop runs."""
         return {}
 
     async def _unmount(self, filters: Filters) -> None:
