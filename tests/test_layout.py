@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "artifactfs"
 MAX_LINES = 700
 
-LEAVES = {"config", "errors", "inode_numbers", "paths", "pktline", "redact"}
+LEAVES = {"config", "damage", "errors", "inode_numbers", "paths", "pktline", "redact"}
 """Modules that everybody may import; among themselves only errors, paths and redact."""
 
 FLOORS = ("git", "hydration", "fs", "daemon", "doctor", "cli")

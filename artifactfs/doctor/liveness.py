@@ -78,6 +78,17 @@ def check_daemon(patient: Patient) -> Iterator[Finding]:
                 f"artifact-fs remount --name {repo['name']} --restart",
                 str(repo["name"]),
             )
+        yield from _damage(repo)
+
+
+def _damage(repo: Message) -> Iterator[Finding]:
+    """What the worker of a mount has met."""
+    for damage in repo.get("damage") or ():
+        what = f"{damage['file']} {damage['what']}"
+        if damage["mended"]:
+            yield note("damage.mended", what, damage["mend"], str(repo["name"]))
+        else:
+            yield problem("damage.found", what, damage["mend"], str(repo["name"]))
 
 
 def daemon_holds_lock(state: StateLayout) -> bool:

@@ -24,7 +24,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.fs.kernel import fastloop, lowlevel, wakefulness
 from artifactfs.fs.mount import session
 from artifactfs.fs.mount.filesystem import FileSystem
-from artifactfs.fs.overlay import smallfiles
+from artifactfs.fs.overlay import seals, smallfiles
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.hydration.local.blobs import Blob, InPack, MemoryBlob, ReadContext
@@ -139,6 +139,14 @@ class Commands:
 
     async def do_collect(self) -> None:
         await self.fs.collection.run()
+
+    async def do_damage(self) -> list[dict[str, object]]:
+        return self.fs.damage.as_json()
+
+    async def do_seal(self) -> None:
+        """Both rounds of it: what was not written in between gets its checksum."""
+        await self.fs.sealing.run()
+        await self.fs.sealing.run()
 
     async def do_miscount(self) -> None:
         self.fs.tree.small.learn({number: -(1 << 30) for number in range(100)})
@@ -257,6 +265,8 @@ def main() -> None:
     wakefulness.DEVICE = config.get("latency_device", wakefulness.DEVICE)
     if "burst_s" in config:
         wakefulness.WITHIN_S = wakefulness.QUIET_S = config["burst_s"]
+    if "boot" in config:  # as after a loss of power
+        seals.boot_id = lambda: bytes([config["boot"]]) * 16
     if config.get("plain"):  # as stock pyfuse3 has it
         lowlevel.adjusted = lambda pyfuse3: contextlib.nullcontext(lowlevel.Adjustments())
     try:

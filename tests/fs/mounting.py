@@ -100,6 +100,10 @@ class Mount:
             self.process = None
         subprocess.run(["umount", "-l", self.path], stderr=subprocess.DEVNULL)
 
+    def restart_with(self, **config: Any) -> Mount:
+        self.stop()
+        return self.start(**config)
+
     def restart(self, *, kill: bool = False) -> Mount:
         if kill:
             self.kill()

@@ -188,7 +188,7 @@ def test_what_did_not_reach_the_disk_is_empty(mount: Mount) -> None:
     mount.kill()
     (segment,) = segments(mount)
     os.truncate(segment, 9)
-    mount.start()
+    mount.start(boot=1)
     assert (mount.path / "whole").read_bytes() == b"before"
     assert (mount.path / "lost").read_bytes() == b""
     assert "lost with the power" in mount.stderr()
@@ -197,8 +197,11 @@ def test_what_did_not_reach_the_disk_is_empty(mount: Mount) -> None:
     assert (mount.path / "lost").read_bytes() == b"again"
     segment.unlink()
     mount.kill()
-    mount.start()
+    mount.start(boot=2)
     assert (mount.path / "whole").read_bytes() == b""
+    mount.restart(kill=True)
+    assert (mount.path / "whole").read_bytes() == b""
+    assert mount.ask("damage") == []
 
 
 def test_numbers_of_segments_are_never_used_twice(mount: Mount) -> None:
@@ -220,7 +223,7 @@ def test_a_database_from_before_is_migrated(mount: Mount, monkeypatch: pytest.Mo
     mount.stop()
     database = mount.layout / "overlay.db"
     with closing(sqlite3.connect(database)) as connection:
-        for column in ("segment", "segment_offset", "segment_size"):
+        for column in ("segment", "segment_offset", "segment_size", "segment_crc"):
             connection.execute(f"ALTER TABLE inodes DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 2")
         connection.commit()

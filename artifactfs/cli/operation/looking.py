@@ -119,6 +119,10 @@ def describe(repo: Fields) -> Iterator[str]:
         yield _line("error", repo["error"]["message"])
         if repo["error"].get("hint"):
             yield _line("hint", repo["error"]["hint"])
+    for damage in repo.get("damage") or ():
+        label, more = ("mended", "") if damage["mended"] else ("damage", "hint")
+        yield _line(label, f"{damage['file']} {damage['what']}")
+        yield _line(more, damage["mend"])
     if repo.get("restarts"):
         yield _line("restarts", str(repo["restarts"]))
     if repo.get("head"):

@@ -42,6 +42,7 @@ from artifactfs.daemon.worker.following import Following
 from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.daemon.worker.old_versions import OldVersions
 from artifactfs.daemon.worker.requests import Requests
+from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
@@ -102,6 +103,7 @@ class Worker:
         self._cache_limit = cache_limit
         self._keep_awake = keep_awake
         self._settings = settings
+        self._damage = DamageReport()
         self._layout: RepoLayout = state.repo(settings.name)
         self._remotes = RemoteConnection(self._layout, settings.remote, settings.deadline_s)
         self._commands = {
@@ -235,6 +237,7 @@ class Worker:
             hydrator=hydrator,
             tip=tip or self._tip_of_head(odb),
             offer=hydrator.offered,
+            damage=self._damage,
         )
         try:
             await recover(self._layout, self._settings.mount_point, odb, filesystem)

@@ -24,15 +24,22 @@ from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import EMPTY, UNKNOWN_SIZE, Data, Directory, Extent, Inode
 from artifactfs.fs.inodes.scope import Scope
 from artifactfs.fs.kernel.interrupt import unless_interrupted
+from artifactfs.fs.overlay import seals
+from artifactfs.fs.overlay.pending import delete_xattr, put_xattr
+from artifactfs.fs.overlay.seals import Seal
 from artifactfs.fs.overlay.smallfiles import LARGEST
 from artifactfs.fs.tree.changes import Change, replace_row
-from artifactfs.fs.tree.compaction import holds_blob, is_blob
-from artifactfs.fs.tree.mutations import Mutations, fail
+from artifactfs.fs.tree.compaction import holds_blob, holds_content, is_blob
+from artifactfs.fs.tree.mutations import Mutations
+from artifactfs.fs.tree.refusal import fail
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.git.objects.database import Oid
 from artifactfs.hydration.local.blobs import Blob, Found, InPack, ReadContext
 
 _BLOBS = (stat.S_IFREG, stat.S_IFLNK)
+
+_COMPARED_AT_ONCE = 1 << 20
+"""Upper files up to this size are compared with their checksum in the event loop: 0.3 ms."""
 
 
 def _nobody() -> int:
@@ -86,6 +93,8 @@ class Contents:
             extent = inode.extent
             if extent is not None:
                 return self._small.read(extent, offset, size)
+            if data.seal is not None or data.lost:
+                await self._check_upper(inode, data)
             return os.pread(self._opened.open(inode.ino, data), size, offset)
         blob = self._opened.blob(inode.ino, inode.oid) or await self._open_blob(inode)
         if inode.data is not None:
@@ -95,6 +104,36 @@ class Contents:
         if offset + len(content) >= blob.size:
             self._opened.close_blob(inode.ino)
         return content
+
+    async def _check_upper(self, inode: Inode, data: Data) -> None:
+        """Before an upper file is used for the first time: that it is what it was.
+
+        Large ones are read in a thread. Raises: OSError (EIO).
+        """
+        while data.seal is not None and not data.lost:
+            seal = data.seal
+            wrong = await self._compare(inode, data, seal)
+            if data.seal is not seal:
+                continue
+            if wrong is None:
+                self._tree.compared(inode)
+            else:
+                self._tree.lose(inode, data, wrong)
+        if data.lost:
+            fail(errno.EIO)
+
+    async def _compare(self, inode: Inode, data: Data, seal: Seal) -> str | None:
+        fd, after = self._opened.open(inode.ino, data), self._tree.after_clean_end
+        if inode.size <= _COMPARED_AT_ONCE:
+            return seals.changed(seal, fd, after_clean_end=after)
+        inode.pins += 1
+        try:
+            with copying.held_open(fd) as own:
+                compare = functools.partial(seals.changed, seal, own, after_clean_end=after)
+                return await trio.to_thread.run_sync(compare)
+        finally:
+            inode.pins -= 1
+            self._tree.drop_if_unused(inode)
 
     async def _open_blob(self, inode: Inode) -> Blob:
         oid = inode.oid
@@ -222,7 +261,7 @@ class Contents:
         content = await self._converted.open(oid, conversion, b"", open_blob)
         try:
             if inode.extent is not None:
-                return self._small.read(inode.extent) == content.read(0, LARGEST + 1)
+                return holds_content(self._tree, inode, content.read(0, LARGEST + 1))
             return await trio.to_thread.run_sync(copying.has_content, upper, content)
         finally:
             content.close()
@@ -257,6 +296,8 @@ class Contents:
                 self._set_extent(inode, data, grown)
                 return len(buffer)
             data = await self._upper_data(inode, self.caller())
+        if data.seal is not None or data.lost:
+            await self._check_upper(inode, data)
         written = os.pwrite(self._opened.open(inode.ino, data), buffer, offset)
         if offset + written > inode.size:
             inode.size = offset + written
@@ -269,16 +310,30 @@ class Contents:
             await self.copy_up(inode, pid, limit=size)
         data = inode.data
         assert data is not None
+        if data.lost and not size and inode.extent is None:
+            self._become_empty(inode)
+            self._tree.forget_upper(inode.ino)
+            data = inode.data
+            assert data is not None
         extent = inode.extent
         if extent is not None:
             if size <= extent.size and inode.linked:
-                cut = Extent(extent.segment, extent.offset, size) if size else EMPTY
-                self._set_extent(inode, data, cut)
+                self._set_extent(inode, data, self._small.cut(extent, size))
                 return
             data = await self._upper_data(inode, pid)
+        if size and (data.seal is not None or data.lost):
+            await self._check_upper(inode, data)
+        if size < inode.size:
+            self._unseal(inode)
         os.ftruncate(self._opened.open(inode.ino, data), size)
         inode.size = size
         self._written(inode, data)
+
+    def _unseal(self, inode: Inode) -> None:
+        """Before a program cuts an upper file: else a start would take it for damaged."""
+        if seals.NAME in self._overlay.xattrs(inode.ino):
+            self._overlay.apply([delete_xattr(inode.ino, seals.NAME)])
+        self._tree.compared(inode)
 
     def _grow(self, inode: Inode, extent: Extent, offset: int, buffer: bytes) -> Extent | None:
         """Put a write to a small file into a segment. None where it has to get an upper file: it
@@ -302,7 +357,7 @@ class Contents:
             now = precise_ns()
         row.mtime_ns = row.ctime_ns = now
         replace_row(self._tree, inode, row)
-        data.seen = False
+        data.seen = data.lost = False
         inode.size = extent.size
         self._written(inode, data)
 
@@ -351,6 +406,7 @@ class Contents:
     def _written(self, inode: Inode, data: Data) -> None:
         data.blocks = -1  # and the times are those of an upper file: see `Tree.settle`
         data.version += 1
+        self._tree.unsealed.add(inode.ino)
         self._mutations.note_write(inode)
 
     async def copy_up(self, inode: Inode, pid: int, *, limit: int | None = None) -> None:
@@ -416,6 +472,8 @@ class Contents:
         row = change.edit(inode)
         row.has_data, row.extent = True, None
         row.oid = None
+        if seals.NAME in self._overlay.xattrs(inode.ino):  # of an upper file that it had before
+            change.also(delete_xattr(inode.ino, seals.NAME))
         os.utime(draft, ns=(row.mtime_ns, row.mtime_ns))
         size = os.fstat(draft).st_size
         self._upper.publish(inode.ino)
@@ -423,8 +481,11 @@ class Contents:
         data = inode.data or Data()
         data.fd = draft
         data.blocks = -1
+        data.lost = False
+        self._tree.unsealed.add(inode.ino)
         inode.data = data
         inode.size = size
+        self._tree.compared(inode)
         self._small.held.pop(inode.ino, None)
         self._opened.close_blob(inode.ino)
         self._opened.keep(data)
@@ -467,16 +528,35 @@ class Contents:
             self._conversions.forget_scopes()
 
     async def sync(self, inode: Inode | None) -> None:
-        """fsync: data, the names of new upper files and every transaction reach the disk."""
+        """fsync: data, the names of new upper files and every transaction reach the disk.
+
+        What is on the disk by then is noted: from now on less of it is damage.
+        """
         steps: list[Callable[[], None]] = []
         extent = None if inode is None else inode.extent
+        if inode is not None and inode.data is not None and inode.data.lost:
+            fail(errno.EIO)
         if extent is not None:
-            steps.append(functools.partial(self._small.sync, extent.segment))
+            await trio.to_thread.run_sync(self._small.sync, extent.segment)
+            self.note_synced(extent.segment)
         elif inode is not None and inode.data is not None and inode.linked:
-            # With a descriptor of its own: the other one may be closed meanwhile.
-            steps.append(functools.partial(self._upper.sync_file, inode.ino))
+            await self._sync_upper(inode, inode.data)
         steps += [self._upper.sync, self._overlay.sync]
         await trio.to_thread.run_sync(_run_all, steps)
+
+    def note_synced(self, segment: int) -> None:
+        """Note how much of a segment was synced, where that is more than before."""
+        size = self._small.newly_synced(segment)
+        if size is not None:
+            self._overlay.note_segment(segment, size)
+
+    async def _sync_upper(self, inode: Inode, data: Data) -> None:
+        version = data.version
+        # With a descriptor of its own: the other one may be closed meanwhile.
+        sealed = await trio.to_thread.run_sync(self._upper.sync_file, inode.ino)
+        unchanged = inode.linked and data is inode.data and data.version == version
+        if sealed is not None and unchanged and inode.ino in self._tree.unsealed:
+            self._overlay.apply([put_xattr(inode.ino, seals.NAME, sealed.encode())])
 
 
 async def _same(blob: Blob) -> Blob:

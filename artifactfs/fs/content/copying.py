@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import trio
@@ -25,6 +27,16 @@ def has_content(path: Path, content: Blob) -> bool:
             return all(file.read(_PIECE) == content.read(at, _PIECE) for at in pieces)
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def held_open(fd: int) -> Iterator[int]:
+    """A descriptor of its own for a thread, since `fd` may be closed meanwhile."""
+    own = os.dup(fd)
+    try:
+        yield own
+    finally:
+        os.close(own)
 
 
 async def copy(blob: Blob, fd: int, size: int) -> None:

@@ -11,7 +11,6 @@ not listed; where the tree has that name another one is used.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Callable, Container
 
@@ -19,6 +18,7 @@ import pyfuse3
 
 from artifactfs.fs.gitview.offered import OFFERED_INO, OfferedObjects
 from artifactfs.fs.inodes.attributes import FOREVER
+from artifactfs.fs.tree.refusal import fail
 from artifactfs.inode_numbers import ROOT_INO
 
 GITFILE = b".git"
@@ -138,5 +138,5 @@ class VirtualFiles:
     def _kept(self, ino: int) -> bytes:
         answer = self._answers.get(ino)
         if answer is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            fail(errno.ESTALE)
         return answer

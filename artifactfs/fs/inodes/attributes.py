@@ -16,6 +16,9 @@ BLOCK_SIZE = 64 << 10
 """`st_blksize`. Programs size their buffers by it: with 64 KiB instead of 4, Python and stdio
 send a sixteenth of the requests."""
 
+UNREADABLE_INO = 15
+"""Of every name of which nothing can be told; never an inode's (see `FIRST_ALLOCATED_INO`)."""
+
 
 def entry_attributes(inode: Inode, owner: Owner) -> pyfuse3.EntryAttributes:
     """Attributes of `inode`. Where its size is not known yet the kernel may not keep them."""
@@ -63,4 +66,15 @@ def negative_entry() -> pyfuse3.EntryAttributes:
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = 0
     entry.entry_timeout = FOREVER
+    return entry
+
+
+def unreadable_entry() -> pyfuse3.EntryAttributes:
+    """There is such a name, but nothing about it can be told. In a listing it appears without a
+    type; the kernel keeps nothing of it, and whoever looks at it asks again (Linux'
+    ``fuse_direntplus_link`` takes no entry without a type)."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = UNREADABLE_INO
+    entry.st_mode = 0
+    entry.entry_timeout = entry.attr_timeout = 0
     return entry

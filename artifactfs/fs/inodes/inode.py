@@ -41,9 +41,11 @@ class Extent(NamedTuple):
     segment: int
     offset: int
     size: int
+    crc: int | None = None
+    """CRC-32 of the content. None: it was written by a version that kept none."""
 
 
-EMPTY = Extent(0, 0, 0)
+EMPTY = Extent(0, 0, 0, 0)
 """Of a file without content. No segment has the number 0."""
 
 
@@ -101,12 +103,16 @@ class Data:
     asked again.
     """
 
-    __slots__ = ("blocks", "fd", "seen", "version")
+    __slots__ = ("blocks", "fd", "lost", "seal", "seen", "version")
 
     def __init__(self) -> None:
         self.fd = -1
         self.version = 0
         self.blocks = -1
+        self.lost = False
+        """It is missing or cut: whoever reads gets EIO."""
+        self.seal: Seal | None = None
+        """What an upper file was, where nobody has compared it yet."""
         self.seen = False
         """Somebody was told the times of a file with content."""
 

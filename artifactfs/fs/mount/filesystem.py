@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -16,9 +17,11 @@ from typing import Protocol
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.damage import DamageReport
 from artifactfs.errors import StateError
 from artifactfs.fs.content.contents import BlobSource, Contents
 from artifactfs.fs.content.converted import ConvertedContents
+from artifactfs.fs.content.sealing import Sealing, look_for_damage
 from artifactfs.fs.content.sweep import sweep_orphans
 from artifactfs.fs.gitview.journal import ChangeJournal
 from artifactfs.fs.gitview.offered import BlobOffer, OfferedObjects, alternate_line
@@ -29,7 +32,8 @@ from artifactfs.fs.inodes.inode import Base, Directory, Inode, Owner
 from artifactfs.fs.inodes.listings import Listings
 from artifactfs.fs.kernel.stale import StaleEntries
 from artifactfs.fs.mount.operations import Operations
-from artifactfs.fs.overlay.database import Overlay, create_overlay
+from artifactfs.fs.overlay import seals
+from artifactfs.fs.overlay.database import Overlay, create_overlay, damaged
 from artifactfs.fs.overlay.pending import Edit, delete_meta, put_inode, put_meta
 from artifactfs.fs.overlay.smallfiles import SmallFiles
 from artifactfs.fs.overlay.upper import Upper
@@ -63,6 +67,9 @@ _MAINTENANCE_S = 0.5
 
 _IDLE_ROUNDS = 20
 """A blob that nobody reads is closed after one to two times as many rounds: 10 to 20 s."""
+
+_SEAL_ROUNDS = 8
+"""A written file gets its checksum when it was not written for one to two times as many rounds."""
 
 _COUNT_EVERY = 1_000
 """Changes of the overlay after which many files are counted again."""
@@ -112,12 +119,14 @@ class FileSystem:
         hydrator: BlobSource,
         tip: TipLike | None,
         offer: BlobOffer | None = None,
+        damage: DamageReport | None = None,
     ) -> None:
         """Open the overlay, or create it from `tip`. Raises: StateError.
 
         `offer` is what git is told to have beside what is in its packs.
         """
         self._offer = offer
+        self.damage = DamageReport(settings.name) if damage is None else damage
         self.layout = layout
         self.settings = settings
         self.odb = odb
@@ -148,15 +157,24 @@ class FileSystem:
         self._overlay = Overlay(layout.overlay_db)
         try:
             self._compose()
-        except BaseException:
+        except BaseException as error:
             self._overlay.close()
+            if isinstance(error, OSError) and error.errno == errno.EIO:
+                raise damaged(layout.overlay_db, str(error)) from error
             raise
 
     def _compose(self) -> None:
         overlay, owner = self._overlay, self._owner
         meta = overlay.meta
         self.base = Base(meta["base_commit"], meta["base_tree"], int(meta["base_time_ns"]))
-        self._small = SmallFiles(self.layout.small, overlay.allocate_segment)
+        self._power_lost = meta.get("boot") != seals.boot_id()
+        self._small = SmallFiles(
+            self.layout.small,
+            overlay.allocate_segment,
+            damage=self.damage,
+            synced=overlay.synced_segments(),
+            power_lost=self._power_lost,
+        )
         self._listings = Listings(self.odb)
         self.conversions = Conversions(self.layout, self._listings, self.hydrator)
         self.filters = Filters(self.layout.gitdir, Path(self.settings.mount_point))
@@ -168,7 +186,10 @@ class FileSystem:
             owner=owner,
             known_size=self.hydrator.known_size,
             conversions=self.conversions,
+            damage=self.damage,
+            after_clean_end="closed" in meta,
         )
+        self.sealing = Sealing(self.tree)
         self._has_orphans = "closed" not in meta or "orphans" in meta
         if self._has_orphans:
             self._mark([put_meta("orphans", 1)])  # until they are swept, however this ends
@@ -278,7 +299,7 @@ class FileSystem:
             if row is not None and row.extent is not None:
                 total += row.extent.size
                 continue
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 total += self._upper.stat(ino).st_size
         return total
 
@@ -365,6 +386,9 @@ class FileSystem:
 
     async def maintain(self) -> None:
         """Background work of a served mount; runs until cancelled."""
+        await look_for_damage(self.tree)
+        if self._power_lost:
+            self._mark([put_meta("boot", seals.boot_id())])
         if self._has_orphans:
             await self._sweep_orphans()
         await self.collection.begin()
@@ -372,6 +396,8 @@ class FileSystem:
             await trio.sleep(_MAINTENANCE_S)
             if round_number % _IDLE_ROUNDS == 0:
                 self.tree.opened.close_idle()
+            if round_number % _SEAL_ROUNDS == 0:
+                await self.sealing.run()
             if self._overlay.needs_checkpoint:
                 await self._checkpoint()
             elif self._overlay.needs_fold:
@@ -412,11 +438,21 @@ class FileSystem:
             if inode.data is not None and not inode.linked and inode.extent is None:
                 self._upper.remove(inode.ino)
         self.tree.opened.close_all()
+        self._finish_data()
         # Where this fails, the next start looks for orphans and git stats everything once.
         self._mark([put_meta("closed", self.journal.dump())])
         self._overlay.close()
         self._small.close()
         self._upper.close()
+
+    def _finish_data(self) -> None:
+        """Have it known what the data of written files is."""
+        try:
+            self.sealing.finish()
+            self._small.sync(self._small.current)
+            self.contents.note_synced(self._small.current)
+        except OSError as error:
+            log.warning("some written files have no checksums yet: %s", error)
 
 
 def _base_time_ns(tip: TipLike | None) -> int:

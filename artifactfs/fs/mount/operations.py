@@ -6,13 +6,14 @@ inside `_answering`. Where a handler may wait is written at it; all others answe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -29,8 +30,8 @@ from pyfuse3 import (
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.content.contents import Contents
 from artifactfs.fs.gitview.virtual import GITFILE, GITFILE_INO, VirtualFiles
-from artifactfs.fs.inodes.attributes import entry_attributes, negative_entry
-from artifactfs.fs.inodes.inode import Directory, Inode
+from artifactfs.fs.inodes.attributes import entry_attributes, negative_entry, unreadable_entry
+from artifactfs.fs.inodes.inode import Directory, Inode, Row
 from artifactfs.fs.kernel.lowlevel import Adjustments
 from artifactfs.fs.kernel.privileges import (
     has_privileges,
@@ -44,6 +45,7 @@ from artifactfs.fs.tree.mutations import (
     Mutations,
     check_name,
 )
+from artifactfs.fs.tree.refusal import errno_of
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.fs.tree.xattrs import Xattrs
 from artifactfs.git.objects.database import MissingObject
@@ -67,7 +69,10 @@ def _answering(handler: F) -> F:
         except FUSEError:
             raise
         except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from error
+            number = errno_of(error)
+            if number != error.errno:
+                self.log_failure(name, error)
+            raise FUSEError(number) from error
         except ArtifactFSError as error:
             raise FUSEError(getattr(error, "errno", errno.EIO)) from error
         except MissingObject as error:
@@ -145,7 +150,11 @@ class Operations(pyfuse3.Operations):
 
     def _reply_entry(self, inode: Inode) -> EntryAttributes:
         """Attributes of an inode to which the kernel gets one more reference."""
-        self._tree.settle(inode)
+        try:
+            self._tree.settle(inode)
+        except BaseException:
+            self._tree.drop_if_unused(inode)
+            raise
         entry = entry_attributes(inode, self._tree.owner)
         inode.nlookup += 1
         return entry
@@ -374,7 +383,9 @@ class Operations(pyfuse3.Operations):
             listing = self._unfinished.begin(names, self._contents.sizes_in(directory))
         for number in range(position, min(2, position + 2)):
             dots = directory if number == 0 else directory.parent or directory
-            entry, cookie = self._attributes(dots, listing), listing.cookie(number + 1)
+            with contextlib.suppress(OSError, ArtifactFSError, MissingObject):
+                self._tree.settle(dots)  # else its link count is not known: nobody sees it here
+            entry, cookie = entry_attributes(dots, self._tree.owner), listing.cookie(number + 1)
             if not pyfuse3.readdir_reply(token, b"." * (number + 1), entry, cookie):
                 self._unfinished.keep(listing)
                 return
@@ -387,7 +398,7 @@ class Operations(pyfuse3.Operations):
         """False where the kernel's buffer was full before the end."""
         tree, names = self._tree, listing.names
         lookup, reply, cookie = tree.lookup, pyfuse3.readdir_reply, listing.cookie
-        rows = tree.overlay.rows_in(directory.ino) if len(tree.names(directory)) > 1 else {}
+        rows = self._rows_in(directory)
         for position in range(start, len(names) + 2):
             name = names[position - 2]
             if name == GITFILE and directory is tree.root:
@@ -395,14 +406,36 @@ class Operations(pyfuse3.Operations):
                 if not reply(token, name, entry, cookie(position + 1)):
                     return False
                 continue
-            inode = lookup(directory, name, rows)
-            if inode is None:  # removed since the listing began
+            inode = None
+            try:
+                inode = lookup(directory, name, rows)
+                if inode is None:  # removed since the listing began
+                    continue
+                entry = self._attributes(inode, listing)
+            except (OSError, ArtifactFSError, MissingObject) as error:
+                tree.drop_if_unused(inode)
+                self._log_unreadable(directory, name, error)
+                if not reply(token, name, unreadable_entry(), cookie(position + 1)):
+                    return False
                 continue
-            if not reply(token, name, self._attributes(inode, listing), cookie(position + 1)):
+            if not reply(token, name, entry, cookie(position + 1)):
                 tree.drop_if_unused(inode)
                 return False
             inode.nlookup += 1
         return True
+
+    def _rows_in(self, directory: Directory) -> Mapping[int, Row]:
+        """What is known of the rows of a directory in one query; the rest is asked one by one."""
+        try:
+            if len(self._tree.names(directory)) > 1:
+                return self._tree.overlay.rows_in(directory.ino)
+        except OSError as error:
+            self.log_failure("readdir", error)
+        return {}
+
+    def _log_unreadable(self, directory: Directory, name: bytes, error: Exception) -> None:
+        path = os.fsdecode(self._tree.child_path(directory, name) or name)
+        self.log_failure("readdir", OSError(f"{path}: {error}"))
 
     def _list_offered(self, ino: int, start: int, token: ReaddirToken) -> None:
         offered = self._virtual.offered

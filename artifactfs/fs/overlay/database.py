@@ -31,8 +31,9 @@ from typing import Any
 
 from artifactfs.errors import StateError
 from artifactfs.fs.inodes.inode import Extent, Row
+from artifactfs.fs.overlay import seals
 from artifactfs.fs.overlay.commitlog import CommitLog
-from artifactfs.fs.overlay.pending import Edit, Pending, decode, put_meta
+from artifactfs.fs.overlay.pending import Edit, Pending, decode, delete_meta, put_meta
 from artifactfs.fs.overlay.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
 from artifactfs.git.repository.gitdir import sync_path
 
@@ -58,7 +59,7 @@ that is a record as well."""
 
 _ROW = (
     "mode, uid, gid, nlink, rdev, atime_ns, mtime_ns, ctime_ns, oid, has_data, target,"
-    " base_time_ns, segment, segment_offset, segment_size"
+    " base_time_ns, segment, segment_offset, segment_size, segment_crc"
 )
 _GET_INODE = f"SELECT {_ROW} FROM inodes WHERE ino = ?"
 _GET_INODES_IN = (
@@ -71,6 +72,11 @@ _DIRECTORIES_IN = (
 _SEGMENT_USE = (
     "SELECT segment, sum(segment_size) FROM inodes WHERE segment IS NOT NULL GROUP BY segment"
 )
+_PLACES = (
+    "SELECT i.ino, segment, segment_offset, segment_size, segment_crc, x.value FROM inodes i"
+    " LEFT JOIN xattrs x ON x.ino = i.ino AND x.name = ? WHERE has_data"
+)
+_SEGMENT_SYNCED = "segment-synced-"
 _SEQUENCE = "sequence"
 """In `meta`: number of the last record of the log that the database contains."""
 
@@ -85,12 +91,12 @@ class Overlay:
         """
         self.path = path
         if not path.exists() or path.stat().st_size == 0:
-            raise _damaged(path, "the file is missing or empty")
+            raise damaged(path, "the file is missing or empty")
         self._pending = Pending()
         try:
             self._connection = _connect(path)
         except sqlite3.DatabaseError as error:
-            raise _damaged(path, str(error)) from error
+            raise damaged(path, str(error)) from error
         try:
             self._load(path)
         except BaseException:
@@ -106,7 +112,7 @@ class Overlay:
             for payload in self._log.replay():
                 self._pending.take(list(decode(payload)))
         except (sqlite3.DatabaseError, ValueError, LookupError, struct.error) as error:
-            raise _damaged(path, str(error)) from error
+            raise damaged(path, str(error)) from error
         self._folded = int(self.meta.get(_SEQUENCE, 0))
         self._fold_at = FOLD_AT
         self._refused = False
@@ -148,6 +154,21 @@ class Overlay:
         self.apply([put_meta("next_segment", number + 1)])
         self.meta["next_segment"] = number + 1
         return number
+
+    def note_segment(self, number: int, size: int | None) -> None:
+        """So many bytes of a segment of small files are on the disk; None: it is gone."""
+        key = f"{_SEGMENT_SYNCED}{number}"
+        if size is not None:
+            self.apply([put_meta(key, size)])
+            self.meta[key] = size
+        elif key in self.meta:
+            self.apply([delete_meta(key)], frees=True)
+            del self.meta[key]
+
+    def synced_segments(self) -> dict[int, int]:
+        """What `note_segment` was told, as of the start."""
+        cut = len(_SEGMENT_SYNCED)
+        return {int(k[cut:]): int(v) for k, v in self.meta.items() if k.startswith(_SEGMENT_SYNCED)}
 
     @property
     def needs_fold(self) -> bool:
@@ -321,6 +342,19 @@ class Overlay:
 
         return use
 
+    def places(self) -> list[tuple[int, Extent | None, bytes | None]]:
+        """Of every written file: its number, its place in a segment, else its seal.
+
+        As of when the database was last folded. Reads the whole table: call it in a thread.
+        Raises: sqlite3.Error.
+        """
+        with contextlib.closing(_connect(self.path)) as connection:
+            found = connection.execute(_PLACES, (seals.NAME,)).fetchall()
+        return [
+            (ino, None if extent[0] is None else Extent(*extent), seal)
+            for ino, *extent, seal in found
+        ]
+
     def inodes_in_segments(self, numbers: set[int]) -> list[int]:
         """Inodes whose content was there when the database was last folded.
 
@@ -417,7 +451,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != APPLICATION_ID:
-        raise _damaged(path, "it is not an overlay database")
+        raise damaged(path, "it is not an overlay database")
     if version > len(MIGRATIONS):
         raise StateError(
             f"overlay database {path} has schema version {version}, this program knows"
@@ -430,14 +464,15 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _row(found: Sequence[Any]) -> Row:
-    row = Row(*found[:-3])
+    row = Row(*found[:-4])
     row.has_data = bool(row.has_data)
-    if found[-3] is not None:
-        row.extent = Extent(*found[-3:])
+    if found[-4] is not None:
+        row.extent = Extent(*found[-4:])
     return row
 
 
-def _damaged(path: Path, reason: str) -> StateError:
+def damaged(path: Path, reason: str) -> StateError:
+    """What is said of an overlay that cannot be used."""
     return StateError(
         f"overlay database {path} is damaged: {reason}",
         hint="restore it from a backup; written files are in 'upper' and 'small' beside it",

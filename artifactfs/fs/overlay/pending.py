@@ -24,8 +24,9 @@ ABSENT = -1
 _PUT_INODE, _DROP_INODE, _DIRENT, _META, _XATTR = range(1, 6)
 
 _INODE = struct.Struct("<BQIIIIQqqqqB")
-_HAS_DATA, _HAS_OID, _HAS_TARGET, _HAS_EXTENT = 1, 2, 4, 8
+_HAS_DATA, _HAS_OID, _HAS_TARGET, _HAS_EXTENT, _HAS_CRC = 1, 2, 4, 8, 16
 _EXTENT = struct.Struct("<QQQ")
+_CRC = struct.Struct("<I")
 _DROP = struct.Struct("<BQ")
 _NAMED = struct.Struct("<BQqB")  # the number is that of the dirent, or the length of the value
 _META_HEAD = struct.Struct("<BBBi")
@@ -36,15 +37,16 @@ Edit = tuple[int, int, bytes, Any, bytes]
 
 _PUT_ROW = (
     "INSERT OR REPLACE INTO inodes (ino, mode, uid, gid, nlink, rdev, atime_ns, mtime_ns,"
-    " ctime_ns, oid, has_data, target, base_time_ns, segment, segment_offset, segment_size)"
-    " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+    " ctime_ns, oid, has_data, target, base_time_ns, segment, segment_offset, segment_size,"
+    " segment_crc) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
 
 
 def put_inode(ino: int, row: Row) -> Edit:
     oid, target, extent = row.oid, row.target, row.extent
     flags = row.has_data | (oid is not None) << 1 | (target is not None) << 2
-    flags |= (extent is not None) << 3
+    if extent is not None:
+        flags |= _HAS_EXTENT | (_HAS_CRC if extent.crc is not None else 0)
     encoded = _INODE.pack(
         _PUT_INODE,
         ino,
@@ -64,7 +66,9 @@ def put_inode(ino: int, row: Row) -> Edit:
     if target is not None:
         encoded += len(target).to_bytes(4, "little") + target
     if extent is not None:
-        encoded += _EXTENT.pack(*extent)
+        encoded += _EXTENT.pack(extent.segment, extent.offset, extent.size)
+        if extent.crc is not None:
+            encoded += _CRC.pack(extent.crc)
     return _PUT_INODE, ino, b"", None, encoded
 
 
@@ -121,6 +125,8 @@ def _decode_inode(payload: bytes, at: int) -> Edit:
         end += 4 + int.from_bytes(payload[end : end + 4], "little")
     if flags & _HAS_EXTENT:
         end += _EXTENT.size
+    if flags & _HAS_CRC:
+        end += _CRC.size
     return _PUT_INODE, ino, b"", None, payload[at:end]
 
 
@@ -176,7 +182,11 @@ def _row(encoded: bytes) -> Row:
         end = at + 4 + int.from_bytes(encoded[at : at + 4], "little")
         target = encoded[at + 4 : end]
         at = end
-    extent = Extent(*_EXTENT.unpack_from(encoded, at)) if flags & _HAS_EXTENT else None
+    extent = None
+    if flags & _HAS_EXTENT:
+        crc = _CRC.unpack_from(encoded, at + _EXTENT.size)[0] if flags & _HAS_CRC else None
+        segment, offset, size = _EXTENT.unpack_from(encoded, at)
+        extent = Extent(segment, offset, size, crc)
     has_data = bool(flags & _HAS_DATA)
     return Row(
         mode, uid, gid, nlink, rdev, atime, mtime, ctime, oid, has_data, target, base, extent
@@ -327,5 +337,5 @@ class Pending:
                     row.has_data,
                     row.target,
                     row.base_time_ns,
-                    *(row.extent or (None, None, None)),
+                    *(row.extent or (None, None, None, None)),
                 )

@@ -59,4 +59,8 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE inodes ADD COLUMN segment_offset INTEGER;
     ALTER TABLE inodes ADD COLUMN segment_size INTEGER;
     """,
+    """
+    -- CRC-32 of the content in the segment; NULL where it was written before there was one.
+    ALTER TABLE inodes ADD COLUMN segment_crc INTEGER;
+    """,
 )

@@ -8,18 +8,22 @@ never change; a file that is written in the middle, or grows, gets an upper file
 
 A segment is removed when no row names it any more and the disk knows that (`collection.py`). How
 much of each is named is counted here. Each start goes on in a new one. What was lost by power loss
-without fsync is beyond the end of its segment.
+without fsync is beyond the end of its segment; how much of each was synced is kept in the
+overlay, so that it is not taken for that when a segment was cut. Each row has the CRC-32 of its
+content, which is compared at each read (1 µs for 2 KB).
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from artifactfs.fs.inodes.inode import Extent
+from artifactfs.damage import DamageReport
+from artifactfs.fs.inodes.inode import EMPTY, Extent
 from artifactfs.git.repository.gitdir import sync_path
 
 LARGEST = 32 << 10
@@ -40,16 +44,29 @@ _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 class SmallFiles:
     """The directory of segments. Calls are short enough for the event loop but `sync`."""
 
-    def __init__(self, path: Path, begin: Callable[[], int]) -> None:
-        """`begin` gives the number of a new segment; it was never used before."""
+    def __init__(
+        self,
+        path: Path,
+        begin: Callable[[], int],
+        *,
+        damage: DamageReport,
+        synced: Mapping[int, int],
+        power_lost: bool,
+    ) -> None:
+        """`begin` gives the number of a new segment; it was never used before. `synced`: bytes of
+        each that are on the disk for certain; `power_lost`: the others may not be."""
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = path
         self._begin = begin
+        self._damage = damage
+        self._synced = dict(synced)
+        self._power_lost = power_lost
         self._sizes = {int(n): os.stat(path / n).st_size for n in os.listdir(path) if n.isdecimal()}
         self._descriptors: dict[int, int] = {}
         self._current = 0
         self._on_disk = dict(self._sizes)
-        self._unlisted = False
+        self._unlisted = self._listed = 0
+        """How many segments were made, and how many of them are on the disk by name."""
         self._live: Counter[int] = Counter()
         self._knows_use = False
         self.held: dict[int, int] = {}
@@ -64,15 +81,21 @@ class SmallFiles:
             number = self._begin_segment()
         offset = self._sizes[number]
         self._write(number, offset, data)
-        return Extent(number, offset, len(data))
+        return Extent(number, offset, len(data), zlib.crc32(data))
 
     def extend(self, extent: Extent, data: bytes) -> Extent | None:
         """The same content and `data` after it; None where something else follows it already."""
-        number, offset, size = extent
-        if number != self._current or offset + size != self._sizes[number]:
+        number, offset, size, crc = extent
+        if number != self._current or offset + size != self._sizes[number] or crc is None:
             return None
         self._write(number, offset + size, data)
-        return Extent(number, offset, size + len(data))
+        return Extent(number, offset, size + len(data), zlib.crc32(data, crc))
+
+    def cut(self, extent: Extent, size: int) -> Extent:
+        """The first `size` bytes of it. Raises: OSError."""
+        if not size:
+            return EMPTY
+        return Extent(extent.segment, extent.offset, size, zlib.crc32(self.read(extent, 0, size)))
 
     def _write(self, number: int, offset: int, data: bytes) -> None:
         if os.pwrite(self._descriptor(number), data, offset) < len(data):
@@ -85,22 +108,49 @@ class SmallFiles:
         self._keep(number, os.open(self._path / str(number), flags, 0o600))
         self._sizes[number] = 0
         self._current = number
-        self._unlisted = True
+        self._unlisted += 1
         return number
 
     # Reading
 
     def read(self, extent: Extent, offset: int = 0, size: int = LARGEST) -> bytes:
-        """Raises: OSError."""
-        size = min(size, extent.size - offset)
-        if size <= 0:
+        """Raises: OSError, EIO where it is not what was written."""
+        if offset >= extent.size or size <= 0:
             return b""
-        return os.pread(self._descriptor(extent.segment), size, extent.offset + offset)
+        try:
+            content = os.pread(self._descriptor(extent.segment), extent.size, extent.offset)
+        except FileNotFoundError:
+            self._report(extent, "is missing")
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from None
+        if len(content) < extent.size:
+            self._report(extent, f"is cut after {extent.offset + len(content)} bytes")
+        elif extent.crc is None or zlib.crc32(content) == extent.crc:
+            return content[offset : offset + size]
+        else:
+            self._report(extent, "does not match the checksums of what was written")
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def has(self, extent: Extent) -> bool:
-        """False where the content did not reach the disk before power was lost."""
-        number, offset, size = extent
-        return not size or offset + size <= self._sizes.get(number, -1)
+        """Whether its segment is there, and long enough."""
+        return not extent.size or extent.offset + extent.size <= self._sizes.get(extent.segment, -1)
+
+    def may_have_been_lost(self, extent: Extent) -> bool:
+        """Of what is not there: whether it may never have reached the disk."""
+        synced = self._synced.get(extent.segment, 0)
+        return self._power_lost and extent.offset + extent.size > synced
+
+    def report_missing(self, extent: Extent) -> None:
+        """Of what is not there, but was."""
+        size = self._sizes.get(extent.segment)
+        self._report(extent, "is missing" if size is None else f"is cut after {size} bytes")
+
+    def _report(self, extent: Extent, what: str) -> None:
+        self._damage.found(
+            self._path / str(extent.segment),
+            f"{what}: files whose content was in it cannot be read",
+            "restore it from a backup with the mount unmounted, or remove or overwrite the files"
+            " in the mount that say Input/output error",
+        )
 
     def _descriptor(self, number: int) -> int:
         fd = self._descriptors.get(number)
@@ -118,20 +168,33 @@ class SmallFiles:
     # The disk
 
     def sync(self, number: int) -> None:
-        """Make what is in a segment survive power loss. Blocks: call it in a thread."""
+        """Make what is in a segment survive power loss. Blocks: call it in a thread.
+
+        Several threads may: each returns when it is true, whatever the others do.
+        """
         size = self._sizes.get(number, 0)
         try:
             sync_path(self._path / str(number))
         except FileNotFoundError:
             return  # nothing names it any more
-        self._on_disk[number] = size
-        if self._unlisted:
-            self._unlisted = False
-            try:
-                sync_path(self._path)
-            except OSError:
-                self._unlisted = True
-                raise
+        generation = self._unlisted
+        if generation != self._listed:
+            sync_path(self._path)
+            self._listed = max(self._listed, generation)
+        self._on_disk[number] = max(size, self._on_disk.get(number, 0))
+
+    def newly_synced(self, number: int) -> int | None:
+        """Bytes of a segment that are on the disk, where that was not noted yet. To be noted."""
+        size = self._on_disk.get(number, 0)
+        if size <= self._synced.get(number, 0):
+            return None
+        self._synced[number] = size
+        return size
+
+    @property
+    def current(self) -> int:
+        """The segment that is written to, 0 where there is none."""
+        return self._current
 
     # Segments
 
@@ -187,6 +250,7 @@ class SmallFiles:
             os.close(fd)
         self._sizes.pop(number, None)
         self._on_disk.pop(number, None)
+        self._synced.pop(number, None)
         self._live.pop(number, None)
         (self._path / str(number)).unlink(missing_ok=True)
 

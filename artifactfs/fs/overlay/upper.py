@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifactfs.errors import StateError
+from artifactfs.fs.overlay.seals import Seal, seal_of
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _DRAFT = ".new"
@@ -29,7 +30,11 @@ class Upper:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._unsynced: set[str] = set()
+        self._names_made: dict[str, int] = {}
+        """By folder: how many names had been made in all when it got its last one."""
+        self._names_synced: dict[str, int] = {}
+        """The same of what is on the disk."""
+        self._made = 0
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -51,19 +56,23 @@ class Upper:
         except FileNotFoundError:
             os.mkdir(_folder(ino), 0o700, dir_fd=self._fd)
             fd = os.open(name, flags, 0o600, dir_fd=self._fd)
-        self._unsynced.add(_folder(ino))
+        self._note_name(ino)
         return fd
+
+    def _note_name(self, ino: int) -> None:
+        self._made += 1
+        self._names_made[_folder(ino)] = self._made
 
     def publish(self, ino: int) -> None:
         name = _name(ino)
         os.rename(name + _DRAFT, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        self._unsynced.add(_folder(ino))
+        self._note_name(ino)
 
     def discard_draft(self, ino: int) -> None:
         self._remove(_name(ino) + _DRAFT)
 
     def open(self, ino: int) -> int:
-        """Raises: OSError (the file is gone: the state root was tampered with)."""
+        """Raises: OSError (FileNotFoundError: it was lost)."""
         return os.open(_name(ino), _FLAGS, dir_fd=self._fd)
 
     def stat(self, ino: int) -> os.stat_result:
@@ -72,33 +81,46 @@ class Upper:
     def set_mtime(self, ino: int, mtime_ns: int) -> None:
         os.utime(_name(ino), ns=(mtime_ns, mtime_ns), dir_fd=self._fd)
 
-    def sync_file(self, ino: int) -> None:
-        """Make the data of `ino` survive power loss. Blocks: call it in a thread."""
+    def sync_file(self, ino: int) -> Seal | None:
+        """Make the data of `ino` survive power loss; returns what it was before. None where it
+        is gone, removed or given up for a blob meanwhile. Blocks: call it in a thread."""
+        return self.seal(ino, content=False, synced=True)
+
+    def seal(self, ino: int, *, content: bool, synced: bool) -> Seal | None:
+        """What the upper file of `ino` is now; None where it is gone. With `content` reads all of
+        it, with `synced` syncs it: call it in a thread. Raises: OSError."""
         try:
             fd = self.open(ino)
         except FileNotFoundError:
-            return  # removed, or given up for a blob, meanwhile
+            return None
         try:
-            os.fsync(fd)
+            sealed = seal_of(fd, content=content, synced=synced)
+            if synced:
+                os.fsync(fd)
         finally:
             os.close(fd)
+        return sealed
 
     def remove(self, ino: int) -> None:
         self._remove(_name(ino))
 
     def sync(self) -> None:
-        """Make the names of new files survive power loss. Blocks: call it in a thread."""
-        folders, self._unsynced = self._unsynced, set()
-        try:
-            for folder in [*folders, "."] if folders else ():
+        """Make the names of new files survive power loss. Blocks: call it in a thread.
+
+        Several threads may: a folder counts as synced only when its sync has ended, so that none
+        returns before it is true.
+        """
+        made, synced = self._names_made.copy(), self._names_synced
+        folders = {folder: n for folder, n in made.items() if n > synced.get(folder, 0)}
+        for folder in [*folders, "."] if folders else ():
+            with contextlib.suppress(FileNotFoundError):  # the folder was lost with its files
                 fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._fd)
                 try:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
-        except OSError:
-            self._unsynced |= folders
-            raise
+        for folder, number in folders.items():
+            synced[folder] = max(number, synced.get(folder, 0))
 
     def stored(self) -> list[tuple[int, bool]]:
         """Number of every file, and whether it is a draft. Takes long: call it in a thread."""
@@ -107,6 +129,16 @@ class Upper:
             digits = name.rpartition("/")[2].removesuffix(_DRAFT)
             if digits.isdecimal():
                 found.append((int(digits), name.endswith(_DRAFT)))
+        return found
+
+    def sizes(self) -> dict[int, int]:
+        """Size of every file, by number. Takes long: call it in a thread."""
+        found = {}
+        for name in self._files():
+            digits = name.rpartition("/")[2]
+            if digits.isdecimal():
+                with contextlib.suppress(FileNotFoundError):
+                    found[int(digits)] = os.stat(name, dir_fd=self._fd).st_size
         return found
 
     def total_bytes(self) -> int:

@@ -7,6 +7,7 @@ whenever the power goes.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 
@@ -64,6 +65,7 @@ class Collection:
         for number in self._small.dead() & numbers:
             if number not in named:
                 self._small.remove_segment(number)
+                overlay.note_segment(number, None)
         if named & numbers:
             log.error("the use of segments %s was counted wrong", sorted(named & numbers))
             await self.begin()
@@ -77,11 +79,24 @@ class Collection:
             for ino in inos[at : at + _MOVED_AT_ONCE]:
                 row = self._tree.overlay.row(ino)
                 if row is not None and row.extent is not None and row.extent.segment in numbers:
-                    moved[ino] = row.extent, self._small.append(self._small.read(row.extent))
+                    content = self._content(row.extent)
+                    if content is not None:
+                        moved[ino] = row.extent, self._small.append(content)
             for segment in {new.segment for _, new in moved.values()}:
                 await trio.to_thread.run_sync(self._small.sync, segment)
             for ino, (old, new) in moved.items():
                 self._place(ino, old, new)
+
+    def _content(self, extent: Extent) -> bytes | None:
+        """None where it is damaged: then it stays, and so does its segment."""
+        if not self._small.has(extent):
+            return None
+        try:
+            return self._small.read(extent)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return None
 
     def _place(self, ino: int, old: Extent, new: Extent) -> None:
         inode = self._tree.by_number(ino)

@@ -124,7 +124,19 @@ def holds_blob(tree: Tree, inode: Inode, oid: Oid) -> bool:
     extent = inode.extent
     if extent is None:
         return is_blob(tree.upper.file(inode.ino), oid)
-    return object_id("blob", tree.small.read(extent)) == oid
+    try:
+        return object_id("blob", tree.small.read(extent)) == oid
+    except OSError:  # it is damaged, and that was said
+        return False
+
+
+def holds_content(tree: Tree, inode: Inode, content: bytes) -> bool:
+    """Whether the data of a small file is `content`."""
+    assert inode.extent is not None
+    try:
+        return tree.small.read(inode.extent) == content
+    except OSError:  # it is damaged, and that was said
+        return False
 
 
 def is_blob(path: Path, oid: Oid) -> bool:

@@ -11,15 +11,15 @@ Nothing here reads content: chmod, rename or link of a file that is not download
 from __future__ import annotations
 
 import errno
-import os
 import stat
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from artifactfs.fs.gitview.journal import ChangeJournal
 from artifactfs.fs.inodes.clock import now_ns, see
 from artifactfs.fs.inodes.inode import EMPTY, Data, Directory, Inode, Row
 from artifactfs.fs.overlay.pending import put_meta
 from artifactfs.fs.tree.changes import Change, copy_row, replace_row
+from artifactfs.fs.tree.refusal import fail
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.inode_numbers import FIRST_ALLOCATED_INO
 
@@ -38,11 +38,6 @@ class Caller(Protocol):
     def uid(self) -> int: ...
     @property
     def gid(self) -> int: ...
-
-
-def fail(number: int) -> NoReturn:
-    """Raise the OSError of `number`."""
-    raise OSError(number, os.strerror(number))
 
 
 def check_name(name: bytes) -> None:

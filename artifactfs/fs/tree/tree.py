@@ -6,12 +6,14 @@ made again from the base tree and the overlay when it is asked for, with the sam
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
+from artifactfs.damage import DamageReport
 from artifactfs.fs.inodes.clock import see
 from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import (
@@ -25,10 +27,12 @@ from artifactfs.fs.inodes.inode import (
     mode_of_entry,
 )
 from artifactfs.fs.inodes.listings import Entries, Listings, base_tree_of, is_directory_entry
+from artifactfs.fs.overlay import seals
 from artifactfs.fs.overlay.database import Overlay
 from artifactfs.fs.overlay.opened import Opened
 from artifactfs.fs.overlay.smallfiles import SmallFiles
 from artifactfs.fs.overlay.upper import Upper
+from artifactfs.fs.tree.refusal import fail
 from artifactfs.git.objects.database import Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 
@@ -51,7 +55,16 @@ class Tree:
         owner: Owner,
         known_size: Callable[[Oid], int | None],
         conversions: Conversions,
+        damage: DamageReport,
+        after_clean_end: bool,
     ) -> None:
+        """`after_clean_end`: no file was written since its seal was made."""
+        self.damage = damage
+        self.after_clean_end = after_clean_end
+        self.unsealed: set[int] = set()
+        """Inodes whose upper file was written since its seal was made."""
+        self._compared: set[int] = set()
+        """Inodes whose upper file is what its seal says, or was written by this process."""
         self.overlay = overlay
         self.upper = upper
         self.small = small
@@ -80,7 +93,7 @@ class Tree:
         """Raises: KeyError, NotADirectoryError."""
         inode = self._table[ino]
         if type(inode) is not Directory:
-            raise NotADirectoryError(20, "not a directory")
+            fail(errno.ENOTDIR)
         return inode
 
     def __len__(self) -> int:
@@ -225,6 +238,9 @@ class Tree:
         if row.extent is not None:
             data.blocks = (row.extent.size + 511) >> 9
             return
+        if data.lost:
+            data.blocks = 0
+            return
         found = os.stat(data.fd) if data.fd >= 0 else self.upper.stat(inode.ino)
         data.blocks = found.st_blocks
         if found.st_mtime_ns != row.mtime_ns:
@@ -236,11 +252,22 @@ class Tree:
         if inode.data is not None:
             self.opened.close(inode.data)
             inode.data = None
-        self.upper.remove(inode.ino)
+        self.forget_upper(inode.ino)
+
+    def forget_upper(self, ino: int) -> None:
+        """Remove an upper file that no row names any more."""
+        self.upper.remove(ino)
+        self.unsealed.discard(ino)
+        self._compared.discard(ino)
+        if self.damage:
+            self.damage.gone(self.upper.file(ino))
 
     def stamp(self, inode: Inode, mtime_ns: int) -> None:
         """Set the mtime of the upper file."""
         data = inode.data
+        if data is not None and data.lost:
+            return
+        self.unsealed.add(inode.ino)
         if data is not None and data.fd >= 0:
             os.utime(data.fd, ns=(mtime_ns, mtime_ns))
         else:
@@ -315,7 +342,7 @@ class Tree:
                 if inode.extent is not None:
                     self.small.held.pop(inode.ino, None)
                 elif inode.has_data:
-                    self.upper.remove(inode.ino)
+                    self.forget_upper(inode.ino)
             parent = inode.parent
             if parent is not None:
                 parent.children -= 1
@@ -364,9 +391,54 @@ class Tree:
         assert row is not None
         if row.extent is not None:
             if not self.small.has(row.extent):
-                log.warning("inode %d: what was written was lost with the power", inode.ino)
-                row.extent = EMPTY
+                if self.small.may_have_been_lost(row.extent):
+                    log.warning("inode %d: what was written was lost with the power", inode.ino)
+                    row.extent = EMPTY
+                else:
+                    self.small.report_missing(row.extent)
+                    data.lost = True
             inode.size = row.extent.size
         else:
+            self._find_upper(inode, data)
+
+    def _find_upper(self, inode: Inode, data: Data) -> None:
+        """Of an upper file that was lost the name stays, to be looked at, moved and removed; its
+        content is EIO."""
+        seal = seals.decode(self.overlay.xattrs(inode.ino).get(seals.NAME))
+        wrong: str | None
+        try:
             inode.size = self.upper.stat(inode.ino).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            wrong = "is missing"
+        else:
+            wrong = None
+            if seal is not None:
+                wrong = seals.cut(seal, inode.size, after_clean_end=self.after_clean_end)
             self.look_at_upper(inode, data)
+        if inode.ino in self._compared:
+            wrong = wrong if wrong == "is missing" else None
+        elif wrong is None:
+            data.seal = seal
+        if wrong is not None:
+            inode.size = max(1, inode.size, 0 if seal is None else seal.size)  # 0 is not read
+            self.lose(inode, data, wrong)
+
+    def lose(self, inode: Inode, data: Data, wrong: str) -> None:
+        """The upper file of `inode` cannot be trusted: `wrong` says why."""
+        self.opened.close(data)
+        data.lost = True
+        data.seal = None
+        data.blocks = 0
+        path = os.fsdecode(self.path(inode) or b"(a file without a name)")
+        self.damage.found(
+            self.upper.file(inode.ino),
+            f"{wrong}: {path} cannot be read",
+            f"restore it from a backup with the mount unmounted, or remove or overwrite {path}"
+            " in the mount",
+        )
+
+    def compared(self, inode: Inode) -> None:
+        """The upper file of `inode` was found to be what it was, or is ours from now on."""
+        if inode.data is not None:
+            inode.data.seal = None
+        self._compared.add(inode.ino)

@@ -8,7 +8,7 @@ from artifactfs.fs.inodes.clock import now_ns
 from artifactfs.fs.inodes.inode import Inode
 from artifactfs.fs.overlay.pending import Edit, delete_xattr, put_xattr
 from artifactfs.fs.tree.changes import Change
-from artifactfs.fs.tree.mutations import fail
+from artifactfs.fs.tree.refusal import fail
 from artifactfs.fs.tree.tree import Tree
 
 _PREFIX = b"user."
@@ -29,7 +29,7 @@ class Xattrs:
         return value
 
     def list(self, ino: int) -> list[bytes]:
-        return sorted(self._overlay.xattrs(ino))
+        return sorted(name for name in self._overlay.xattrs(ino) if name.startswith(_PREFIX))
 
     def set(self, inode: Inode, name: bytes, value: bytes) -> None:
         _check(name)

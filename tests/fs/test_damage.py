@@ -1,0 +1,212 @@
+"""Data of written files that the disk lost or changed: found, named, and never served."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fs.mounting import Mount
+
+LARGE = os.urandom(3 << 20)
+MEDIUM = os.urandom(100_000)
+
+
+def errno_of(look: Callable[[], object]) -> int:
+    with pytest.raises(OSError) as caught:
+        look()
+    return caught.value.errno or 0
+
+
+def overwrite(path: Path, at: int, content: bytes) -> None:
+    """As a disk does it: the times of the file stay."""
+    before = os.stat(path)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def flip(path: Path) -> None:
+    at = path.stat().st_size // 2
+    overwrite(path, at, bytes([path.read_bytes()[at] ^ 1]))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def zero(path: Path) -> None:
+    overwrite(path, 0, bytes(4096))
+
+
+def upper(mount: Mount, name: str) -> Path:
+    ino = os.stat(mount.path / name).st_ino
+    return mount.layout / "upper" / f"{ino >> 9 & 255:02x}" / str(ino)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: os.truncate(path, 0),
+    "cut": cut,
+    "one bit": flip,
+    "zeroed page": zero,
+}
+
+
+ENDS = ("clean", "killed", "synced, then power lost")
+
+
+def write(path: Path, content: bytes, *, synced: bool) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        if synced:
+            os.fsync(file.fileno())
+
+
+def end_and_start(mount: Mount, end: str, damage: Callable[[], None]) -> None:
+    mount.stop() if end == "clean" else mount.kill()
+    damage()
+    mount.start(**({"boot": 1} if "power" in end else {}))
+
+
+def check_damaged(mount: Mount, sizes: dict[str, int], files: list[Path]) -> None:
+    """Each name is there, has its size, and says EIO; log and report name each file."""
+    for name, size in sizes.items():
+        path = mount.path / name
+        assert path.stat().st_size == size
+        assert errno_of(path.read_bytes) == errno.EIO
+        assert errno_of(lambda path=path: append(path)) == errno.EIO  # type: ignore[misc]
+    assert {damage["file"] for damage in mount.ask("damage")} == {str(file) for file in files}
+    assert all(str(file) in mount.stderr() for file in files)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_damaged_upper_file_is_an_error_of_its_name_alone(mount: Mount, end: str) -> None:
+    contents = {how: LARGE for how in DAMAGES} | {f"{how}, medium": MEDIUM for how in DAMAGES}
+    for name, content in {**contents, "sound": MEDIUM, "README": MEDIUM}.items():
+        write(mount.path / name, content, synced=end != "clean")
+    names = sorted(os.listdir(mount.path))
+    files = {name: upper(mount, name) for name in contents}
+    mount.ask("seal")
+
+    def damage() -> None:
+        for name, file in files.items():
+            DAMAGES[name.partition(",")[0]](file)
+
+    end_and_start(mount, end, damage)
+    assert sorted(os.listdir(mount.path)) == names
+    for name in ("sound", "README"):
+        assert (mount.path / name).read_bytes() == MEDIUM
+    sizes = {name: len(content) for name, content in contents.items()}
+    check_damaged(mount, sizes, list(files.values()))
+    assert subprocess.run(["cp", "-r", ".", mount.directory / "copy"], cwd=mount.path).returncode
+
+    for name in contents:
+        (mount.path / name).write_bytes(LARGE) if "," in name else os.unlink(mount.path / name)
+    os.rename(mount.path / "sound", mount.path / "cut, medium")
+    mount.restart()
+    assert (mount.path / "missing, medium").read_bytes() == LARGE
+    assert (mount.path / "cut, medium").read_bytes() == MEDIUM
+    assert mount.ask("damage") == []
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def test_what_programs_write_and_cut_is_no_damage(mount: Mount) -> None:
+    path = mount.path / "file"
+    for end in ("kill", "stop"):
+        path.write_bytes(LARGE)
+        mount.ask("seal")
+        os.truncate(path, 1 << 20)
+        with path.open("r+b") as file:
+            file.write(b"changed")
+        mount.restart(kill=end == "kill")
+        assert path.read_bytes() == b"changed" + LARGE[7 : 1 << 20]
+        append(path)
+        mount.restart(kill=end == "kill")
+        assert path.read_bytes() == b"changed" + LARGE[7 : 1 << 20] + b"more"
+        os.utime(path, (1, 2))
+        mount.restart(kill=end == "kill")
+        assert path.read_bytes() == b"changed" + LARGE[7 : 1 << 20] + b"more"
+        assert mount.ask("damage") == []
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_damaged_segment_is_an_error_of_the_files_in_it(mount: Mount, end: str) -> None:
+    mount.restart_with(segment_bytes=1)  # a segment for each file
+    contents = {how: how.encode() * 1000 for how in DAMAGES}
+    segments = {}
+    for name, content in {**contents, "sound": b"sound" * 100}.items():
+        before = set((mount.layout / "small").iterdir())
+        write(mount.path / name, content, synced=end != "clean")
+        (segments[name],) = set((mount.layout / "small").iterdir()) - before
+
+    def damage() -> None:
+        for name in contents:
+            DAMAGES[name](segments[name])
+
+    end_and_start(mount, end, damage)
+    assert (mount.path / "sound").read_bytes() == b"sound" * 100
+    sizes = {name: len(content) for name, content in contents.items()}
+    check_damaged(mount, sizes, [segments[name] for name in contents])
+    for name, content in contents.items():
+        (mount.path / name).write_bytes(content)
+    mount.restart()
+    for name, content in contents.items():
+        assert (mount.path / name).read_bytes() == content
+    assert mount.ask("damage") == []
+
+
+def test_other_files_of_a_damaged_segment_are_right(mount: Mount) -> None:
+    contents = {f"s{number}": b"%d" % number * 1000 for number in range(10)}
+    for name, content in contents.items():
+        (mount.path / name).write_bytes(content)
+    mount.stop()
+    (segment,) = (mount.layout / "small").iterdir()
+    flip(segment)
+    os.truncate(segment, 9500)
+    mount.start()
+    for name, content in contents.items():
+        if name in ("s5", "s9"):
+            assert errno_of((mount.path / name).read_bytes) == errno.EIO
+        else:
+            assert (mount.path / name).read_bytes() == content
+
+
+def test_names_of_which_nothing_can_be_told_are_shown(mount: Mount) -> None:
+    """Rows on a damaged page of the database: EIO for these, and all others as ever."""
+    for number in range(600):
+        (mount.path / "src" / f"n{number:03}").write_bytes(b"%d" % number)
+    names = sorted(os.listdir(mount.path / "src"))
+    mount.stop()
+    database = mount.layout / "overlay.db"
+    pages = database.read_bytes()
+    leaves = [
+        at
+        for at in range(2048, len(pages), 2048)
+        if pages[at] == 13 and b"\x81\xa4" in pages[at : at + 2048]
+    ]
+    leaf = leaves[len(leaves) // 2]
+    with database.open("r+b") as file:
+        file.seek(leaf)
+        file.write(bytes(2048))
+    mount.start()
+    assert sorted(os.listdir(mount.path / "src")) == names
+    told = {}
+    for name in names[-600:]:
+        path = mount.path / "src" / name
+        try:
+            told[name] = path.read_bytes()
+        except OSError as error:
+            assert error.errno == errno.EIO
+    assert 500 < len(told) < 600
+    assert all(content == b"%d" % int(name[1:]) for name, content in told.items())
