@@ -57,7 +57,8 @@ def entry_attributes(inode: Inode, owner: Owner) -> pyfuse3.EntryAttributes:
         entry.st_mtime_ns = row.mtime_ns
         entry.st_ctime_ns = row.ctime_ns
     if type(inode) is Directory and (row is None or row.nlink):
-        entry.st_nlink = 2 + max(0, inode.subdirectories)
+        # 1 is how file systems say that they do not know.
+        entry.st_nlink = 2 + inode.subdirectories if inode.subdirectories >= 0 else 1
     return entry
 
 

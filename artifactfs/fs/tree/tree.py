@@ -215,7 +215,10 @@ class Tree:
             return True
         if type(inode) is Directory:
             if inode.subdirectories < 0:
-                self.count_subdirectories(inode)
+                try:
+                    self.count_subdirectories(inode)
+                except OSError as error:  # of one of the names in it, not of the directory
+                    log.error("the links of inode %d cannot be counted: %s", inode.ino, error)
             return True
         if inode.size != UNKNOWN_SIZE:
             return True
