@@ -143,6 +143,10 @@ class Commands:
     async def do_damage(self) -> list[dict[str, object]]:
         return self.fs.damage.as_json()
 
+    async def do_settle(self) -> None:
+        """Wait until the work of the start is done."""
+        await self.fs.looked_through.wait()
+
     async def do_seal(self) -> None:
         """Both rounds of it: what was not written in between gets its checksum."""
         await self.fs.sealing.run()

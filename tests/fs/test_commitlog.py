@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from artifactfs.fs.inodes.inode import Row
+from artifactfs.fs.overlay import seals
 from artifactfs.fs.overlay.commitlog import CommitLog
 from artifactfs.fs.overlay.database import FOLD_AT, Overlay, create_overlay, read_base
 from artifactfs.fs.overlay.pending import (
@@ -89,8 +90,11 @@ def test_a_record_that_is_not_whole_ends_the_log(database: Path) -> None:
     assert replayed(database, 7) == []
 
 
-def test_what_lies_beyond_a_gap_is_never_applied(database: Path) -> None:
+def test_after_a_loss_of_power_nothing_beyond_a_gap_is_applied(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = CommitLog(database, 0)
+    log.begin()
     for number in range(6):
         if number % 2 == 0:
             log.begin_segment()
@@ -98,12 +102,82 @@ def test_what_lies_beyond_a_gap_is_never_applied(database: Path) -> None:
     log.close(folded=False)
     middle = segments(database)[1]
     middle.write_bytes(middle.read_bytes()[:-1])
+    assert replayed(database) == [b"0", b"1", b"2", b"4", b"5"]
+    monkeypatch.setattr(seals, "boot_id", lambda: b"another boot    ")
     log = CommitLog(database, 0)
     assert list(log.replay()) == [b"0", b"1", b"2"]
+    assert log.gaps == []
     log.append(b"new")
     log.append(b"newer")
     log.close(folded=False)
     assert replayed(database) == [b"0", b"1", b"2", b"new", b"newer"]
+
+
+@pytest.mark.parametrize("lost", [(2, 3), (4, 6), (1, 2), (9, 10), (3, 10)])
+@pytest.mark.parametrize("how", ["bit of the payload", "bit of the header", "zeros", "cut"])
+def test_what_was_synced_and_is_damaged_is_missed(
+    database: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[int, int], how: str
+) -> None:
+    log = CommitLog(database, 0)
+    log.begin()
+    records = [b"record %d" % number for number in range(10)]
+    for record in records:
+        log.append(record)
+    log.sync()
+    log.close(folded=False)
+    (segment,) = segments(database)
+    content = bytearray(segment.read_bytes())
+    length = len(content) // 10
+    first, last = lost[0] * length, lost[1] * length
+    if how == "cut":
+        del content[first:]
+    elif how == "zeros":
+        content[first:last] = bytes(last - first)
+    else:
+        for at in range(first, last, length):
+            content[at + (9 if "header" in how else 20)] ^= 4
+    segment.write_bytes(content)
+    monkeypatch.setattr(seals, "boot_id", lambda: b"another boot    ")
+    log = CommitLog(database, 0)
+    end = 10 if how == "cut" else lost[1]
+    assert list(log.replay()) == records[: lost[0]] + records[end:]
+    assert [(gap.first, gap.last) for gap in log.gaps] == [(lost[0] + 1, end)]
+
+
+def test_a_damaged_log_is_set_aside_and_nothing_is_removed(mount: Mount) -> None:
+    for number in range(20):
+        with open(mount.path / f"n{number:02}", "wb") as file:
+            file.write(b"%02d" % number * (30_000 if number % 2 else 50))
+            os.fsync(file.fileno())
+    mount.kill()
+    (segment,) = mount.layout.glob("overlay.db-changes-*")
+    content = segment.read_bytes()
+    at = content.index(b"n07")
+    segment.write_bytes(content[:at] + b"N" + content[at + 1 :])
+    orphan = mount.layout / "upper" / "aa" / "87041"
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"what a lost change has named")
+    damaged, uppers = segment.read_bytes(), len(mount.upper_files())
+    small = sorted(path.read_bytes() for path in (mount.layout / "small").iterdir())
+    for _ in range(2):
+        mount.start()
+        mount.ask("settle")
+        aside = mount.layout / segment.name.replace("changes", "damaged-changes")
+        assert aside.read_bytes() == damaged
+        assert [damage["file"] for damage in mount.ask("damage")] == [str(aside)]
+        for number in (*range(7), *range(8, 20)):
+            content = b"%02d" % number * (30_000 if number % 2 else 50)
+            assert (mount.path / f"n{number:02}").read_bytes() == content
+        os.unlink(mount.path / "n04")
+        (mount.path / "n04").write_bytes(b"04" * 50)
+        mount.ask("collect")
+        assert len(mount.upper_files()) == uppers
+        assert set(small) <= {path.read_bytes() for path in (mount.layout / "small").iterdir()}
+        mount.kill()
+    aside.unlink()
+    mount.start()
+    while orphan.exists():
+        assert (mount.path / "n09").read_bytes() == b"09" * 30_000
 
 
 def test_only_segments_that_the_database_contains_are_dropped(database: Path) -> None:

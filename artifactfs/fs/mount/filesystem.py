@@ -133,6 +133,8 @@ class FileSystem:
         self.hydrator = hydrator
         self.index_ready = trio.Event()
         """Set it when the index is written: until then reading the gitfile waits."""
+        self.looked_through = trio.Event()
+        """Set when it is known whether the data of written files is there."""
         self._upper = Upper(layout.upper)
         try:
             self._open_or_create(tip)
@@ -386,12 +388,15 @@ class FileSystem:
 
     async def maintain(self) -> None:
         """Background work of a served mount; runs until cancelled."""
+        self._report_logs()
         await look_for_damage(self.tree)
+        self.looked_through.set()
         if self._power_lost:
             self._mark([put_meta("boot", seals.boot_id())])
-        if self._has_orphans:
-            await self._sweep_orphans()
-        await self.collection.begin()
+        if not self._overlay.logs_set_aside:
+            if self._has_orphans:
+                await self._sweep_orphans()
+            await self.collection.begin()
         for round_number in itertools.count():
             await trio.sleep(_MAINTENANCE_S)
             if round_number % _IDLE_ROUNDS == 0:
@@ -406,6 +411,17 @@ class FileSystem:
             changes = self._overlay.changes
             if changes != self._dirty_bytes[0]:
                 await self._count_many(changes)
+
+    def _report_logs(self) -> None:
+        for path in self._overlay.logs_set_aside:
+            self.damage.found(
+                path,
+                "is a damaged part of the log of changes: some changes of names and attributes"
+                " are lost, and what they named is kept",
+                f"compare the tree with what you expect; data that no name leads to is in"
+                f" {self.layout.upper} and {self.layout.small}. When nothing there is wanted:"
+                f" rm {path}",
+            )
 
     async def _sweep_orphans(self) -> None:
         try:

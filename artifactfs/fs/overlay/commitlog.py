@@ -13,8 +13,13 @@ record is never applied to a state that is newer: whatever of the two reached th
 and log together are the tree as it was at one moment. A segment is removed once the database that
 contains its records is on the disk.
 
-The first record that is not whole ends the log: it was being written when the power went, and
-nobody was told that it, or anything after it, was synced.
+Where power was lost, the first record that is not whole ends the log: it was being written, and
+nobody was told that it, or anything after it, was synced. Anything else is damage: a record that
+was synced, or one that a kernel had which still runs, and which is not whole by now. Then
+everything that is sound after it is replayed as well (each change says what is, not what to do),
+and `Overlay` sets the log aside. What was synced, and by which boot of the kernel, is in
+``overlay.db-synced``, which is written after each sync and is itself never synced: where it is
+old, less is known.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import errno
 import logging
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,12 +36,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifactfs.errors import StateError
+from artifactfs.fs.overlay import seals
 from artifactfs.git.repository.gitdir import sync_path
 
 log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct("<IIQ")
+_MARK = struct.Struct("<16sQI")  # boot, number, CRC-32 of both
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Changes that the log had, and has no more. `path` is the segment that they were in, or the
+    one where they are missed."""
+
+    first: int
+    last: int
+    path: Path
+
+    def __str__(self) -> str:
+        what = f"changes {self.first} to {self.last}" if self.last > self.first else "a change"
+        return f"lost {what} of the overlay"
+
+
+@dataclass(frozen=True, slots=True)
+class _Synced:
+    """`number` is the last record that was synced, `boot` the kernel's that ran."""
+
+    boot: bytes
+    number: int
 
 
 @dataclass(slots=True)
@@ -48,6 +78,10 @@ class _Segment:
     """Its name is known to be on the disk."""
 
 
+_SKIPPED = 1_000
+"""Records that may be damaged in a row: each costs a search of the rest."""
+
+
 class CommitLog:
     """The log of one database. One thread appends; `sync` may run in others."""
 
@@ -56,6 +90,10 @@ class CommitLog:
         self._database = database
         self.last = folded
         """Number of the last record."""
+        self.gaps: list[Gap] = []
+        """What `replay` has missed."""
+        self._mark_path = Path(f"{database}-synced")
+        self._mark_lock = threading.Lock()
         self._synced = 0
         self._segments: tuple[_Segment, ...] = ()
         self._fd = -1
@@ -66,20 +104,69 @@ class CommitLog:
         To be used up before the first `append`.
         """
         self._segments = tuple(sorted(_segments(self._database), key=lambda found: found.first))
+        if self._segments and self._segments[0].first > self.last + 1:
+            raise StateError(
+                f"overlay database {self._database} is older than its log:"
+                f" changes {self.last + 1} to {self._segments[0].first - 1} are missing",
+                hint="restore it and its log (overlay.db*) from one backup",
+            )
+        synced = self._read_mark()
+        end: _End | None = None
+        path = self._database
         for segment in self._segments:
-            if segment.first > self.last + 1:
-                if self.last + 1 > self._segments[0].first:
-                    log.warning("changes after %d were not on the disk", self.last)
-                    return
-                raise StateError(
-                    f"overlay database {self._database} is older than its log:"
-                    f" changes {self.last + 1} to {segment.first - 1} are missing",
-                    hint="restore it and its log (overlay.db*) from one backup",
-                )
-            for number, payload in _records(segment):
-                if number == self.last + 1:
+            end = _End()
+            for number, payload in _records(segment, end):
+                if number > self.last + 1:
+                    if not _is_damage(self.last + 1, synced):
+                        log.warning("changes after %d were not on the disk", self.last)
+                        return
+                    self.gaps.append(Gap(self.last + 1, number - 1, path))
+                if number > self.last:
                     self.last = number
                     yield payload
+                path = segment.path
+            path = segment.path
+        self._judge_end(path, end, synced)
+
+    def _judge_end(self, path: Path, end: _End | None, synced: _Synced | None) -> None:
+        """Whether anything is missing at the end of the log."""
+        if synced is not None and synced.number > self.last:
+            self.gaps.append(Gap(self.last + 1, synced.number, path))
+        elif end is not None and end.broken and _is_of_this_boot(synced):
+            self.gaps.append(Gap(self.last + 1, self.last + 1, path))
+        elif end is not None and end.left:
+            log.warning("%s ends with a change that is not whole, after %d", path, self.last)
+
+    # What was synced
+
+    def begin(self) -> None:
+        """Note, for the next start, that this boot writes now. Call it once after `replay`."""
+        self._write_mark(min(self.last, self._noted()))
+
+    def _noted(self) -> int:
+        synced = self._read_mark()
+        return 0 if synced is None else synced.number
+
+    def _read_mark(self) -> _Synced | None:
+        try:
+            boot, number, crc = _MARK.unpack(self._mark_path.read_bytes())
+        except (OSError, struct.error):
+            return None
+        if crc != zlib.crc32(number.to_bytes(8, "little"), zlib.crc32(boot)):
+            return None
+        return _Synced(boot, number)
+
+    def _write_mark(self, number: int) -> None:
+        boot = seals.boot_id()
+        crc = zlib.crc32(number.to_bytes(8, "little"), zlib.crc32(boot))
+        with suppress(OSError):  # less is known about the log then
+            fd = os.open(self._mark_path, _FLAGS, 0o600)
+            try:
+                os.pwrite(fd, _MARK.pack(boot, number, crc), 0)
+            finally:
+                os.close(fd)
+
+    # Writing
 
     @property
     def size(self) -> int:
@@ -93,6 +180,8 @@ class CommitLog:
     def begin_segment(self) -> None:
         """Go on in a new segment. Raises: OSError; then nothing has changed."""
         path = Path(f"{self._database}-changes-{self.last + 1}")
+        if self._fd < 0:
+            path.unlink(missing_ok=True)  # a damaged one may be set aside under another name
         fd = os.open(path, _FLAGS | os.O_TRUNC, 0o600)
         if self._fd >= 0:
             os.close(self._fd)
@@ -112,7 +201,9 @@ class CommitLog:
         number, segment = self.last + 1, self._segments[-1]
         record = _HEADER.pack(len(payload), _checksum(number, payload), number) + payload
         if os.pwrite(self._fd, record, segment.size) != len(record):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the next one goes over it
+            with suppress(OSError):  # else the next one goes over it
+                os.ftruncate(self._fd, segment.size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         segment.size += len(record)
         self.last = number
 
@@ -129,7 +220,10 @@ class CommitLog:
             sync_path(self._database.parent)
             for segment in segments:
                 segment.linked = True
-        self._synced = max(self._synced, last)
+        with self._mark_lock:
+            if last > self._synced:
+                self._synced = last
+                self._write_mark(last)
 
     def drop(self, number: int) -> None:
         """Remove segments whose records are all at most `number`: the database has them."""
@@ -159,20 +253,65 @@ def _segments(database: Path) -> Iterator[_Segment]:
             yield _Segment(path, int(number), path.stat().st_size, linked=True)
 
 
-def _records(segment: _Segment) -> Iterator[tuple[int, bytes]]:
+@dataclass(slots=True)
+class _End:
+    """How a segment ends: `left` are bytes that are no record. They are `broken` where they are
+    not the beginning of the next one, which a process that dies in a write leaves."""
+
+    left: int = 0
+    broken: bool = False
+
+
+def _records(segment: _Segment, end: _End) -> Iterator[tuple[int, bytes]]:
+    """The sound records of a segment; what is damaged between them is passed over."""
     content = segment.path.read_bytes()
     at, expected = 0, segment.first
-    while at + _HEADER.size <= len(content):
-        length, checksum, number = _HEADER.unpack_from(content, at)
-        begin = at + _HEADER.size
-        payload = content[begin : begin + length]
-        whole = number == expected and len(payload) == length
-        if not whole or checksum != _checksum(number, payload):
-            break
-        yield number, payload
-        at, expected = begin + length, expected + 1
-    if at < len(content):
-        log.warning("%s ends with a change that is not whole, after %d", segment.path, expected - 1)
+    while at < len(content):
+        payload = _record_at(content, at, expected)
+        if payload is None:
+            found = _next_record(content, at, expected)
+            if found is None:
+                break
+            at, expected = found
+            continue
+        yield expected, payload
+        at, expected = at + _HEADER.size + len(payload), expected + 1
+    end.left = len(content) - at
+    if end.left >= _HEADER.size:
+        length, _, number = _HEADER.unpack_from(content, at)
+        end.broken = number != expected or at + _HEADER.size + length <= len(content)
+
+
+def _record_at(content: bytes, at: int, expected: int) -> bytes | None:
+    """The payload of the record `expected`, if it is at `at` and whole."""
+    if at + _HEADER.size > len(content):
+        return None
+    length, checksum, number = _HEADER.unpack_from(content, at)
+    begin = at + _HEADER.size
+    payload = content[begin : begin + length]
+    whole = number == expected and len(payload) == length
+    return payload if whole and checksum == _checksum(number, payload) else None
+
+
+def _next_record(content: bytes, at: int, expected: int) -> tuple[int, int] | None:
+    """Where the next whole record after a damaged one is, and its number."""
+    for number in range(expected + 1, expected + 2 + min(_SKIPPED, (len(content) - at) // 16)):
+        wanted, start = number.to_bytes(8, "little"), at
+        while (place := content.find(wanted, start)) >= 0:
+            begin = place - (_HEADER.size - len(wanted))
+            if begin > at and _record_at(content, begin, number) is not None:
+                return begin, number
+            start = place + 1
+    return None
+
+
+def _is_damage(number: int, synced: _Synced | None) -> bool:
+    """Whether a record that is missing before sound ones was there once for certain."""
+    return synced is None or number <= synced.number or _is_of_this_boot(synced)
+
+
+def _is_of_this_boot(synced: _Synced | None) -> bool:
+    return synced is not None and synced.boot == seals.boot_id()
 
 
 def _checksum(number: int, payload: bytes) -> int:

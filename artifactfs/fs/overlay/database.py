@@ -76,6 +76,7 @@ _PLACES = (
     "SELECT i.ino, segment, segment_offset, segment_size, segment_crc, x.value FROM inodes i"
     " LEFT JOIN xattrs x ON x.ino = i.ino AND x.name = ? WHERE has_data"
 )
+_ASIDE = "-damaged-changes-"
 _SEGMENT_SYNCED = "segment-synced-"
 _SEQUENCE = "sequence"
 """In `meta`: number of the last record of the log that the database contains."""
@@ -113,6 +114,8 @@ class Overlay:
                 self._pending.take(list(decode(payload)))
         except (sqlite3.DatabaseError, ValueError, LookupError, struct.error) as error:
             raise damaged(path, str(error)) from error
+        self._set_aside()
+        self._log.begin()
         self._folded = int(self.meta.get(_SEQUENCE, 0))
         self._fold_at = FOLD_AT
         self._refused = False
@@ -126,6 +129,20 @@ class Overlay:
         self.changes = 0
         """Changes so far."""
         self.fold()
+
+    def _set_aside(self) -> None:
+        """Keep a damaged log. Raises: OSError."""
+        for gap in self._log.gaps:
+            log.error("%s %s", gap.path, gap)
+            if gap.path != self.path:
+                name = gap.path.name.replace("-changes-", _ASIDE, 1)
+                with contextlib.suppress(FileExistsError):
+                    os.link(gap.path, gap.path.with_name(name))
+            else:
+                gap.path.with_name(f"{self.path.name}{_ASIDE}{gap.first}").touch()
+        self.logs_set_aside = sorted(self.path.parent.glob(f"{self.path.name}{_ASIDE}*"))
+        """Damaged logs: what names a written file may have been in them. While there is one,
+        nothing is removed because nothing names it."""
 
     # Changes
 
