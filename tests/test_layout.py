@@ -28,8 +28,8 @@ ALONE_MAY_IMPORT = {"errors", "pktline", "redact"}
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "git": (
-        *("apart", "command", "pack", "wire", "repository"),
-        *("checkout", "objects", "index", "remote"),
+        *("surroundings", "apart", "command", "pack", "wire", "streams", "repository"),
+        *("checkout", "configuration", "objects", "index", "remote"),
     ),
     "hydration": ("errors", "local", "order", "link", "background", "demand", "stats", "hydrator"),
     "fs": ("kernel", "inodes", "overlay", "gitview", "tree", "content", "mount"),

@@ -59,6 +59,8 @@ def _reachable(repo: RepoSettings, url: str, capabilities: Capabilities) -> Find
     offered += [
         name for name in ("filter", "object_info", "any_oid") if getattr(capabilities, name)
     ]
+    if capabilities.git_because is not None:
+        offered.append(f"git asks it for us: {capabilities.git_because}")
     return ok("remote.reachable", f"{repo.name}: {url} answers ({', '.join(offered)})", repo.name)
 
 

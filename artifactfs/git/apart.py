@@ -23,7 +23,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-_OWN_FOLDER = "artifactfs"
+from artifactfs.git import surroundings
+from artifactfs.git.surroundings import OWN_FOLDER as _OWN_FOLDER
+
 _APART = "apart"
 _OFFERED = (_OWN_FOLDER, "offered")
 _DEPTH = 5
@@ -60,11 +62,26 @@ _NO_FETCH = {
 """Git says what is missing, rather than fetch it."""
 
 
-def git_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a git process of ours without a gitdir, and of ssh."""
+def git_environment(
+    extra: Mapping[str, str] | None = None,
+    *,
+    gitdir: Path | None = None,
+    more: tuple[surroundings.Setting, ...] = (),
+) -> dict[str, str]:
+    """The environment of a git process of ours without a gitdir, and of ssh.
+
+    What was kept for the repository is in it, and `more`, settings for this process alone. A
+    `gitdir` whose own config includes the settings that were kept gets them from there: two of a
+    kind would be two headers of a request.
+    """
     environment = {key: value for key, value in os.environ.items() if key not in _LOCAL_VARIABLES}
     environment |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     environment.pop("SSH_ASKPASS", None)
+    kept = surroundings.current()
+    included = gitdir is not None and surroundings.included_by(gitdir)
+    environment |= kept.environment()
+    settings = (*(() if included else kept.all_settings()), *more)
+    environment |= surroundings.settings_environment(settings)
     if extra:
         environment |= extra
     return environment
@@ -76,6 +93,7 @@ def gitdir_environment(
     *,
     may_fetch: bool = False,
     make: bool = True,
+    more: tuple[surroundings.Setting, ...] = (),
 ) -> dict[str, str]:
     """The environment of a git process that works on `gitdir`, and sees no mount.
 
@@ -86,7 +104,7 @@ def gitdir_environment(
     if extra and "GIT_OBJECT_DIRECTORY" in extra:
         seen.pop("GIT_ALTERNATE_OBJECT_DIRECTORIES", None)
     fetching = {} if may_fetch else _NO_FETCH
-    return git_environment({**seen, **fetching, **(extra or {})})
+    return git_environment({**seen, **fetching, **(extra or {})}, gitdir=gitdir, more=more)
 
 
 def is_offered(directory: Path) -> bool:

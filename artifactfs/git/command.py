@@ -22,6 +22,7 @@ import trio
 
 from artifactfs.errors import ArtifactFSError
 from artifactfs.git.apart import git_environment, gitdir_environment
+from artifactfs.git.surroundings import Setting
 from artifactfs.redact import foreign_text
 
 _STDERR_LIMIT = 4096
@@ -40,11 +41,15 @@ class GitFailed(ArtifactFSError):
 
 
 async def _environment(
-    gitdir: Path | None, extra: Mapping[str, str] | None, *, may_fetch: bool = False
+    gitdir: Path | None,
+    extra: Mapping[str, str] | None,
+    *,
+    may_fetch: bool = False,
+    more: tuple[Setting, ...] = (),
 ) -> dict[str, str]:
     if gitdir is None:
-        return git_environment(extra)
-    make = partial(gitdir_environment, gitdir, extra, may_fetch=may_fetch)
+        return git_environment(extra, more=more)
+    make = partial(gitdir_environment, gitdir, extra, may_fetch=may_fetch, more=more)
     try:
         return await trio.to_thread.run_sync(make)
     except OSError as error:
@@ -58,15 +63,17 @@ async def run_git(
     deadline_s: float = 60.0,
     env: Mapping[str, str] | None = None,
     may_fetch: bool = False,
+    more: tuple[Setting, ...] = (),
 ) -> bytes:
     """Run ``git ARGUMENTS`` and return its standard output.
 
-    `may_fetch`: with a `gitdir`, it may use the network. Cancelling kills the process.
+    `may_fetch`: with a `gitdir`, it may use the network. `env` and `more` (settings, which may be
+    secrets) are for this process alone. Cancelling kills the process.
     Raises: GitFailed.
     """
     command = git_command(*arguments, gitdir=gitdir)
     with trio.move_on_after(deadline_s):
-        environment = await _environment(gitdir, env, may_fetch=may_fetch)
+        environment = await _environment(gitdir, env, may_fetch=may_fetch, more=more)
         try:
             done = await trio.run_process(
                 command,

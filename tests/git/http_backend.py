@@ -31,6 +31,7 @@ class Seen:
     encoding: str | None
     body: bytes
     connection: int
+    headers: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def command(self) -> str:
@@ -55,6 +56,8 @@ class Backend:
     stall: threading.Event | None = None  # answer no POST before it is set
     stalled: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     close_each: bool = False
+    wants: set[tuple[str, str]] = field(default_factory=set)  # headers, names in lower case
+    challenge: str = 'Basic realm="x"'
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
     scheme: str = "http"
@@ -95,8 +98,11 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
                     self.headers.get("Content-Encoding"),
                     body,
                     self.client_address[1],
+                    self.headers.items(),
                 )
             )
+            if not backend.wants <= {(name.lower(), value) for name, value in self.headers.items()}:
+                return self.plain(403, b"something is missing")
             for prefix, base in backend.redirects.items():
                 if self.path.startswith(prefix):
                     return self.plain(302, b"", Location=base + self.path.removeprefix(prefix))
@@ -104,7 +110,7 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
                 return self.plain(backend.status, b"no")
             if backend.accept is not None and _pair(authorization) not in backend.accept:
                 return self.plain(
-                    backend.refuse_with, b"denied", **{"WWW-Authenticate": 'Basic realm="x"'}
+                    backend.refuse_with, b"denied", **{"WWW-Authenticate": backend.challenge}
                 )
             if backend.stall is not None and self.command == "POST":
                 backend.stalled.release()
@@ -174,9 +180,12 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def http_backend(root: Path, certificate: Path | None = None) -> Iterator[Backend]:
+def http_backend(
+    root: Path, certificate: Path | None = None, *, clients: Path | None = None
+) -> Iterator[Backend]:
     """Serve the repositories below `root` on a free port of the loopback, over TLS with a
-    `certificate` (and its key, in the same file)."""
+    `certificate` (and its key, in the same file). Only clients with a certificate that `clients`
+    signed are let in, where that is given."""
     backend = Backend(root)
     server = _Server(("127.0.0.1", 0), _handler(backend))
     backend.port = server.server_address[1]
@@ -184,6 +193,9 @@ def http_backend(root: Path, certificate: Path | None = None) -> Iterator[Backen
         backend.scheme = "https"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
+        if clients is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(clients)
         server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

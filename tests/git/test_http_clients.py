@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from artifactfs.errors import RemoteError, RemoteUnreachable
+from artifactfs.errors import RemoteUnreachable
 from artifactfs.git.remote.remote import Remote
 from tests.git.http_backend import Backend, http_backend
 from tests.git.sample_repository import Sample
@@ -97,25 +97,6 @@ def test_extra_headers_do_not_follow_to_another_host(
         assert with_remote(f"{backend.url}/sample.git", list_refs)
         assert backend.seen[0].authorization == "Basic c2VjcmV0"
         assert {request.authorization for request in other.seen} == {None}
-
-
-@pytest.mark.parametrize(
-    ("proxy", "message"),
-    [
-        ("localhost:1", "no connection"),
-        ("user:secret@localhost:1", "no connection"),
-        ("http://user:secret@localhost:1", "no connection"),
-        ("socks5://user:secret@localhost:1", "the proxy"),
-        ("nonsense://user:secret@localhost", "the proxy"),
-        ("::::", "the proxy"),
-    ],
-)
-def test_proxies(backend: Backend, git_config: Path, proxy: str, message: str) -> None:
-    git_config.write_text(f"[http]\n\tproxy = {proxy}\n")
-    with pytest.raises(RemoteError, match=message) as failed:
-        with_remote(f"{backend.url}/sample.git", list_refs)
-    assert "secret" not in str(failed.value)
-    assert not backend.seen
 
 
 def test_http_2_goes_on_after_answers_that_were_given_up(

@@ -146,7 +146,7 @@ def test_a_burst_of_refusals_asks_the_helpers_once(
     backend: Backend, hosted: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, log = tmp_path / "gitconfig", tmp_path / "log"
-    script = f"echo asked >> {log}; echo username=h; echo password=p"
+    script = f"echo $1 >> {log}; echo username=h; echo password=p"
     config.write_text(f'[credential]\n\thelper = "!f() {{ {script}; }}; f"\n')
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     blob = hosted.blobs()["README.md"]
@@ -158,7 +158,7 @@ def test_a_burst_of_refusals_asks_the_helpers_once(
                 nursery.start_soon(read_pack, remote, blob)
 
     with_remote(f"{backend.url}/sample.git", body)
-    assert log.read_text() == "asked\n"
+    assert log.read_text() == "get\nstore\n"
 
 
 def test_debug_logs_have_no_credentials(

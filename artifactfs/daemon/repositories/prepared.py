@@ -18,12 +18,12 @@ from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.clone import Tip
 from artifactfs.git.repository.gitdir import (
-    OWN_CONFIG_PATH,
     mark_history_complete,
     read_head,
     set_remote,
 )
 from artifactfs.git.repository.refspecs import tracked_remote
+from artifactfs.git.surroundings import OWN_CONFIG_PATH
 from artifactfs.paths import RepoLayout
 
 HINT = "give a gitdir with a commit, as `git clone --bare --filter=blob:none` makes it"

@@ -27,11 +27,10 @@ from artifactfs.errors import (
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.git.remote.remote import Capabilities, Remote
-from artifactfs.git.repository.gitdir import credential_helper
+from artifactfs.git.streams.process import local_connector, process_failure, user_ssh_command
+from artifactfs.git.streams.stream import StreamTransport
 from artifactfs.git.wire import protocol
-from artifactfs.git.wire.credentials import CredentialFile
-from artifactfs.git.wire.process import local_connector, process_failure, user_ssh_command
-from artifactfs.git.wire.stream import StreamTransport
+from artifactfs.git.wire.credentials import CredentialFile, credential_helper
 from artifactfs.git.wire.transport import Advertisement, RequestCounters
 from artifactfs.git.wire.url import RemoteURL
 
@@ -174,7 +173,6 @@ def _options(credentials: CredentialFile | None, deadline_s: float) -> list[str]
     settings = [
         "http.lowSpeedLimit=1",
         f"http.lowSpeedTime={max(1, round(deadline_s))}",
-        "core.askPass=",
     ]
     if credentials is not None and credentials.path.exists():
         settings += [

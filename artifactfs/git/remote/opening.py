@@ -5,20 +5,36 @@ A server that does not speak protocol version 2 is mirrored (`artifactfs.git.rem
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from artifactfs.errors import InvalidInput
+from artifactfs.git.configuration.choice import own_settings
+from artifactfs.git.configuration.listing import Configuration, read_configuration
+from artifactfs.git.configuration.rewriting import effective_remote
 from artifactfs.git.remote.mirror import mirrored_capabilities, open_mirrored
 from artifactfs.git.remote.remote import Capabilities, Remote, version_2_capabilities
+from artifactfs.git.repository.refspecs import DEFAULT_NAME
 from artifactfs.git.wire import protocol
 from artifactfs.git.wire.credentials import CredentialFile
-from artifactfs.git.wire.greeting import CLONE_PREFIXES, TipWish, greet
-from artifactfs.git.wire.transport import RequestCounters, Transport
-from artifactfs.git.wire.url import RemoteURL, parse_remote
+from artifactfs.git.wire.greeting import CLONE_PREFIXES, Greeting, TipWish, greet
+from artifactfs.git.wire.transport import NeedsGit, RequestCounters, Transport
+from artifactfs.git.wire.url import RemoteURL
 
 _CLOSE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whose configuration counts: that of the remote `name` of `gitdir` (None: not made yet)."""
+
+    gitdir: Path | None = None
+    name: str = DEFAULT_NAME
 
 
 async def open_remote(
@@ -29,6 +45,7 @@ async def open_remote(
     expect_refs: bool = False,
     expect_tip: TipWish | None = None,
     mirror: Path | None = None,
+    place: Place | None = None,
 ) -> Remote:
     """Reach the remote and learn what it can do: one round trip after connecting.
 
@@ -36,19 +53,12 @@ async def open_remote(
     `expect_tip` fetches a tip in it where the remote can do that: the next `ls_refs`, and the next
     `fetch_pack`, of that are answered from it. `mirror` is where a gitdir may be kept for a remote
     that does not speak protocol 2 (else a temporary one is made): making it downloads everything.
-    Userinfo in `url` is used where `credentials` has nothing. Raises: RemoteError, InvalidInput.
+    `url` is rewritten as git is configured to. Userinfo in it is used where `credentials` has
+    nothing. Raises: RemoteError, InvalidInput.
     """
-    remote_url = parse_remote(url)
-    counters = RequestCounters()
-    transport = await _transport(remote_url, credentials, deadline_s, counters)
-    try:
-        greeting = await greet(
-            transport,
-            remote_url.url,
-            deadline_s,
-            refs=expect_refs and remote_url.is_http,
-            tip=expect_tip if remote_url.is_http else None,
-        )
+    opening = await _opening(url, credentials, deadline_s, place or Place())
+    async with opening.greeted(expect_refs, expect_tip) as (transport, greeting):
+        remote_url, counters = opening.url, opening.counters
         if greeting.version != 2:
             await transport.aclose()
             return await open_mirrored(
@@ -64,7 +74,7 @@ async def open_remote(
         remote = Remote(
             transport,
             server,
-            version_2_capabilities(server),
+            replace(version_2_capabilities(server), git_because=opening.git_because),
             name=remote_url.url,
             deadline_s=deadline_s,
             counters=counters,
@@ -76,49 +86,132 @@ async def open_remote(
         elif expect_refs:
             remote.expect_refs(CLONE_PREFIXES, await remote.ls_refs(CLONE_PREFIXES))
         return remote
-    except BaseException:
-        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
-            await transport.aclose()
-        raise
+    raise AssertionError("unreachable")
 
 
 async def probe_remote(
-    url: str, credentials: CredentialFile | None, *, deadline_s: float
+    url: str,
+    credentials: CredentialFile | None,
+    *,
+    deadline_s: float,
+    place: Place | None = None,
 ) -> Capabilities:
     """What the remote can do, without making the mirror that an old one needs.
 
     Raises: RemoteError, InvalidInput.
     """
-    remote_url = parse_remote(url)
-    transport = await _transport(remote_url, credentials, deadline_s, RequestCounters())
-    try:
-        greeting = await greet(transport, remote_url.url, deadline_s)
-    finally:
-        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
-            await transport.aclose()
+    opening = await _opening(url, credentials, deadline_s, place or Place())
+    async with opening.greeted(False, None) as (transport, greeting):
+        await transport.aclose()
     packets = greeting.advertisement.packets
     if greeting.version == 2:
-        return version_2_capabilities(protocol.parse_capabilities(packets[1:]))
-    return mirrored_capabilities(greeting.advertisement, greeting.version)
+        capabilities = version_2_capabilities(protocol.parse_capabilities(packets[1:]))
+    else:
+        capabilities = mirrored_capabilities(greeting.advertisement, greeting.version)
+    return replace(capabilities, git_because=opening.git_because)
 
 
-async def _transport(
-    url: RemoteURL,
-    credentials: CredentialFile | None,
-    deadline_s: float,
-    counters: RequestCounters,
-) -> Transport:
-    """Imports are made here so that a local remote does not pay for httpx, and vice versa."""
-    if url.is_http:
-        from artifactfs.git.wire.http import open_http
+async def _opening(
+    url: str, credentials: CredentialFile | None, deadline_s: float, place: Place
+) -> _Opening:
+    """Raises: InvalidInput."""
+    configuration = await read_configuration(place.gitdir)
+    remote_url = effective_remote(url, configuration)
+    return _Opening(remote_url, credentials, deadline_s, place, configuration)
 
-        return await open_http(url, credentials, deadline_s=deadline_s, counters=counters)
-    from artifactfs.git.wire import process as transport_process
 
-    if url.scheme == "file":
-        return transport_process.local_transport(url, deadline_s=deadline_s, counters=counters)
-    if url.scheme == "ssh":
-        return await transport_process.ssh_transport(url, deadline_s=deadline_s, counters=counters)
-    if url.scheme == "git":
-        return transport_process.daemon_transport(url, deadline_s=deadline_s, counters=counters)
-    raise InvalidInput(f"remotes of the kind {url.scheme} are not supported")
+@dataclass(slots=True)
+class _Opening:
+    """A remote that is being opened. `git_because` says why git asks for us."""
+
+    url: RemoteURL
+    credentials: CredentialFile | None
+    deadline_s: float
+    place: Place
+    configuration: Configuration
+    counters: RequestCounters = field(default_factory=RequestCounters)
+    git_because: str | None = None
+
+    @asynccontextmanager
+    async def greeted(
+        self, refs: bool, tip: TipWish | None
+    ) -> AsyncIterator[tuple[Transport, Greeting]]:
+        """A transport that has an answer; it is closed if the body fails. Raises: RemoteError.
+
+        What only git can do shows in the configuration, or in the server's answer.
+        """
+        try:
+            transport, greeting = await self._greet(refs, tip)
+        except NeedsGit as needed:
+            self.git_because = needed.message
+            transport, greeting = await self._greet(False, None)
+        async with _closed_on_failure(transport):
+            yield transport, greeting
+
+    async def _greet(self, refs: bool, tip: TipWish | None) -> tuple[Transport, Greeting]:
+        transport = await self._transport()
+        ahead = self.url.is_http and self.git_because is None
+        async with _closed_on_failure(transport):
+            greeting = await greet(
+                transport,
+                self.url.url,
+                self.deadline_s,
+                refs=refs and ahead,
+                tip=tip if ahead else None,
+            )
+        return transport, greeting
+
+    async def _transport(self) -> Transport:
+        """Imports are made here so that a local remote does not pay for httpx, and vice versa."""
+        url, deadline_s, counters = self.url, self.deadline_s, self.counters
+        if self.git_because is not None:
+            return self._helper()
+        if url.is_http:
+            return await self._http()
+        from artifactfs.git.streams import process
+
+        if url.scheme == "file":
+            return process.local_transport(url, deadline_s=deadline_s, counters=counters)
+        if url.scheme == "ssh":
+            return await process.ssh_transport(url, deadline_s=deadline_s, counters=counters)
+        if url.scheme == "git":
+            return process.daemon_transport(url, deadline_s=deadline_s, counters=counters)
+        raise InvalidInput(f"remotes of the kind {url.scheme} are not supported")
+
+    async def _http(self) -> Transport:
+        """Raises: NeedsGit."""
+        from artifactfs.git.wire.http import HttpTransport
+
+        settings_of = partial(own_settings, remote=self.place.name, gitdir=self.place.gitdir)
+        return HttpTransport(
+            self.url,
+            self.credentials,
+            deadline_s=self.deadline_s,
+            counters=self.counters,
+            settings=await own_settings(
+                self.url, self.place.name, self.place.gitdir, self.configuration
+            ),
+            settings_of=settings_of,
+            gitdir=self.place.gitdir,
+        )
+
+    def _helper(self) -> Transport:
+        from artifactfs.git.streams.remote_https import HelperOptions, HelperTransport
+
+        return HelperTransport(
+            self.url,
+            self.credentials,
+            HelperOptions(self.place.name, self.place.gitdir),
+            deadline_s=self.deadline_s,
+            counters=self.counters,
+        )
+
+
+@asynccontextmanager
+async def _closed_on_failure(transport: Transport) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+            await transport.aclose()
+        raise

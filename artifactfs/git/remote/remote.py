@@ -39,6 +39,7 @@ class Capabilities:
 
     `protocol` is what the server itself speaks. `limits` says in whole sentences what is slower
     because of it. `any_oid`: it sends any object that it has, not only those that refs point at.
+    `git_because` says why git reaches it for us; None: our own transport does.
     """
 
     protocol: Literal[2, 1, 0, "dumb"]
@@ -46,6 +47,7 @@ class Capabilities:
     object_info: bool
     any_oid: bool
     limits: tuple[str, ...]
+    git_because: str | None = None
 
 
 class Remote:

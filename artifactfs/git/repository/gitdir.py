@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,15 +18,12 @@ from pathlib import Path
 
 from artifactfs.errors import StateError
 from artifactfs.git.command import run_git
-from artifactfs.git.wire.credentials import CredentialFile
+from artifactfs.git.surroundings import OWN_CONFIG_PATH, OWN_FOLDER
+from artifactfs.git.wire.credentials import CredentialFile, credential_helper
 from artifactfs.git.wire.url import parse_remote
 
 Oid = bytes
 
-OWN_FOLDER = "artifactfs"
-_OWN_CONFIG = "config"
-OWN_CONFIG_PATH = f"{OWN_FOLDER}/{_OWN_CONFIG}"
-"""What a gitdir's config includes, relative to the gitdir."""
 _HISTORY_COMPLETE = "history-complete"
 _PACKED_HEADER = "# pack-refs with: peeled fully-peeled sorted \n"
 _BAD_REF = re.compile(
@@ -177,13 +173,7 @@ def write_own_config(gitdir: Path, url: str, credentials: Path | None) -> None:
             ("useHttpPath", "false"),
         ]
         sections.append((f'credential "{remote.origin}"', values))
-    _replace(gitdir / OWN_FOLDER / _OWN_CONFIG, config_text(sections))
-
-
-def credential_helper(credentials: Path) -> str:
-    """A value of credential.helper that only reads `credentials`."""
-    store = f"git credential-store --file {shlex.quote(str(credentials))} get"
-    return f'!f() {{ test "$1" != get || {store}; }}; f'
+    _replace(gitdir / OWN_CONFIG_PATH, config_text(sections))
 
 
 async def set_remote(gitdir: Path, name: str, url: str, credentials: Path | None) -> None:

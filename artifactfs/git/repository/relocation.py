@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from artifactfs.git.apart import is_offered
-from artifactfs.git.repository.gitdir import OWN_CONFIG_PATH, replace_file, write_own_config
+from artifactfs.git.repository.gitdir import replace_file, write_own_config
+from artifactfs.git.surroundings import OWN_CONFIG_PATH
 from artifactfs.paths import RepoLayout, StateLayout
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -22,10 +23,14 @@ _HELPER_DEADLINE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A user name and its password or token."""
+    """A user name and its password or token.
+
+    `told` is all that a helper said with them, for it to be told whether they were any good.
+    """
 
     username: str
     password: str = field(repr=False)
+    told: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
 
 
 class CredentialFile:
@@ -93,6 +98,12 @@ class CredentialFile:
             raise
 
 
+def credential_helper(credentials: Path) -> str:
+    """A value of credential.helper that only reads `credentials`."""
+    store = f"git credential-store --file {shlex.quote(str(credentials))} get"
+    return f'!f() {{ test "$1" != get || {store}; }}; f'
+
+
 def _parse_line(line: str) -> RemoteURL | None:
     """An entry, or None: git too ignores lines that are not URLs."""
     try:
@@ -108,44 +119,74 @@ async def credential_for(
     *,
     rejected: Credential | None = None,
     username: str | None = None,
+    gitdir: Path | None = None,
+    challenges: Sequence[str] = (),
 ) -> Credential | None:
     """The credentials for `url`: from `file`, else from ``git credential fill``.
 
     `rejected` is what the remote refused just now: only another answer is worth a try. Waits for
-    the helpers of the user's git configuration, at most 10 s, and never prompts.
+    the helpers of the configuration (the user's, and that of `gitdir`), at most 10 s, and never
+    prompts at a terminal. `challenges` are the ``WWW-Authenticate`` headers of the refusal.
     """
     stored = file.get(url) if file else None
     if stored is not None and stored != rejected:
         return stored
     if stored is not None:
         username = stored.username or username
-    filled = await _fill(parse_remote(url), username)
+    filled = await _fill(parse_remote(url), username, gitdir, challenges)
     return filled if filled != rejected else None
 
 
-async def _fill(remote: RemoteURL, username: str | None) -> Credential | None:
+async def _fill(
+    remote: RemoteURL, username: str | None, gitdir: Path | None, challenges: Sequence[str]
+) -> Credential | None:
     """git-credential(1) ``fill``; None where no helper knows, or fails."""
-    host = remote.origin.partition("://")[2]
-    request = f"protocol={remote.scheme}\nhost={host}\npath={remote.path.lstrip('/')}\n"
+    lines = _described(remote) + [("wwwauth[]", challenge) for challenge in challenges]
     if username:
-        request += f"username={username}\n"
-    # An empty GIT_ASKPASS keeps git from asking on a desktop; a script the user set may answer.
-    environment = {"GIT_ASKPASS": os.environ.get("GIT_ASKPASS", "")}
-    try:
-        output = await run_git(
-            "credential",
-            "fill",
-            stdin=f"{request}\n".encode("utf-8", "surrogateescape"),
-            deadline_s=_HELPER_DEADLINE_S,
-            env=environment,
+        lines.append(("username", username))
+    output = await _git_credential("fill", lines, gitdir)
+    told = [
+        (key, value)
+        for key, equals, value in (
+            line.partition("=") for line in output.decode("utf-8", "surrogateescape").split("\n")
         )
-    except GitFailed:
-        return None
-    answer = dict(
-        line.split("=", 1)
-        for line in output.decode("utf-8", "surrogateescape").split("\n")
-        if "=" in line
-    )
+        if equals
+    ]
+    answer = dict(told)
     if "password" not in answer:
         return None
-    return Credential(answer.get("username", ""), answer["password"])
+    return Credential(answer.get("username", ""), answer["password"], tuple(told))
+
+
+async def approve_credential(credential: Credential, gitdir: Path | None = None) -> None:
+    """Tell the helpers that what one of them gave was good (their ``store``)."""
+    await _git_credential("approve", credential.told, gitdir)
+
+
+async def reject_credential(credential: Credential, gitdir: Path | None = None) -> None:
+    """Tell the helpers that what one of them gave was refused (their ``erase``)."""
+    if credential.told:
+        await _git_credential("reject", credential.told, gitdir)
+
+
+def _described(remote: RemoteURL) -> list[tuple[str, str]]:
+    """The path goes along: git leaves it out for helpers unless ``useHttpPath`` is set."""
+    host = remote.origin.partition("://")[2]
+    return [("protocol", remote.scheme), ("host", host), ("path", remote.path.lstrip("/"))]
+
+
+async def _git_credential(
+    operation: str, lines: Iterable[tuple[str, str]], gitdir: Path | None
+) -> bytes:
+    """Run git-credential(1); what fails says nothing."""
+    request = "".join(f"{key}={value}\n" for key, value in lines)
+    try:
+        return await run_git(
+            *("credential", operation),
+            gitdir=gitdir,
+            stdin=f"{request}\n".encode("utf-8", "surrogateescape"),
+            deadline_s=_HELPER_DEADLINE_S,
+            env=None if gitdir else {"GIT_DIR": os.devnull},
+        )
+    except GitFailed:
+        return b""

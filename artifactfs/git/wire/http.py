@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import gzip
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,22 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.wire.credentials import Credential, CredentialFile, credential_for
-from artifactfs.git.wire.http_clients import Line, Lines, http_config, httpx
-from artifactfs.git.wire.transport import UNREACHABLE_HINT, Advertisement, Exchange, RequestCounters
+from artifactfs.git.wire.credentials import (
+    Credential,
+    CredentialFile,
+    approve_credential,
+    credential_for,
+    reject_credential,
+)
+from artifactfs.git.wire.http_clients import Line, Lines, httpx
+from artifactfs.git.wire.transport import (
+    UNREACHABLE_HINT,
+    Advertisement,
+    Exchange,
+    HttpSettings,
+    NeedsGit,
+    RequestCounters,
+)
 from artifactfs.git.wire.url import RemoteURL, parse_remote
 from artifactfs.pktline import FLUSH, Packet, PacketDecoder
 from artifactfs.redact import foreign_text, redact
@@ -89,9 +102,15 @@ class HttpTransport:
         *,
         deadline_s: float,
         counters: RequestCounters,
-        config: dict[str, str],
+        settings: HttpSettings,
+        settings_of: Callable[[RemoteURL], Awaitable[HttpSettings]],
+        gitdir: Path | None = None,
     ) -> None:
+        """`settings` are those of `url`; `settings_of` finds those of where it redirects to."""
         self.url = url
+        self._settings_of = settings_of
+        self._gitdir = gitdir
+        self._settings = settings
         self.counters = counters
         self._credentials = credentials
         self._credential = credentials.get(url.url) if credentials else None
@@ -99,8 +118,9 @@ class HttpTransport:
             self._credential = Credential(url.username or "", url.password)
         self._credential_lock = trio.Lock()
         self._asked: _Asked | None = None
+        self._approved: Credential | None = None
         self._deadline_s = deadline_s
-        self._lines = Lines(url, config, deadline_s)
+        self._lines = Lines(url, settings, deadline_s)
 
     async def advertisement(self) -> Advertisement:
         """GET info/refs; a redirect moves the remote, as it does for git."""
@@ -189,12 +209,15 @@ class HttpTransport:
         try:
             response = await self._attempt(method, url, headers, body, kind, used, line)
             if response.status_code in (401, 403):
-                fresh = await self._fresh_credential(used)
+                fresh = await self._fresh_credential(used, response)
                 if fresh is not None:
                     await response.aclose()
                     response = await self._attempt(method, url, headers, body, kind, fresh, line)
                     if response.status_code == 200:
                         self._credential = fresh
+                        await self._approve(fresh)
+                    elif response.status_code == 401:
+                        await reject_credential(fresh, self._gitdir)
             redirect = method == "GET" and response.next_request is not None
             if response.status_code != 200 and not redirect:
                 raise await self._refusal(response)
@@ -227,7 +250,8 @@ class HttpTransport:
         line: Line,
     ) -> httpx.Response:
         """Send once; once more where a kept connection turned out to be closed by the server."""
-        headers = headers | _authorization(credential)
+        if not self._settings.authorizes:
+            headers = headers | _authorization(credential)
         with self.errors():
             for last in (False, True):
                 if line.client.is_closed:
@@ -241,8 +265,18 @@ class HttpTransport:
                         raise
         raise AssertionError("unreachable")
 
-    async def _fresh_credential(self, used: Credential | None) -> Credential | None:
-        """Other credentials than `used`; one task asks, the others take its answer."""
+    async def _fresh_credential(
+        self, used: Credential | None, refusal: httpx.Response
+    ) -> Credential | None:
+        """Other credentials than `used`; one task asks, the others take its answer.
+
+        Raises: NeedsGit where the server takes none that a header can carry as it is.
+        """
+        challenges = refusal.headers.get_list("www-authenticate")
+        if refusal.status_code == 401 and (scheme := _unknown_scheme(challenges)):
+            raise NeedsGit(f"the server asks for {scheme} authentication")
+        if self._settings.authorizes:
+            return None
         async with self._credential_lock:
             if self._credential is not None and self._credential != used:
                 return self._credential
@@ -251,11 +285,26 @@ class HttpTransport:
                 return stored
             asked, now = self._asked, trio.current_time()
             if asked is None or asked.rejected != used or now - asked.at > _ASK_HELPERS_EVERY_S:
+                gitdir = self._gitdir if stored is None else None
+                if used is not None and refusal.status_code == 401:
+                    await reject_credential(used, gitdir)
                 answer = await credential_for(
-                    self.url.url, self._credentials, rejected=used, username=self.url.username
+                    self.url.url,
+                    self._credentials,
+                    rejected=used,
+                    username=self.url.username,
+                    gitdir=gitdir,
+                    challenges=challenges,
                 )
                 asked = self._asked = _Asked(used, answer, now)
             return asked.answer
+
+    async def _approve(self, credential: Credential) -> None:
+        """Once for each that a helper gave: it may keep it."""
+        async with self._credential_lock:
+            if credential.told and credential != self._approved:
+                self._approved = credential
+                await approve_credential(credential, self._gitdir)
 
     async def _move(self, location: str) -> None:
         """Take over the place that info/refs was redirected to (http.followRedirects=initial).
@@ -273,9 +322,9 @@ class HttpTransport:
         if self.url.origin != old.origin and not (upgraded and self.url.port is None):
             self._credential = self._credentials.get(self.url.url) if self._credentials else None
         if self.url.origin != old.origin:
-            # Proxy, certificates and extra headers (which may be credentials) are those of a URL.
-            config = await http_config(self.url)
-            lines, self._lines = self._lines, Lines(self.url, config, self._deadline_s)
+            # Certificates and extra headers (which may be credentials) are those of a URL.
+            self._settings = await self._settings_of(self.url)
+            lines, self._lines = self._lines, Lines(self.url, self._settings, self._deadline_s)
             await lines.retire()
 
     async def _refusal(self, response: httpx.Response) -> RemoteError:
@@ -351,6 +400,14 @@ def _reason(error: BaseException) -> str:
     return redact(reason)
 
 
+def _unknown_scheme(challenges: Sequence[str]) -> str | None:
+    """The first scheme of ``WWW-Authenticate`` where none is Basic, the one that we know."""
+    schemes = [challenge.split(" ", 1)[0].strip(",") for challenge in challenges]
+    if any("basic" in challenge.lower() for challenge in challenges):
+        return None
+    return foreign_text(schemes[0]) if schemes else None
+
+
 def _authorization(credential: Credential | None) -> dict[str, str]:
     if credential is None:
         return {}
@@ -396,15 +453,3 @@ async def _short_text(response: httpx.Response) -> str:
     except httpx.HTTPError:
         return ""
     return " ".join(foreign_text(body[:_ERROR_BODY_LIMIT]).split())[:200]
-
-
-async def open_http(
-    url: RemoteURL,
-    credentials: CredentialFile | None,
-    *,
-    deadline_s: float,
-    counters: RequestCounters,
-) -> HttpTransport:
-    """Make the clients. Reads the user's ``http.*`` git settings; sends nothing."""
-    config = await http_config(url)
-    return HttpTransport(url, credentials, deadline_s=deadline_s, counters=counters, config=config)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from artifactfs.errors import ProtocolError, RemoteUnreachable
+from artifactfs.errors import ProtocolError, RemoteError, RemoteUnreachable
 from artifactfs.git.wire.sideband import check_error
 from artifactfs.pktline import DELIM, FLUSH, Packet, PacketDecoder, Special
 
@@ -37,6 +37,28 @@ class RequestCounters:
         self.requests += 1
         self.bytes_out += sent
         self.by_kind[kind] = self.by_kind.get(kind, 0) + 1
+
+
+class NeedsGit(RemoteError):
+    """Only git itself can reach this remote as it is configured; `message` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """What is configured for one URL, of the keys that our own transport knows.
+
+    `authority` is a file of certificates in place of the system's, `user_agent` None for our own.
+    """
+
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    user_agent: str | None = None
+    verify: bool = True
+    authority: str | None = None
+
+    @property
+    def authorizes(self) -> bool:
+        """Whether an extra header says who we are: then nothing else does, as in curl."""
+        return any(name.lower() == "authorization" for name, _ in self.headers)
 
 
 class Exchange(Protocol):

@@ -111,7 +111,7 @@ class StreamTransport:
             await self._background.acquire()
         try:
             connection, first = await self._start(kind, request)
-            exchange = StreamExchange(connection, self, first)
+            exchange = self.make_exchange(connection, first)
             try:
                 yield exchange
             finally:
@@ -119,6 +119,10 @@ class StreamTransport:
         finally:
             if not urgent:
                 self._background.release()
+
+    def make_exchange(self, connection: StreamConnection, first: bytes) -> StreamExchange:
+        """What reads the answer to a request that was sent on `connection`."""
+        return StreamExchange(connection, self, first)
 
     async def prepare_refs(self) -> None:
         """Nothing to do: the server knows."""

@@ -26,7 +26,7 @@ from artifactfs.git.command import (
     open_process,
     run_git,
 )
-from artifactfs.git.wire.stream import Connector, StreamConnection, StreamTransport
+from artifactfs.git.streams.stream import Connector, StreamConnection, StreamTransport
 from artifactfs.git.wire.transport import UNREACHABLE_HINT, RequestCounters
 from artifactfs.git.wire.url import DEFAULT_PORTS, RemoteURL
 from artifactfs.redact import redact

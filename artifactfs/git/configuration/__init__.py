@@ -1,0 +1,1 @@
+"""What git is configured to do for a remote, and whether our own transport can do it."""

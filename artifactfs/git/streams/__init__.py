@@ -1,0 +1,1 @@
+"""Transports that are byte streams: a local process, ssh, git:// and `git remote-https`."""
