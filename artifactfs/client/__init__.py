@@ -11,7 +11,7 @@
 `AsyncArtifacts` is the same with ``await``; it runs under trio and asyncio.
 """
 
-from artifactfs.client.asynchronous import AsyncArtifacts, AsyncRepo
+from artifactfs.client.asynchronous import AsyncArtifacts, AsyncFoundRepo, AsyncRepo
 from artifactfs.client.models import (
     ArtifactsError,
     Commit,
@@ -22,21 +22,33 @@ from artifactfs.client.models import (
     RepoInfo,
     RepoPage,
     TokenInfo,
+    TokenList,
+    TreeEntry,
+    Usage,
+    UsageReport,
+    Webhook,
 )
-from artifactfs.client.synchronous import Artifacts, Repo
+from artifactfs.client.synchronous import Artifacts, FoundRepo, Repo
 
 __all__ = [
     "Artifacts",
     "ArtifactsError",
     "AsyncArtifacts",
+    "AsyncFoundRepo",
     "AsyncRepo",
     "Commit",
     "CreatedRepo",
     "CreatedToken",
+    "FoundRepo",
     "Namespace",
     "Ref",
     "Repo",
     "RepoInfo",
     "RepoPage",
     "TokenInfo",
+    "TokenList",
+    "TreeEntry",
+    "Usage",
+    "UsageReport",
+    "Webhook",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import fields
+from datetime import date
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import httpx
@@ -15,12 +17,19 @@ from artifactfs.client.models import (
     Commit,
     CreatedRepo,
     CreatedToken,
+    Direction,
+    Jurisdiction,
     Namespace,
     Ref,
     RepoInfo,
     RepoPage,
     Scope,
+    Sort,
     TokenInfo,
+    TokenList,
+    TreeEntry,
+    UsageReport,
+    Webhook,
 )
 
 T = TypeVar("T")
@@ -47,8 +56,9 @@ class AsyncArtifacts:
     ) -> None:
         self.namespace = namespace
         self._retries = retries
+        self._top = f"{base_url.rstrip('/')}/client/v4"
+        self._account = f"{self._top}/accounts/{account_id}/artifacts"
         self._http = httpx.AsyncClient(
-            base_url=f"{base_url.rstrip('/')}/client/v4/accounts/{account_id}/artifacts",
             headers={"Authorization": f"Bearer {api_token}"},
             timeout=timeout_s,
             transport=transport,
@@ -88,26 +98,43 @@ class AsyncArtifacts:
             )
         )
 
-    async def get(self, name: str) -> AsyncRepo:
-        """A handle of a repository that is there and ready."""
-        await self._do(calls.get(self.namespace, name))
-        return AsyncRepo(self, name)
+    async def get(self, name: str) -> AsyncFoundRepo:
+        """A handle of a repository that is there, with what the server knows of it."""
+        return AsyncFoundRepo(self, await self._do(calls.get(self.namespace, name)))
 
     def repo(self, name: str) -> AsyncRepo:
         """A handle, without asking the server."""
         return AsyncRepo(self, name)
 
     async def list(
-        self, limit: int = 50, cursor: str | None = None, *, search: str | None = None
+        self,
+        limit: int = 50,
+        cursor: str | None = None,
+        *,
+        page: int | None = None,
+        search: str | None = None,
+        sort: Sort | None = None,
+        direction: Direction | None = None,
     ) -> RepoPage:
-        """One page of repositories, newest first."""
-        return await self._do(calls.list_repos(self.namespace, limit, cursor, search))
+        """One page of repositories, the last created first: the one behind `cursor`, or by number.
 
-    async def repos(self, *, search: str | None = None) -> AsyncIterator[RepoInfo]:
+        `sort` and `direction` choose another order, `search` those whose name has that in it.
+        """
+        return await self._do(
+            calls.list_repos(self.namespace, limit, cursor, page, search, sort, direction)
+        )
+
+    async def repos(
+        self,
+        *,
+        search: str | None = None,
+        sort: Sort | None = None,
+        direction: Direction | None = None,
+    ) -> AsyncIterator[RepoInfo]:
         """All repositories, page by page."""
         cursor: str | None = None
         while True:
-            page = await self._do(calls.list_repos(self.namespace, 200, cursor, search))
+            page = await self.list(200, cursor, search=search, sort=sort, direction=direction)
             for repo in page.repos:
                 yield repo
             cursor = page.cursor
@@ -121,20 +148,69 @@ class AsyncArtifacts:
         *,
         branch: str | None = None,
         depth: int | None = None,
+        description: str | None = None,
         read_only: bool = False,
     ) -> CreatedRepo:
         """Import a repository over https; it may still be under way when this returns."""
         return await self._do(
-            calls.import_repo(self.namespace, name, url, branch, depth, read_only)
+            calls.import_repo(self.namespace, name, url, branch, depth, description, read_only)
         )
 
     async def delete(self, name: str) -> bool:
         """Delete a repository; False if there never was one of that name."""
         return await self._found(calls.delete(self.namespace, name))
 
-    async def namespaces(self) -> tuple[Namespace, ...]:
-        """The namespaces of the account, at most 200."""
-        return await self._do(calls.list_namespaces())
+    async def namespaces(self) -> AsyncIterator[Namespace]:
+        """All namespaces of the account, page by page."""
+        cursor: str | None = None
+        while True:
+            page = await self._do(calls.list_namespaces(200, cursor))
+            for namespace in page.namespaces:
+                yield namespace
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def create_namespace(
+        self, namespace: str, *, jurisdiction: Jurisdiction | None = None
+    ) -> Namespace:
+        """Make an empty namespace. One also comes into being with its first repository."""
+        return await self._do(calls.create_namespace(namespace, jurisdiction))
+
+    async def get_namespace(self, namespace: str) -> Namespace:
+        """One namespace of the account."""
+        return await self._do(calls.get_namespace(namespace))
+
+    async def delete_namespace(self, namespace: str) -> bool:
+        """Delete an empty namespace; False if there is none. CONFLICT if it is not empty."""
+        return await self._found(calls.delete_namespace(namespace))
+
+    async def usage(self, since: date | None = None, until: date | None = None) -> UsageReport:
+        """Operations and storage from day to day; by default of the last 30 days."""
+        return await self._do(calls.usage(since, until))
+
+    async def create_webhook(
+        self, url: str, *, namespace: str | None = None, events: Sequence[str] | None = None
+    ) -> Webhook:
+        """Subscribe `url` to events, by default all, of one namespace or the account.
+
+        The result has the `secret` of the signatures, this once.
+        """
+        return await self._do(calls.create_webhook(url, namespace, events))
+
+    async def webhooks(self) -> tuple[Webhook, ...]:
+        """All subscriptions of the account."""
+        return await self._do(calls.list_webhooks())
+
+    async def delete_webhook(self, webhook_id: str) -> bool:
+        """Unsubscribe; False if there is no such subscription."""
+        return await self._found(calls.delete_webhook(webhook_id))
+
+    async def analytics(
+        self, query: str, variables: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        """The ``data`` that a GraphQL query of the analytics gets. Its errors are raised."""
+        return await self._do(calls.analytics(query, variables))
 
     async def _found(self, call: calls.Call[None]) -> bool:
         try:
@@ -153,7 +229,7 @@ class AsyncArtifacts:
             try:
                 response = await self._http.request(
                     call.method,
-                    call.path,
+                    (self._top if call.top else self._account) + call.path,
                     json=call.json,
                     content=call.content,
                     params=call.params,
@@ -209,9 +285,10 @@ class AsyncRepo:
             calls.create_token(self._artifacts.namespace, self.name, scope, ttl)
         )
 
-    async def list_tokens(self, state: str = "active") -> tuple[TokenInfo, ...]:
+    async def list_tokens(self, state: str = "active") -> TokenList:
         """All tokens in a state: active, expired, revoked or all."""
-        return tuple([token async for token in self.tokens(state)])
+        found = tuple([token async for token in self.tokens(state)])
+        return TokenList(found, len(found))
 
     async def tokens(self, state: str = "active") -> AsyncIterator[TokenInfo]:
         """Tokens, page by page."""
@@ -227,7 +304,7 @@ class AsyncRepo:
             page += 1
 
     async def revoke_token(self, token: CreatedToken | TokenInfo | str) -> bool:
-        """Revoke a token, given as what `create_token` or a list returned, or by its id.
+        """Revoke a token: what `create_token` or a list returned, or its id.
 
         False if the server knows no such token.
         """
@@ -265,6 +342,18 @@ class AsyncRepo:
         return await self._artifacts._do(
             calls.log(self._artifacts.namespace, self.name, ref, limit, offset)
         )
+
+    async def commit(self, hash: str) -> Commit:
+        """One commit by its oid in hex."""
+        return await self._artifacts._do(calls.commit(self._artifacts.namespace, self.name, hash))
+
+    async def tree(self, hash: str) -> tuple[TreeEntry, ...]:
+        """The entries of a tree by its oid in hex, as `Commit.tree` has it."""
+        return await self._artifacts._do(calls.tree(self._artifacts.namespace, self.name, hash))
+
+    async def blob(self, hash: str) -> bytes:
+        """The content of a blob by its oid in hex."""
+        return await self._artifacts._do(calls.blob(self._artifacts.namespace, self.name, hash))
 
     async def refs(self) -> tuple[Ref, ...]:
         """All refs, by name."""
@@ -326,3 +415,11 @@ class AsyncRepo:
                 expected=expected,
             )
         )
+
+
+class AsyncFoundRepo(RepoInfo, AsyncRepo):
+    """A handle that has what the server knew of the repository when it was asked for."""
+
+    def __init__(self, artifacts: AsyncArtifacts, info: RepoInfo) -> None:
+        RepoInfo.__init__(self, **{each.name: getattr(info, each.name) for each in fields(info)})
+        object.__setattr__(self, "_artifacts", artifacts)  # it is frozen

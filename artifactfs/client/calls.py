@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -18,12 +19,19 @@ from artifactfs.client.models import (
     Commit,
     CreatedRepo,
     CreatedToken,
+    Direction,
+    Jurisdiction,
     Namespace,
+    NamespacePage,
     Ref,
     RepoInfo,
     RepoPage,
     Scope,
-    TokenInfo,
+    Sort,
+    TokenList,
+    TreeEntry,
+    UsageReport,
+    Webhook,
 )
 from artifactfs.redact import redact
 
@@ -40,7 +48,10 @@ _BASE_S, _LONGEST_S = 0.2, 20.0
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request below the account's base path. `read` gets the decoded answer."""
+    """One request below the account's base path, or (`top`) below the interface's.
+
+    `read` gets the decoded answer, or its bytes where it is `raw`.
+    """
 
     method: str
     path: str
@@ -49,6 +60,7 @@ class Call(Generic[T]):
     content: bytes | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     raw: bool = False
+    top: bool = False
 
     def answer(self, response: httpx.Response) -> T:
         """Read a response that was received whole. Raises: ArtifactsError."""
@@ -133,9 +145,17 @@ def update(namespace: str, name: str, **changes: str | bool | None) -> Call[Repo
 
 
 def list_repos(
-    namespace: str, limit: int, cursor: str | None, search: str | None
+    namespace: str,
+    limit: int,
+    cursor: str | None,
+    page: int | None,
+    search: str | None,
+    sort: Sort | None,
+    direction: Direction | None,
 ) -> Call[RepoPage]:
-    params = _given(limit=limit, cursor=cursor, search=search)
+    params = _given(
+        limit=limit, cursor=cursor, page=page, search=search, sort=sort, direction=direction
+    )
     return Call("GET", f"{_space(namespace)}/repos", RepoPage.of, params=params)
 
 
@@ -149,9 +169,10 @@ def import_repo(
     url: str,
     branch: str | None,
     depth: int | None,
+    description: str | None,
     read_only: bool,
 ) -> Call[CreatedRepo]:
-    body = _given(url=url, branch=branch, depth=depth, read_only=read_only)
+    body = _given(url=url, branch=branch, depth=depth, description=description, read_only=read_only)
     return Call("POST", f"{_repo(namespace, name)}/import", _result(CreatedRepo.of), json=body)
 
 
@@ -181,9 +202,9 @@ def create_token(namespace: str, repo: str, scope: Scope, ttl: int) -> Call[Crea
     return Call("POST", f"{_space(namespace)}/tokens", _result(CreatedToken.of), json=body)
 
 
-def list_tokens(namespace: str, repo: str, state: str, page: int) -> Call[tuple[TokenInfo, ...]]:
+def list_tokens(namespace: str, repo: str, state: str, page: int) -> Call[TokenList]:
     params = {"state": state, "per_page": 100, "page": page}
-    return Call("GET", f"{_repo(namespace, repo)}/tokens", _each(TokenInfo.of), params=params)
+    return Call("GET", f"{_repo(namespace, repo)}/tokens", TokenList.of, params=params)
 
 
 def revoke_token(namespace: str, token_id: str) -> Call[None]:
@@ -224,8 +245,64 @@ def delete_file(namespace: str, repo: str, path: str, **options: str | None) -> 
     return Call("DELETE", f"{_repo(namespace, repo)}/file", _result(Commit.of), params=params)
 
 
-def list_namespaces() -> Call[tuple[Namespace, ...]]:
-    return Call("GET", "/namespaces", _each(Namespace.of), params={"limit": 200})
+def commit(namespace: str, repo: str, hash: str) -> Call[Commit]:
+    return Call("GET", f"{_repo(namespace, repo)}/commit/{quote(hash)}", _result(Commit.of))
+
+
+def tree(namespace: str, repo: str, hash: str) -> Call[tuple[TreeEntry, ...]]:
+    return Call("GET", f"{_repo(namespace, repo)}/tree/{quote(hash)}", _each(TreeEntry.of))
+
+
+def blob(namespace: str, repo: str, hash: str) -> Call[bytes]:
+    return Call("GET", f"{_repo(namespace, repo)}/blob/{quote(hash)}", bytes, raw=True)
+
+
+def create_namespace(namespace: str, jurisdiction: Jurisdiction | None) -> Call[Namespace]:
+    body = _given(namespace=namespace, jurisdiction=jurisdiction)
+    return Call("POST", "/namespaces", _result(Namespace.of), json=body)
+
+
+def get_namespace(namespace: str) -> Call[Namespace]:
+    return Call("GET", _space(namespace), _result(Namespace.of))
+
+
+def list_namespaces(limit: int, cursor: str | None) -> Call[NamespacePage]:
+    return Call("GET", "/namespaces", NamespacePage.of, params=_given(limit=limit, cursor=cursor))
+
+
+def delete_namespace(namespace: str) -> Call[None]:
+    return Call("DELETE", _space(namespace), _nothing)
+
+
+def usage(since: date | None, until: date | None) -> Call[UsageReport]:
+    return Call("GET", "/usage", _result(UsageReport.of), params=_given(since=since, until=until))
+
+
+def create_webhook(url: str, namespace: str | None, events: Sequence[str] | None) -> Call[Webhook]:
+    body = _given(url=url, namespace=namespace, events=list(events) if events else None)
+    return Call("POST", "/webhooks", _result(Webhook.of), json=body)
+
+
+def list_webhooks() -> Call[tuple[Webhook, ...]]:
+    return Call("GET", "/webhooks", _each(Webhook.of))
+
+
+def delete_webhook(webhook_id: str) -> Call[None]:
+    return Call("DELETE", f"/webhooks/{quote(webhook_id, safe='')}", _nothing)
+
+
+def analytics(query: str, variables: Mapping[str, Any] | None) -> Call[Mapping[str, Any]]:
+    body = _given(query=query, variables=variables)
+    return Call("POST", "/graphql", _analytics, json=body, top=True)
+
+
+def _analytics(answer: Any) -> Mapping[str, Any]:
+    """The ``data`` of a GraphQL answer. Raises: ArtifactsError for its errors."""
+    if answer.get("errors"):
+        said = "; ".join(str(error.get("message")) for error in answer["errors"])
+        raise ArtifactsError(said, code="INVALID_INPUT", numeric_code=10100, status=200)
+    data: Mapping[str, Any] = answer["data"]
+    return data
 
 
 def unavailable(error: httpx.HTTPError) -> ArtifactsError:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal
+from datetime import date, datetime
+from typing import Any, Literal, overload
 
 from artifactfs.errors import ArtifactFSError
 from artifactfs.redact import redact
 
 Json = Mapping[str, Any]
 Scope = Literal["read", "write"]
+Sort = Literal["created_at", "updated_at", "last_push_at", "name"]
+Direction = Literal["asc", "desc"]
+Jurisdiction = Literal["eu", "us"]
 
 _CODES = {
     10000: "AUTHENTICATION",
@@ -192,7 +195,36 @@ class TokenInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenList(Sequence[TokenInfo]):
+    """Tokens of a repository: a sequence. `total` counts those on the server in that state."""
+
+    tokens: tuple[TokenInfo, ...]
+    total: int
+
+    @overload
+    def __getitem__(self, index: int) -> TokenInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[TokenInfo, ...]: ...
+    def __getitem__(self, index: int | slice) -> TokenInfo | tuple[TokenInfo, ...]:
+        return self.tokens[index]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __iter__(self) -> Iterator[TokenInfo]:
+        return iter(self.tokens)
+
+    @classmethod
+    def of(cls, envelope: Json) -> TokenList:
+        info = envelope.get("result_info") or {}
+        tokens = tuple(TokenInfo.of(each) for each in envelope["result"])
+        return cls(tokens, info.get("total_count") or len(tokens))
+
+
+@dataclass(frozen=True, slots=True)
 class Namespace:
+    """A namespace of the account. `jurisdiction` is ``unrestricted``, ``eu`` or ``us``."""
+
     namespace: str
     jurisdiction: str
     repo_count: int
@@ -207,6 +239,94 @@ class Namespace:
             data["repo_count"],
             _time(data["created_at"]),
             _time(data["updated_at"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NamespacePage:
+    """One page of namespaces. `cursor` leads to the next, None at the end."""
+
+    namespaces: tuple[Namespace, ...]
+    cursor: str | None
+
+    @classmethod
+    def of(cls, envelope: Json) -> NamespacePage:
+        info = envelope.get("result_info") or {}
+        namespaces = tuple(Namespace.of(each) for each in envelope["result"])
+        return cls(namespaces, info.get("cursor") or None)
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEntry:
+    """An entry of a tree. `mode` as git writes it, ``100644``."""
+
+    name: str
+    mode: str
+    hash: str
+    type: Literal["blob", "tree", "exec", "symlink", "gitlink"]
+
+    @classmethod
+    def of(cls, data: Json) -> TreeEntry:
+        return cls(data["name"], data["mode"], data["hash"], data["type"])
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an account, or a namespace, used in a time: operations, and storage in GB-months."""
+
+    operations: int
+    storage_gb_months: float
+
+    @classmethod
+    def of(cls, data: Json) -> Usage:
+        return cls(data["operations"], data["storage_gb_months"])
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Usage from the day `since` to the day `until`, both included."""
+
+    since: date
+    until: date
+    account: Usage
+    namespaces: Mapping[str, Usage]
+
+    @classmethod
+    def of(cls, data: Json) -> UsageReport:
+        return cls(
+            date.fromisoformat(data["since"]),
+            date.fromisoformat(data["until"]),
+            Usage.of(data["account"]),
+            {each["namespace"]: Usage.of(each) for each in data["namespaces"]},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A subscription. `namespace` None: of the whole account. `events` by their full names.
+
+    `secret`, the key of the signatures, is there only in the answer to its creation.
+    """
+
+    id: str
+    url: str
+    namespace: str | None
+    events: tuple[str, ...]
+    created_at: datetime
+    secret: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Webhook(id={self.id!r}, url={self.url!r}, namespace={self.namespace!r})"
+
+    @classmethod
+    def of(cls, data: Json) -> Webhook:
+        return cls(
+            data["id"],
+            data["url"],
+            data["namespace"],
+            tuple(data["events"]),
+            _time(data["created_at"]),
+            data.get("secret"),
         )
 
 

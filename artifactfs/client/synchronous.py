@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from datetime import date
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -17,12 +19,19 @@ from artifactfs.client.models import (
     Commit,
     CreatedRepo,
     CreatedToken,
+    Direction,
+    Jurisdiction,
     Namespace,
     Ref,
     RepoInfo,
     RepoPage,
     Scope,
+    Sort,
     TokenInfo,
+    TokenList,
+    TreeEntry,
+    UsageReport,
+    Webhook,
 )
 
 T = TypeVar("T")
@@ -49,8 +58,9 @@ class Artifacts:
     ) -> None:
         self.namespace = namespace
         self._retries = retries
+        self._top = f"{base_url.rstrip('/')}/client/v4"
+        self._account = f"{self._top}/accounts/{account_id}/artifacts"
         self._http = httpx.Client(
-            base_url=f"{base_url.rstrip('/')}/client/v4/accounts/{account_id}/artifacts",
             headers={"Authorization": f"Bearer {api_token}"},
             timeout=timeout_s,
             transport=transport,
@@ -90,26 +100,43 @@ class Artifacts:
             )
         )
 
-    def get(self, name: str) -> Repo:
-        """A handle of a repository that is there and ready."""
-        self._do(calls.get(self.namespace, name))
-        return Repo(self, name)
+    def get(self, name: str) -> FoundRepo:
+        """A handle of a repository that is there, with what the server knows of it."""
+        return FoundRepo(self, self._do(calls.get(self.namespace, name)))
 
     def repo(self, name: str) -> Repo:
         """A handle, without asking the server."""
         return Repo(self, name)
 
     def list(
-        self, limit: int = 50, cursor: str | None = None, *, search: str | None = None
+        self,
+        limit: int = 50,
+        cursor: str | None = None,
+        *,
+        page: int | None = None,
+        search: str | None = None,
+        sort: Sort | None = None,
+        direction: Direction | None = None,
     ) -> RepoPage:
-        """One page of repositories, newest first."""
-        return self._do(calls.list_repos(self.namespace, limit, cursor, search))
+        """One page of repositories, the last created first: the one behind `cursor`, or by number.
 
-    def repos(self, *, search: str | None = None) -> Iterator[RepoInfo]:
+        `sort` and `direction` choose another order, `search` those whose name has that in it.
+        """
+        return self._do(
+            calls.list_repos(self.namespace, limit, cursor, page, search, sort, direction)
+        )
+
+    def repos(
+        self,
+        *,
+        search: str | None = None,
+        sort: Sort | None = None,
+        direction: Direction | None = None,
+    ) -> Iterator[RepoInfo]:
         """All repositories, page by page."""
         cursor: str | None = None
         while True:
-            page = self._do(calls.list_repos(self.namespace, 200, cursor, search))
+            page = self.list(200, cursor, search=search, sort=sort, direction=direction)
             for repo in page.repos:
                 yield repo
             cursor = page.cursor
@@ -123,18 +150,69 @@ class Artifacts:
         *,
         branch: str | None = None,
         depth: int | None = None,
+        description: str | None = None,
         read_only: bool = False,
     ) -> CreatedRepo:
         """Import a repository over https; it may still be under way when this returns."""
-        return self._do(calls.import_repo(self.namespace, name, url, branch, depth, read_only))
+        return self._do(
+            calls.import_repo(self.namespace, name, url, branch, depth, description, read_only)
+        )
 
     def delete(self, name: str) -> bool:
         """Delete a repository; False if there never was one of that name."""
         return self._found(calls.delete(self.namespace, name))
 
-    def namespaces(self) -> tuple[Namespace, ...]:
-        """The namespaces of the account, at most 200."""
-        return self._do(calls.list_namespaces())
+    def namespaces(self) -> Iterator[Namespace]:
+        """All namespaces of the account, page by page."""
+        cursor: str | None = None
+        while True:
+            page = self._do(calls.list_namespaces(200, cursor))
+            for namespace in page.namespaces:
+                yield namespace
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def create_namespace(
+        self, namespace: str, *, jurisdiction: Jurisdiction | None = None
+    ) -> Namespace:
+        """Make an empty namespace. One also comes into being with its first repository."""
+        return self._do(calls.create_namespace(namespace, jurisdiction))
+
+    def get_namespace(self, namespace: str) -> Namespace:
+        """One namespace of the account."""
+        return self._do(calls.get_namespace(namespace))
+
+    def delete_namespace(self, namespace: str) -> bool:
+        """Delete an empty namespace; False if there is none. CONFLICT if it is not empty."""
+        return self._found(calls.delete_namespace(namespace))
+
+    def usage(self, since: date | None = None, until: date | None = None) -> UsageReport:
+        """Operations and storage from day to day; by default of the last 30 days."""
+        return self._do(calls.usage(since, until))
+
+    def create_webhook(
+        self, url: str, *, namespace: str | None = None, events: Sequence[str] | None = None
+    ) -> Webhook:
+        """Subscribe `url` to events, by default all, of one namespace or the account.
+
+        The result has the `secret` of the signatures, this once.
+        """
+        return self._do(calls.create_webhook(url, namespace, events))
+
+    def webhooks(self) -> tuple[Webhook, ...]:
+        """All subscriptions of the account."""
+        return self._do(calls.list_webhooks())
+
+    def delete_webhook(self, webhook_id: str) -> bool:
+        """Unsubscribe; False if there is no such subscription."""
+        return self._found(calls.delete_webhook(webhook_id))
+
+    def analytics(
+        self, query: str, variables: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        """The ``data`` that a GraphQL query of the analytics gets. Its errors are raised."""
+        return self._do(calls.analytics(query, variables))
 
     def _found(self, call: calls.Call[None]) -> bool:
         try:
@@ -153,7 +231,7 @@ class Artifacts:
             try:
                 response = self._http.request(
                     call.method,
-                    call.path,
+                    (self._top if call.top else self._account) + call.path,
                     json=call.json,
                     content=call.content,
                     params=call.params,
@@ -209,9 +287,10 @@ class Repo:
             calls.create_token(self._artifacts.namespace, self.name, scope, ttl)
         )
 
-    def list_tokens(self, state: str = "active") -> tuple[TokenInfo, ...]:
+    def list_tokens(self, state: str = "active") -> TokenList:
         """All tokens in a state: active, expired, revoked or all."""
-        return tuple([token for token in self.tokens(state)])
+        found = tuple([token for token in self.tokens(state)])
+        return TokenList(found, len(found))
 
     def tokens(self, state: str = "active") -> Iterator[TokenInfo]:
         """Tokens, page by page."""
@@ -227,7 +306,7 @@ class Repo:
             page += 1
 
     def revoke_token(self, token: CreatedToken | TokenInfo | str) -> bool:
-        """Revoke a token, given as what `create_token` or a list returned, or by its id.
+        """Revoke a token: what `create_token` or a list returned, or its id.
 
         False if the server knows no such token.
         """
@@ -265,6 +344,18 @@ class Repo:
         return self._artifacts._do(
             calls.log(self._artifacts.namespace, self.name, ref, limit, offset)
         )
+
+    def commit(self, hash: str) -> Commit:
+        """One commit by its oid in hex."""
+        return self._artifacts._do(calls.commit(self._artifacts.namespace, self.name, hash))
+
+    def tree(self, hash: str) -> tuple[TreeEntry, ...]:
+        """The entries of a tree by its oid in hex, as `Commit.tree` has it."""
+        return self._artifacts._do(calls.tree(self._artifacts.namespace, self.name, hash))
+
+    def blob(self, hash: str) -> bytes:
+        """The content of a blob by its oid in hex."""
+        return self._artifacts._do(calls.blob(self._artifacts.namespace, self.name, hash))
 
     def refs(self) -> tuple[Ref, ...]:
         """All refs, by name."""
@@ -324,3 +415,11 @@ class Repo:
                 expected=expected,
             )
         )
+
+
+class FoundRepo(RepoInfo, Repo):
+    """A handle that has what the server knew of the repository when it was asked for."""
+
+    def __init__(self, artifacts: Artifacts, info: RepoInfo) -> None:
+        RepoInfo.__init__(self, **{each.name: getattr(info, each.name) for each in fields(info)})
+        object.__setattr__(self, "_artifacts", artifacts)  # it is frozen

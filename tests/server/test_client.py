@@ -11,7 +11,7 @@ import httpx
 import pytest
 import trio
 
-from artifactfs.client import Artifacts, ArtifactsError, AsyncArtifacts
+from artifactfs.client import Artifacts, ArtifactsError, AsyncArtifacts, AsyncFoundRepo, FoundRepo
 from artifactfs.server.problems import Code
 from tests.server.running import ACCOUNT, Git, Server, with_token
 
@@ -58,6 +58,81 @@ def test_life_of_a_repository(artifacts: Artifacts, git: Git, work: Path) -> Non
     assert artifacts.namespace in {n.namespace for n in artifacts.namespaces()}
 
 
+def test_a_handle_has_what_the_server_knows(artifacts: Artifacts) -> None:
+    made = artifacts.create("task", description="to do")
+    repo = artifacts.get("task")
+    assert (repo.id, repo.remote, repo.description) == (made.id, made.remote, "to do")
+    assert (repo.default_branch, repo.read_only, repo.source) == ("main", False, None)
+    assert repo.created_at.tzinfo is not None and repo.info() == artifacts.list().repos[0]
+    token = repo.create_token("read")
+    tokens = repo.list_tokens()
+    assert tokens.total == len(tokens) == 2 and tokens[1] in tokens.tokens
+    assert repo.revoke_token(token.id) is True and repo.list_tokens().total == 1
+
+
+def test_contents_by_oid(artifacts: Artifacts, git: Git, work: Path) -> None:
+    made = artifacts.create("task")
+    git("push", "-q", with_token(made.remote, made.token), "main", cwd=work)
+    repo = artifacts.get("task")
+    top = repo.log()[0]
+    assert repo.commit(top.hash) == top
+    entries = {entry.name: entry for entry in repo.tree(top.tree)}
+    assert (entries["run.sh"].type, entries["run.sh"].mode) == ("exec", "100755")
+    assert (entries["link"].type, entries["src"].type) == ("symlink", "tree")
+    assert repo.blob(entries["README.md"].hash) == b"# Demo\n"
+    with pytest.raises(ArtifactsError) as caught:
+        repo.blob("0" * 40)
+    assert caught.value.code == "NOT_FOUND"
+
+
+def test_namespaces(artifacts: Artifacts) -> None:
+    name = f"{artifacts.namespace}-eu"
+    made = artifacts.create_namespace(name, jurisdiction="eu")
+    assert (made.jurisdiction, made.repo_count) == ("eu", 0)
+    assert artifacts.get_namespace(name) == made and made in list(artifacts.namespaces())
+    assert artifacts.delete_namespace(name) is True and artifacts.delete_namespace(name) is False
+
+
+def test_usage_analytics_and_webhooks(artifacts: Artifacts) -> None:
+    artifacts.create("task")
+    report = artifacts.usage()
+    assert report.namespaces[artifacts.namespace].operations >= 1
+    assert report.account.operations >= report.namespaces[artifacts.namespace].operations
+    query = """query ($account: string) { viewer { accounts(filter: {accountTag: $account}) {
+        artifactsEventsAdaptiveGroups(limit: 10, filter: {repositoryNamespace: "%s"}) {
+          count dimensions { eventType } } } } }"""
+    found = artifacts.analytics(query % artifacts.namespace, {"account": ACCOUNT})
+    groups = found["viewer"]["accounts"][0]["artifactsEventsAdaptiveGroups"]
+    assert {"count": 1, "dimensions": {"eventType": "create"}} in groups
+    with pytest.raises(ArtifactsError) as caught:
+        artifacts.analytics("{ nonsense }")
+    assert caught.value.code == "INVALID_INPUT"
+
+    hook = artifacts.create_webhook("http://127.0.0.1:9/hook", namespace=artifacts.namespace)
+    assert hook.secret and hook.secret not in repr(hook)
+    assert [each.secret for each in artifacts.webhooks() if each.id == hook.id] == [None]
+    assert artifacts.delete_webhook(hook.id) is True
+    assert artifacts.delete_webhook(hook.id) is False
+
+
+METHODS = re.compile(r"^\| `(\w+)\([^|]*\)` \| `(Artifacts|Repo)\.(\w+)` \|", re.MULTILINE)
+DOCUMENTED = {
+    *("create", "get", "list", "import", "delete"),
+    *("createToken", "listTokens", "revokeToken", "fork"),
+}
+"""The methods of the Workers binding."""
+
+
+def test_every_method_of_the_binding_has_a_counterpart() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    table = METHODS.findall(page)
+    assert {documented for documented, _, _ in table} == DOCUMENTED
+    classes = {"Artifacts": (Artifacts, AsyncArtifacts), "Repo": (FoundRepo, AsyncFoundRepo)}
+    for _, owner, ours in table:
+        for each in classes[owner]:
+            assert callable(getattr(each, ours)) and getattr(each, ours).__doc__
+
+
 def test_the_client_knows_every_code_of_the_server() -> None:
     for code in Code:
         answer = {"errors": [{"code": code.number, "message": "no"}]}
@@ -94,6 +169,9 @@ def test_pages(artifacts: Artifacts) -> None:
     following = artifacts.list(limit=10, cursor=page.cursor)
     assert {r.name for r in page.repos}.isdisjoint(r.name for r in following.repos)
     assert sorted(r.name for r in artifacts.repos()) == names
+    assert [r.name for r in artifacts.repos(sort="name", direction="asc")] == names
+    last = artifacts.list(limit=100, page=3, sort="name", direction="asc")
+    assert [r.name for r in last.repos] == names[200:]
 
 
 class Flaky(httpx.BaseTransport):

@@ -222,6 +222,7 @@ async def import_repo(
         body.url,
         branch=body.branch,
         depth=body.depth,
+        description=body.description,
         read_only=body.read_only,
         anonymous_read=body.anonymous_read,
     )

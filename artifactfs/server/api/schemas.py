@@ -97,6 +97,7 @@ class ImportRepo(_Request):
     url: Annotated[str, StringConstraints(max_length=2_000)]
     branch: BranchName | None = None
     depth: Annotated[int, Field(ge=1, le=2_147_483_647, strict=True)] | None = None
+    description: Description | None = None
     read_only: bool = False
     anonymous_read: bool = False
 

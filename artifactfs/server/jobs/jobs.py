@@ -106,6 +106,7 @@ class Jobs:
         *,
         branch: str | None,
         depth: int | None,
+        description: str | None,
         read_only: bool,
         anonymous_read: bool,
     ) -> tuple[Repo, str]:
@@ -122,7 +123,7 @@ class Jobs:
             account_id,
             namespace,
             name,
-            description=None,
+            description=description,
             default_branch=choose_branch(found, branch),
             read_only=read_only,
             anonymous_read=anonymous_read,
