@@ -21,10 +21,11 @@ import pyfuse3
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.fs.inodes import seals
 from artifactfs.fs.kernel import fastloop, lowlevel, wakefulness
 from artifactfs.fs.mount import session
 from artifactfs.fs.mount.filesystem import FileSystem
-from artifactfs.fs.overlay import seals, smallfiles
+from artifactfs.fs.overlay import smallfiles
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.hydration.local.blobs import Blob, InPack, MemoryBlob, ReadContext

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.inode import Row
-from artifactfs.fs.overlay import seals
 from artifactfs.fs.overlay.commitlog import CommitLog
 from artifactfs.fs.overlay.database import FOLD_AT, Overlay, create_overlay, read_base
 from artifactfs.fs.overlay.pending import (

@@ -19,19 +19,19 @@ import trio
 
 from artifactfs.fs.content import copying
 from artifactfs.fs.content.converted import ConvertedContents
+from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.clock import now_ns, precise_ns
 from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import EMPTY, UNKNOWN_SIZE, Data, Directory, Extent, Inode
 from artifactfs.fs.inodes.scope import Scope
+from artifactfs.fs.inodes.seals import Seal
 from artifactfs.fs.kernel.interrupt import unless_interrupted
-from artifactfs.fs.overlay import seals
+from artifactfs.fs.kernel.refusal import fail
 from artifactfs.fs.overlay.pending import delete_xattr, put_xattr
-from artifactfs.fs.overlay.seals import Seal
 from artifactfs.fs.overlay.smallfiles import LARGEST
 from artifactfs.fs.tree.changes import Change, replace_row
 from artifactfs.fs.tree.compaction import holds_blob, holds_content, is_blob
 from artifactfs.fs.tree.mutations import Mutations
-from artifactfs.fs.tree.refusal import fail
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.git.objects.database import Oid
 from artifactfs.hydration.local.blobs import Blob, Found, InPack, ReadContext

@@ -10,10 +10,10 @@ from functools import partial
 
 import trio
 
+from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.inode import EMPTY
-from artifactfs.fs.overlay import seals
+from artifactfs.fs.inodes.seals import Seal
 from artifactfs.fs.overlay.pending import Edit, put_xattr
-from artifactfs.fs.overlay.seals import Seal
 from artifactfs.fs.tree.changes import replace_row
 from artifactfs.fs.tree.tree import Tree
 

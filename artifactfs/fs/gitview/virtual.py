@@ -18,7 +18,7 @@ import pyfuse3
 
 from artifactfs.fs.gitview.offered import OFFERED_INO, OfferedObjects
 from artifactfs.fs.inodes.attributes import FOREVER
-from artifactfs.fs.tree.refusal import fail
+from artifactfs.fs.kernel.refusal import fail
 from artifactfs.inode_numbers import ROOT_INO
 
 GITFILE = b".git"

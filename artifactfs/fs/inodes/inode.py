@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from artifactfs.fs.inodes.scope import Scope
+from artifactfs.fs.inodes.seals import Seal
 from artifactfs.git.objects.database import Oid
 
 UNKNOWN_SIZE = -1

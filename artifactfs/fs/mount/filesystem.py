@@ -26,13 +26,13 @@ from artifactfs.fs.content.sweep import sweep_orphans
 from artifactfs.fs.gitview.journal import ChangeJournal
 from artifactfs.fs.gitview.offered import BlobOffer, OfferedObjects, alternate_line
 from artifactfs.fs.gitview.virtual import VirtualFiles
+from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.clock import now_ns
 from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import Base, Directory, Inode, Owner
 from artifactfs.fs.inodes.listings import Listings
 from artifactfs.fs.kernel.stale import StaleEntries
 from artifactfs.fs.mount.operations import Operations
-from artifactfs.fs.overlay import seals
 from artifactfs.fs.overlay.database import Overlay, create_overlay, damaged
 from artifactfs.fs.overlay.pending import Edit, delete_meta, put_inode, put_meta
 from artifactfs.fs.overlay.smallfiles import SmallFiles

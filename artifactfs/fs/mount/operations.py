@@ -38,6 +38,7 @@ from artifactfs.fs.kernel.privileges import (
     mode_after_change,
     mode_after_truncation,
 )
+from artifactfs.fs.kernel.refusal import errno_of
 from artifactfs.fs.mount.unfinished import Listing, UnfinishedListings
 from artifactfs.fs.tree.mutations import (
     NAME_MAX,
@@ -45,7 +46,6 @@ from artifactfs.fs.tree.mutations import (
     Mutations,
     check_name,
 )
-from artifactfs.fs.tree.refusal import errno_of
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.fs.tree.xattrs import Xattrs
 from artifactfs.git.objects.database import MissingObject

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifactfs.errors import StateError
-from artifactfs.fs.overlay import seals
+from artifactfs.fs.inodes import seals
 from artifactfs.git.repository.gitdir import sync_path
 
 log = logging.getLogger(__name__)

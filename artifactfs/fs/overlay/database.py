@@ -30,8 +30,8 @@ from stat import S_ISDIR
 from typing import Any
 
 from artifactfs.errors import StateError
+from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.inode import Extent, Row
-from artifactfs.fs.overlay import seals
 from artifactfs.fs.overlay.commitlog import CommitLog
 from artifactfs.fs.overlay.pending import Edit, Pending, decode, delete_meta, put_meta
 from artifactfs.fs.overlay.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE

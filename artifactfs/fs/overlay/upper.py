@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifactfs.errors import StateError
-from artifactfs.fs.overlay.seals import Seal, seal_of
+from artifactfs.fs.inodes.seals import Seal, seal_of
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _DRAFT = ".new"

@@ -17,9 +17,9 @@ from typing import Protocol
 from artifactfs.fs.gitview.journal import ChangeJournal
 from artifactfs.fs.inodes.clock import now_ns, see
 from artifactfs.fs.inodes.inode import EMPTY, Data, Directory, Inode, Row
+from artifactfs.fs.kernel.refusal import fail
 from artifactfs.fs.overlay.pending import put_meta
 from artifactfs.fs.tree.changes import Change, copy_row, replace_row
-from artifactfs.fs.tree.refusal import fail
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.inode_numbers import FIRST_ALLOCATED_INO
 

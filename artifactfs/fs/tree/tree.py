@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from artifactfs.damage import DamageReport
+from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.clock import see
 from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import (
@@ -27,12 +28,11 @@ from artifactfs.fs.inodes.inode import (
     mode_of_entry,
 )
 from artifactfs.fs.inodes.listings import Entries, Listings, base_tree_of, is_directory_entry
-from artifactfs.fs.overlay import seals
+from artifactfs.fs.kernel.refusal import fail
 from artifactfs.fs.overlay.database import Overlay
 from artifactfs.fs.overlay.opened import Opened
 from artifactfs.fs.overlay.smallfiles import SmallFiles
 from artifactfs.fs.overlay.upper import Upper
-from artifactfs.fs.tree.refusal import fail
 from artifactfs.git.objects.database import Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 

@@ -6,9 +6,9 @@ import errno
 
 from artifactfs.fs.inodes.clock import now_ns
 from artifactfs.fs.inodes.inode import Inode
+from artifactfs.fs.kernel.refusal import fail
 from artifactfs.fs.overlay.pending import Edit, delete_xattr, put_xattr
 from artifactfs.fs.tree.changes import Change
-from artifactfs.fs.tree.refusal import fail
 from artifactfs.fs.tree.tree import Tree
 
 _PREFIX = b"user."
