@@ -1,4 +1,4 @@
-"""Makes the seals of upper files (`overlay/seals.py`), and looks for what was lost at the start."""
+"""Makes the seals of upper files (`inodes/seals.py`), and looks for what was lost at the start."""
 
 from __future__ import annotations
 
