@@ -54,6 +54,9 @@ _LOCAL_VARIABLES = frozenset(
         "GIT_NAMESPACE",
     )
 )
+OWN_CHILD = "ARTIFACT_FS_CHILD"
+"""Is set in the environment of every git process of ours, and of what it starts: a mount lets none
+of them wait for history that is on its way (`artifactfs.fs.gitview.gate`)."""
 _NO_FETCH = {
     # Since git 2.44. Older ones start a `git fetch`, to which no protocol is allowed.
     "GIT_NO_LAZY_FETCH": "1",
@@ -76,6 +79,7 @@ def git_environment(
     """
     environment = {key: value for key, value in os.environ.items() if key not in _LOCAL_VARIABLES}
     environment |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+    environment[OWN_CHILD] = "1"
     environment.pop("SSH_ASKPASS", None)
     kept = surroundings.current()
     included = gitdir is not None and surroundings.included_by(gitdir)

@@ -108,6 +108,7 @@ class _Connection:
     server: trio.SocketStream
     answered: int = 0
     """Bytes of the answer to the latest request that were passed on."""
+    request: Request | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
@@ -125,6 +126,8 @@ class DelayProxy:
         self.bandwidth: int | None = None
         self._flow = trio.Event()
         self._flow.set()
+        self._released = trio.Event()
+        self.held: Callable[[Request], bool] = lambda _request: False
         self.truncate_after: int | None = None
         self.corrupt_at: int | None = None
         self.requests: list[Request] = []
@@ -176,6 +179,16 @@ class DelayProxy:
     def resume(self) -> None:
         """Pass answers on again."""
         self._call(self._flow.set)
+
+    def hold(self, matches: Callable[[Request], bool]) -> None:
+        """Pass no answer on to requests that match, until `release`."""
+        self._released = trio.Event()
+        self.held = matches
+
+    def release(self) -> None:
+        """Pass on what was held, and hold nothing any more."""
+        self.held = lambda _request: False
+        self._call(self._released.set)
 
     def accept(self) -> None:
         """Listen again, on the same port."""
@@ -244,6 +257,7 @@ class DelayProxy:
 
     def _note(self, connection: _Connection, request: Request) -> None:
         connection.answered = 0
+        connection.request = request
         self.requests.append(request)
 
     async def _pump(
@@ -286,6 +300,8 @@ class DelayProxy:
     async def _answer(self, connection: _Connection, data: bytes) -> bytes:
         """Apply the faults to a chunk of an answer; return what is left of it."""
         await self._flow.wait()
+        if connection.request is not None and self.held(connection.request):
+            await self._released.wait()
         if self.bandwidth is not None:
             await trio.sleep(len(data) / self.bandwidth)
         start = connection.answered

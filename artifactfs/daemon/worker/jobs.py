@@ -27,6 +27,7 @@ from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.fetch import fetch_history
 from artifactfs.git.repository.gitdir import history_complete, read_head
 from artifactfs.hydration.hydrator import Hydrator
@@ -65,9 +66,9 @@ class Jobs:
         filesystem: FileSystem,
         background: Background,
         following: Following,
-        history_done: trio.Event,
+        history: ArrivingHistory,
     ) -> None:
-        """`history_done` is set here when all commits and trees are here."""
+        """`history` is told here what has come of it."""
         self.settings = settings
         """As they are now: `use` changes them."""
         self._state = state
@@ -81,7 +82,8 @@ class Jobs:
         self._fetching = trio.Lock()
         self._counts: tuple[Pair, tuple[int, int] | None] | None = None
         self._counting: dict[Pair, trio.Event] = {}
-        self.history_done = history_done
+        self._history = history
+        self.history_done = history.done
         self.index_primed = False
         self._refresh = Refresh(settings.refresh_s, self._fetch_and_follow, repo=settings.name)
 
@@ -103,10 +105,19 @@ class Jobs:
 
     async def _fetch_history(self) -> None:
         if not history_complete(self._layout.gitdir):
-            remote = await self._remotes.shared()
-            async with self._fetching:
-                give_way = self._hydrator.give_way
-                await fetch_history(self._layout, self.settings, remote, give_way=give_way)
+            try:
+                remote = await self._remotes.shared()
+                async with self._fetching:
+                    await fetch_history(
+                        self._layout,
+                        self.settings,
+                        remote,
+                        give_way=self._hydrator.give_way,
+                        arriving=self._history,
+                    )
+            except BaseException:
+                self._history.fail()
+                raise
             self._odb.refresh()
             log.info("history is complete")
             self._background.start(self._follow)  # a fetch before may have stopped for want of it

@@ -44,14 +44,16 @@ from artifactfs.daemon.worker.old_versions import OldVersions
 from artifactfs.daemon.worker.requests import Requests
 from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
+from artifactfs.fs.gitview.gate import HistoryGate
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
 from artifactfs.git.checkout.filters import Filters
 from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.clone import Tip, clone_tip, tip_wish
-from artifactfs.git.repository.gitdir import config_text, read_head
+from artifactfs.git.repository.gitdir import config_text, history_complete, read_head
 from artifactfs.git.repository.offered import withdraw
 from artifactfs.git.repository.relocation import follow_state_root
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
@@ -317,7 +319,9 @@ class Worker:
     ) -> tuple[OldVersions, Jobs, Requests]:
         """What happens behind the mount, and what can be asked of it."""
         layout, top = self._layout, self._settings.mount_point
-        history_done = trio.Event()
+        history = ArrivingHistory(layout.gitdir, odb, complete=history_complete(layout.gitdir))
+        if filesystem.offered is not None:
+            filesystem.offered.gate = HistoryGate(history)
         commits = Commits(layout.gitdir, odb, self._remotes)
         old_versions = OldVersions(
             layout.gitdir,
@@ -325,7 +329,7 @@ class Worker:
             odb=odb,
             filesystem=filesystem,
             hydrator=hydrator,
-            history_done=history_done,
+            history_done=history.done,
         )
         switching = Switching(
             layout,
@@ -346,7 +350,7 @@ class Worker:
             filesystem=filesystem,
             background=background,
             following=Following(layout.gitdir, top, commits, filesystem, switching),
-            history_done=history_done,
+            history=history,
         )
         content = ContentRequests(
             layout,
@@ -354,7 +358,7 @@ class Worker:
             filesystem=filesystem,
             hydrator=hydrator,
             background=background,
-            history_done=history_done,
+            history_done=history.done,
         )
         requests = Requests(
             layout=layout,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
+
+from artifactfs.git.apart import OWN_CHILD
 
 _WITH_A_VALUE = (
     "-C",
@@ -19,6 +22,11 @@ _WITH_A_VALUE = (
     "--work-tree",
 )
 """Options before the name of the command that may have their value in the next argument."""
+
+_MARK = b"\0" + OWN_CHILD.encode() + b"="
+_GENERATIONS = 32
+_HEX = re.compile(r"(?:(?<![0-9A-Za-z_])|(?<=-g))[0-9a-f]+(?![0-9A-Za-z_])")
+"""An oid or its beginning, also as `git describe` prints it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +51,18 @@ class GitCommand:
                 found.append(os.readlink(f"/proc/{pid}/cwd"))
         return found
 
+    def is_given(self, oid: str) -> bool:
+        """Whether `oid` (40 hex digits) is part of an argument."""
+        return any(oid in argument for argument in self.arguments)
+
+    def abbreviations(self, first: str) -> list[str]:
+        """What may be short for an oid in its arguments, and begins with the digits `first`."""
+        words = (word for argument in self.arguments for word in _HEX.findall(argument))
+        return [word for word in words if 4 <= len(word) < 40 and word.startswith(first)]
+
     def parent(self) -> int:
         """The process that started it; 0 where that cannot be seen."""
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:
-                return int(file.read().rpartition(b")")[2].split()[1])
-        except OSError:
-            return 0
+        return _parent(self.pid)
 
 
 def git_command(pid: int) -> GitCommand | None:
@@ -71,3 +84,28 @@ def git_command(pid: int) -> GitCommand | None:
     if at >= len(arguments):
         return None
     return GitCommand(pid, arguments[at], tuple(arguments[at + 1 :]))
+
+
+def is_own(pid: int) -> bool:
+    """Whether the thread `pid` belongs to a program that we have started, or to ourselves."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            if _MARK in b"\0" + file.read():
+                return True
+    except OSError:
+        return False  # another user's, or of another PID namespace
+    for _ in range(_GENERATIONS):
+        if pid == os.getpid():
+            return True
+        if pid <= 1:
+            break
+        pid = _parent(pid)
+    return False
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0

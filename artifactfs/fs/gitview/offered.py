@@ -31,6 +31,7 @@ import pyfuse3
 
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.gitview.callers import GitCommand, git_command
+from artifactfs.fs.gitview.gate import HistoryGate
 from artifactfs.fs.inodes.attributes import FOREVER, negative_entry
 from artifactfs.fs.kernel.interrupt import unless_interrupted
 from artifactfs.git.objects.database import Oid
@@ -94,6 +95,8 @@ class OfferedObjects:
         (None); and where its lazy fetch looks whether the objects have come meanwhile."""
         self.told_of: frozenset[str] = frozenset()
         """The commands that it is awaited for."""
+        self.gate: HistoryGate | None = None
+        """Where programs wait for history that is on its way."""
 
     @staticmethod
     def owns(ino: int) -> bool:
@@ -121,21 +124,35 @@ class OfferedObjects:
         return entry
 
     async def lookup(self, parent: int, name: bytes, pid: int) -> pyfuse3.EntryAttributes:
-        """Waits for the first walk of the tree, and for what `before_missing` waits for; the
-        caller can be killed."""
+        """Waits for the first walk of the tree, for history that is on its way (`gate`) and for
+        what `before_missing` waits for; the caller can be killed."""
         digits = 2 if parent == OFFERED_INO else 38
         if self.is_object(parent) or not _is_hex(name, digits):
             return negative_entry()
         command = git_command(pid)
         oid = bytes.fromhex(f"{parent & 0xFF:02x}{name.decode()}") if digits == 38 else None
+        gate = self.gate
+        if gate is None or not gate.concerns(command):
+            return await self._look_up(command, name, oid)
+        if oid is None:
+            await gate.before_folder(command, name.decode(), pid)
+            entry = await self._look_up(command, name, oid)
+            # Names in it will be looked up, and wait.
+            return entry if entry.st_ino else self._empty_folder(name)
+        if self._offer.inventory is None or self._offer.inventory.position(oid) < 0:
+            await gate.before_object(command, oid, pid)
+        return await self._look_up(command, name, oid)
+
+    async def _look_up(
+        self, command: GitCommand | None, name: bytes, oid: Oid | None
+    ) -> pyfuse3.EntryAttributes:
         if command is None or not _is_concerned(command):
             return _hidden()
         if command.name in _FETCH_IN_BATCHES or command.name == "fetch":
             await self._announce(command, oid)
-            # An empty folder, of no inventory: its names will be looked up.
-            return _hidden() if oid else self.attributes(_FOLDERS | int(name, 16))
+            return _hidden() if oid else self._empty_folder(name)
         if not self._offer.is_walked:
-            await unless_interrupted(pid, self._offer.walked)
+            await unless_interrupted(command.pid, self._offer.walked)
         self._note_inventory()
         if self._shown is None:
             return _hidden()
@@ -148,6 +165,10 @@ class OfferedObjects:
             await self._announce(command, oid)
             return _hidden()
         return self.attributes(_OBJECTS | self._generation << _OBJECT_BITS | position)
+
+    def _empty_folder(self, name: bytes) -> pyfuse3.EntryAttributes:
+        """A folder of no inventory, of which nothing is listed."""
+        return self.attributes(_FOLDERS | int(name, 16))
 
     async def _announce(self, command: GitCommand, oid: Oid | None) -> None:
         if self.before_missing is not None and command.name in self.told_of:

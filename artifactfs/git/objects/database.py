@@ -19,6 +19,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from artifactfs.errors import CorruptData
@@ -255,6 +256,20 @@ class ObjectDatabase:
         Without `look_again` new packs are not looked for: 3 µs instead of 30 where it is absent.
         """
         return self._contains(oid) or (look_again and self._rescan() and self._contains(oid))
+
+    def has_prefix(self, digits: str) -> bool:
+        """Whether the oid of an object that is here begins with these hex digits (two to 40, lower
+        case). Looks for new packs.
+        """
+        self._rescan()
+        if any(pack.index.has_prefix(digits) for pack in self._packs):
+            return True
+        folder, rest = digits[:2], digits[2:]
+        for directory in self._directories:
+            with suppress(OSError), os.scandir(directory.path / folder) as entries:
+                if any(entry.name.startswith(rest) for entry in entries):
+                    return True
+        return False
 
     def missing(self, oids: Iterable[Oid]) -> list[Oid]:
         """Those of `oids` that are not here, in their order.

@@ -116,6 +116,21 @@ class PackIndex:
             at = data.find(oid, at + 1, end)
         return None
 
+    def has_prefix(self, digits: str) -> bool:
+        """Whether the pack has an object whose oid begins with these (at least two) hex digits."""
+        least = bytes.fromhex(digits.ljust(40, "0"))
+        low, high = self._fanout[least[0]], self._fanout[least[0] + 1]
+        end = high
+        while low < high:
+            middle = low + high >> 1
+            at = _OIDS_AT + 20 * middle
+            if self._map[at : at + 20] < least:
+                low = middle + 1
+            else:
+                high = middle
+        at = _OIDS_AT + 20 * low
+        return low < end and self._map[at : at + 20].hex().startswith(digits)
+
     def _offset_number(self, number: int) -> int:
         at = self._offsets_at + 4 * number
         offset = int.from_bytes(self._map[at : at + 4], "big")

@@ -19,6 +19,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.errors import CorruptData, ObjectsMissing, StateError
 from artifactfs.git.command import GitFailed, feed_git, run_git
 from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import (
     adopt_packs,
@@ -87,12 +88,13 @@ async def fetch_history(
     remote: Remote,
     *,
     give_way: Callable[[float], Awaitable[None]] | None = None,
+    arriving: ArrivingHistory | None = None,
 ) -> None:
     """Phase 2 of a clone: all commits and trees behind every ref. Returns at once when done.
 
-    `give_way` waits for what is more urgent, at most the seconds that it is given. Interrupted at
-    any point it starts again; a pack cannot be resumed in its middle.
-    Raises: RemoteError, CorruptData.
+    `give_way` waits for what is more urgent, at most the seconds that it is given; `arriving` is
+    told what is here. Interrupted at any point it starts again; a pack cannot be resumed in its
+    middle. Raises: RemoteError, CorruptData.
     """
     gitdir = layout.gitdir
     if await trio.to_thread.run_sync(history_complete, gitdir):
@@ -102,7 +104,11 @@ async def fetch_history(
         wants = set((await trio.to_thread.run_sync(read_refs, gitdir)).values())
         if (head := read_head(gitdir).commit) is not None:
             wants.add(head)
+        if arriving is not None:
+            give_way = arriving.unless_awaited(give_way)
         await _fetch_known(remote, gitdir, wants, settings.depth, give_way)
+    if arriving is not None:
+        arriving.finish()
     if settings.depth is None:
         await _write_commit_graph(gitdir)
     mark_history_complete(gitdir)
