@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import importlib.util
 import os
 import re
 import resource
@@ -143,29 +144,32 @@ def _check_fusermount() -> Iterator[Finding]:
 
 def check_libraries(_: Patient) -> Iterator[Finding]:
     """The FUSE library and its binding. Their versions are read without starting a session."""
-    try:
-        library = ctypes.CDLL("libfuse3.so.3", use_errno=True)
-    except OSError:
-        yield problem(
-            "fuse.no-libfuse", "libfuse3 is not installed", "sudo apt-get install fuse3 libfuse3-3"
-        )
-        return
-    library.fuse_pkgversion.restype = ctypes.c_char_p
-    release = library.fuse_pkgversion().decode()
-    if version_of(release) < OLDEST_LIBFUSE:
-        yield warning(
-            "fuse.old-libfuse",
-            f"libfuse {release} is older than {dotted(OLDEST_LIBFUSE)}",
-            "sudo apt-get install --only-upgrade libfuse3-3",
-        )
-    try:
-        binding = metadata.version("pyfuse3")
-    except metadata.PackageNotFoundError:
+    binding = importlib.util.find_spec("pyfuse3")
+    if binding is None or binding.origin is None:
         yield problem(
             "fuse.no-pyfuse3", "pyfuse3 is not installed", "python -m pip install pyfuse3"
         )
         return
-    yield ok("fuse.libraries", f"libfuse {release}, pyfuse3 {binding}")
+    try:
+        # The library that pyfuse3 is linked to, whatever its name: .so.3, and .so.4 since 3.17.
+        version = ctypes.CDLL(binding.origin).fuse_pkgversion
+    except (OSError, AttributeError):
+        yield problem(
+            "fuse.no-libfuse",
+            "the libfuse3 that pyfuse3 was built with is not installed",
+            "sudo apt-get install fuse3 libfuse3-dev"
+            " && python -m pip install --force-reinstall --no-deps pyfuse3",
+        )
+        return
+    version.restype = ctypes.c_char_p
+    release = version().decode()
+    if version_of(release) < OLDEST_LIBFUSE:
+        yield warning(
+            "fuse.old-libfuse",
+            f"libfuse {release} is older than {dotted(OLDEST_LIBFUSE)}",
+            "sudo apt-get install --only-upgrade 'libfuse3-*'",
+        )
+    yield ok("fuse.libraries", f"libfuse {release}, pyfuse3 {metadata.version('pyfuse3')}")
 
 
 def check_fuse_conf(patient: Patient) -> Iterator[Finding]:
