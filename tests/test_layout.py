@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "artifactfs"
 MAX_LINES = 700
 
-LEAVES = {"config", "damage", "errors", "inode_numbers", "paths", "pktline", "redact"}
+LEAVES = {
+    *("config", "damage", "errors", "inode_numbers", "paths", "pktline", "redact", "streams"),
+}
 """Modules that everybody may import; among themselves only errors, paths and redact."""
 
 FLOORS = ("git", "hydration", "fs", "daemon", "doctor", "cli")
@@ -24,7 +26,7 @@ NOT_BELOW = {("doctor", "fs"), ("doctor", "hydration")}
 """Floors that are before another one and still none of its business."""
 
 ALONE = {"server", "client"}
-ALONE_MAY_IMPORT = {"errors", "pktline", "redact"}
+ALONE_MAY_IMPORT = {"errors", "pktline", "redact", "streams"}
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "git": (

@@ -24,6 +24,7 @@ from artifactfs.cli.terminal.context import StateRootOption
 from artifactfs.cli.terminal.output import printable
 from artifactfs.errors import ArtifactFSError
 from artifactfs.redact import redact
+from artifactfs.streams import leave, open_standard_streams
 
 _MODULES: Mapping[str, tuple[str, ...]] = {
     "repositories.adding": ("add-repo",),
@@ -92,17 +93,7 @@ def main() -> NoReturn:
     """The console command. Errors are ``error: …`` and ``hint: …``, one line each."""
     open_standard_streams()
     os.umask(os.umask(0o077) | 0o022)  # gitdirs have settings that git runs programs for
-    sys.exit(run(sys.argv[1:]))
-
-
-def open_standard_streams() -> None:
-    """Where 0, 1 or 2 is closed, give it to nobody: the next file that somebody opens would get its
-    number, and what any program prints would be written into that file."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    if sys.stderr is None:  # `print` would take stdout for it
-        sys.stderr = os.fdopen(2, "w", closefd=False)
+    leave(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:

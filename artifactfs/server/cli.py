@@ -21,6 +21,7 @@ from artifactfs.server.commands.admin import COMMANDS
 from artifactfs.server.commands.options import Size, data_option, layout_of
 from artifactfs.server.commands.tokens import token
 from artifactfs.server.storage.settings import Limits, NameRule, ServerSettings
+from artifactfs.streams import leave, open_standard_streams
 
 if TYPE_CHECKING:
     from artifactfs.server.context import Context
@@ -45,7 +46,8 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """The console command. Errors are ``error: …`` and ``hint: …``, one line each."""
-    sys.exit(run(sys.argv[1:]))
+    open_standard_streams()
+    leave(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:

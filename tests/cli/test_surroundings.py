@@ -62,11 +62,14 @@ def test_errors_go_nowhere_else_without_stderr(idle_daemon: DaemonProcess) -> No
     assert (done.returncode, done.stdout) == (1, b"")
 
 
-def test_a_full_device_is_named(idle_daemon: DaemonProcess) -> None:
+@pytest.mark.parametrize("program", ["artifact-fs", "artifacts-server"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_device_is_named(idle_daemon: DaemonProcess, program: str, unbuffered: str) -> None:
+    """With buffers, what was not taken is still there when the interpreter ends."""
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [PROGRAMS / "artifact-fs", "--version"],
-            env=idle_daemon.environment,
+            [PROGRAMS / program, "--version"],
+            env={**idle_daemon.environment, "PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -122,7 +125,7 @@ def _has(process: Path, mark: bytes) -> bool:
 
 def test_a_log_that_takes_nothing(idle_daemon: DaemonProcess, local_remote: Any) -> None:
     """As on a full disk: mounts come and go all the same."""
-    start(idle_daemon, "exec 2>/dev/full;")
+    start(idle_daemon, "unset PYTHONUNBUFFERED; exec 2>/dev/full;")
     mount = idle_daemon.add_repo("hello", str(local_remote.path))
     os.kill(idle_daemon.status("hello")["pid"], signal.SIGKILL)
     wait_until(lambda: idle_daemon.status("hello")["restarts"] == 1, "another worker")
