@@ -15,6 +15,7 @@ SHELL_SCRIPTS = [
     ROOT / "vagrant" / "smoke",
     ROOT / "containers" / "entrypoint",
     ROOT / "scripts" / "install-service",
+    ROOT / "scripts" / "test-on",
 ]
 
 # Stands for Vagrant: takes every setting, and tells which scripts it was to run.
