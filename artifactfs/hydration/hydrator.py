@@ -47,6 +47,7 @@ from functools import partial
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.damage import DamageReport
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.git.pack.store import PackStore
 from artifactfs.git.remote.remote import Remote
@@ -95,6 +96,7 @@ class Hydrator:
         connect: Callable[[], Awaitable[Remote]],
         memory_bytes: int = DEFAULT_MEMORY,
         cache_limit: int = DEFAULT_CACHE_LIMIT,
+        damage: DamageReport | None = None,
     ) -> None:
         """Open the shared cache. Call it inside `trio.run`. Raises: OSError, sqlite3.Error."""
         self._settings = settings
@@ -104,7 +106,8 @@ class Hydrator:
         self.trace = FetchTrace()
         self._queue = WantQueue()
         self._memory = MemoryCache(memory_bytes)
-        self._large = LargeBlobStore(state.large_blobs)
+        damage = DamageReport(settings.name) if damage is None else damage
+        self._large = LargeBlobStore(state.large_blobs, damage)
         self._sizes = SizeStore(state.sizes_db)
         self._reads_here = self._reads_waited = 0
         self._link = RemoteLink(connect)
@@ -118,7 +121,12 @@ class Hydrator:
         )
         store = PackStore(state.shared_objects)
         self._upkeep = Upkeep(
-            store=store, large=self._large, sizes=self._sizes, odb=odb, cache_limit=cache_limit
+            store=store,
+            large=self._large,
+            sizes=self._sizes,
+            odb=odb,
+            cache_limit=cache_limit,
+            damage=damage,
         )
         self._control = FlightControl(
             queue=self._queue,

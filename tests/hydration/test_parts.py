@@ -166,7 +166,7 @@ def test_eviction_passes_by_blobs_that_are_open_and_takes_the_oldest(tmp_path: P
             await store.settle(oid)
             os.utime(store.path_of(oid), (1_000 + number, 1_000 + number))
         held = store.open(oids[1])
-        assert held is not None
+        assert isinstance(held, FileBlob)
         os.utime(store.path_of(oids[1]), (1_001, 1_001))
         assert store.total_bytes() == 4_000
         assert store.evict(2_000) == 2_000
@@ -189,12 +189,12 @@ def test_a_large_blob_has_its_name_only_when_it_is_on_the_disk(tmp_path: Path) -
         store.adopt(oid, spooled)
         spooled.unlink()
         mine = store.open(oid)
-        assert mine is not None
+        assert isinstance(mine, FileBlob)
         assert mine.size == 5_000
         assert other.open(oid) is None
         await store.settle(oid)
         theirs = other.open(oid)
-        assert theirs is not None
+        assert isinstance(theirs, FileBlob)
         assert store.unsettled() == []
         mine.close()
         theirs.close()

@@ -222,6 +222,7 @@ class Worker:
                 odb=odb,
                 connect=self._remotes.open_for_hydration,
                 cache_limit=self._cache_limit,
+                damage=self.damage,
             )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(hydrator.run)

@@ -35,6 +35,7 @@ from artifactfs.fs.tree.mutations import Mutations
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.git.objects.database import Oid
 from artifactfs.hydration.local.blobs import Blob, Found, InPack, ReadContext
+from artifactfs.hydration.local.checksums import BlobDamaged
 
 _BLOBS = (stat.S_IFREG, stat.S_IFLNK)
 
@@ -100,10 +101,19 @@ class Contents:
         if inode.data is not None:
             blob.close()
             return await self.read(inode, offset, size)
-        content = blob.read(offset, size)
+        try:
+            content = blob.read(offset, size)
+        except BlobDamaged:
+            return await self._read_anew(inode, offset, size)
         if offset + len(content) >= blob.size:
             self._opened.close_blob(inode.ino)
         return content
+
+    async def _read_anew(self, inode: Inode, offset: int, size: int) -> bytes:
+        """After the file of its blob was found to be damaged, and removed."""
+        self._opened.close_blob(inode.ino)
+        blob = await self._open_blob(inode)
+        return blob.read(offset, size)
 
     async def _check_upper(self, inode: Inode, data: Data) -> None:
         """Before an upper file is used for the first time: that it is what it was.
@@ -189,7 +199,10 @@ class Contents:
         open_blob = functools.partial(self._blobs.open, oid, self._context(inode, pid))
         if conversion is None:
             return await open_blob()
-        blob = await self._converted.open(oid, conversion, path, open_blob)
+        try:
+            blob = await self._converted.open(oid, conversion, path, open_blob)
+        except BlobDamaged:  # once more: it comes from the pack or the remote now
+            blob = await self._converted.open(oid, conversion, path, open_blob)
         self._conversions.note_size(oid, conversion, blob.size)
         return blob
 
@@ -447,15 +460,25 @@ class Contents:
         async def fill(draft: int) -> None:
             if limit == 0 or oid is None:
                 return
-            blob = await self._blob(inode, oid, pid)
             try:
-                size = blob.size if limit is None else min(blob.size, limit)
-                await copying.copy(blob, draft, size)
-            finally:
-                blob.close()
+                await self._copy_blob(inode, oid, pid, limit, draft)
+            except BlobDamaged:  # once more: it comes from the pack or the remote now
+                os.ftruncate(draft, 0)
+                os.lseek(draft, 0, os.SEEK_SET)
+                await self._copy_blob(inode, oid, pid, limit, draft)
 
         # Where the base was switched meanwhile, `copy_up` tries again.
         await self._by_draft(inode, fill, lambda: inode.oid == oid)
+
+    async def _copy_blob(
+        self, inode: Inode, oid: Oid, pid: int, limit: int | None, draft: int
+    ) -> None:
+        blob = await self._blob(inode, oid, pid)
+        try:
+            size = blob.size if limit is None else min(blob.size, limit)
+            await copying.copy(blob, draft, size)
+        finally:
+            blob.close()
 
     def _become_empty(self, inode: Inode) -> None:
         change = Change(self._tree)

@@ -339,6 +339,30 @@ class PackStore:
                 self.drop(pack.name)
         return damaged
 
+    def scrub(self, max_bytes: int, older_than_s: float) -> list[str]:
+        """Check the packs that were checked least recently, up to `max_bytes` of them, and delete
+        what is damaged; returns their names. When a pack was checked is the mtime of its index."""
+        due = []
+        for pack in self.packs():
+            with suppress(FileNotFoundError):
+                age = time.time() - pack.path.with_suffix(".idx").stat().st_mtime
+                if age > older_than_s:
+                    due.append((-age, pack))
+        damaged, done = [], 0
+        for _, pack in sorted(due, key=lambda item: item[0]):
+            if done >= max_bytes:
+                break
+            done += pack.bytes
+            try:
+                _check(pack.path, deep=True)
+                os.utime(pack.path.with_suffix(".idx"))
+            except FileNotFoundError:
+                continue
+            except (CorruptData, OSError):
+                damaged.append(pack.name)
+                self.drop(pack.name)
+        return damaged
+
     def clean(self) -> None:
         """Remove what crashed processes left: temporary directories, and packs half removed."""
         self.clean_temporary()

@@ -98,7 +98,8 @@ class FileBlob:
 
 @dataclass(frozen=True, slots=True)
 class InPack:
-    """Where a blob is: in a pack, and of a `size` that takes too long for the event loop."""
+    """Where a blob is: in a pack, or in a file that was not compared with its oid yet, and of a
+    `size` that takes too long for the event loop."""
 
     size: int
 

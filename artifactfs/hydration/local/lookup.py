@@ -12,7 +12,7 @@ from artifactfs.errors import CorruptData
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.hydration.errors import HydrationFailed, disk_failure
 from artifactfs.hydration.local import memory_only
-from artifactfs.hydration.local.blobs import Blob, Found, InPack, MemoryBlob
+from artifactfs.hydration.local.blobs import Blob, FileBlob, Found, InPack, MemoryBlob
 from artifactfs.hydration.local.cache import LARGE_BLOB, MemoryCache
 from artifactfs.hydration.local.large_blobs import LargeBlobStore
 
@@ -47,7 +47,7 @@ class LocalBlobs:
             return MemoryBlob(data)
         large = self._large.open(oid)
         if large is not None:
-            return large
+            return InPack(large) if isinstance(large, int) else large
         try:
             found = self._odb.small_blob(oid, IN_LOOP)
         except CorruptData as error:
@@ -93,6 +93,11 @@ class LocalBlobs:
         return MemoryBlob(data)
 
     async def _into_file(self, oid: bytes) -> Blob | None:
+        if self._large.size(oid) is not None:  # it has no checksums yet
+            if await trio.to_thread.run_sync(self._large.verify, oid):
+                opened = self._large.open(oid)
+                if isinstance(opened, FileBlob):
+                    return opened
         temporary = self._large.temporary()
         size: int | None = None
         try:
@@ -101,7 +106,8 @@ class LocalBlobs:
                 return None
             self._large.adopt_temporary(oid, temporary)
             self._unpacked()
-            return self._large.open(oid)
+            opened = self._large.open(oid)
+            return opened if isinstance(opened, FileBlob) else None
         except OSError as error:
             failure = disk_failure(error)
             in_memory = await self._without_disk(oid) if failure.disk_full else None
