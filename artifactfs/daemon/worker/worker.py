@@ -222,7 +222,7 @@ class Worker:
                 odb=odb,
                 connect=self._remotes.open_for_hydration,
                 cache_limit=self._cache_limit,
-                damage=self.damage,
+                damage=self._damage,
             )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(hydrator.run)
