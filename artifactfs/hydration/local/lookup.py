@@ -93,11 +93,11 @@ class LocalBlobs:
         return MemoryBlob(data)
 
     async def _into_file(self, oid: bytes) -> Blob | None:
-        if self._large.size(oid) is not None:  # it has no checksums yet
-            if await trio.to_thread.run_sync(self._large.verify, oid):
-                opened = self._large.open(oid)
-                if isinstance(opened, FileBlob):
-                    return opened
+        verify, large = self._large.verify, self._large
+        if large.size(oid) is not None and await trio.to_thread.run_sync(verify, oid):
+            opened = large.open(oid)
+            if isinstance(opened, FileBlob):
+                return opened
         temporary = self._large.temporary()
         size: int | None = None
         try:
