@@ -98,6 +98,17 @@ def _split(data: bytes, *, until_flush: bool) -> tuple[list[Packet], bytes, bool
     return packets, data[offset:], False
 
 
+def next_packet(data: bytes, at: int) -> tuple[Packet, int] | None:
+    """What begins at `at`, as far as it is there, and how long it is with the four bytes of its
+    length. None where even those are not there. Raises: PktLineError."""
+    if len(data) - at < 4:
+        return None
+    length = _length(data[at : at + 4])
+    if length < 4:
+        return _SPECIALS[length], 4
+    return data[at + 4 : at + length], length
+
+
 def _length(digits: bytes) -> int:
     try:
         length = int(digits, 16)

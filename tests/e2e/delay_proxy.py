@@ -116,14 +116,16 @@ class DelayProxy:
     """Use as a context manager; runs in a thread of its own and listens on the loopback.
 
     Attributes that may be set at any time: `rtt` (seconds), `bandwidth` (bytes per second of each
-    connection's answers, None: no limit), `truncate_after` and `corrupt_at` (bytes of each
-    answer, headers included: the connection ends there, or one bit of that byte changes).
+    connection's answers, None: no limit; `chunk` bytes are handed on at once), `truncate_after` and
+    `corrupt_at` (bytes of each answer, headers included: the connection ends there, or one bit of
+    that byte changes).
     """
 
     def __init__(self, target: tuple[str, int], *, rtt: float = 0.0, port: int = 0) -> None:
         self.target = target
         self.rtt = rtt
         self.bandwidth: int | None = None
+        self.chunk = CHUNK
         self._flow = trio.Event()
         self._flow.set()
         self._released = trio.Event()
@@ -273,7 +275,7 @@ class DelayProxy:
 
         async def read() -> None:
             async with send:
-                while data := await source.receive_some(CHUNK):
+                while data := await source.receive_some(self.chunk):
                     if parser is not None:
                         parser.feed(data)
                         self.bytes_up += len(data)

@@ -10,14 +10,19 @@ import gzip
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from artifactfs.git.pack import format as packformat
+from artifactfs.pktline import encode
 
 
 @dataclass
@@ -53,6 +58,8 @@ class Backend:
     redirects: dict[str, str] = field(default_factory=dict)  # path prefix → new base
     status: int | None = None  # answer everything with it
     cut_after: int | None = None  # bytes of a fetch's answer
+    endless: bool = False  # each fetch brings one object of 1 TB of zeros
+    given_up: threading.Event = field(default_factory=threading.Event)  # by who got such a thing
     stall: threading.Event | None = None  # answer no POST before it is set
     stalled: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     close_each: bool = False
@@ -115,7 +122,28 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
             if backend.stall is not None and self.command == "POST":
                 backend.stalled.release()
                 backend.stall.wait(30)
+            if backend.endless and b"command=fetch" in body:
+                return self.answer_without_end()
             return self.run_backend(body)
+
+        def answer_without_end(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-git-upload-pack-result")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            header = struct.pack(">4sLL", b"PACK", 2, 1) + packformat.encode_entry(3, 1 << 40)
+            deflater = zlib.compressobj(1)
+            try:
+                self.wfile.write(b"d\r\n000dpackfile\n\r\n")
+                data = header
+                while True:
+                    for start in range(0, len(data), 60_000):
+                        packet = encode([b"\1" + data[start : start + 60_000]])
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(packet), packet))
+                    data = deflater.compress(bytes(1 << 20))
+            except OSError:
+                backend.given_up.set()
+                self.close_connection = True
 
         def plain(self, status: int, body: bytes, **headers: str) -> None:
             self.send_response(status)

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -98,7 +99,7 @@ def write_tree(path: Path, version: int, big: bytes, lines: list[str]) -> None:
     (path / "text").chmod(0o755)
 
 
-def parse(pack: bytes, directory: Path, *, step: int = 4096, **options: int) -> list[PackedObject]:
+def parse(pack: bytes, directory: Path, *, step: int = 4096, **options: Any) -> list[PackedObject]:
     """Feed a pack in pieces of `step` bytes and return all of its objects."""
     with open(directory / "parsed.pack", "w+b", buffering=0) as file:
         parser = PackParser(file.fileno(), spool_dir=directory, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
 from artifactfs.git.pack import format as packformat
-from artifactfs.git.pack.parser import PackParser
+from artifactfs.git.pack.parser import PackLimits, PackParser
 from tests.git.pack_samples import (
     HandmadePack,
     SampleRepository,
@@ -233,3 +235,41 @@ def test_damage_anywhere_is_found_or_harmless(
         assert packformat.object_id(item.kind, content) == item.oid
         if item.oid in sample.contents:
             assert sample.contents[item.oid] == (item.kind, content)
+
+
+def test_what_a_pack_may_hold_is_limited(tmp_path: Path) -> None:
+    """By the headers of its entries, and by what deltas make: nothing is inflated for it."""
+    limits = PackLimits(1000, 2)
+    base = bytes(1000)
+    grows = HandmadePack()
+    grows.ofs_delta(grows.blob(base), make_delta(base, [(0, 1000), b"x"]))
+    grows_late = HandmadePack()
+    grows_late.ref_delta(base, make_delta(base, [(0, 1000), b"x"]))
+    grows_late.blob(base)
+    many = HandmadePack()
+    for number in range(3):
+        many.blob(b"%d" % number)
+    large = HandmadePack()
+    large.blob(bytes(1001))
+    for bad in (grows, grows_late, many, large):
+        with pytest.raises(CorruptData, match="are the most"):
+            parse(bad.finish(), tmp_path, limits=limits)
+    good = HandmadePack()
+    good.ofs_delta(good.blob(base), make_delta(base, [(0, 999), b"x"]))
+    assert len(parse(good.finish(), tmp_path, limits=limits)) == 2
+
+
+def test_an_entry_of_nothing_ends(tmp_path: Path) -> None:
+    """Deflate has blocks without content: any number of them would be valid."""
+    nothing = b"\x78\x01" + b"\x00\x00\x00\xff\xff" * 100_000
+    pack = struct.pack(">4sLL", b"PACK", 2, 1) + packformat.encode_entry(3, 5) + nothing
+    with pytest.raises(CorruptData, match="does not end"):
+        parse(pack, tmp_path)
+
+
+def test_there_has_to_be_room_for_a_large_object(tmp_path: Path) -> None:
+    pack = HandmadePack()
+    pack.add(3, b"x", size=1 << 33 << 10)
+    with pytest.raises(OSError) as failed:
+        parse(pack.finish(), tmp_path, limits=PackLimits(1 << 60))
+    assert failed.value.errno == errno.ENOSPC

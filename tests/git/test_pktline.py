@@ -7,7 +7,7 @@ import trio
 
 from artifactfs.errors import ObjectsMissing, ProtocolError
 from artifactfs.git.wire.protocol import parse_sizes
-from artifactfs.git.wire.sideband import check_error, remote_error, side_band_data
+from artifactfs.git.wire.sideband import SideBands, check_error, remote_error, side_band_data
 from artifactfs.git.wire.transport import PacketReader
 from artifactfs.pktline import DELIM, FLUSH, MAX_PAYLOAD, Packet, PacketDecoder, Special, encode
 
@@ -94,3 +94,21 @@ def test_an_end_of_the_answer_within_a_section() -> None:
             await PacketReader(Answer()).section()
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 7, 1000, 10**6])
+def test_data_is_passed_on_before_its_packet_is_complete(step: int) -> None:
+    packets: list[Packet] = [b"\x01first", b"\x02progress", b"", b"\x01", b"\x01" + b"x" * 300]
+    wire = encode([*packets, b"\x01last", FLUSH])
+    bands = SideBands()
+    pieces: list[bytes] = []
+    for start in range(0, len(wire), step):
+        end = min(start + step, len(wire))
+        found, special = bands.feed(wire[start:end])
+        pieces += found
+        assert special is (FLUSH if end == len(wire) else None)
+    assert b"".join(pieces) == b"first" + b"x" * 300 + b"last"
+    found, _ = SideBands().feed(b"00ff\x01AB")
+    assert found == [b"AB"]
+    with pytest.raises(ProtocolError, match="no room"):
+        SideBands().feed(encode([b"\x01data", b"\x03no room"]))

@@ -329,3 +329,57 @@ def test_a_large_file_may_take_longer_than_the_deadline(
             assert trio.current_time() - began > 2
 
     trio.run(main)
+
+
+def test_bytes_are_progress_also_of_a_packet_that_is_not_complete(
+    url: str, line: DelayProxy, tmp_path: Path, tree_repository: TreeRepository
+) -> None:
+    """A packet of a pack is 64 KB. Here they come 200 at a time, for longer than a stall may be."""
+    path = b"data/small.png"
+    size = len(tree_repository.contents[path])
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=1.5) as mount:
+            line.chunk, line.bandwidth = 200, size // 4
+            assert await mount.read(path) == tree_repository.contents[path]
+            assert mount.hydrator.stats().failures == 0
+
+    trio.run(main)
+
+
+def test_an_object_that_is_larger_than_its_size_is_refused(
+    url: str, backend: Backend, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path) as mount:
+            tree = mount.context(PATH).trees[0]
+            await mount.hydrator.sizes(tree, [mount.oid(PATH)])
+            backend.endless = True
+            with pytest.raises(HydrationFailed, match="an object of 1099511627776 bytes"):
+                await mount.read(PATH)
+            backend.endless = False
+            assert await mount.read(PATH) == tree_repository.contents[PATH]
+
+    trio.run(main)
+
+
+def test_a_download_ends_when_nobody_waits_for_it(
+    url: str, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an object whose size nobody has told, so that only a bound would end it."""
+    monkeypatch.setattr(flight, "ABANDONED_S", 0.2)
+    monkeypatch.setattr(flight, "MAX_OBJECT", 1 << 50)
+    monkeypatch.setattr("artifactfs.git.pack.parser._free_bytes", lambda directory: 1 << 50)
+    monkeypatch.setattr(flight.PackLimits, "check", lambda limits, size: None)
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, object_info=False) as mount:
+            backend.endless = True
+            with trio.move_on_after(1.0):
+                await mount.read(PATH)
+            await trio.to_thread.run_sync(backend.given_up.wait, 20)
+            assert backend.given_up.is_set()
+            await mount.landed()
+            assert not list((tmp_path / "cache" / "objects" / "tmp").iterdir())
+
+    trio.run(main)

@@ -10,11 +10,13 @@ A delta may come before its base (REF_DELTA); it is resolved when the base is. T
 bases are elsewhere, are corrupt here: nothing of ours asks a server for them.
 
 What is handed out is right by construction, since its oid is computed from the bytes; a pack that
-turns out corrupt later takes nothing back. Speed: 30,000 small objects a second.
+turns out corrupt later takes nothing back. A remote may lie about everything else, so nothing it
+says is without a bound (`PackLimits`). Speed: 30,000 small objects a second.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
@@ -48,6 +50,31 @@ WINDOW = 1 << 16
 SPOOL_PIECE = 1 << 18
 """Large entries are inflated in pieces of this many bytes."""
 
+MAX_OBJECT = 16 << 30
+"""Bytes of one object whose size is not known before."""
+
+_ROOM_ABOVE = 64 << 20
+"""Whether there is room for an object is looked at before, above this many bytes."""
+
+_SLACK = 1 << 16
+"""Bytes that an entry may take beyond what zlib needs, and a delta beyond what it makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackLimits:
+    """What a pack may hold: bytes in one object, and how many objects (None: any number)."""
+
+    object_bytes: int = MAX_OBJECT
+    objects: int | None = None
+
+    def check(self, size: int) -> None:
+        """Raises: CorruptData."""
+        if size > self.object_bytes:
+            raise CorruptData(f"an object of {size} bytes, where {self.object_bytes} are the most")
+
+
+NO_LIMITS = PackLimits()
+
 
 @dataclass(slots=True)
 class PackedObject:
@@ -71,6 +98,11 @@ class PackEntry:
     oid: bytes
     crc: int
     offset: int
+
+
+def _free_bytes(directory: Path) -> int:
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
 
 
 class _Spool:
@@ -98,7 +130,7 @@ class _Spool:
 class _Body:
     """The entry that is being inflated. `base` is the entry number or the oid of a delta's base."""
 
-    __slots__ = ("base", "code", "got", "inflater", "keep", "parts", "size", "spool")
+    __slots__ = ("base", "code", "got", "inflater", "keep", "parts", "size", "spool", "taken")
 
     def __init__(self, code: int, size: int, base: int | bytes | None, keep: bool) -> None:
         self.code = code
@@ -107,6 +139,7 @@ class _Body:
         self.keep = keep
         self.inflater = zlib.decompressobj()
         self.got = 0
+        self.taken = 0  # bytes of the pack
         self.parts: list[bytes] = []
         self.spool: _Spool | None = None
 
@@ -126,8 +159,10 @@ class PackParser:
         spool_dir: Path,
         spool_bytes: int = SPOOL_BYTES,
         cache_bytes: int = BASE_CACHE,
+        limits: PackLimits = NO_LIMITS,
     ) -> None:
         self._fd = pack_fd
+        self._limits = limits
         self._spool_dir = spool_dir
         self._spool_bytes = spool_bytes
         self._spools = 0
@@ -276,6 +311,8 @@ class PackParser:
         signature, version, count = struct.unpack_from(">4sLL", self._buffer, self._position)
         if signature != packformat.SIGNATURE or version not in (2, 3):
             raise CorruptData("this is not a pack")
+        if self._limits.objects is not None and count > self._limits.objects:
+            raise CorruptData(f"{count} objects, where {self._limits.objects} are the most")
         self.count = count
         self._position += packformat.HEADER_BYTES
         return True
@@ -312,6 +349,7 @@ class PackParser:
             position += 20
             if len(base) < 20:
                 return False
+        self._limits.check(size if base is None else size - _SLACK)
         small = size <= self._spool_bytes
         self._body = _Body(code, size, base, small)
         if not small and base is None:
@@ -339,6 +377,9 @@ class PackParser:
         rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
         self._position = position + len(window) - len(rest)
         body.got += len(piece)
+        body.taken += self._position - position
+        if body.taken > 2 * packformat.compressed_bound(body.size) + _SLACK:
+            raise CorruptData("a pack entry does not end")
         if body.got > body.size or (inflater.eof and body.got < body.size):
             raise CorruptData("a pack entry has another size than its header says")
         if body.spool is not None:
@@ -378,6 +419,8 @@ class PackParser:
             self._unresolved += 1
             self._waiting.setdefault(base, []).append(index)
             return
+        if body.keep:
+            self._limits.check(packformat.delta_sizes(delta)[1])
         if not body.keep or max(packformat.delta_sizes(delta)[:2]) > self._spool_bytes:
             self._unresolved += 1
             self._deferred.append(index)
@@ -398,6 +441,7 @@ class PackParser:
 
     def _resolve(self, index: int, done: list[PackedObject]) -> None:
         """Resolve one delta whose base is known, whatever its size."""
+        self._limits.check(self._pack.size(self._offsets[index]))
         kind, content = self._pack.read(self._offsets[index])
         self._unresolved -= 1
         if len(content) <= self._spool_bytes:
@@ -434,7 +478,10 @@ class PackParser:
             self._ready.append(index)
 
     def _new_spool(self, kind: Kind, size: int) -> _Spool:
+        """Raises: OSError where there is no room for `size` bytes."""
         self._spools += 1
+        if size > _ROOM_ABOVE and size > _free_bytes(self._spool_dir):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return _Spool(self._spool_dir / f"spool-{self._spools}", kind, size)
 
     def _numbers(self) -> dict[bytes, int]:

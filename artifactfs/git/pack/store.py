@@ -31,7 +31,13 @@ from artifactfs.git.pack.format import Oid
 from artifactfs.git.pack.index import PackIndex, encode_index
 from artifactfs.git.pack.index_pack import IndexedObject, list_objects, write_index
 from artifactfs.git.pack.merge import merge_packs
-from artifactfs.git.pack.parser import SPOOL_BYTES, PackedObject, PackParser
+from artifactfs.git.pack.parser import (
+    NO_LIMITS,
+    SPOOL_BYTES,
+    PackedObject,
+    PackLimits,
+    PackParser,
+)
 from artifactfs.git.pack.reader import write_bytes
 
 FEED_BYTES = 1 << 15
@@ -123,6 +129,7 @@ class PackStore:
         *,
         on_object: Callable[[PackedObject], None] | None = None,
         expected: Collection[Oid] = (),
+        limits: PackLimits = NO_LIMITS,
     ) -> PackSummary:
         """Store the pack that `chunks` are, and hand each object to `on_object` as it completes.
 
@@ -142,7 +149,9 @@ class PackStore:
                     on_object(item)
 
         with _incoming(self._tmp) as (directory, fd):
-            parser = PackParser(fd, spool_dir=directory, spool_bytes=self._spool_bytes)
+            parser = PackParser(
+                fd, spool_dir=directory, spool_bytes=self._spool_bytes, limits=limits
+            )
             try:
                 await parse_pack(parser, chunks, hand_out)
             except BaseException:

@@ -10,6 +10,7 @@ once; then it is fetched in the usual way.
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from typing import IO, Literal
 
 import trio
 
-from artifactfs.errors import ArtifactFSError, ProtocolError, RemoteError
+from artifactfs.errors import ArtifactFSError, ProtocolError, RemoteError, RemoteUnreachable
 from artifactfs.git.wire import protocol
 from artifactfs.git.wire.protocol import RefAdvertisement
-from artifactfs.git.wire.sideband import side_band_data
+from artifactfs.git.wire.sideband import SideBands, side_band_data
 from artifactfs.git.wire.transport import Advertisement, Exchange, PacketReader, Transport, deadline
 from artifactfs.pktline import FLUSH, Packet
 
@@ -29,13 +30,15 @@ Oid = bytes
 CLONE_PREFIXES = ("HEAD", "refs/heads/", "refs/tags/")
 _IN_MEMORY = 8 << 20
 _PIECE = 1 << 18
+_ANSWER_BYTES = 512 << 20
+"""Of refs or sizes: some million refs are 100 MB."""
 
 Version = Literal[2, 1, 0, "dumb"]
 
 
 class PackStream:
-    """The bytes of one pack, as they arrive; none at all (``b""``) are a sign of life of a server
-    that is still looking for deltas.
+    """The bytes of one pack, as they arrive, also those of a packet that is not complete; none at
+    all (``b""``) are a sign of life of a server that is still looking for deltas.
 
     `shallow` and `unshallow` are commits whose parents were left out, or are no longer; `named` has
     the objects of refs that were wanted by name. All are complete before the first chunk.
@@ -44,6 +47,8 @@ class PackStream:
     def __init__(self, exchange: Exchange, reader: PacketReader) -> None:
         self._exchange = exchange
         self._reader = reader
+        self._bands = SideBands()
+        self._pieces: deque[bytes] = deque()
         self._ended = False
         self.shallow: frozenset[Oid] = frozenset()
         self.unshallow: frozenset[Oid] = frozenset()
@@ -53,23 +58,39 @@ class PackStream:
         return self
 
     async def __anext__(self) -> bytes:
-        while not self._ended:
-            packet = await self._reader.next()
-            if packet is FLUSH:
-                self._ended = True
-                await self._exchange.finish()
-            elif isinstance(packet, bytes):
-                return side_band_data(packet)
-            else:
-                raise ProtocolError("the remote's pack has a section in its middle")
-        raise StopAsyncIteration
+        while not self._pieces:
+            if self._ended:
+                raise StopAsyncIteration
+            chunk = await self._exchange.receive()
+            if not chunk:
+                raise RemoteUnreachable("the remote's answer was cut short")
+            await self._take(chunk)
+        return self._pieces.popleft()
+
+    async def _take(self, chunk: bytes) -> None:
+        pieces, end = self._bands.feed(chunk)
+        self._pieces += pieces
+        if end is not None:
+            await self._end(end)
+
+    async def _end(self, packet: Packet) -> None:
+        if packet is not FLUSH:
+            raise ProtocolError("the remote's pack has a section in its middle")
+        self._ended = True
+        await self._exchange.finish()
 
     async def read_sections(self) -> None:
         """Read up to the pack. Raises: RemoteError."""
         while True:
             header = await self._reader.next()
             if header in (b"packfile\n", b"packfile"):
-                return
+                packets, part = self._reader.rest()
+                for packet in packets:
+                    if isinstance(packet, bytes):
+                        self._pieces.append(side_band_data(packet))
+                    else:
+                        return await self._end(packet)
+                return await self._take(part)
             if not isinstance(header, bytes):
                 raise ProtocolError("the remote answered a fetch without a pack")
             lines, _ = await self._reader.section()
@@ -224,13 +245,26 @@ async def _fetch_tip(transport: Transport, wish: TipWish, name: str, deadline_s:
 async def ask(
     transport: Transport, kind: str, request: bytes, name: str, deadline_s: float, urgent: bool
 ) -> list[Packet]:
-    """A request whose answer is one section. Raises: RemoteError."""
-    with deadline(deadline_s, name):
+    """A request whose answer is one section, of at most `_ANSWER_BYTES`.
+
+    Ends when nothing has come for `deadline_s`: many refs over a slow line take their time.
+    Raises: RemoteError.
+    """
+    received = 0
+    with trio.CancelScope(deadline=trio.current_time() + deadline_s) as scope:
+
+        def note(chunk: bytes) -> None:
+            nonlocal received
+            received += len(chunk)
+            if received > _ANSWER_BYTES:
+                raise ProtocolError(f"{name} does not stop answering")
+            scope.deadline = trio.current_time() + deadline_s
+
         async with transport.exchange(kind, request, urgent=urgent) as exchange:
-            packets, _ = await PacketReader(exchange).section()
+            packets, _ = await PacketReader(exchange, note).section()
             await exchange.finish()
             return packets
-    raise AssertionError("unreachable")
+    raise RemoteUnreachable(f"{name} sent nothing for {deadline_s:g} s")
 
 
 def advertised_version(advertisement: Advertisement) -> Version:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from artifactfs.errors import ObjectsMissing, ProtocolError, RemoteError, RemoteNotFound
-from artifactfs.pktline import Packet
+from artifactfs.pktline import Packet, Special, next_packet
 from artifactfs.redact import foreign_text
 
 _NOT_OUR_REF = re.compile(r"not our ref ([0-9a-f]{40})")
@@ -43,3 +43,43 @@ def side_band_data(packet: bytes) -> bytes:
         raise remote_error(packet[1:])
     check_error(packet)
     raise ProtocolError("the remote sent an unknown side band")
+
+
+class SideBands:
+    """Turns chunks of any size into the data of side band 1, without waiting for whole packets.
+
+    A packet of a pack is up to 64 KB: a minute, over a slow line.
+    """
+
+    __slots__ = ("_buffer", "_left")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._left = 0
+        """Bytes of a packet of data that are to come."""
+
+    def feed(self, chunk: bytes) -> tuple[list[bytes], Special | None]:
+        """The pieces of data in `chunk`, and the special packet that it ends with, if any.
+
+        An empty piece is a sign of life. Raises: PktLineError, ObjectsMissing, ProtocolError.
+        """
+        data = self._buffer + chunk if self._buffer else chunk
+        pieces: list[bytes] = []
+        at = min(self._left, len(data))
+        if at:
+            pieces.append(data[:at])
+            self._left -= at
+        while (found := next_packet(data, at)) is not None:
+            packet, length = found
+            if isinstance(packet, Special):
+                return pieces, packet
+            end = at + length
+            if end > len(data):
+                if data[at + 4 : at + 5] != b"\x01":
+                    break
+                self._left = end - len(data)
+                packet = data[at + 4 :]
+            pieces.append(side_band_data(packet))
+            at = min(end, len(data))
+        self._buffer = data[at:]
+        return pieces, None

@@ -6,7 +6,7 @@ as chunks. It knows about connections and credentials, and nothing about objects
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,10 +105,14 @@ class Advertisement:
 class PacketReader:
     """Reads packets off an exchange."""
 
-    __slots__ = ("_decoder", "_exchange", "_ready")
+    __slots__ = ("_decoder", "_exchange", "_note", "_ready")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(
+        self, exchange: Exchange, note: Callable[[bytes], None] = lambda chunk: None
+    ) -> None:
+        """`note` is told of each chunk that comes."""
         self._exchange = exchange
+        self._note = note
         self._decoder = PacketDecoder()
         self._ready: Iterator[Packet] = iter(())
 
@@ -121,7 +125,13 @@ class PacketReader:
             chunk = await self._exchange.receive()
             if not chunk:
                 raise RemoteUnreachable("the remote's answer was cut short")
+            self._note(chunk)
             self._ready = iter(self._decoder.feed(chunk))
+
+    def rest(self) -> tuple[list[Packet], bytes]:
+        """The packets that came and were not taken, and the part of one behind them. The end."""
+        ready, self._ready = list(self._ready), iter(())
+        return ready, self._decoder.pending
 
     async def section(self) -> tuple[list[Packet], Special]:
         """The data packets up to the next flush or delim packet, and which of them it was."""

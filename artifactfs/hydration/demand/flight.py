@@ -25,8 +25,9 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
+from artifactfs.git.pack.format import compressed_bound
 from artifactfs.git.pack.index_pack import IndexedObject
-from artifactfs.git.pack.parser import PackedObject
+from artifactfs.git.pack.parser import MAX_OBJECT, PackedObject, PackLimits
 from artifactfs.git.pack.store import PackStore
 from artifactfs.hydration.demand.queue import WantQueue
 from artifactfs.hydration.demand.want import Flight, Reason, Want
@@ -54,6 +55,16 @@ WHOLE_WANTS = 50
 """Background requests for so many objects are read by git: a process costs some 5 ms."""
 GIVE_WAY_S = 1.0
 """The sweep stops reading for at most that long at a time while a reader's request is on."""
+
+ABANDONED_S = 5.0
+"""What a reader has asked for is given up so long after nobody waits for it any more: the next
+reader who comes in that time finds it nearly here."""
+
+MAX_WHOLE = 16 << 30
+"""Bytes of a request of the background whose objects' sizes are not all known."""
+
+EXTRA_OBJECTS = 1_000
+"""A remote may send more objects than were asked for, within reason."""
 
 MIN_ROOM = 4 << 20
 """Bytes that are evicted at least where the disk is full: room for some requests."""
@@ -270,14 +281,16 @@ class FlightControl:
                 async with remote.fetch_pack(
                     oids, filter=filter_spec, urgent=flight.urgent
                 ) as chunks:
+                    limits = self._limits(flight, oids)
                     metered = self._metered(flight, chunks, scope, stall_s)
                     receive = partial(self._receive, flight)
                     if flight.in_memory:
                         await memory_only.receive(metered, on_object=receive)
                     elif flight.whole:
-                        await self._receive_all(flight, await self._store.ingest_whole(metered))
+                        bounded = _bounded(metered, self._most_bytes(flight, oids))
+                        await self._receive_all(flight, await self._store.ingest_whole(bounded))
                     else:
-                        await self._store.ingest(metered, on_object=receive)
+                        await self._store.ingest(metered, on_object=receive, limits=limits)
             except ArtifactFSError as error:
                 return error
             except OSError as error:
@@ -294,10 +307,15 @@ class FlightControl:
         stall_s: float,
     ) -> AsyncIterator[bytes]:
         """`chunks`, while `scope` is given `stall_s` from each on: from a sign of life without
-        content, too, but not for longer than the repository's deadline."""
-        came = trio.current_time()
+        content, too, but not for longer than the repository's deadline. Raises: RemoteUnreachable
+        when nobody has waited for them for a while."""
+        came = waited_for = trio.current_time()
         async for chunk in chunks:
             now = trio.current_time()
+            if not flight.urgent or any(want.readers for want in flight.wants.values()):
+                waited_for = now
+            elif now - waited_for > ABANDONED_S:
+                raise RemoteUnreachable("given up: nobody waits for it any more")
             if not chunk:
                 scope.deadline = min(now + stall_s, came + self._deadline_s)
                 continue
@@ -311,6 +329,21 @@ class FlightControl:
                 with trio.move_on_after(GIVE_WAY_S):
                     await self._no_urgent.wait()
                 scope.deadline = trio.current_time() + stall_s
+
+    def _limits(self, flight: Flight, oids: list[bytes]) -> PackLimits:
+        """What the answer to a request for `oids` may hold."""
+        sizes = [self._sizes.get(oid) for oid in oids]
+        if flight.trees or None in sizes:
+            return PackLimits(objects=None if flight.trees else len(oids) + EXTRA_OBJECTS)
+        largest = max((size for size in sizes if size is not None), default=0)
+        return PackLimits(min(largest, MAX_OBJECT), len(oids) + EXTRA_OBJECTS)
+
+    def _most_bytes(self, flight: Flight, oids: list[bytes]) -> int:
+        """How long the pack of a request of the background may be."""
+        sizes = [self._sizes.get(oid) for oid in oids]
+        if flight.trees or None in sizes:
+            return MAX_WHOLE
+        return sum(compressed_bound(size or 0) for size in sizes) + EXTRA_OBJECTS * len(oids)
 
     def _comes_whole(self, flight: Flight, oids: list[bytes]) -> bool:
         """Whether its objects are handed out together at the end: see `PackStore.ingest_whole`.
@@ -421,6 +454,16 @@ class FlightControl:
         for want in flight.wants.values():
             if not want.settled and (flight.urgent or want.priority is not Priority.EXPLICIT):
                 self._queue.settle(want, error=_failure(error))
+
+
+async def _bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
+    """`chunks`. Raises: CorruptData above `most` bytes."""
+    left = most
+    async for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            raise CorruptData(f"a pack of more than {most} bytes")
+        yield chunk
 
 
 def _explicit(want: Want | None) -> bool:
