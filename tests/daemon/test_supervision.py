@@ -193,7 +193,7 @@ def test_a_fork_server_that_cannot_be_started_is_tried_again(
 def test_somebody_else_unmounts(state: StateLayout, settings: RepoSettings) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
         await one.settled()
-        await trio.to_thread.run_sync(mounts.unmount, settings.mount_point)
+        await trio.run_process(["umount", "--recursive", settings.mount_point])
         await one.ended.wait()
         assert one.state == "unmounted"
         assert one.restarts == 0
@@ -233,7 +233,7 @@ def test_who_waits_for_a_change_learns_of_the_end(
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch)
-                await trio.to_thread.run_sync(mounts.unmount, settings.mount_point)
+                await trio.run_process(["umount", "--recursive", settings.mount_point])
 
     supervised(state, settings, body)
 

@@ -12,10 +12,12 @@ CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 def mounts_below(directory: Path) -> list[tuple[Path, int]]:
-    """Return (mount point, minor device number) of every mount below, the latest first."""
+    """Return (mount point, minor device number) of every FUSE mount below, the latest first."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
+        if " - fuse" not in line or fields[3] != "/":  # bind mounts are on FUSE or in it
+            continue
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
         if Path(point).is_relative_to(directory):
             found.append((Path(point), int(fields[2].partition(":")[2])))

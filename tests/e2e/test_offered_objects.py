@@ -18,7 +18,7 @@ from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
 @pytest.fixture
 def ready(mounted: Path, daemon: DaemonProcess) -> Path:
     """The mount with its index and all of history; no content but what git reads always."""
-    (mounted / ".git").read_bytes()
+    (mounted / ".git" / "HEAD").read_bytes()
     daemon.wait_for("odd", "history")
     return mounted
 
@@ -204,7 +204,7 @@ def versions(
     make_versions(work, 40)
     subprocess.run(["git", "clone", "-q", "--bare", work, bare], check=True)
     mount = daemon.add_repo("odd", proxy.url(remote_repo(bare).url))
-    (mount / ".git").read_bytes()
+    (mount / ".git" / "HEAD").read_bytes()  # waits for the index
     daemon.wait_for("odd", "history")
     return mount
 

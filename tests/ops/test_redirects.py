@@ -167,10 +167,10 @@ def test_a_symlink_of_the_tree_leads_nowhere_else(tree: Tree, tmp_path: Path, me
 def test_what_was_taken_along_is_put_back(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where mounting is refused after all, as AppArmor does in a container."""
 
-    def refuse(*_command: str) -> None:
+    def refuse(*_folders: Path) -> None:
         raise MountError("mount: permission denied")
 
-    monkeypatch.setattr(redirects, "_mount_program", refuse)
+    monkeypatch.setattr(redirects, "bind", refuse)
     (tree.mount_point / "target").mkdir()
     (tree.mount_point / "target" / "built").write_text("x")
     with pytest.raises(MountError):

@@ -9,8 +9,7 @@ orderly unmount (a lazy one detaches what is mounted below as well).
 The folders are listed in ``redirects/list.json``, and in the gitdir's ``info/exclude``: they are
 for what git must not see, and a pattern such as ``node_modules/`` does not match a symlink.
 
-Everything here is synchronous, and `mount` and `umount` are programs: looking a path up in the
-mount must not wait in the process that answers it.
+Everything here is synchronous: call it in a thread.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from artifactfs.daemon.host import mounts
+from artifactfs.daemon.host.binds import bind, may_bind, unbind
 from artifactfs.errors import (
     AlreadyExists,
     ArtifactFSError,
@@ -42,9 +42,7 @@ from artifactfs.paths import RepoLayout
 log = logging.getLogger(__name__)
 
 METHODS = ("bind", "symlink")
-MOUNT_DEADLINE_S = 20.0
 _EXCLUDE_MARK = "# artifact-fs redirect"
-_CAP_SYS_ADMIN = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +67,6 @@ class Tree:
 
     def data(self, redirect: Redirect) -> Path:
         return self.layout.redirects / redirect.data
-
-
-def may_bind() -> bool:
-    """Tell whether this process has CAP_SYS_ADMIN, without which mount(2) refuses."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
-    return False
 
 
 # -- the list --------------------------------------------------------------------------------
@@ -224,23 +214,7 @@ def _place(tree: Tree, redirect: Redirect) -> None:
     except OSError as error:
         raise MountError(f"cannot make {folder}: {error.strerror}") from error
     if redirect.method == "bind":
-        _mount_program("mount", "--bind", "--", str(data), str(folder))
-
-
-def _mount_program(*command: str) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=MOUNT_DEADLINE_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MountError(f"{command[0]} failed: {error}") from error
-    if done.returncode != 0:
-        raise MountError(done.stderr.strip() or f"{command[0]} failed")
+        bind(data, folder)
 
 
 def remove(tree: Tree, path: str, *, discard: bool = False, keep: bool = False) -> Redirect:
@@ -275,18 +249,13 @@ def _displace(tree: Tree, redirect: Redirect) -> None:
     folder = tree.folder(redirect)
     try:
         if redirect.method == "bind":
-            _unbind(folder)
+            unbind(folder)
             folder.rmdir()
         elif folder.is_symlink():
             folder.unlink()
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
             raise MountError(f"cannot clear {folder}: {error.strerror}") from error
-
-
-def _unbind(folder: Path) -> None:
-    for _ in mounts.mounts_at(str(folder), follow=False):
-        _mount_program("umount", "--lazy", "--", str(folder))
 
 
 def _set_excluded(tree: Tree, path: str, excluded: bool) -> None:
@@ -349,10 +318,10 @@ def apply(tree: Tree) -> list[Redirect]:
 
 
 def release(tree: Tree) -> None:
-    """Detach the bind mounts, so that the mount itself can be unmounted without force."""
+    """End the bind mounts, so that the mount itself can be unmounted without force.
+
+    Raises: MountError where one is in use; others may have ended by then.
+    """
     for redirect in _listed(tree):
         if redirect.method == "bind":
-            try:
-                _unbind(tree.folder(redirect))
-            except MountError as error:
-                log.warning("cannot end a redirection: %s", error, extra={"path": redirect.path})
+            unbind(tree.folder(redirect))

@@ -38,6 +38,7 @@ from artifactfs.daemon.switch.switching import Switching
 from artifactfs.daemon.switch.target import Commits
 from artifactfs.daemon.worker.background import Background
 from artifactfs.daemon.worker.content import ContentRequests
+from artifactfs.daemon.worker.covered_gitdir import CoveredGitdir
 from artifactfs.daemon.worker.following import Following
 from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.daemon.worker.old_versions import OldVersions
@@ -47,7 +48,6 @@ from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateErr
 from artifactfs.fs.gitview.gate import HistoryGate
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
-from artifactfs.git.checkout.filters import Filters
 from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
@@ -108,6 +108,7 @@ class Worker:
         self._damage = DamageReport()
         self._layout: RepoLayout = state.repo(settings.name)
         self._remotes = RemoteConnection(self._layout, settings.remote, settings.deadline_s)
+        self._git_place = CoveredGitdir(self._layout.gitdir, settings)
         self._commands = {
             "ping": Command(self._ping, STOP_S),
             "stop": Command(self._stop, STOP_S),
@@ -149,14 +150,16 @@ class Worker:
         """Shows that the event loop runs."""
         return {}
 
-    async def _unmount(self, filters: Filters) -> None:
-        """Unmount unless it is in use. Raises: MountError."""
+    async def _unmount(self, filesystem: FileSystem) -> None:
+        """Unmount unless it, or what is mounted in it, is in use. Raises: MountError."""
         tree = self._redirected_tree()
-        await trio.to_thread.run_sync(redirects.release, tree)
-        await filters.end_idle()
+        await filesystem.filters.end_idle()
         try:
+            await trio.to_thread.run_sync(redirects.release, tree)
+            await self._git_place.uncover()
             await trio.to_thread.run_sync(mounts.unmount, self._settings.mount_point)
         except MountError:
+            await self._git_place.cover(filesystem.waiting_room)
             await trio.to_thread.run_sync(redirects.apply, tree)
             raise
 
@@ -241,6 +244,7 @@ class Worker:
             tip=tip or self._tip_of_head(odb),
             offer=hydrator.offered,
             damage=self._damage,
+            place=self._git_place.place,
         )
         try:
             await recover(self._layout, self._settings.mount_point, odb, filesystem)
@@ -306,10 +310,14 @@ class Worker:
         old_versions, jobs, requests = self._compose(filesystem, odb, hydrator, background)
         self._commands.update(requests.table())
         await trio.to_thread.run_sync(old_versions.offer_objects)
+        await self._git_place.cover(filesystem.waiting_room)
         await trio.to_thread.run_sync(redirects.apply, self._redirected_tree())
         top, commit = self._settings.mount_point, filesystem.base.commit.hex()
         await self.event("mounted", state="mounted", mount_point=top, commit=commit)
-        await jobs.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(jobs.run)
+            await filesystem.index_ready.wait()
+            await self._git_place.open()
 
     def _compose(
         self,
@@ -370,7 +378,7 @@ class Worker:
             jobs=jobs,
             switching=switching,
             content=content,
-            unmount=partial(self._unmount, filesystem.filters),
+            unmount=partial(self._unmount, filesystem),
         )
         return old_versions, jobs, requests
 

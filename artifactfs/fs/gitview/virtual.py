@@ -1,7 +1,11 @@
 """Files of the mount that are in no tree: ``.git``, and the directory that git's fsmonitor reads.
 
 ``.git`` is a gitfile (gitrepository-layout) like that of a linked worktree. Its content, but
-nothing else, waits until the index is there.
+nothing else, waits until the index is there. Where the worker can cover it with a bind mount of the
+gitdir (`GitdirPlace`) it is a folder, as in a clone. Before there is an index, another bind mount
+covers that one: ``.artifact-fs/waiting``. Whoever looks for something in it waits until it is gone,
+and is then told ESTALE: the kernel walks the whole path once more, and finds the gitdir. (The wait
+cannot be in ``.git`` itself: a look-up holds the lock on the folder that mount(2) needs.)
 
 ``.artifact-fs/fsmonitor/TOKEN`` is the answer to "what changed since TOKEN", made when the name is
 looked up: each look-up finds another file, which contains that answer for ever. The directory is
@@ -13,11 +17,14 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Callable, Container
+from contextlib import suppress
 
 import pyfuse3
+import trio
 
 from artifactfs.fs.gitview.offered import OFFERED_INO, OfferedObjects
 from artifactfs.fs.inodes.attributes import FOREVER
+from artifactfs.fs.kernel.interrupt import unless_interrupted
 from artifactfs.fs.kernel.refusal import fail
 from artifactfs.inode_numbers import ROOT_INO
 
@@ -25,6 +32,9 @@ GITFILE = b".git"
 GITFILE_INO = 2
 _CONTROL_INO = 3
 _FSMONITOR_INO = 4
+_GITDIR_INO = 6
+_WAITING_INO = 7
+WAITING = b"waiting"
 _TOKENS = 1 << 61
 """Numbers of token files: apart from derived (bit 62) and allocated ones (small)."""
 
@@ -32,6 +42,37 @@ _ANSWERS_KEPT = 64
 """The kernel may remember a token file for ever, though its reader came and went."""
 
 _MAX_TOKEN = 200
+
+_FORGET_S = 5.0
+"""The kernel is given so long to forget a name: it may wait for a look-up that we answer."""
+
+
+class GitdirPlace:
+    """Whether ``.git`` is a folder that the gitdir covers, and whether git may look into it."""
+
+    def __init__(self, *, can_be_covered: bool) -> None:
+        self.is_folder = can_be_covered
+        self._ready = trio.Event()
+
+    def ready(self) -> None:
+        """What covers ``.git`` is the gitdir, for good."""
+        self._ready.set()
+
+    async def give_up(self) -> None:
+        """It cannot be covered: the kernel is told to forget the folder, and finds a gitfile."""
+        self.is_folder = False
+        self._ready.set()
+        with trio.move_on_after(_FORGET_S):
+            await trio.to_thread.run_sync(_forget_gitdir, abandon_on_cancel=True)
+
+    async def wait(self, pid: int) -> None:
+        """Until it is ready, or a gitfile; the caller `pid` can be killed."""
+        await unless_interrupted(pid, self._ready.wait)
+
+
+def _forget_gitdir() -> None:
+    with suppress(FileNotFoundError):  # the kernel does not know it
+        pyfuse3.invalidate_entry(ROOT_INO, GITFILE)
 
 
 class VirtualFiles:
@@ -43,11 +84,13 @@ class VirtualFiles:
         answer: Callable[[str], bytes],
         *,
         offered: OfferedObjects | None = None,
+        place: GitdirPlace | None = None,
         uid: int,
         gid: int,
         time_ns: int,
     ) -> None:
         self.offered = offered
+        self.place = place or GitdirPlace(can_be_covered=False)
         self.gitfile = b"gitdir: " + gitdir + b"\n"
         self.control_name = b".artifact-fs"
         self._answer = answer
@@ -66,7 +109,7 @@ class VirtualFiles:
         self.control_name = name
 
     def owns(self, ino: int) -> bool:
-        if GITFILE_INO <= ino <= _FSMONITOR_INO or _TOKENS <= ino < 2 * _TOKENS:
+        if GITFILE_INO <= ino <= _WAITING_INO or _TOKENS <= ino < 2 * _TOKENS:
             return True
         return self.offers(ino)
 
@@ -84,15 +127,29 @@ class VirtualFiles:
         """The number of a virtual name. It counts as one reference of the kernel."""
         if parent == ROOT_INO:
             if name == GITFILE:
-                return GITFILE_INO
+                return self.git_ino
             return _CONTROL_INO if name == self.control_name else None
         if parent == _CONTROL_INO:
             if name == b"objects" and self.offered is not None:
                 return OFFERED_INO
+            if name == WAITING:
+                return _WAITING_INO
             return _FSMONITOR_INO if name == b"fsmonitor" else None
         if parent == _FSMONITOR_INO and len(name) <= _MAX_TOKEN:
             return self._token(name.decode("utf-8", "replace"))
         return None
+
+    @property
+    def git_ino(self) -> int:
+        """The number of ``.git``."""
+        return _GITDIR_INO if self.place.is_folder else GITFILE_INO
+
+    async def before_lookup(self, parent: int, pid: int) -> None:
+        """Waits where something is looked for in a gitdir without an index."""
+        if parent == _WAITING_INO:
+            await self.place.wait(pid)
+        if parent in (_WAITING_INO, _GITDIR_INO):
+            fail(errno.ESTALE)
 
     def _token(self, token: str) -> int:
         ino, self._next = self._next, self._next + 1
@@ -113,7 +170,10 @@ class VirtualFiles:
         entry.st_uid = self._uid
         entry.st_gid = self._gid
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._time_ns
-        if ino in (_CONTROL_INO, _FSMONITOR_INO):
+        if ino in (_GITDIR_INO, _WAITING_INO):
+            entry.st_mode = stat.S_IFDIR | 0o755
+            entry.st_nlink = 2
+        elif ino in (_CONTROL_INO, _FSMONITOR_INO):
             entry.st_mode = stat.S_IFDIR | 0o555
             entry.st_nlink = 2
         else:

@@ -25,7 +25,7 @@ from artifactfs.fs.content.sealing import Sealing, look_for_damage
 from artifactfs.fs.content.sweep import sweep_orphans
 from artifactfs.fs.gitview.journal import ChangeJournal
 from artifactfs.fs.gitview.offered import BlobOffer, OfferedObjects, alternate_line
-from artifactfs.fs.gitview.virtual import VirtualFiles
+from artifactfs.fs.gitview.virtual import WAITING, GitdirPlace, VirtualFiles
 from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.clock import now_ns
 from artifactfs.fs.inodes.conversion import Conversions
@@ -120,11 +120,14 @@ class FileSystem:
         tip: TipLike | None,
         offer: BlobOffer | None = None,
         damage: DamageReport | None = None,
+        place: GitdirPlace | None = None,
     ) -> None:
         """Open the overlay, or create it from `tip`. Raises: StateError.
 
-        `offer` is what git is told to have beside what is in its packs.
+        `offer` is what git is told to have beside what is in its packs; `place` is what becomes of
+        ``.git``, a gitfile without it.
         """
+        self._place = place
         self._offer = offer
         self.damage = DamageReport(settings.name) if damage is None else damage
         self.layout = layout
@@ -215,6 +218,7 @@ class FileSystem:
             os.fsencode(self.layout.gitdir),
             self._answer_fsmonitor,
             offered=self.offered,
+            place=self._place,
             **of_owner,
         )
         self._virtual.avoid(self.tree.entries(self.tree.root))
@@ -284,6 +288,11 @@ class FileSystem:
         if self.offered is None:
             return b""
         return alternate_line(self.settings.mount_point, self._virtual.control_name)
+
+    @property
+    def waiting_room(self) -> bytes:
+        """The path in the mount of the folder in which git waits for its index."""
+        return self._virtual.control_name + b"/" + WAITING
 
     # Looking
 

@@ -29,7 +29,7 @@ from pyfuse3 import (
 
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.content.contents import Contents
-from artifactfs.fs.gitview.virtual import GITFILE, GITFILE_INO, VirtualFiles
+from artifactfs.fs.gitview.virtual import GITFILE, VirtualFiles
 from artifactfs.fs.inodes.attributes import entry_attributes, negative_entry, unreadable_entry
 from artifactfs.fs.inodes.inode import Directory, Inode, Row
 from artifactfs.fs.kernel.lowlevel import Adjustments
@@ -133,13 +133,15 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Waits only for names of objects that git is offered; the caller can be killed."""
+        """Waits only for names of objects that git is offered, and for what is in a ``.git`` that
+        is not there yet; the caller can be killed."""
         if len(name) > NAME_MAX:
             raise FUSEError(errno.ENAMETOOLONG)
         if self._virtual.reserves(parent, name):
             offered = self._virtual.offered
             if offered is not None and offered.owns(parent):
                 return await offered.lookup(parent, name, ctx.pid)
+            await self._virtual.before_lookup(parent, ctx.pid)
             ino = self._virtual.lookup(parent, name)
             return negative_entry() if ino is None else self._virtual.attributes(ino)
         directory = self._tree.directory(parent)
@@ -402,7 +404,7 @@ class Operations(pyfuse3.Operations):
         for position in range(start, len(names) + 2):
             name = names[position - 2]
             if name == GITFILE and directory is tree.root:
-                entry = self._virtual.attributes(GITFILE_INO)
+                entry = self._virtual.attributes(self._virtual.git_ino)
                 if not reply(token, name, entry, cookie(position + 1)):
                     return False
                 continue

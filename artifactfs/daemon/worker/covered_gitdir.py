@@ -1,0 +1,76 @@
+"""The gitdir as a folder ``.git`` of the mount, where this process may mount.
+
+A gitfile tells git everything, but not other programs: what looks for ``.git/`` (IDEs, build
+tools), ``git worktree list``, ``includeIf "gitdir:…"`` and ``git clone PATH`` name or expect the
+folder. So it is bind-mounted there, at the disk's speed. Ordinary users, and trees of another
+user than the daemon's, keep the gitfile: ``$ARTIFACT_FS_GITFILE`` set to 1 keeps it for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import trio
+
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.host import mounts
+from artifactfs.daemon.host.binds import bind, may_bind, unbind
+from artifactfs.errors import MountError
+from artifactfs.fs.gitview.virtual import GitdirPlace
+
+log = logging.getLogger(__name__)
+
+
+class CoveredGitdir:
+    """The bind mount of one gitdir, and what the file system has to know of it."""
+
+    def __init__(self, gitdir: Path, settings: RepoSettings) -> None:
+        self._gitdir = gitdir
+        self._mount_point = settings.mount_point
+        own = settings.uid is None or settings.uid == os.geteuid()
+        wanted = own and os.environ.get("ARTIFACT_FS_GITFILE") != "1"
+        self._waits = False
+        self.place = GitdirPlace(can_be_covered=wanted and may_bind())
+
+    async def cover(self, waiting_room: bytes) -> None:
+        """Mount the gitdir; where that fails, ``.git`` is a gitfile. `waiting_room` (a path in the
+        mount) covers it until `open` where git has no index yet."""
+        if not self.place.is_folder:
+            return
+        room = Path(self._mount_point, os.fsdecode(waiting_room))
+        has_index = (self._gitdir / "index").exists()
+        try:
+            await trio.to_thread.run_sync(self._bind, None if has_index else room)
+        except (MountError, OSError) as error:
+            log.warning(".git is a gitfile: the gitdir cannot be mounted there: %s", error)
+            await self.place.give_up()
+
+    async def open(self) -> None:
+        """There is an index: git may look at the gitdir."""
+        if self.place.is_folder and self._waits:
+            await trio.to_thread.run_sync(self._end_waiting)
+        self.place.ready()
+
+    async def uncover(self) -> None:
+        """Unmount it again. Raises: MountError where a program uses it."""
+        if self.place.is_folder:
+            await trio.to_thread.run_sync(unbind, self._folder())
+
+    def _bind(self, waiting_room: Path | None) -> None:
+        folder = self._folder()
+        if mounts.mounts_at(str(folder), follow=False):
+            return
+        bind(self._gitdir, folder)
+        if waiting_room is not None:
+            bind(waiting_room, folder)
+            self._waits = True
+
+    def _end_waiting(self) -> None:
+        """Lazily: who waits in it is in it."""
+        mounts.detach(str(self._folder()))
+        self._waits = False
+
+    def _folder(self) -> Path:
+        return Path(mounts.real_path(self._mount_point)) / ".git"
