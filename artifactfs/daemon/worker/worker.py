@@ -38,6 +38,7 @@ from artifactfs.daemon.switch.switching import Switching
 from artifactfs.daemon.switch.target import Commits
 from artifactfs.daemon.worker.background import Background
 from artifactfs.daemon.worker.content import ContentRequests
+from artifactfs.daemon.worker.copies import Copies
 from artifactfs.daemon.worker.covered_gitdir import CoveredGitdir
 from artifactfs.daemon.worker.following import Following
 from artifactfs.daemon.worker.jobs import Jobs
@@ -340,6 +341,10 @@ class Worker:
             hydrator=hydrator,
             history_done=history.done,
         )
+        if filesystem.offered is not None:
+            filesystem.offered.copying = Copies(
+                layout.gitdir, odb=odb, hydrator=hydrator, history_done=history.done
+            )
         switching = Switching(
             layout,
             top,

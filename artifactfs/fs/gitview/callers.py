@@ -18,6 +18,7 @@ _WITH_A_VALUE = (
     "--git-dir",
     "--list-cmds",
     "--namespace",
+    "--shallow-file",
     "--super-prefix",
     "--work-tree",
 )

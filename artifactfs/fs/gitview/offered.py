@@ -48,16 +48,26 @@ _OBJECT_BITS = 32
 
 _TARGET = b"/nonexistent/in-a-pack"
 
-_LOOK_FOR_THEMSELVES = """
-    bundle clone count-objects fetch-pack fsck fsck-objects gc index-pack maintenance
-    multi-pack-index pack-objects prune prune-packed push receive-pack repack rev-list send-pack
-    unpack-objects upload-archive upload-pack verify-pack
-""".split()  # noqa: SIM905 - a list of 23 strings is 23 lines
-"""Commands to which nothing is offered: they check, pack, receive or send what is really here."""
+_OFFERED_TO = frozenset(
+    """
+    add am annotate apply archive bisect blame branch cat-file check-attr check-ignore checkout
+    checkout--worker checkout-index cherry cherry-pick clean commit commit-tree describe diff-files
+    diff-index difftool fast-export fast-import grep hash-object ls-files ls-tree merge merge-base
+    merge-file merge-index merge-octopus merge-ours merge-recursive merge-recursive-ours
+    merge-recursive-theirs merge-resolve merge-subtree merge-tree mktag mktree mv name-rev notes
+    pull range-diff read-tree rebase replace replay rerere reset restore rev-parse revert rm
+    shortlog show-branch show-ref sparse-checkout stage stash status submodule--helper switch
+    symbolic-ref tag unpack-file update-index update-ref verify-commit verify-tag worktree
+    write-tree
+    """.split()  # noqa: SIM905 - a list of 80 strings is 80 lines
+)
+"""Commands that read single blobs of the tree, or write trees. Nothing is offered to others: to
+those that check, pack, receive or send what is really here, to those that fetch all that they need
+at once (`diff`, `log -p`, `show`, `backfill`) and would read it one by one, to `fetch`, which would
+fetch nothing; nor to a command that we do not know."""
 
-_FETCH_IN_BATCHES = ("diff", "diff-tree", "format-patch", "log", "show", "whatchanged")
-"""Commands that fetch all that a comparison needs at once, if it is not here. Nothing is offered to
-them either: they would read it one by one. Nor is it to `fetch`, which would fetch nothing."""
+_COPYING = ("pack-objects", "upload-pack")
+"""Commands that send what they find, and fetch nothing: they are told to wait (`Copying`)."""
 
 
 class Inventory(Protocol):
@@ -79,6 +89,13 @@ class BlobOffer(Protocol):
     async def bring(self, oid: Oid, pid: int) -> None: ...
 
 
+class Copying(Protocol):
+    """What has everything here for a copy of the repository."""
+
+    async def before_missing(self, command: GitCommand, oid: Oid) -> None: ...
+    async def before_packs(self, command: GitCommand) -> None: ...
+
+
 class OfferedObjects:
     """The inodes of the directory. Numbers tell the inventory that they were made for, so that
     the kernel asks anew when the tree is another one."""
@@ -97,6 +114,7 @@ class OfferedObjects:
         """The commands that it is awaited for."""
         self.gate: HistoryGate | None = None
         """Where programs wait for history that is on its way."""
+        self.copying: Copying | None = None
 
     @staticmethod
     def owns(ino: int) -> bool:
@@ -126,6 +144,9 @@ class OfferedObjects:
     async def lookup(self, parent: int, name: bytes, pid: int) -> pyfuse3.EntryAttributes:
         """Waits for the first walk of the tree, for history that is on its way (`gate`) and for
         what `before_missing` waits for; the caller can be killed."""
+        if parent == OFFERED_INO and name == b"pack":
+            await self._before_packs(pid)
+            return _hidden()
         digits = 2 if parent == OFFERED_INO else 38
         if self.is_object(parent) or not _is_hex(name, digits):
             return negative_entry()
@@ -146,9 +167,9 @@ class OfferedObjects:
     async def _look_up(
         self, command: GitCommand | None, name: bytes, oid: Oid | None
     ) -> pyfuse3.EntryAttributes:
-        if command is None or not _is_concerned(command):
+        if command is None or "--batch-all-objects" in command.arguments:
             return _hidden()
-        if command.name in _FETCH_IN_BATCHES or command.name == "fetch":
+        if command.name not in _OFFERED_TO:
             await self._announce(command, oid)
             return _hidden() if oid else self._empty_folder(name)
         if not self._offer.is_walked:
@@ -170,7 +191,17 @@ class OfferedObjects:
         """A folder of no inventory, of which nothing is listed."""
         return self.attributes(_FOLDERS | int(name, 16))
 
+    async def _before_packs(self, pid: int) -> None:
+        """A git command has begun: it looks for the packs of each object directory."""
+        command = git_command(pid)
+        if command is not None and self.copying is not None:
+            await unless_interrupted(pid, partial(self.copying.before_packs, command))
+
     async def _announce(self, command: GitCommand, oid: Oid | None) -> None:
+        if command.name in _COPYING and oid is not None and self.copying is not None:
+            await unless_interrupted(
+                command.pid, partial(self.copying.before_missing, command, oid)
+            )
         if self.before_missing is not None and command.name in self.told_of:
             await unless_interrupted(command.pid, partial(self.before_missing, command, oid))
 
@@ -212,12 +243,6 @@ class OfferedObjects:
 
 def _is_hex(name: bytes, digits: int) -> bool:
     return len(name) == digits and not name.strip(b"0123456789abcdef")
-
-
-def _is_concerned(command: GitCommand) -> bool:
-    if command.name in _LOOK_FOR_THEMSELVES or command.name.startswith("remote-"):
-        return False
-    return "--batch-all-objects" not in command.arguments
 
 
 def _hidden() -> pyfuse3.EntryAttributes:
