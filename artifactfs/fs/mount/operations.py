@@ -37,6 +37,7 @@ from artifactfs.fs.kernel.privileges import (
     has_privileges,
     mode_after_change,
     mode_after_truncation,
+    mode_that_may_be,
 )
 from artifactfs.fs.kernel.refusal import errno_of
 from artifactfs.fs.mount.unfinished import Listing, UnfinishedListings
@@ -197,8 +198,8 @@ class Operations(pyfuse3.Operations):
         if fields.update_size:
             await self._contents.truncate(inode, attr.st_size, ctx.pid)
         mode = attr.st_mode if fields.update_mode else None
-        if mode is None and has_privileges(inode.mode):
-            mode = self._without_privileges(inode, fields, ctx)
+        if has_privileges(inode.mode):
+            mode = self._without_privileges(inode, mode, fields, ctx)
         uid = attr.st_uid if fields.update_uid else None
         gid = attr.st_gid if fields.update_gid else None
         atime_ns = attr.st_atime_ns if fields.update_atime else None
@@ -214,16 +215,20 @@ class Operations(pyfuse3.Operations):
         return entry_attributes(inode, self._tree.owner)
 
     def _without_privileges(
-        self, inode: Inode, fields: SetattrFields, ctx: RequestContext
+        self, inode: Inode, mode: int | None, fields: SetattrFields, ctx: RequestContext
     ) -> int | None:
-        """The mode after a change that may take set-ID bits away, which the kernel leaves to us."""
-        row = inode.row
-        group = self._tree.owner.gid if row is None else row.gid
+        """The mode after a change that may take set-ID bits away; `mode` is what it asks for."""
+        group = self._group(inode)
+        if mode is not None:
+            return mode_that_may_be(mode, group, ctx.pid, ctx.gid)
         if fields.update_size:
             return mode_after_truncation(inode.mode, group, ctx.pid, ctx.uid, ctx.gid)
         if fields.update_atime or fields.update_mtime:
             return None
         return mode_after_change(inode.mode, group, ctx.pid, ctx.gid)
+
+    def _group(self, inode: Inode) -> int:
+        return self._tree.owner.gid if inode.row is None else inode.row.gid
 
     @_answering
     async def readlink(self, ino: int, ctx: RequestContext) -> bytes:
@@ -329,8 +334,16 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC and flags & _WRITES:
             if self._virtual.owns(ino):
                 raise FUSEError(errno.EPERM)
-            await self._contents.truncate(self._tree.get(ino), 0, ctx.pid)
+            await self._truncate_opened(self._tree.get(ino), ctx)
         return FileInfo(fh=ino)
+
+    async def _truncate_opened(self, inode: Inode, ctx: RequestContext) -> None:
+        """``O_TRUNC`` with ``ATOMIC_O_TRUNC``: the kernel sends no `setattr`, and takes no set-ID
+        bits away, whatever it was told."""
+        await self._contents.truncate(inode, 0, ctx.pid)
+        if has_privileges(inode.mode):
+            mode = mode_after_truncation(inode.mode, self._group(inode), ctx.pid, ctx.uid, ctx.gid)
+            self._mutations.set_attributes(inode, mode=mode)
 
     @_answering
     async def read(self, fh: int, offset: int, size: int) -> bytes:
