@@ -26,6 +26,8 @@ from artifactfs.fs.kernel import fastloop, lowlevel, wakefulness
 from artifactfs.fs.mount import session
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.overlay import smallfiles
+from artifactfs.fs.tree import tree as tree_module
+from artifactfs.fs.tree import walk
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.hydration.local.blobs import Blob, InPack, MemoryBlob, ReadContext
@@ -143,6 +145,9 @@ class Commands:
 
     async def do_damage(self) -> list[dict[str, object]]:
         return self.fs.damage.as_json()
+
+    async def do_ino_secret(self) -> str:
+        return self.fs.ino_secret.hex()
 
     async def do_settle(self) -> None:
         """Wait until the work of the start is done."""
@@ -262,6 +267,16 @@ async def _serve(
     scope.cancel()
 
 
+def _give_one_number(one: bytes, other: bytes) -> None:
+    """As if somebody had found two names that have the same inode number."""
+    derive = tree_module.derive_ino
+
+    def weak(secret: bytes, parent: int, name: bytes) -> int:
+        return derive(secret, parent, one if name == other else name)
+
+    tree_module.derive_ino = walk.derive_ino = weak
+
+
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     config = json.loads(sys.argv[1])
@@ -272,6 +287,8 @@ def main() -> None:
         wakefulness.WITHIN_S = wakefulness.QUIET_S = config["burst_s"]
     if "boot" in config:  # as after a loss of power
         seals.boot_id = lambda: bytes([config["boot"]]) * 16
+    if "same_number" in config:
+        _give_one_number(*map(os.fsencode, config["same_number"]))
     if config.get("plain"):  # as stock pyfuse3 has it
         lowlevel.adjusted = lambda pyfuse3: contextlib.nullcontext(lowlevel.Adjustments())
     try:

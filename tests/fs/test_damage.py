@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -210,3 +212,46 @@ def test_names_of_which_nothing_can_be_told_are_shown(mount: Mount) -> None:
             assert error.errno == errno.EIO
     assert 500 < len(told) < 600
     assert all(content == b"%d" % int(name[1:]) for name, content in told.items())
+
+
+@pytest.mark.parametrize("secret", [True, False])
+def test_two_names_with_one_number_never_show_each_other(mount: Mount, secret: bool) -> None:
+    mount.stop()
+    if not secret:  # an overlay that was made before there was one
+        with closing(sqlite3.connect(mount.layout / "overlay.db")) as database:
+            database.execute("UPDATE meta SET value = x'' WHERE key = 'ino_secret'")
+            database.commit()
+    contents = {name: f"int {name[:2]};\n" for name in ("f0.c", "f1.c")}
+    mount.start(same_number=list(contents))
+    source = mount.path / "src"
+    assert {"f0.c", "f1.c"} <= set(os.listdir(source))
+    for _ in range(2):
+        right = [name for name in contents if read_or_eio(source / name) == contents[name]]
+        assert len(right) == 1
+        assert any("f1.c" in str(damage["what"]) + damage["file"] for damage in mount.ask("damage"))
+        (wrong,) = contents.keys() - set(right)
+        assert errno_of((source / wrong).read_bytes) == errno.EIO
+        (source / right[0]).write_text(contents[right[0]] + "more")
+        contents[right[0]] += "more"
+        mount.restart()
+        names = list(contents)[:: -1 if _ else 1]
+        assert [name for name in names if read_or_eio(source / name) == contents[name]]
+    for name in contents:
+        if read_or_eio(source / name) is not None:
+            assert (source / name).read_text() == contents[name]
+
+
+def read_or_eio(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError as error:
+        assert error.errno == errno.EIO
+        return None
+
+
+def test_numbers_stay_and_are_of_one_mount_alone(new_mount: Callable[..., Mount]) -> None:
+    mounts = [new_mount().start() for _ in range(2)]
+    numbers = [os.stat(mount.path / "src/deep/er/x").st_ino for mount in mounts]
+    assert numbers[0] != numbers[1]
+    mounts[0].restart(kill=True)
+    assert os.stat(mounts[0].path / "src/deep/er/x").st_ino == numbers[0]

@@ -45,14 +45,18 @@ def test_the_tree_is_that_of_a_clone(mount: Mount, origin: Path, tmp_path: Path)
     assert everything(mount.path) == everything(clone)
 
 
-def test_clean_attributes(top: Path) -> None:
+def test_clean_attributes(mount: Mount) -> None:
+    top, secret = mount.path, bytes.fromhex(mount.ask("ino_secret"))
     status = (top / "README").stat()
     assert status.st_mtime_ns == status.st_ctime_ns == COMMIT_TIME * 10**9
     assert status.st_nlink == 1
     assert status.st_uid == os.getuid()
     # `st_ino` of the root is 1, so every number follows from the path
-    assert status.st_ino == derive_ino(ROOT_INO, b"README")
-    deep = derive_ino(derive_ino(derive_ino(ROOT_INO, b"src"), b"deep"), b"er")
+    assert status.st_ino == derive_ino(secret, ROOT_INO, b"README")
+    assert len(secret) == 16
+    deep = ROOT_INO
+    for name in (b"src", b"deep", b"er"):
+        deep = derive_ino(secret, deep, name)
     assert (top / "src/deep/er").stat().st_ino == deep
 
 

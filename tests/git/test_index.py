@@ -137,7 +137,7 @@ def test_entries_are_those_of_git(worktree: Worktree) -> None:
 def test_stat_data_is_what_the_mount_reports(worktree: Worktree) -> None:
     worktree.prime()
     printed = git(worktree.path, "ls-files", "--debug", "-z", "crlf/.gitignore").decode()
-    ino = derive_ino(derive_ino(ROOT_INO, b"crlf"), b".gitignore") & 0xFFFFFFFF
+    ino = derive_ino(b"", derive_ino(b"", ROOT_INO, b"crlf"), b".gitignore") & 0xFFFFFFFF
     assert "ctime: 1600000000:7\n  mtime: 1600000000:7\n" in printed
     assert f"ino: {ino}\n  uid: 1234\tgid: 5678\n  size: 8\t" in printed
 
@@ -365,7 +365,7 @@ def test_entries_that_did_not_change_are_kept(sample: SampleRepository, tmp_path
     copy = tmp_path / "copy"
     git(tmp_path, "clone", "-q", str(sample.path), str(copy))
     old = {e.path: e for e in parse_index((copy / ".git" / "index").read_bytes()).entries}
-    listing = list_tree(ObjectDatabase(copy / ".git"), sample.resolve("main~2^{tree}"))
+    listing = list_tree(ObjectDatabase(copy / ".git"), sample.resolve("main~2^{tree}"), b"")
     new = build_entries(listing, {}, uid=1, gid=2, time_ns=TIME_NS, keep=old)
     changed = git(copy, "diff", "--name-only", "-z", "main", "main~2").split(b"\0")
     assert {entry.path for entry in new if entry != old.get(entry.path)} == set(changed[:-1])

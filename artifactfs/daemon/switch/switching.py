@@ -360,7 +360,7 @@ def _stat(
     blobs: Mapping[bytes, Oid], moved: SwitchResult, size_of: SizeOf, path: bytes
 ) -> StatData:
     """What the mount reports of `path`, which the move has changed."""
-    placed = _placed(moved.placed, path)
+    placed = _placed(moved, path)
     size = size_of(path, blobs[path])
     return StatData(moved.time_ns, moved.time_ns, placed.ino, placed.uid, placed.gid, size)
 
@@ -370,15 +370,16 @@ def _size(sizes: Mapping[Oid, int], converted: frozenset[bytes], path: bytes, oi
     return 0 if path in converted else sizes.get(oid, 0)
 
 
-def _placed(placed: dict[bytes, Placed], path: bytes) -> Placed:
+def _placed(moved: SwitchResult, path: bytes) -> Placed:
     """`path` itself, or found from the directory above it that appeared; remembers it."""
-    found = placed.get(path)
+    found = moved.placed.get(path)
     if found is None:
         parent, slash, name = path.rpartition(b"/")
         if not slash:
             return Placed(0, 0, 0)
-        above = _placed(placed, parent)
-        found = placed[path] = Placed(derive_ino(above.ino, name), above.uid, above.gid)
+        above = _placed(moved, parent)
+        ino = derive_ino(moved.ino_secret, above.ino, name)
+        found = moved.placed[path] = Placed(ino, above.uid, above.gid)
     return found
 
 

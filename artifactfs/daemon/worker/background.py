@@ -8,7 +8,6 @@ needs sizes, and git in the mount waits for the index; history comes beside it; 
 from __future__ import annotations
 
 import logging
-import subprocess
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -108,14 +107,14 @@ class Refresh:
                 log.error("refresh failed", exc_info=error, extra={"repo": self._repo})
 
 
-async def run_quietly(command: list[str], *, deadline_s: float) -> bytes:
+async def run_quietly(command: list[str], *, deadline_s: float, stdin: bytes = b"") -> bytes:
     """Run a program of ours; returns what it printed. Cancelling kills it.
 
     Raises: ArtifactFSError with its last words.
     """
     with trio.move_on_after(deadline_s) as scope:
         done = await trio.run_process(
-            command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
+            command, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
         )
     if scope.cancelled_caught:
         raise ArtifactFSError(f"{command[2]} did not end within {deadline_s:.0f} s")

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from contextlib import suppress
+from functools import partial
 
 import trio
 
@@ -243,13 +244,15 @@ class Jobs:
         await filesystem.conversions.settled()
         command = [sys.executable, "-I", "-m", "artifactfs.git.index.primed"]
         command += [f"--{name}={value}" for name, value in options.items()]
+        command.append("--secret-on-stdin")
+        run = partial(run_quietly, stdin=filesystem.ino_secret, deadline_s=INDEX_DEADLINE_S)
         started = trio.current_time()
-        printed = await run_quietly([*command, "--need-attributes"], deadline_s=INDEX_DEADLINE_S)
+        printed = await run([*command, "--need-attributes"])
         missing = json.loads(printed).get("missing")
         if missing:
             with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
                 await self._hydrator.prefetch([bytes.fromhex(oid) for oid in missing])
-            printed = await run_quietly(command, deadline_s=INDEX_DEADLINE_S)
+            printed = await run(command)
         if absent := json.loads(printed).get("absent"):
             what = "the commit has names that git refuses or that are too long; they are not shown"
             log.warning(what, extra={"files": absent})

@@ -46,7 +46,7 @@ from artifactfs.fs.tree.walk import LocalChange, Walker
 from artifactfs.fs.tree.xattrs import Xattrs
 from artifactfs.git.checkout.filters import Filters
 from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
-from artifactfs.inode_numbers import FIRST_ALLOCATED_INO, ROOT_INO
+from artifactfs.inode_numbers import FIRST_ALLOCATED_INO, ROOT_INO, SECRET_BYTES
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
@@ -283,6 +283,11 @@ class FileSystem:
         )
 
     @property
+    def ino_secret(self) -> bytes:
+        """The key of the inode numbers of what is clean."""
+        return self._overlay.ino_secret
+
+    @property
     def offered_alternate(self) -> bytes:
         """The line of an alternates file that names what git is offered; empty: there is none."""
         if self.offered is None:
@@ -508,6 +513,7 @@ def _create(
             put_meta("base_tree", tip.tree),
             put_meta("base_time_ns", time_ns),
             put_meta("next_ino", FIRST_ALLOCATED_INO),
+            put_meta("ino_secret", os.urandom(SECRET_BYTES)),
             put_meta("closed", journal.dump()),
         ],
     )

@@ -97,7 +97,7 @@ class Overlay:
         try:
             self._connection = _connect(path)
         except sqlite3.DatabaseError as error:
-            raise damaged(path, str(error)) from error
+            raise _unusable(path, error) from error
         try:
             self._load(path)
         except BaseException:
@@ -113,7 +113,7 @@ class Overlay:
             for payload in self._log.replay():
                 self._pending.take(list(decode(payload)))
         except (sqlite3.DatabaseError, ValueError, LookupError, struct.error) as error:
-            raise damaged(path, str(error)) from error
+            raise _unusable(path, error) from error
         self._set_aside()
         self._log.begin()
         self._folded = int(self.meta.get(_SEQUENCE, 0))
@@ -186,6 +186,11 @@ class Overlay:
         """What `note_segment` was told, as of the start."""
         cut = len(_SEGMENT_SYNCED)
         return {int(k[cut:]): int(v) for k, v in self.meta.items() if k.startswith(_SEGMENT_SYNCED)}
+
+    @property
+    def ino_secret(self) -> bytes:
+        """The key of derived inode numbers (`inode_numbers.py`)."""
+        return bytes(self.meta["ino_secret"])
 
     @property
     def needs_fold(self) -> bool:
@@ -486,6 +491,15 @@ def _row(found: Sequence[Any]) -> Row:
     if found[-4] is not None:
         row.extent = Extent(*found[-4:])
     return row
+
+
+def _unusable(path: Path, error: Exception) -> StateError:
+    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+        return StateError(
+            f"overlay database {path} is in use by another program",
+            hint=f"fuser {path} tells which; end it",
+        )
+    return damaged(path, str(error))
 
 
 def damaged(path: Path, reason: str) -> StateError:

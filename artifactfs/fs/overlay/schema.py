@@ -63,4 +63,9 @@ MIGRATIONS: tuple[str, ...] = (
     -- CRC-32 of the content in the segment; NULL where it was written before there was one.
     ALTER TABLE inodes ADD COLUMN segment_crc INTEGER;
     """,
+    """
+    -- The key of derived inode numbers. What exists keeps its numbers, which had none; a new
+    -- overlay gets one as it is made.
+    INSERT OR IGNORE INTO meta VALUES ('ino_secret', x'');
+    """,
 )

@@ -63,6 +63,7 @@ class Change:
             if inode.row is not None:
                 row = copy_row(self._tree, inode, inode.row)
             else:
+                self._tree.check_number(inode)
                 row = self._tree.owner.row(inode)
                 parent = inode.parent
                 if parent is not None:

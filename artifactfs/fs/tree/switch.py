@@ -52,9 +52,10 @@ class SwitchResult:
     vanished, itself with a slash). `kept`: paths that the trees differ in, but that were changed
     locally and stayed as they are. `placed`: what is at the paths that are new or have other
     content, by path without a slash; below a directory that appeared, numbers are derived.
-    `time_ns`: the mtime and ctime of all that."""
+    `time_ns`: the mtime and ctime of all that; `ino_secret`: the key of derived numbers."""
 
     time_ns: int
+    ino_secret: bytes
     changed: list[bytes] = field(default_factory=list)
     kept: list[bytes] = field(default_factory=list)
     placed: dict[bytes, Placed] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class Switch:
         self._change = Change(tree)
         self._effects = _Effects()
         self._to_hash = _HASHED_BYTES
-        self.result = SwitchResult(time_ns)
+        self.result = SwitchResult(time_ns, tree.overlay.ino_secret)
 
     def run(
         self, old: Oid, new: Oid, commit: Oid, *, in_kernel: bool, whole: bool = False

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
+from typing import NoReturn
 
 from artifactfs.damage import DamageReport
 from artifactfs.fs.inodes import seals
@@ -65,6 +66,7 @@ class Tree:
         """Inodes whose upper file was written since its seal was made."""
         self._compared: set[int] = set()
         """Inodes whose upper file is what its seal says, or was written by this process."""
+        self._ino_secret = overlay.ino_secret
         self.overlay = overlay
         self.upper = upper
         self.small = small
@@ -137,6 +139,8 @@ class Tree:
                 else:
                     inode = self._with_row(directory, name, ino, row)
                 self.insert(inode)
+            elif inode.name != name or inode.parent is not directory:
+                self._check_link(inode, directory, name)
             return inode
         entry = self.listings.entries(directory.oid).get(name)
         return None if entry is None else self._clean(directory, entry)
@@ -354,9 +358,11 @@ class Tree:
     # Making inodes
 
     def _clean(self, directory: Directory, entry: TreeEntry) -> Inode:
-        ino = derive_ino(directory.ino, entry.name)
+        ino = derive_ino(self._ino_secret, directory.ino, entry.name)
         inode = self._table.get(ino)
         if inode is not None:
+            if inode.parent is not directory or inode.name != entry.name:
+                self._refuse_number(inode, directory, entry.name)
             return inode
         mode = mode_of_entry(entry.mode)
         if stat.S_ISDIR(mode):
@@ -366,6 +372,29 @@ class Tree:
         self._table[ino] = inode
         directory.children += 1
         return inode
+
+    def _check_link(self, inode: Inode, directory: Directory, name: bytes) -> None:
+        """Of an inode that is in memory as another name's: it has to have more than one."""
+        if inode.row is None or inode.row.nlink < 2:
+            self._refuse_number(inode, directory, name)
+
+    def check_number(self, inode: Inode) -> None:
+        """Before a clean inode gets a row: that no other name has one under this number."""
+        if not self._ino_secret:
+            for parent, name in self.overlay.links(inode.ino):
+                if inode.parent is None or (parent, name) != (inode.parent.ino, inode.name):
+                    self._refuse_number(inode, inode.parent or self.root, name)
+
+    def _refuse_number(self, inode: Inode, directory: Directory, name: bytes) -> NoReturn:
+        """Two names have one number, so one of them cannot be shown. Raises: Refused (EIO)."""
+        here = os.fsdecode(self.child_path(directory, name) or name)
+        there = os.fsdecode(self.path(inode) or inode.name)
+        self.damage.found(
+            here,
+            f"has the inode number of {there}, and cannot be shown",
+            "somebody chose these names for that: rename one of them in the repository",
+        )
+        fail(errno.EIO)
 
     def _from_row(self, parent: Directory | None, name: bytes, ino: int) -> Inode:
         row = self.overlay.row(ino)

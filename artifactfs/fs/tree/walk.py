@@ -97,7 +97,8 @@ class Walker:
         entry = self.entries(place.oid).get(name)
         if entry is None:
             return None
-        return Place(path, derive_ino(place.ino, name), None, entry)
+        ino = derive_ino(self._overlay.ino_secret, place.ino, name)
+        return Place(path, ino, None, entry)
 
     def directories_below(self, path: bytes, limit: int) -> list[bytes] | None:
         """`path` and every directory below it; none where it is not one, None beyond `limit`."""
@@ -115,7 +116,7 @@ class Walker:
             prefix = path + b"/" if path else b""
             for entry in self.entries(tree).values():
                 if is_directory_entry(entry) and entry.name not in names:
-                    child = derive_ino(ino, entry.name)
+                    child = derive_ino(self._overlay.ino_secret, ino, entry.name)
                     stack.append((prefix + entry.name, child, False, base_tree_of(entry)))
             if any(names.values()):
                 for name, child in self._overlay.subdirectories(ino):

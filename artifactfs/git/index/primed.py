@@ -93,7 +93,7 @@ class Listing:
     """Files that the working tree cannot have: their names are refused, or too long."""
 
 
-def list_tree(odb: ObjectDatabase, tree: Oid) -> Listing:
+def list_tree(odb: ObjectDatabase, tree: Oid, secret: bytes) -> Listing:
     """Walk the whole tree. Raises: MissingObject, CorruptData."""
     listing = Listing(Folder(b"", tree, ROOT_INO))
     stack: list[tuple[Folder, bytes, Iterator[TreeEntry]]] = []
@@ -106,7 +106,7 @@ def list_tree(odb: ObjectDatabase, tree: Oid) -> Listing:
             shown = folder.shown and odb.is_shown(entry)
             if not shown and (name in _NO_NAMES or b"/" in name):
                 continue
-            ino = derive_ino(folder.ino, name)
+            ino = derive_ino(secret, folder.ino, name)
             if mode & _KIND == _TREE:
                 child = Folder(name, oid, ino, entries=-len(files), shown=shown)
                 folder.folders.append(child)
@@ -195,13 +195,15 @@ def write_primed_index(
     conversion: Path | None = None,
     need_attributes: bool = False,
     force: bool = False,
+    ino_secret: bytes = b"",
 ) -> PrimedIndex:
     """Write ``index`` for a mount of `tree`, of which nothing has changed since `token`.
 
     `worktree` is the mount point, `sizes` the path of ``sizes.db``; `uid`, `gid` and `time_ns`
     are what the mount reports of every clean file; `conversion` is the file with the mount's
     `ConversionSettings`, without which those of now are taken. Files below a .gitattributes that
-    is not here get no size, or with `need_attributes` it raises AttributesMissing.
+    is not here get no size, or with `need_attributes` it raises AttributesMissing. `ino_secret` is
+    the key of the mount's inode numbers.
 
     ``index.lock`` is taken for the few ms of writing only: a git command in between is not
     refused, and wins if it writes an index.
@@ -211,7 +213,7 @@ def write_primed_index(
     if not force and (gitdir / "index").exists():
         raise IndexExists(f"{gitdir / 'index'} exists already")
     odb = ObjectDatabase(gitdir)
-    listing = list_tree(odb, tree)
+    listing = list_tree(odb, tree, ino_secret)
     missing = odb.missing(listing.attribute_files.values())
     if missing and need_attributes:
         raise AttributesMissing(missing)
@@ -396,7 +398,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--conversion", type=Path)
     parser.add_argument("--need-attributes", action="store_true")
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--secret-on-stdin", action="store_true")
     options = vars(parser.parse_args(argv))
+    options["ino_secret"] = sys.stdin.buffer.read() if options.pop("secret_on_stdin") else b""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that index.lock goes with us
     gitdir, tree = options.pop("gitdir"), options.pop("tree")
     try:
