@@ -29,8 +29,7 @@ VARIANTS: dict[str, dict[str, bool]] = {
     "stock loop": {"slow": True},
     "stock pyfuse3": {"plain": True, "slow": True},
 }
-"""`plain`: the kernel opens nothing by itself, no parallel look-ups (`fs/kernel/lowlevel.py` is
-off).
+"""`plain`: the kernel opens nothing by itself, no parallel look-ups (`extension` is off).
 `slow`: each request waits in trio's loop (`fs/kernel/fastloop.py` is off)."""
 
 
@@ -76,7 +75,8 @@ LOADS: tuple[tuple[str, Callable[[Path], None]], ...] = (
 def profile(repository: Path, variant: dict[str, bool], scratch: Path) -> list[list[str]]:
     """One row for each load: its name, ms, CPU ms, requests, µs of CPU for each, which."""
     commit = run_git("-C", repository, "rev-parse", "HEAD").strip()
-    mount = Mount(scratch, repository, commit).start(plain=variant.get("plain", False))
+    mount = Mount(scratch, repository, commit)
+    mount.without(*(["extension"] if variant.get("plain") else []))
     rows = []
     try:
         mount.make_gitdir()

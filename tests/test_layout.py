@@ -15,7 +15,8 @@ PACKAGE = ROOT / "artifactfs"
 MAX_LINES = 700
 
 LEAVES = {
-    *("config", "damage", "errors", "inode_numbers", "paths", "pktline", "redact", "streams"),
+    *("config", "damage", "errors", "features", "inode_numbers", "paths", "pktline", "redact"),
+    "streams",
 }
 """Modules that everybody may import; among themselves only errors, paths and redact."""
 

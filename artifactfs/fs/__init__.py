@@ -26,3 +26,7 @@ One trio task for each request, all in one thread; so whatever has no await in i
   attribute-only invalidation is called; names and listings are invalidated in a thread, and who
   has switched the tree waits for it (`stale`).
 """
+
+from artifactfs.fs.kernel import extension
+
+extension.load()  # before anything of this package imports pyfuse3

@@ -6,7 +6,6 @@ local repository, whose blobs arrive only while the gate is open.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
@@ -17,12 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyfuse3
 import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.fs.inodes import seals
-from artifactfs.fs.kernel import fastloop, lowlevel, wakefulness
+from artifactfs.fs.kernel import fastloop, wakefulness
 from artifactfs.fs.mount import session
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.overlay import smallfiles
@@ -183,10 +181,17 @@ class Commands:
             "token": self.fs.journal.token(),
         }
 
+    async def do_features(self) -> dict[str, dict[str, Any]]:
+        return self.fs.features.as_json()
+
     async def do_fast(self) -> bool:
+        import pyfuse3
+
         return hasattr(pyfuse3._wait_fuse_readable, "replaces")  # type: ignore[attr-defined]
 
     async def do_slow(self) -> None:
+        import pyfuse3
+
         fastloop.remove(pyfuse3)
 
     async def do_stop(self) -> None:
@@ -289,8 +294,6 @@ def main() -> None:
         seals.boot_id = lambda: bytes([config["boot"]]) * 16
     if "same_number" in config:
         _give_one_number(*map(os.fsencode, config["same_number"]))
-    if config.get("plain"):  # as stock pyfuse3 has it
-        lowlevel.adjusted = lambda pyfuse3: contextlib.nullcontext(lowlevel.Adjustments())
     try:
         trio.run(_run, config)
     except Exception as failure:

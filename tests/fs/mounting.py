@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from artifactfs.features import VARIABLE
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -29,6 +31,8 @@ class Mount:
         self.gitdir = gitdir
         self.commit: str | None = commit
         self.config: dict[str, Any] = {}
+        self.environment: dict[str, str] = {}
+        """Of the process, beside ours."""
         self.process: subprocess.Popen[bytes] | None = None
         self.path.mkdir(parents=True, exist_ok=True)
         self.layout.mkdir(exist_ok=True)
@@ -51,12 +55,19 @@ class Mount:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 cwd=ROOT,
+                env={**os.environ, **self.environment},
             )
         answer = self._hear()
         if "mounted" not in answer:
             self.process.wait()
             raise MountFailed(answer.get("failed", self.stderr()))
         return self
+
+    def without(self, *features: str) -> Mount:
+        """Start it with `features` switched off, besides those that are off in all tests."""
+        off = ",".join((os.environ.get(VARIABLE, ""), *features))
+        self.environment[VARIABLE] = off
+        return self.start()
 
     def ask(self, command: str, **args: Any) -> Any:
         """Run a command of `mount_driver.Commands` in the serving process."""

@@ -11,6 +11,8 @@ import pytest
 
 from tests.fs.mounting import Mount
 
+pytestmark = pytest.mark.extension
+
 
 class Sent:
     """Which requests the kernel sent while the block ran."""
@@ -97,25 +99,3 @@ def test_who_reads_is_known_without_an_open(new_mount: Callable[..., Mount]) -> 
     child = subprocess.Popen(["cat", mount.path / "README"], stdout=subprocess.PIPE)
     child.communicate()
     assert f"hydrate README {child.pid}" in "\n".join(mount.log())
-
-
-def test_more_files_in_use_than_are_kept_open_below(mount: Mount) -> None:
-    """Descriptors of upper files are kept for the last 256 that were used."""
-    top = mount.path / "use"
-    top.mkdir()
-    files = [open(top / f"{number}", "w+b") for number in range(600)]  # noqa: SIM115
-    for turn in range(3):
-        for number, file in enumerate(files):
-            file.seek(0, os.SEEK_END)
-            file.write(b"%d %d\n" % (number, turn))
-            file.flush()
-    for number in range(0, 600, 2):
-        (top / f"{number}").unlink()
-    for number, file in enumerate(files):
-        expected = b"".join(b"%d %d\n" % (number, turn) for turn in range(3))
-        assert os.pread(file.fileno(), 100, 0) == expected
-        with mmap.mmap(file.fileno(), 0) as view:
-            assert view[:] == expected
-        assert os.fstat(file.fileno()).st_size == len(expected)
-        file.close()
-    assert len(os.listdir(top)) == 300

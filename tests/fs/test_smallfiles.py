@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import sqlite3
@@ -266,3 +267,25 @@ def test_a_wrong_count_loses_nothing(new_mount: Callable[..., Mount]) -> None:
         (mount.path / f"{number}").unlink()
     mount.ask("collect")
     assert len(segments(mount)) <= 1
+
+
+def test_more_files_in_use_than_are_kept_open_below(mount: Mount) -> None:
+    """Descriptors of upper files are kept for the last 256 that were used."""
+    top = mount.path / "use"
+    top.mkdir()
+    files = [open(top / f"{number}", "w+b") for number in range(600)]  # noqa: SIM115
+    for turn in range(3):
+        for number, file in enumerate(files):
+            file.seek(0, os.SEEK_END)
+            file.write(b"%d %d\n" % (number, turn))
+            file.flush()
+    for number in range(0, 600, 2):
+        (top / f"{number}").unlink()
+    for number, file in enumerate(files):
+        expected = b"".join(b"%d %d\n" % (number, turn) for turn in range(3))
+        assert os.pread(file.fileno(), 100, 0) == expected
+        with mmap.mmap(file.fileno(), 0) as view:
+            assert view[:] == expected
+        assert os.fstat(file.fileno()).st_size == len(expected)
+        file.close()
+    assert len(os.listdir(top)) == 300

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,7 +26,8 @@ def tracked(*patterns: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the sdist of what git tracks."""
+    """A folder with the wheel and the sdist of what git tracks, and in `plain` the wheel that a
+    machine without a compiler makes."""
     directory = tmp_path_factory.mktemp("dist")
     source = directory / "source"
     source.mkdir()
@@ -38,7 +42,52 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(
             [sys.executable, "-c", build, kind], cwd=source, check=True, capture_output=True
         )
+    (directory / "plain").mkdir()
+    shutil.rmtree(source / "build")
+    subprocess.run(
+        [sys.executable, "-c", build.replace("'..'", "'../plain'"), "build_wheel"],
+        cwd=source,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "CC": "/nowhere/gcc"},
+    )
     return directory
+
+
+def compiled(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return [name for name in archive.namelist() if name.endswith(".so")]
+
+
+def test_the_extension_is_compiled_where_it_can_be(built: Path) -> None:
+    (name,) = (name for wheel in built.glob("*.whl") for name in compiled(wheel))
+    assert name.startswith("artifactfs/fs/kernel/_interposer.")
+    (plain,) = (built / "plain").glob("*.whl")
+    assert compiled(plain) == []
+
+
+@pytest.mark.parametrize(("kind", "why"), [("*.whl", None), ("plain/*.whl", "it was not compiled")])
+def test_what_an_installed_wheel_says_of_it(
+    built: Path, tmp_path: Path, kind: str, why: str | None
+) -> None:
+    """By what `pip install` puts on the disk, in an interpreter that has our dependencies."""
+    (wheel,) = built.glob(kind)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    looked = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); import artifactfs.cli.main as m; "
+        "assert m.__file__.startswith(sys.argv[1]), m.__file__; "
+        "m.run(['--state-root', sys.argv[1] + '/state', 'doctor', '--offline', '--json'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", looked, tmp_path / "site"], capture_output=True, text=True
+    )
+    report = json.loads(done.stdout)
+    state = report["features"]["extension"]
+    assert state["on"] == (why is None)
+    assert (why or "") in (state["why"] or "")
+    codes = [finding["code"] for finding in report["findings"]]
+    assert ("features.extension" in codes) == (why is not None)
 
 
 def test_the_wheel_has_every_file_of_the_package(built: Path) -> None:

@@ -80,7 +80,7 @@ class Contents:
         self._small = tree.small
         self._opened = tree.opened
         self.caller: Callable[[], int] = _nobody
-        """The process that a read or write is for; 0: not known. See `Adjustments.caller`."""
+        """The process that a read or write is for; 0: not known. See `extension.Session`."""
         self._mutations = mutations
         self._blobs = blobs
         self._copying: dict[int, trio.Event] = {}

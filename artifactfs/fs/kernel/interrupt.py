@@ -39,6 +39,13 @@ _WISHES = sum(
 )
 
 
+class Opener(int):
+    """The process that has opened a file, where it is not known who reads or writes it: another
+    one may have got the descriptor from it, so that its end says nothing."""
+
+    __slots__ = ()
+
+
 async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
     """Return what `wait` returns; give up with EINTR once `pid` is to be interrupted.
 
@@ -82,7 +89,7 @@ def is_interrupted(pid: int) -> bool:
         with open(f"/proc/{pid}/status", "rb") as status:
             text = status.read()
     except OSError:
-        return _is_gone(pid)
+        return not isinstance(pid, Opener) and _is_gone(pid)
     masks = {
         name: int(value, 16)
         for name, _, value in (line.partition(b":") for line in text.splitlines())

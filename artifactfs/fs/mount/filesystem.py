@@ -19,6 +19,7 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.damage import DamageReport
 from artifactfs.errors import StateError
+from artifactfs.features import Features
 from artifactfs.fs.content.contents import BlobSource, Contents
 from artifactfs.fs.content.converted import ConvertedContents
 from artifactfs.fs.content.sealing import Sealing, look_for_damage
@@ -122,12 +123,13 @@ class FileSystem:
         damage: DamageReport | None = None,
         place: GitdirPlace | None = None,
     ) -> None:
-        """Open the overlay, or create it from `tip`. Raises: StateError.
+        """Open the overlay, or create it from `tip`. Raises: StateError, InvalidInput.
 
         `offer` is what git is told to have beside what is in its packs; `place` is what becomes of
         ``.git``, a gitfile without it.
         """
         self._place = place
+        self.features = Features()
         self._offer = offer
         self.damage = DamageReport(settings.name) if damage is None else damage
         self.layout = layout
@@ -258,6 +260,8 @@ class FileSystem:
         `git rm` and `git mv` of a submodule write it and then stage it by an index that still
         trusts the entry: without this git (2.39) leaves the change unstaged, with any fsmonitor.
         """
+        if not self.features.on("fsmonitor"):
+            token = ""  # of nobody: everything may have changed
         answer = self.journal.answer(token, self.walker.directories_below)
         if self.tree.lookup(self.tree.root, b".gitmodules") is None:
             return answer

@@ -32,7 +32,8 @@ from artifactfs.fs.content.contents import Contents
 from artifactfs.fs.gitview.virtual import GITFILE, VirtualFiles
 from artifactfs.fs.inodes.attributes import entry_attributes, negative_entry, unreadable_entry
 from artifactfs.fs.inodes.inode import Directory, Inode, Row
-from artifactfs.fs.kernel.lowlevel import Adjustments
+from artifactfs.fs.kernel.extension import Session
+from artifactfs.fs.kernel.interrupt import Opener
 from artifactfs.fs.kernel.privileges import (
     has_privileges,
     mode_after_change,
@@ -107,7 +108,11 @@ class Operations(pyfuse3.Operations):
         self.started = trio.Event()
         self.requests: Counter[str] = Counter()
         """How many the kernel has sent, by what they ask for."""
-        self._adjustments = Adjustments()
+        self._session: Session | None = None
+        self._no_open = self._no_opendir = False
+        self._openers: dict[int, Opener] = {}
+        """By file: who opened it last. Only where the kernel says when it is opened and closed."""
+        self._asked = 0
         self._tree = tree
         self._mutations = mutations
         self._contents = contents
@@ -117,12 +122,20 @@ class Operations(pyfuse3.Operations):
         self._unfinished = UnfinishedListings()
 
     def init(self) -> None:
+        if self._session is not None:
+            self._session.begin()
+            self._no_open = self._session.kernel_opens
+            self._no_opendir = self._session.kernel_opens_directories
+            self._contents.caller = self._session.caller or self._opener
         self.started.set()
 
-    def adopt(self, adjustments: Adjustments) -> None:
-        """Work as libfuse was told to for this mount, and keep that as long as it is served."""
-        self._adjustments = adjustments
-        self._contents.caller = adjustments.caller
+    def adopt(self, session: Session) -> None:
+        """To be called before the first request: what libfuse can be told is in `session`."""
+        self._session = session
+
+    def _opener(self) -> int:
+        """Of the file that the last read or write was for; 0: not known."""
+        return self._openers.get(self._asked, 0)
 
     def log_failure(self, operation: str, error: Exception) -> None:
         log.error(
@@ -319,22 +332,24 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        """Where the kernel opens files by itself, it makes them by `mknod`: see `lowlevel`."""
-        if self._adjustments.by_number:
+        """Where the kernel opens files by itself, it makes them by `mknod`: see `extension`."""
+        if self._no_open:
             raise FUSEError(errno.ENOSYS)
         directory = self._place(parent, name, errno.EEXIST)
         inode = self._mutations.create(directory, name, mode, ctx)
+        self._openers[inode.ino] = Opener(ctx.pid)
         return FileInfo(fh=inode.ino), self._reply_entry(inode)
 
     @_answering
     async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Asked once where the kernel opens files by itself. Content is brought by reading."""
-        if self._adjustments.by_number:
+        if self._no_open:
             raise FUSEError(errno.ENOSYS)
         if flags & os.O_TRUNC and flags & _WRITES:
             if self._virtual.owns(ino):
                 raise FUSEError(errno.EPERM)
             await self._truncate_opened(self._tree.get(ino), ctx)
+        self._openers[ino] = Opener(ctx.pid)
         return FileInfo(fh=ino)
 
     async def _truncate_opened(self, inode: Inode, ctx: RequestContext) -> None:
@@ -348,6 +363,7 @@ class Operations(pyfuse3.Operations):
     @_answering
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """Waits for the content where it is not here. The reader can be killed."""
+        self._asked = fh
         inode = self._tree.find(fh)
         if inode is not None:
             return await self._contents.read(inode, offset, size)
@@ -360,13 +376,14 @@ class Operations(pyfuse3.Operations):
     @_answering
     async def write(self, fh: int, offset: int, buffer: bytes) -> int:
         """The first write to a file waits for its content; the caller can be killed."""
+        self._asked = fh
         if self._virtual.owns(fh):
             raise FUSEError(errno.EACCES)
         return await self._contents.write(self._tree.get(fh), offset, buffer)
 
     @_answering
     async def release(self, fh: int) -> None:
-        return
+        self._openers.pop(fh, None)
 
     @_answering
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -379,7 +396,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, ino: int, ctx: RequestContext) -> int:
         """The handle of a directory is its number. Asked once where the kernel opens directories
         by itself, and caches them."""
-        if self._adjustments.by_number:
+        if self._no_opendir:
             raise FUSEError(errno.ENOSYS)
         return ino
 

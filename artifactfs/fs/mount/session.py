@@ -14,7 +14,9 @@ import pyfuse3
 import trio
 
 from artifactfs.errors import MountError
-from artifactfs.fs.kernel import fastloop, lowlevel
+from artifactfs.features import Features
+from artifactfs.fs.kernel import fastloop
+from artifactfs.fs.kernel.extension import Session
 from artifactfs.fs.kernel.wakefulness import Wakefulness
 from artifactfs.fs.mount.filesystem import FileSystem
 
@@ -45,12 +47,15 @@ async def serve(
     that is how pyfuse3 is made. `keep_awake`: see `wakefulness`. Raises: MountError.
     """
     path = absolute(mount_point)
+    features = filesystem.features
+    kernel = Session(features, pyfuse3)
+    filesystem.operations.adopt(kernel)
     fd = _mount(filesystem, path, options)
     wakefulness = Wakefulness()
-    took = wakefulness.took if keep_awake else fastloop.nothing
-    fast = fd is not None and fastloop.install(pyfuse3, fd, took)
-    if not fast:
-        log.warning("pyfuse3 is not the one the fast loop was made for; requests are slower")
+    if features.on("fast-loop"):
+        took = wakefulness.took if keep_awake else fastloop.nothing
+        if fd is None or not fastloop.install(pyfuse3, fd, took):
+            features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
     try:
         with filesystem.served():
             async with trio.open_nursery() as nursery:
@@ -59,7 +64,10 @@ async def serve(
                     nursery.start_soon(wakefulness.run)
                 nursery.start_soon(_run_main, nursery.cancel_scope)
                 await filesystem.operations.started.wait()
-                _tune(path)
+                kernel.check()
+                if features.on("kernel-limits"):
+                    _tune(path, features)
+                _tell(features)
                 nursery.start_soon(filesystem.maintain)
                 task_status.started()
     finally:
@@ -88,9 +96,7 @@ def _mount(filesystem: FileSystem, path: str, extra: Iterable[str]) -> int | Non
     _raise_descriptor_limit()
     before = fastloop.fuse_descriptors()
     try:
-        with lowlevel.adjusted(pyfuse3) as adjustments:
-            pyfuse3.init(filesystem.operations, path, mount_options(filesystem, extra))
-        filesystem.operations.adopt(adjustments)
+        pyfuse3.init(filesystem.operations, path, mount_options(filesystem, extra))
     except RuntimeError as error:
         raise _explain(path) from error
     opened = fastloop.fuse_descriptors() - before
@@ -165,7 +171,19 @@ def _unescape(field: bytes) -> bytes:
     return field.decode("unicode_escape").encode("latin-1") if b"\\" in field else field
 
 
-def _tune(path: str) -> None:
+def _tell(features: Features) -> None:
+    """Say in the log what is off, and why."""
+    off = [state for state in features.states().values() if not state.on]
+    reasons = ", ".join(f"{state.feature.name} ({state.why})" for state in off)
+    if not off:
+        log.info("all features are on")
+    elif all(state.expected for state in off):
+        log.info("features that are off: %s", reasons)
+    else:
+        log.warning("features that are off: %s", reasons)
+
+
+def _tune(path: str, features: Features) -> None:
     """Raise the kernel's limits for this mount where we may; it works without."""
     device = mount_device(path)
     if device is None:
@@ -181,8 +199,11 @@ def _tune(path: str) -> None:
             with open(file, "w") as knob:
                 knob.write(str(value))
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EROFS, errno.EPERM):
-                log.warning("cannot set %s: %s", file, error.strerror)
+            features.lacks(
+                "kernel-limits",
+                f"cannot set {file}: {error.strerror}",
+                expected=error.errno in (errno.ENOENT, errno.EACCES, errno.EROFS, errno.EPERM),
+            )
 
 
 def _raise_descriptor_limit() -> None:

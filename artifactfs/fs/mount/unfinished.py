@@ -17,7 +17,7 @@ _LISTINGS_KEPT = 256
 
 class Listing:
     """The names of a directory as they were when it was (re)wound. Nobody opens or closes
-    directories (see `lowlevel`), so each position that the kernel is given names the listing."""
+    directories (see `extension`), so each position that the kernel is given names the listing."""
 
     __slots__ = ("_first", "names", "number", "sizes")
 

@@ -1,6 +1,6 @@
 """What is open below the files of the mount: descriptors of upper files, and blobs.
 
-The kernel opens and closes files by itself (see `lowlevel`) and tells nobody, so both are kept
+The kernel opens and closes files by itself (see `extension`) and tells nobody, so both are kept
 for a while: descriptors those that were opened last, blobs until they were read to their end, or
 not read for some seconds.
 """

@@ -1,0 +1,349 @@
+/* Stands between pyfuse3 and libfuse, for what pyfuse3 does not let one say.
+ *
+ * Python loads this with RTLD_GLOBAL before pyfuse3, so that the dynamic linker finds here what
+ * pyfuse3 calls in libfuse ("symbol interposition", ld.so(8)); each function does its part and
+ * calls libfuse's own. Three are of interest:
+ *
+ *   fuse_session_new            libfuse 3.0 to 3.16   the table of handlers passes through here
+ *   fuse_session_new_versioned  libfuse 3.17 and on   the same
+ *   fuse_session_process_buf                          each request, with the kernel's header
+ *
+ * Nothing here links to libfuse. Its functions are taken from the library that pyfuse3 was linked
+ * to, which may be another one than the system's (a wheel can bundle its own).
+ *
+ * Structures are known from their headers alone: the <fuse_lowlevel.h> that was installed when this
+ * was compiled, and the kernel's <linux/fuse.h>. Whether they fit the libfuse that runs is for
+ * extension.py to say; it also chooses what to change.
+ *
+ * Everything runs in the thread that serves the mount, with the GIL; one mount to a process.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define FUSE_USE_VERSION 32 /* pyfuse3's */
+#include <dlfcn.h>
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define COMPILED_FOR (FUSE_MAJOR_VERSION * 100 + FUSE_MINOR_VERSION)
+
+/* From 3.13 on a session can have its own functions to read and write; until 3.16 libfuse leaves
+ * HANDLE_KILLPRIV out of its reply to FUSE_INIT. */
+#define FORGETS_KILLPRIV (COMPILED_FOR >= 313 && COMPILED_FOR < 317)
+
+#define PUBLIC __attribute__((visibility("default"), used))
+
+struct fuse_session;
+typedef struct fuse_session *session_new_fn(struct fuse_args *, const struct fuse_lowlevel_ops *,
+                                            size_t, void *);
+typedef struct fuse_session *session_new_versioned_fn(struct fuse_args *,
+                                                      const struct fuse_lowlevel_ops *, size_t,
+                                                      void *, void *);
+typedef void process_buf_fn(struct fuse_session *, const struct fuse_buf *);
+typedef int version_fn(void);
+
+/* The names of libfuse, given to functions whose C names differ: the header of 3.17 makes an
+ * inline function and a macro of fuse_session_new. */
+PUBLIC session_new_fn interposed_new __asm__("fuse_session_new");
+PUBLIC session_new_versioned_fn interposed_new_versioned __asm__("fuse_session_new_versioned");
+PUBLIC process_buf_fn interposed_process_buf __asm__("fuse_session_process_buf");
+
+static struct {
+    session_new_fn *session_new;
+    session_new_versioned_fn *session_new_versioned;
+    process_buf_fn *process_buf;
+    version_fn *version;
+#if FORGETS_KILLPRIV
+    int (*custom_io)(struct fuse_session *, const struct fuse_custom_io *, int);
+    int (*session_fd)(struct fuse_session *);
+#endif
+} libfuse; /* its own functions */
+
+static struct fuse_lowlevel_ops pyfuse3; /* its handlers */
+
+static struct {
+    int enabled; /* change the next session */
+    int nested;  /* inside libfuse's own constructor, which may call the other one */
+    struct fuse_session *session;
+    unsigned capable; /* FUSE_CAP_*, of the kernel and libfuse */
+    int by_number;    /* the handle of a file or directory is its inode number */
+    /* To be set in pyfuse3's `init`: */
+    unsigned add, drop;
+    int killpriv_told;
+} mount;
+
+static struct {
+    uint64_t unique;
+    uint32_t pid;
+} request; /* that was given to libfuse last; zeros where its header was not in memory */
+
+/* `name` in the libraries that the caller, pyfuse3, was linked to. */
+static void *of_libfuse(const char *name, const void *caller)
+{
+    static void *handle;
+    Dl_info found;
+
+    if (handle == NULL && dladdr(caller, &found) && found.dli_fname != NULL)
+        handle = dlopen(found.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    return handle == NULL ? NULL : dlsym(handle, name);
+}
+
+static void find_libfuse(const void *caller)
+{
+    if (libfuse.process_buf != NULL)
+        return;
+    libfuse.session_new = (session_new_fn *)of_libfuse("fuse_session_new", caller);
+    libfuse.session_new_versioned =
+        (session_new_versioned_fn *)of_libfuse("fuse_session_new_versioned", caller);
+    libfuse.version = (version_fn *)of_libfuse("fuse_version", caller);
+#if FORGETS_KILLPRIV
+    libfuse.custom_io = of_libfuse("fuse_session_custom_io", caller);
+    libfuse.session_fd = of_libfuse("fuse_session_fd", caller);
+#endif
+    libfuse.process_buf = (process_buf_fn *)of_libfuse("fuse_session_process_buf", caller);
+}
+
+/* The handle of what was never opened. pyfuse3 passes on handles only, so it gets the number. */
+
+static void by_number(struct fuse_file_info *file, fuse_ino_t ino)
+{
+    if (mount.by_number)
+        file->fh = ino;
+}
+
+static void on_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
+                    struct fuse_file_info *file)
+{
+    by_number(file, ino);
+    pyfuse3.read(req, ino, size, offset, file);
+}
+
+static void on_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t offset,
+                     struct fuse_file_info *file)
+{
+    by_number(file, ino);
+    pyfuse3.write(req, ino, data, size, offset, file);
+}
+
+static void on_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *data, off_t offset,
+                         struct fuse_file_info *file)
+{
+    by_number(file, ino);
+    pyfuse3.write_buf(req, ino, data, offset, file);
+}
+
+static void on_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *file)
+{
+    by_number(file, ino);
+    pyfuse3.fsync(req, ino, datasync, file);
+}
+
+static void on_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *file)
+{
+    by_number(file, ino);
+    pyfuse3.fsyncdir(req, ino, datasync, file);
+}
+
+static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
+                           struct fuse_file_info *file)
+{
+    by_number(file, ino);
+    pyfuse3.readdirplus(req, ino, size, offset, file);
+}
+
+#if FORGETS_KILLPRIV
+static ssize_t plain_writev(int fd, struct iovec *parts, int count, void *userdata)
+{
+    (void)userdata;
+    return writev(fd, parts, count);
+}
+
+static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
+{
+    (void)userdata;
+    return read(fd, buffer, size);
+}
+
+/* The reply to FUSE_INIT, and no other one. */
+static ssize_t complete_reply(int fd, struct iovec *parts, int count, void *userdata)
+{
+    static const struct fuse_custom_io afterwards = {.writev = plain_writev, .read = plain_read};
+
+    if (count == 2 && parts[1].iov_len >= offsetof(struct fuse_init_out, max_background)) {
+        ((struct fuse_init_out *)parts[1].iov_base)->flags |= FUSE_HANDLE_KILLPRIV;
+        mount.killpriv_told = 1;
+    }
+    libfuse.custom_io(mount.session, &afterwards, fd);
+    return plain_writev(fd, parts, count, userdata);
+}
+#endif
+
+static void tell_killpriv(void)
+{
+    if (libfuse.version != NULL && libfuse.version() >= 317) {
+        mount.killpriv_told = 1;
+        return;
+    }
+#if FORGETS_KILLPRIV
+    static const struct fuse_custom_io once = {.writev = complete_reply, .read = plain_read};
+
+    if (mount.session != NULL && libfuse.custom_io != NULL && libfuse.session_fd != NULL)
+        libfuse.custom_io(mount.session, &once, libfuse.session_fd(mount.session));
+#endif
+}
+
+static void on_init(void *userdata, struct fuse_conn_info *connection)
+{
+    unsigned add;
+
+    mount.capable = connection->capable;
+    mount.add = mount.drop = 0;
+    mount.by_number = 0;
+    pyfuse3.init(userdata, connection); /* Python chooses here: see `choose` */
+    add = mount.add & connection->capable;
+    /* Not want_ext: since 3.17 libfuse takes over only one of the two. */
+    connection->want = (connection->want | add) & ~mount.drop;
+    if (add & FUSE_CAP_HANDLE_KILLPRIV)
+        tell_killpriv();
+}
+
+/* Our copy of the table that pyfuse3 gives to libfuse, which copies it again. NULL: leave it. */
+static struct fuse_lowlevel_ops *changed(const struct fuse_lowlevel_ops *given, size_t size)
+{
+    struct fuse_lowlevel_ops *table;
+
+    if (!mount.enabled || mount.nested ||
+        size < offsetof(struct fuse_lowlevel_ops, readdirplus) + sizeof(given->readdirplus))
+        return NULL;
+    if (!given->init || !given->read || !given->write || !given->write_buf || !given->fsync ||
+        !given->fsyncdir || !given->readdirplus)
+        return NULL;
+    table = malloc(size);
+    if (table == NULL)
+        return NULL;
+    memcpy(&pyfuse3, given, size < sizeof(pyfuse3) ? size : sizeof(pyfuse3));
+    memcpy(table, given, size);
+    table->init = on_init;
+    table->read = on_read;
+    table->write = on_write;
+    table->write_buf = on_write_buf;
+    table->fsync = on_fsync;
+    table->fsyncdir = on_fsyncdir;
+    table->readdirplus = on_readdirplus;
+    return table;
+}
+
+static struct fuse_session *new_session(struct fuse_args *args,
+                                        const struct fuse_lowlevel_ops *given, size_t size,
+                                        void *version, void *userdata, int versioned)
+{
+    struct fuse_lowlevel_ops *ours = changed(given, size);
+    const struct fuse_lowlevel_ops *table = ours == NULL ? given : ours;
+    struct fuse_session *made = NULL;
+
+    mount.nested++;
+    if (versioned && libfuse.session_new_versioned != NULL)
+        made = libfuse.session_new_versioned(args, table, size, version, userdata);
+    else if (!versioned && libfuse.session_new != NULL)
+        made = libfuse.session_new(args, table, size, userdata);
+    mount.nested--;
+    if (ours != NULL)
+        mount.session = made;
+    free(ours);
+    return made;
+}
+
+struct fuse_session *interposed_new(struct fuse_args *args, const struct fuse_lowlevel_ops *table,
+                                    size_t size, void *userdata)
+{
+    find_libfuse(__builtin_return_address(0));
+    return new_session(args, table, size, NULL, userdata, 0);
+}
+
+struct fuse_session *interposed_new_versioned(struct fuse_args *args,
+                                              const struct fuse_lowlevel_ops *table, size_t size,
+                                              void *version, void *userdata)
+{
+    find_libfuse(__builtin_return_address(0));
+    return new_session(args, table, size, version, userdata, 1);
+}
+
+void interposed_process_buf(struct fuse_session *session, const struct fuse_buf *buffer)
+{
+    const struct fuse_in_header *header = buffer->mem;
+
+    find_libfuse(__builtin_return_address(0));
+    if (buffer->flags & FUSE_BUF_IS_FD || buffer->size < sizeof(*header)) {
+        request.unique = request.pid = 0;
+    } else {
+        request.unique = header->unique;
+        request.pid = header->pid;
+    }
+    if (libfuse.process_buf != NULL)
+        libfuse.process_buf(session, buffer);
+}
+
+/* For Python; signatures and meanings are in _interposer.pyi. */
+
+static PyObject *prepare(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    memset(&mount, 0, sizeof(mount));
+    memset(&request, 0, sizeof(request));
+    mount.enabled = 1;
+    Py_RETURN_NONE;
+}
+
+#define ANSWER(name, made)                                   \
+    static PyObject *name(PyObject *self, PyObject *unused) \
+    {                                                        \
+        (void)self, (void)unused;                            \
+        return made;                                         \
+    }
+
+ANSWER(called, PyBool_FromLong(mount.session != NULL))
+ANSWER(capable, PyLong_FromUnsignedLong(mount.capable))
+ANSWER(killpriv_told, PyBool_FromLong(mount.killpriv_told))
+ANSWER(caller, PyLong_FromUnsignedLong(request.pid))
+ANSWER(unique, PyLong_FromUnsignedLongLong(request.unique))
+
+static PyObject *choose(PyObject *self, PyObject *args)
+{
+    (void)self;
+    if (!PyArg_ParseTuple(args, "IIp", &mount.add, &mount.drop, &mount.by_number))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"prepare", prepare, METH_NOARGS, NULL},
+    {"called", called, METH_NOARGS, NULL},
+    {"capable", capable, METH_NOARGS, NULL},
+    {"choose", choose, METH_VARARGS, NULL},
+    {"killpriv_told", killpriv_told, METH_NOARGS, NULL},
+    {"caller", caller, METH_NOARGS, NULL},
+    {"unique", unique, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_interposer", NULL, -1, functions, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__interposer(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+
+    if (module != NULL && PyModule_AddIntConstant(module, "COMPILED_FOR", COMPILED_FOR) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

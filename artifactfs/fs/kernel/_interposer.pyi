@@ -1,0 +1,29 @@
+"""The compiled extension (``_interposer.c``); `extension` is the only one to use it."""
+
+COMPILED_FOR: int
+"""The libfuse whose header it was compiled with: 100 * major + minor."""
+
+def prepare() -> None:
+    """Change what the next ``pyfuse3.init`` gives to libfuse. Forgets the mount before."""
+
+def called() -> bool:
+    """Whether a session was made through here since `prepare`, and its handlers are ours."""
+
+def capable() -> int:
+    """``FUSE_CAP_*`` that kernel and libfuse offer. Known from pyfuse3's `init` handler on."""
+
+def choose(add: int, drop: int, by_number: bool, /) -> None:
+    """In pyfuse3's `init` handler: which ``FUSE_CAP_*`` to want besides, and which not.
+
+    `by_number`: give pyfuse3 the inode number as the handle of a file or directory.
+    """
+
+def killpriv_told() -> bool:
+    """Whether the kernel was told of FUSE_HANDLE_KILLPRIV."""
+
+def caller() -> int:
+    """The process that the last request is for; 0: not known. Ask before the first `await`."""
+
+def unique() -> int:
+    """The kernel's number of the last request, bit 63 set where it was sent again; 0: not known.
+    Ask before the first `await`."""
