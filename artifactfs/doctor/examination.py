@@ -12,8 +12,9 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.repositories.registration import resolve_mount_point
-from artifactfs.doctor import credentials, liveness, machine, storage
+from artifactfs.doctor import credentials, features, liveness, machine, storage
 from artifactfs.doctor.finding import Finding, Patient, Severity, problem, warning
+from artifactfs.features import Features
 from artifactfs.paths import StateLayout
 from artifactfs.redact import redact
 
@@ -24,6 +25,7 @@ LOCAL_CHECKS: tuple[Check, ...] = (
     machine.check_kernel,
     machine.check_privileges,
     machine.check_libraries,
+    features.check_features,
     machine.check_fuse_conf,
     machine.check_git,
     machine.check_limits,
@@ -43,9 +45,10 @@ _GRACE_S = 60.0
 
 @dataclass(slots=True)
 class Report:
-    """All findings, in the order of the checks."""
+    """All findings, in the order of the checks, and what mounts would have here, if known."""
 
     findings: list[Finding] = field(default_factory=list)
+    features: Features | None = None
 
     @property
     def problems(self) -> int:
@@ -84,7 +87,8 @@ async def examine(
         if remotes:
             for repo, slot in zip(repos, remote_slots, strict=True):
                 nursery.start_soon(_run_remote, patient, repo, slot)
-    return Report([*faults, *(finding for slot in (*slots, *remote_slots) for finding in slot)])
+    found = [*faults, *(finding for slot in (*slots, *remote_slots) for finding in slot)]
+    return Report(found, await trio.to_thread.run_sync(features.known_features))
 
 
 def _patient(

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
+from artifactfs.features import dotted, version_of
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
@@ -244,13 +245,3 @@ def check_halt_polling(_: Patient) -> Iterator[Finding]:
             f"echo 200000 | sudo tee {HALT_POLLING}  (the kernel's default), or"
             " artifact-fs daemon --keep-cpus-awake",
         )
-
-
-def version_of(text: str) -> tuple[int, int]:
-    """The first ``MAJOR.MINOR`` in `text`; (0, 0) where there is none."""
-    found = re.search(r"(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))

@@ -18,12 +18,14 @@ _WIDTH = max(len(severity) for severity in Severity)
 
 
 def to_json(report: Report) -> str:
-    """One object: ``findings`` (see `Finding.to_mapping`), ``problems`` and ``warnings``."""
+    """One object: ``findings`` (see `Finding.to_mapping`), ``problems``, ``warnings``, and
+    ``features`` (see `Features.as_json`; null where they cannot be known)."""
     return json.dumps(
         {
             "findings": [finding.to_mapping() for finding in report.findings],
             "problems": report.problems,
             "warnings": report.warnings,
+            "features": None if report.features is None else report.features.as_json(),
         },
         indent=2,
     )

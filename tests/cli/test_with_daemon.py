@@ -460,3 +460,34 @@ def test_a_record_of_a_switch_that_makes_no_sense(
     daemon.run("remount", "--name", "hello")
     assert (hello / "README.md").exists()
     assert not path.exists()
+
+
+def test_features_are_shown_and_can_be_switched_off(
+    idle_daemon: DaemonProcess, local_remote: Any
+) -> None:
+    """What is off is named in `status -v` and the log, and git is right without its features."""
+    daemon = idle_daemon
+    refused = daemon.run("daemon", "--disable", "fsmonitro", check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    error, hint = refused.stderr.splitlines()
+    assert error.startswith("error: there is no feature 'fsmonitro'") and "fsmonitor" in hint
+    off = {"kernel-open", "fsmonitor", "primed-index", "offered-objects"}
+    daemon.start("--disable", ",".join(off))
+    top = daemon.add_repo("hello", str(local_remote.path))
+    daemon.run("wait", "--name", "hello", "--timeout", "30s")
+    wait_until(lambda: daemon.status("hello")["index_primed"], "the index")
+    states = daemon.status("hello")["features"]
+    wanted = {name for name, state in states.items() if state["why"] and "switched" in state["why"]}
+    assert wanted == off
+    lines = daemon.run("status", "-v").stdout
+    assert "kernel-open: switched off by ARTIFACT_FS_DISABLE" in lines
+    assert "on        fast-loop: " in lines
+    assert "switched off" not in daemon.run("status").stdout
+    assert "features that are off: kernel-open (switched off" in daemon.log.read_text()
+    assert git(top, "status", "--porcelain") == ""
+    (top / "README.md").write_text("changed\n")
+    (top / "new").touch()
+    assert git(top, "status", "--porcelain").splitlines() == ["M README.md", "?? new"]
+    git(top, "commit", "-qam", "Change")
+    assert git(top, "status", "--porcelain") == "?? new"
+    assert "README.md | 2 +-" in git(top, "show", "--stat", "HEAD")

@@ -9,6 +9,7 @@ import click
 
 from artifactfs.cli.terminal.context import Duration, Size, state
 from artifactfs.cli.terminal.remote_argument import TOKEN_VARIABLE
+from artifactfs.features import VARIABLE, disabled_features
 from artifactfs.paths import default_mount_root
 
 
@@ -47,6 +48,13 @@ from artifactfs.paths import default_mount_root
     "machines many small operations then take half as long. Costs CPU time; for root only.",
 )
 @click.option(
+    "--disable",
+    metavar="FEATURE,FEATURE",
+    envvar=VARIABLE,
+    show_envvar=True,
+    help="Do without these features; 'status -v' and 'doctor -v' list them.",
+)
+@click.option(
     "--exit-when-idle",
     type=Duration(),
     help="End after so long without a mount and without a command. [default: never]",
@@ -57,6 +65,7 @@ def daemon(
     cache_limit: int | None,
     metrics: str | None,
     keep_cpus_awake: bool,
+    disable: str | None,
     exit_when_idle: float | None,
 ) -> None:
     """Mount all registered repositories and keep them mounted.
@@ -80,6 +89,8 @@ def daemon(
 
     os.environ.pop(TOKEN_VARIABLE, None)  # of add-repo: no program that we start needs it
     logs.configure(log_level)
+    if disable is not None:
+        os.environ[VARIABLE] = ",".join(sorted(disabled_features(disable)))  # for the workers
     if keep_cpus_awake:
         _check_latency_device()
     root = (mount_root or default_mount_root()).absolute()

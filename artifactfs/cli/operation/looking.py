@@ -43,12 +43,18 @@ def list_repos(as_json: bool) -> None:
 
 @click.command()
 @click.option("--name", type=RepoName(), help="Only this repository.")
+@click.option("--verbose", "-v", is_flag=True, help="Show which features each mount has.")
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option("--interval", type=Duration(), default=1.0, help="With --watch. [default: 1s]")
 @click.option("--count", type=click.IntRange(min=1), help="With --watch: end after so many looks.")
 @json_option
 def status(
-    name: str | None, watch: bool, interval: float, count: int | None, as_json: bool
+    name: str | None,
+    verbose: bool,
+    watch: bool,
+    interval: float,
+    count: int | None,
+    as_json: bool,
 ) -> None:
     """Show what every mount is doing.
 
@@ -62,22 +68,22 @@ def status(
       artifact-fs status --watch --interval 5s
     """
     if not watch:
-        _show_once(name, as_json, watch=False)
+        _show_once(name, as_json, verbose, watch=False)
         return
     looks = range(count) if count is not None else itertools.count()
     with suppress(KeyboardInterrupt):
         for look in looks:
             if look:
                 time.sleep(interval)
-            _show_once(name, as_json, watch=True)
+            _show_once(name, as_json, verbose, watch=True)
 
 
-def _show_once(name: str | None, as_json: bool, *, watch: bool) -> None:
+def _show_once(name: str | None, as_json: bool, verbose: bool, *, watch: bool) -> None:
     repos, running = _look(name)
     if as_json:
         click.echo(json.dumps(repos, indent=None if watch else 2))
     else:
-        _show(repos, running, afresh=watch and output.on_terminal())
+        _show(repos, running, verbose, afresh=watch and output.on_terminal())
 
 
 def _look(name: str | None) -> tuple[list[Fields], bool]:
@@ -89,10 +95,10 @@ def _look(name: str | None) -> tuple[list[Fields], bool]:
         return client.request("status", name=name), True
 
 
-def _show(repos: list[Fields], running: bool, *, afresh: bool) -> None:
+def _show(repos: list[Fields], running: bool, verbose: bool, *, afresh: bool) -> None:
     if not running:
         click.echo("no daemon runs; start one: artifact-fs daemon", err=True)
-    lines = [line for repo in repos for line in describe(repo)]
+    lines = [line for repo in repos for line in describe(repo, verbose)]
     if afresh:
         click.clear()
     click.echo("\n".join(lines), nl=bool(lines))
@@ -105,7 +111,7 @@ def _offline(repo: Fields) -> Fields:
     return {**repo, **read_head(state().repo(repo["name"]).gitdir)}
 
 
-def describe(repo: Fields) -> Iterator[str]:
+def describe(repo: Fields, verbose: bool = False) -> Iterator[str]:
     """The lines of one repository; a field that is not known has no line."""
     yield f"{repo['name']}: {repo['state']} at {output.printable(repo['mount_point'])}"
     yield _line("remote", repo["remote"])
@@ -139,6 +145,17 @@ def describe(repo: Fields) -> Iterator[str]:
         history = _history(repo)
         index = "primed" if repo.get("index_primed") else "being prepared"
         yield _line("git", f"history {history}; index {index}")
+    yield from _features(repo.get("features") or {}, verbose)
+
+
+def _features(features: Fields, verbose: bool) -> Iterator[str]:
+    """Always what is missing and why, but not what only builds on that."""
+    for name, found in features.items():
+        builds_on_missing = any(not features[need]["on"] for need in found["needs"])
+        if verbose and found["on"]:
+            yield _line("on", f"{name}: {found['gives']}")
+        elif verbose or not (found["on"] or found["expected"] or builds_on_missing):
+            yield _line("off", f"{name}: {found['why']}")
 
 
 def _line(label: str, text: str) -> str:

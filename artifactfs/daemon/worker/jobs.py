@@ -25,6 +25,7 @@ from artifactfs.daemon.worker.background import Background, Refresh, run_quietly
 from artifactfs.daemon.worker.following import Following
 from artifactfs.daemon.worker.other_tips import learn_sizes
 from artifactfs.errors import ArtifactFSError
+from artifactfs.features import Version, version_of
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
@@ -41,7 +42,6 @@ CONFIG_DEADLINE_S = 5.0  # less than the supervisor waits for the end
 SIZES_WAIT_S = 10.0
 SIZES_POLL_S = 0.02
 GIT_FILES_WAIT_S = 5.0
-SOUND_GIT = [2, 43]
 WATCH_S = 2.0
 """How often HEAD and the index are looked at: two `stat`, 4 µs."""
 
@@ -186,9 +186,12 @@ class Jobs:
         Where git has one already (every mount but the first), it is left alone.
         """
         try:
+            features = self._filesystem.features
+            features.learn(git=await git_version())
             if not (self._layout.gitdir / "index").exists():
-                await self._sizes_settled()
-                await self._git_files_here()
+                if features.on("primed-index"):
+                    await self._sizes_settled()
+                    await self._git_files_here()
                 await self._write_any_index()
                 await self._use_fsmonitor()
             self.index_primed = True
@@ -221,11 +224,15 @@ class Jobs:
 
     async def _write_any_index(self) -> None:
         """Without an index git would take every file for deleted: let git write it at worst."""
+        features = self._filesystem.features
         try:
-            await self._write_index()
+            if features.on("primed-index"):
+                await self._write_index()
+                return
         except ArtifactFSError as error:
             log.warning("the index could not be primed, git reads the tree: %s", error.message)
-            await run_git("read-tree", "HEAD", gitdir=self._layout.gitdir)
+            features.lacks("primed-index", error.message)
+        await run_git("read-tree", "HEAD", gitdir=self._layout.gitdir)
 
     async def _write_index(self) -> None:
         filesystem, settings = self._filesystem, self.settings
@@ -261,7 +268,8 @@ class Jobs:
     async def _use_fsmonitor(self) -> None:
         """Let git ask the mount what changed; only at first, so that a user can turn it off."""
         gitdir = self._layout.gitdir
-        command = self._filesystem.fsmonitor_command(await sound_git())
+        sound = await git_path() if self._filesystem.features.on("fsmonitor-diff") else None
+        command = self._filesystem.fsmonitor_command(sound)
         for name, value in (("core.fsmonitor", command), ("core.untrackedCache", "true")):
             with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
                 await run_git("config", name, value, gitdir=gitdir, deadline_s=CONFIG_DEADLINE_S)
@@ -300,15 +308,13 @@ class Jobs:
         return [] if commit is None else [self._odb.commit(commit).tree]
 
 
-async def sound_git() -> str | None:
-    """The path of git, where it is one that a fsmonitor does not confuse: see
-    `FileSystem.fsmonitor_command`."""
+async def git_version() -> Version:
+    return version_of((await run_git("version")).decode("utf-8", "replace"))
+
+
+async def git_path() -> str | None:
     path = shutil.which("git")
-    words = (await run_git("version")).decode("utf-8", "replace").split() + [""] * 3
-    numbers = [int(part) for part in words[2].split(".")[:2] if part.isdecimal()]
-    if path is None or numbers < SOUND_GIT:
-        return None
-    return str(await trio.Path(path).resolve())
+    return None if path is None else str(await trio.Path(path).resolve())
 
 
 def _stamps(gitdir: os.PathLike[str]) -> tuple[int, ...]:

@@ -95,6 +95,9 @@ class OldVersions:
 
     def offer_objects(self) -> None:
         """Let git see the blobs of the tree as objects that are here. Without it git works too."""
+        features = self._filesystem.features
+        if not features.on("offered-objects"):
+            return
         line = self._filesystem.offered_alternate
         try:
             if line and self._filesystem.offered is not None:
@@ -102,6 +105,7 @@ class OldVersions:
                 self._filesystem.offered.told_of = self.COMMANDS
                 offer(self._gitdir, line)
         except OSError as error:
+            features.lacks("offered-objects", str(error))
             log.warning("git will not see the blobs of the tree: %s", error)
 
     async def before_missing(self, command: GitCommand, oid: Oid | None) -> None:

@@ -95,6 +95,7 @@ class Requests:
             "hydration": hydration,
             "overlay": asdict(self.filesystem.overlay_stats()),
             "damage": self.filesystem.damage.as_json(),
+            "features": self.filesystem.features.as_json(),
             "kernel": {"requests": dict(self.filesystem.operations.requests)},
         }
 

@@ -1,0 +1,37 @@
+"""Which features a mount would have on this machine, without making one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from artifactfs.errors import MountError
+from artifactfs.features import Features, version_of
+from artifactfs.fs.kernel import extension
+
+_GIT_WAIT_S = 10.0
+
+
+def find_features() -> Features:
+    """As far as it can be known before the kernel's FUSE_INIT. For any thread.
+
+    Raises: MountError where pyfuse3 or libfuse cannot be loaded, InvalidInput.
+    """
+    features = Features()
+    try:
+        import pyfuse3
+    except ImportError as error:
+        raise MountError(f"pyfuse3 cannot be loaded: {error}") from None
+    extension.probe(features, pyfuse3)
+    if not hasattr(pyfuse3, "_wait_fuse_readable"):
+        features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
+    if os.geteuid() != 0:
+        features.lacks("kernel-limits", "only root may set them", expected=True)
+    try:
+        printed = subprocess.run(
+            ["git", "--version"], capture_output=True, text=True, timeout=_GIT_WAIT_S, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return features
+    features.learn(git=version_of(printed))
+    return features
