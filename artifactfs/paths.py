@@ -83,6 +83,16 @@ class RepoLayout:
         return self.directory / "credentials"
 
     @property
+    def git_environment(self) -> Path:
+        """0600: variables and settings of git that the command had which added the repository."""
+        return self.directory / "git-environment"
+
+    @property
+    def git_settings(self) -> Path:
+        """0600: settings that the gitdir's own config includes."""
+        return self.directory / "git-settings"
+
+    @property
     def conversion(self) -> Path:
         """The settings by which clean files are converted: those of the first mount."""
         return self.directory / "conversion.json"

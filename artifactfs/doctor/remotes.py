@@ -19,8 +19,11 @@ from artifactfs.errors import (
     RemoteNotFound,
     RemoteUnreachable,
 )
-from artifactfs.git.remote.opening import probe_remote
+from artifactfs.git.configuration.kept import surroundings_of
+from artifactfs.git.remote.opening import Place, probe_remote
 from artifactfs.git.remote.remote import Capabilities
+from artifactfs.git.repository.refspecs import tracked_remote
+from artifactfs.git.surroundings import within
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.redact import redact
 
@@ -32,12 +35,9 @@ CLOCK_WRONG_S = 300.0
 async def check_remote(patient: Patient, repo: RepoSettings) -> AsyncIterator[Finding]:
     """Ask the remote what it offers, as a mount does first, and compare the clocks."""
     url = redact(repo.remote)
-    credentials = CredentialFile(patient.state.repo(repo.name).credentials)
     try:
         with trio.fail_after(patient.deadline_s):
-            capabilities = await probe_remote(
-                repo.remote, credentials, deadline_s=patient.deadline_s
-            )
+            capabilities = await _probe(patient, repo)
     except trio.TooSlowError:
         yield _unreachable(repo, f"{url} did not answer within {patient.deadline_s:.0f} s")
     except ArtifactFSError as error:
@@ -46,6 +46,22 @@ async def check_remote(patient: Patient, repo: RepoSettings) -> AsyncIterator[Fi
         yield _reachable(repo, url, capabilities)
     async for finding in check_clock(repo, patient.deadline_s):
         yield finding
+
+
+async def _probe(patient: Patient, repo: RepoSettings) -> Capabilities:
+    """With the surroundings and the configuration that its mount has. Raises: ArtifactFSError."""
+    layout = patient.state.repo(repo.name)
+    with within(await surroundings_of(layout, repo.mount_point)):
+        place = Place()
+        if layout.gitdir.exists():
+            tracked = await tracked_remote(layout.gitdir, repo.remote)
+            place = Place(layout.gitdir, tracked.name)
+        return await probe_remote(
+            repo.remote,
+            CredentialFile(layout.credentials),
+            deadline_s=patient.deadline_s,
+            place=place,
+        )
 
 
 def _reachable(repo: RepoSettings, url: str, capabilities: Capabilities) -> Finding:

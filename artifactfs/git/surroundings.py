@@ -85,8 +85,6 @@ WHERE_NONE = ("SSH_AUTH_SOCK",)
 """Kept for a daemon without one of its own: that of a login ends with the login."""
 
 SETTINGS_FILE = "git-settings"
-"""In ``STATE/repos/NAME``, mode 0600; the gitdir's own config includes it."""
-
 OWN_FOLDER = "artifactfs"
 OWN_CONFIG_PATH = f"{OWN_FOLDER}/config"
 """What a gitdir's config includes, relative to the gitdir: the file that is ours."""
@@ -105,6 +103,13 @@ class Surroundings:
 
     def __bool__(self) -> bool:
         return bool(self.variables or self.settings or self.includes)
+
+    def beyond(self, environment: Mapping[str, str]) -> Surroundings:
+        """Without the variables that `environment` has with the same value."""
+        other = {
+            name: value for name, value in self.variables.items() if environment.get(name) != value
+        }
+        return Surroundings(other, self.settings, self.includes)
 
     def over(self, other: Surroundings) -> Surroundings:
         """Both; what this one says wins."""
@@ -125,19 +130,27 @@ class Surroundings:
         return (*(("include.path", path) for path in self.includes), *self.settings)
 
 
+class _Box:
+    """Tasks that inherited it see what is put into it later."""
+
+    def __init__(self, content: Surroundings) -> None:
+        self.content = content
+
+
 _NONE = Surroundings()
-_current: ContextVar[Surroundings | None] = ContextVar("surroundings", default=None)
+_current: ContextVar[_Box | None] = ContextVar("surroundings", default=None)
 
 
 def current() -> Surroundings:
     """Those of the repository that this task works for."""
-    return _current.get() or _NONE
+    box = _current.get()
+    return _NONE if box is None else box.content
 
 
 @contextmanager
 def within(surroundings: Surroundings) -> Iterator[None]:
     """Run git with `surroundings`, in the block and in the tasks that it starts."""
-    token = _current.set(surroundings)
+    token = _current.set(_Box(surroundings))
     try:
         yield
     finally:
@@ -145,8 +158,12 @@ def within(surroundings: Surroundings) -> Iterator[None]:
 
 
 def adopt(surroundings: Surroundings) -> None:
-    """The same from here on, for a process of one repository."""
-    _current.set(surroundings)
+    """The same from here on: for this task, those that it starts, and those that share its."""
+    box = _current.get()
+    if box is None:
+        _current.set(_Box(surroundings))
+    else:
+        box.content = surroundings
 
 
 def variable(name: str) -> str | None:
@@ -195,6 +212,10 @@ def store(path: Path, surroundings: Surroundings) -> None:
 def encoded(surroundings: Surroundings) -> dict[str, object]:
     """For JSON. `includes` are worked out anew at each mount."""
     return {"variables": dict(surroundings.variables), "settings": list(surroundings.settings)}
+
+
+NOTHING: dict[str, object] = {"variables": {}, "settings": []}
+"""What `encoded` makes of no surroundings."""
 
 
 def decoded(fields: object) -> Surroundings:

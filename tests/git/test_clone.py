@@ -9,11 +9,12 @@ from typing import TypeVar
 import pytest
 import trio
 
+from artifactfs.daemon.repositories.remotes import store_remote
 from artifactfs.errors import InvalidInput, RemoteError, RemoteNotFound, RemoteUnreachable
 from artifactfs.git.remote import fetch as fetching
 from artifactfs.git.remote.clone import fetch_history, fetch_refs
 from artifactfs.git.remote.remote import Remote
-from artifactfs.git.repository.gitdir import history_complete, read_head, read_refs, set_remote
+from artifactfs.git.repository.gitdir import history_complete, read_head, read_refs
 from artifactfs.git.wire.credentials import CredentialFile
 from tests.git.clones import Clone, make_clone
 from tests.git.http_backend import Backend
@@ -386,7 +387,7 @@ def test_set_remote_tells_git_where_the_new_token_is(
     CredentialFile(clone.layout.credentials).set(backend.url, "x", "new")
     hosted.bare.rename(hosted.bare.with_name("moved.git"))
     url = f"{backend.url}/moved.git"
-    trio.run(set_remote, clone.gitdir, "origin", url, clone.layout.credentials)
+    trio.run(store_remote, clone.layout, clone.settings, url, None)
     clone.git("fetch")
     assert clone.git("remote", "get-url", "origin") == url
 

@@ -51,7 +51,7 @@ def test_a_renamed_remote_is_still_the_one_that_is_fetched(
     assert oid(clone, "upstream/main") == new.hex()
     assert oid(clone, "origin/main") == before
     moved = hosted.bare.rename(hosted.bare.with_name("moved.git"))
-    trio.run(store_remote, clone.layout, clone.settings.remote, str(moved), None)
+    trio.run(store_remote, clone.layout, clone.settings, str(moved), None)
     assert clone.git("remote", "get-url", "origin") == str(fork)
     assert clone.git("remote", "get-url", "upstream") == str(moved)
 

@@ -208,6 +208,8 @@ def _hydration(hydration: Fields) -> Iterator[str]:
         remote = f"{remote} since {ago} ({hydration['outage_cause']})"
     received = human_bytes(hydration["received_bytes"])
     yield _line("link", f"{remote}; {hydration['requests']} requests, {received} received")
+    if hydration.get("git_because"):
+        yield _line("transport", f"git asks the remote for us: {hydration['git_because']}")
     for limit in hydration["limits"]:
         yield _line("limit", limit)
 

@@ -161,7 +161,7 @@ def _remount(name: str, remote: RemoteArgument, *, quiet: bool) -> dict[str, Any
     if client is None:
         raise DaemonError("the daemon ended", hint="start it again: artifact-fs daemon")
     with client, output.progress(name, quiet=quiet) as report:
-        if remote.secret is not None:
+        if remote.secret["password"] is not None:
             given = remote.secret
             client.request("set-remote", name=name, remote=remote.url, secret=given, no_check=True)
         answer: dict[str, Any] = client.request("remount", on_progress=report, name=name)

@@ -129,18 +129,20 @@ def set_remote(name: str, remote: str, no_check: bool, as_json: bool) -> None:
         click.echo(f"{name}: remote {answer['remote']} ({checked})")
 
 
-def _set_remote_here(name: str, url: str, secret: dict[str, str] | None) -> dict[str, Any]:
+def _set_remote_here(name: str, url: str, secret: dict[str, Any] | None) -> dict[str, Any]:
     from dataclasses import replace
 
     import trio
 
-    from artifactfs.daemon.repositories.registration import Secret
+    from artifactfs.daemon.repositories.registration import Secret, resolve_mount_point
     from artifactfs.daemon.repositories.registry import Registry
     from artifactfs.daemon.repositories.remotes import store_remote
 
-    stored = Secret(**secret) if secret else None
+    stored = Secret.from_fields(secret)
     with Registry(state().registry_db) as registry:
         settings = registry.get(name).settings
-        trio.run(store_remote, state().repo(name), settings.remote, url, stored)
+        mount_point = resolve_mount_point(settings, state().mount_root())
+        old = replace(settings, mount_point=mount_point)
+        trio.run(store_remote, state().repo(name), old, url, stored)
         registry.update(replace(settings, remote=url))
     return {"name": name, "remote": url, "checked": False}

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from artifactfs.errors import InvalidInput
-from artifactfs.git.wire.url import parse_remote
+from artifactfs.git.configuration.capture import capture, configuration_here
+from artifactfs.git.configuration.rewriting import effective_remote, rewritten, without_secret
+from artifactfs.git.surroundings import encoded
 
 TOKEN_VARIABLE = "ARTIFACT_FS_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteArgument:
-    """A remote without credentials, and the credentials."""
+    """A remote as git rewrites it, without credentials; and what is to be kept as one: the
+    credentials and what the environment says to git (`daemon.repositories.registration.Secret`).
+    """
 
     url: str
-    secret: dict[str, str] | None = field(repr=False)
+    secret: dict[str, Any] = field(repr=False)
 
 
 def read_remote(given: str) -> RemoteArgument:
@@ -27,9 +32,13 @@ def read_remote(given: str) -> RemoteArgument:
     """
     if given == "-":
         given = sys.stdin.readline().strip() if sys.stdin is not None else ""
-    remote = parse_remote(given)
+    surroundings, configuration = capture(), configuration_here()
+    url = without_secret(given, configuration)
+    remote = effective_remote(given, configuration)
     password = remote.password
     username = remote.username
+    if rewritten(given, configuration) != given:
+        password = username = None  # what is in the configuration stays there
     if password is None and remote.is_http:
         token = os.environ.get(TOKEN_VARIABLE)
         if token:
@@ -41,7 +50,10 @@ def read_remote(given: str) -> RemoteArgument:
             "only http and https remotes take a password in the URL",
             hint="use an ssh key or agent for ssh remotes",
         )
-    secret = None
-    if password is not None:
-        secret = {"username": username or "x", "password": password}
-    return RemoteArgument(remote.url, secret)
+    secret = {
+        "username": username or "x",
+        "password": password,
+        "url": remote.url,
+        "surroundings": encoded(surroundings),
+    }
+    return RemoteArgument(url, secret)

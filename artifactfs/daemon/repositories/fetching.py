@@ -11,8 +11,10 @@ from typing import Any
 
 from artifactfs.config import RepoSettings
 from artifactfs.errors import ArtifactFSError
+from artifactfs.git.configuration.kept import surroundings_of
 from artifactfs.git.remote.fetch import FetchResult, fetch_refs
 from artifactfs.git.remote.remote import Remote
+from artifactfs.git.surroundings import adopt
 from artifactfs.paths import RepoLayout
 from artifactfs.redact import redact
 
@@ -74,6 +76,7 @@ async def fetch_once(layout: RepoLayout, settings: RepoSettings) -> Record:
     """Connect, fetch, close: for a repository that is not mounted. Raises: RemoteError."""
     from artifactfs.daemon.repositories.remotes import RemoteConnection
 
+    adopt(await surroundings_of(layout, settings.mount_point))
     connection = RemoteConnection(layout, settings.remote, settings.deadline_s)
     try:
         return await fetch_recorded(layout, settings, await connection.shared())

@@ -20,14 +20,16 @@ from artifactfs.daemon.repositories.registration import (
     resolve_mount_point,
 )
 from artifactfs.daemon.repositories.remotes import RemoteConnection
+from artifactfs.git.configuration.kept import surroundings_of, write_settings
 from artifactfs.git.remote.clone import clone_tip, tip_wish
+from artifactfs.git.surroundings import adopt
 from artifactfs.paths import StateLayout
 
 Report = Callable[[dict[str, Any]], None]
 
 
 def clone_and_register(
-    state: StateLayout, settings: RepoSettings, secret: dict[str, str] | None, report: Report
+    state: StateLayout, settings: RepoSettings, secret: dict[str, Any] | None, report: Report
 ) -> dict[str, Any]:
     """Phase 1 of the clone, then the registry; nothing is left behind if that fails.
 
@@ -40,7 +42,7 @@ def clone_and_register(
     with _Interruption() as interruption:
         reservation = Reservation(state, settings, Path(mount_point))
         try:
-            reservation.store(Secret(**secret) if secret else None)
+            reservation.store(Secret.from_fields(secret))
             report({"state": "cloning"})
             trio.run(_clone, state, replace(settings, mount_point=mount_point), interruption)
             interruption.check()
@@ -104,6 +106,8 @@ async def _clone(state: StateLayout, settings: RepoSettings, interruption: _Inte
 
 async def _clone_or_adopt(state: StateLayout, settings: RepoSettings) -> None:
     layout = state.repo(settings.name)
+    adopt(await surroundings_of(layout, settings.mount_point))
+    await trio.to_thread.run_sync(write_settings, layout, settings.uid)
     if settings.git_dir is not None:
         await adopt_gitdir(layout, settings, shared_objects=state.shared_objects)
         return

@@ -15,12 +15,15 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.errors import AlreadyExists, ArtifactFSError, InvalidInput
 from artifactfs.git.command import GitFailed, run_git
+from artifactfs.git.configuration.listing import read_configuration
+from artifactfs.git.configuration.rewriting import effective_remote
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.clone import Tip
 from artifactfs.git.repository.gitdir import (
     mark_history_complete,
     read_head,
     set_remote,
+    write_own_config,
 )
 from artifactfs.git.repository.refspecs import tracked_remote
 from artifactfs.git.surroundings import OWN_CONFIG_PATH
@@ -54,7 +57,9 @@ async def adopt_gitdir(layout: RepoLayout, settings: RepoSettings, *, shared_obj
         ("include.path", OWN_CONFIG_PATH),
     ):
         await run_git("config", name, value, gitdir=gitdir)
-    await set_remote(gitdir, remote, settings.remote, layout.credentials)
+    await set_remote(gitdir, remote, settings.remote)
+    reached = effective_remote(settings.remote, await read_configuration(gitdir))
+    await trio.to_thread.run_sync(write_own_config, gitdir, reached.url, layout.credentials)
     mark_history_complete(gitdir)
     layout.gitdir.symlink_to(gitdir)
     return tip

@@ -13,9 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.host import mounts
@@ -27,8 +28,9 @@ from artifactfs.errors import (
     NotRegistered,
     StateError,
 )
+from artifactfs.git.surroundings import NOTHING, Surroundings, decoded, load, store
 from artifactfs.git.wire.credentials import CredentialFile
-from artifactfs.paths import StateLayout, check_repo_name
+from artifactfs.paths import RepoLayout, StateLayout, check_repo_name
 
 MARKER = "adding"
 FUSE_DEVICE = Path("/dev/fuse")
@@ -36,10 +38,52 @@ FUSE_DEVICE = Path("/dev/fuse")
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Credentials of a remote, on their way to the credential file."""
+    """What a command knows of a remote that only its owner may read, on its way to files of 0600.
 
-    username: str
-    password: str = field(repr=False)
+    Credentials (`password` None: none) for `url`, which is the one that is reached; and what its
+    environment says to git.
+    """
+
+    username: str = ""
+    password: str | None = field(default=None, repr=False)
+    url: str = ""
+    surroundings: Surroundings = field(default_factory=Surroundings, repr=False)
+
+    @classmethod
+    def from_fields(cls, fields: object, *, here: Mapping[str, str] | None = None) -> Self | None:
+        """What a request has; None for nothing. Raises: InvalidInput.
+
+        Variables that the environment `here` has as well are not kept.
+        """
+        if not isinstance(fields, dict):
+            return None
+        password = fields.get("password")
+        try:
+            given = decoded(fields.get("surroundings") or NOTHING)
+        except (TypeError, KeyError, ValueError) as error:
+            raise InvalidInput(f"unusable surroundings: {error}") from error
+        return cls(
+            str(fields.get("username") or ""),
+            None if password is None else str(password),
+            str(fields.get("url") or ""),
+            given if here is None else given.beyond(here),
+        )
+
+
+def keep(layout: RepoLayout, secret: Secret | None, url: str) -> None:
+    """Write the files. What was kept before and is not given again stays. Raises: StateError,
+    InvalidInput."""
+    if secret is None:
+        return
+    try:
+        if secret.password is not None:
+            file = CredentialFile(layout.credentials)
+            file.set(secret.url or url, secret.username, secret.password)
+        if secret.surroundings:
+            kept = load(layout.git_environment)
+            store(layout.git_environment, secret.surroundings.over(kept))
+    except OSError as error:
+        raise StateError(f"cannot store the credentials: {error.strerror}") from error
 
 
 def check_fuse() -> None:
@@ -189,15 +233,8 @@ class Reservation:
             raise StateError(f"cannot create {directory}: {error.strerror}") from error
 
     def store(self, secret: Secret | None) -> None:
-        """Write the credentials file. Raises: InvalidInput, StateError."""
-        if secret is None:
-            return
-        try:
-            CredentialFile(self.layout.credentials).set(
-                self._settings.remote, secret.username, secret.password
-            )
-        except OSError as error:
-            raise StateError(f"cannot store the credentials: {error.strerror}") from error
+        """Write what is secret. Raises: InvalidInput, StateError."""
+        keep(self.layout, secret, self._settings.remote)
 
     def commit(self) -> None:
         """Register it. Raises: AlreadyExists."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
-from artifactfs.daemon.repositories.registration import Secret
-from artifactfs.errors import RemoteUnreachable, StateError
-from artifactfs.git.remote.opening import open_remote
+from artifactfs.config import RepoSettings
+from artifactfs.daemon.repositories.registration import Secret, keep
+from artifactfs.errors import RemoteUnreachable
+from artifactfs.git.configuration.kept import refresh, surroundings_of
+from artifactfs.git.remote.opening import Place, open_remote
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import set_remote
-from artifactfs.git.repository.refspecs import tracked_remote
-from artifactfs.git.wire.credentials import Credential, CredentialFile
+from artifactfs.git.repository.refspecs import default_remote_name, tracked_remote
+from artifactfs.git.surroundings import within, write_private
+from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.git.wire.greeting import TipWish
 from artifactfs.paths import RepoLayout
 
@@ -33,14 +37,18 @@ class RemoteConnection:
         self._deadline_s = deadline_s
         self._credentials = CredentialFile(layout.credentials)
         self._mirror = mirror_of(layout)
+        self._layout = layout
         self._limits_file = layout.directory / "remote-limits"
+        self._because_file = layout.directory / "remote-by-git"
         self._shared: Remote | None = None
+        self._shared_url = ""
         self._cloned: Remote | None = None
         self._opening = trio.Lock()
         self._open_scope = trio.CancelScope()  # of `shared`, while it waits
 
     async def open(self, *, expect_refs: bool = False, expect_tip: TipWish | None = None) -> Remote:
         """A new remote, the caller's to close. Raises: RemoteError."""
+        place = await self._find()
         remote = await open_remote(
             self.url,
             self._credentials,
@@ -48,21 +56,41 @@ class RemoteConnection:
             expect_refs=expect_refs,
             expect_tip=expect_tip,
             mirror=self._mirror,
+            place=place,
         )
-        self._note_limits(remote.capabilities.limits)
+        self._note(self._limits_file, remote.capabilities.limits)
+        because = remote.capabilities.git_because
+        self._note(self._because_file, () if because is None else (because,))
         return remote
+
+    async def _find(self) -> Place:
+        """What the gitdir says of its remote, once there is one: the user may have changed it."""
+        if not self._layout.gitdir.exists():
+            return Place(None, await default_remote_name())
+        tracked = await tracked_remote(self._layout.gitdir, self.url)
+        if tracked.url:
+            self.url = tracked.url
+        return Place(self._layout.gitdir, tracked.name)
+
+    @property
+    def git_because(self) -> str | None:
+        """Why git reached the remote for us when it was last opened; None: it did not."""
+        return next(iter(self._noted(self._because_file)), None)
 
     @property
     def limits(self) -> tuple[str, ...]:
         """What the remote could not do when it was last opened, also before a restart."""
+        return self._noted(self._limits_file)
+
+    def _noted(self, path: Path) -> tuple[str, ...]:
         with suppress(FileNotFoundError):
-            return tuple(self._limits_file.read_text().splitlines())
+            return tuple(path.read_text().splitlines())
         return ()
 
-    def _note_limits(self, limits: tuple[str, ...]) -> None:
-        if limits != self.limits:
-            self._limits_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._limits_file.write_text("".join(f"{limit}\n" for limit in limits))
+    def _note(self, path: Path, lines: tuple[str, ...]) -> None:
+        if lines != self._noted(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_text("".join(f"{line}\n" for line in lines))
 
     async def open_for_clone(self, tip: TipWish | None) -> Remote:
         """The same with the refs and the tip asked for at once; kept for the hydrator.
@@ -80,12 +108,20 @@ class RemoteConnection:
     async def shared(self) -> Remote:
         """The remote of the background jobs. Raises: RemoteError; the next call tries again."""
         async with self._opening:
+            if self._shared is not None and self._shared_url != await self._url_now():
+                await self._shared.aclose()  # `git remote set-url`
+                self._shared = None
             if self._shared is None:
                 with trio.CancelScope() as self._open_scope:
                     self._shared = await self.open()
+                    self._shared_url = self.url
             if self._shared is None:
                 raise RemoteUnreachable("the remote was changed while it was being opened")
             return self._shared
+
+    async def _url_now(self) -> str:
+        await self._find()
+        return self.url
 
     async def change(self, url: str) -> None:
         """Use `url`, and what is stored for it, from now on."""
@@ -109,36 +145,51 @@ def mirror_of(layout: RepoLayout) -> Path:
     return layout.directory / "mirror"
 
 
-async def store_remote(layout: RepoLayout, old_url: str, url: str, secret: Secret | None) -> None:
-    """Put a new URL and new credentials in place of those of `old_url`, for us and for git.
+async def store_remote(
+    layout: RepoLayout, settings: RepoSettings, url: str, secret: Secret | None
+) -> None:
+    """Put a new URL and new credentials in place of those of `settings`, for us and for git.
 
-    Raises: StateError.
+    Raises: StateError, InvalidInput.
     """
-    if secret is not None:
-        await trio.to_thread.run_sync(_store, layout, url, secret)
-    if layout.gitdir.exists():
-        with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
-            remote = await tracked_remote(layout.gitdir, old_url)
-            await set_remote(layout.gitdir, remote.name, url, layout.credentials)
-
-
-def _store(layout: RepoLayout, url: str, secret: Secret) -> None:
-    try:
-        CredentialFile(layout.credentials).set(url, secret.username, secret.password)
-    except OSError as error:
-        raise StateError(f"cannot store the credentials: {error.strerror}") from error
-
-
-def stored_secret(layout: RepoLayout, url: str) -> Credential | None:
-    """What is stored for `url` now, to be put back by `restore_secret`."""
-    return CredentialFile(layout.credentials).get(url)
-
-
-def restore_secret(layout: RepoLayout, url: str, previous: Credential | None) -> None:
-    """Put back what `stored_secret` returned."""
-    file = CredentialFile(layout.credentials)
-    if previous is not None:
-        file.set(url, previous.username, previous.password)
+    await trio.to_thread.run_sync(keep, layout, secret, url)
+    if not layout.gitdir.exists():
         return
-    with suppress(OSError):
-        file.remove(url)
+    with within(await surroundings_of(layout, settings.mount_point)):
+        with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
+            remote = await tracked_remote(layout.gitdir, settings.remote)
+            await set_remote(layout.gitdir, remote.name, url)
+        await refresh(layout, replace(settings, remote=url))
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFiles:
+    """What `store_remote` replaces, to be put back."""
+
+    credentials: bytes | None
+    environment: bytes | None
+
+
+def kept_files(layout: RepoLayout) -> KeptFiles:
+    """What is stored now. Raises: OSError."""
+    return KeptFiles(_content(layout.credentials), _content(layout.git_environment))
+
+
+def restore(layout: RepoLayout, files: KeptFiles) -> None:
+    """Put back what `kept_files` returned. Raises: OSError."""
+    pairs = (
+        (layout.credentials, files.credentials),
+        (layout.git_environment, files.environment),
+    )
+    for path, content in pairs:
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_private(path, content)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -150,7 +151,7 @@ class Commands:
         """
         started = trio.current_time()
         settings = _settings(request.args.get("settings"))
-        secret = _secret(request.args.get("secret"))
+        secret = Secret.from_fields(request.args.get("secret"), here=os.environ)
         repositories = self._repositories
         if settings.name in repositories.adding or settings.name in repositories.mounts:
             raise name_taken(settings.name)
@@ -323,8 +324,10 @@ class Commands:
         from artifactfs.daemon.repositories.remotes import store_remote
 
         layout = self._repositories.state.repo(known.name)
-        secret = _secret(request.args.get("secret"))
-        await store_remote(layout, known.settings.remote, settings.remote, secret)
+        secret = Secret.from_fields(request.args.get("secret"), here=os.environ)
+        await store_remote(
+            layout, self._repositories.resolved(known.settings), settings.remote, secret
+        )
         await self._repositories.save(settings)
         if supervision is not None:
             supervision.settings = replace(supervision.settings, remote=settings.remote)
@@ -389,9 +392,3 @@ def _settings(fields: object) -> RepoSettings:
         return RepoSettings.from_mapping(fields)
     except TypeError as error:
         raise InvalidInput(f"unusable settings: {error}") from error
-
-
-def _secret(fields: object) -> Secret | None:
-    if not isinstance(fields, dict):
-        return None
-    return Secret(str(fields.get("username") or ""), str(fields.get("password") or ""))

@@ -16,16 +16,18 @@ from artifactfs.daemon.repositories.losses import losses
 from artifactfs.daemon.repositories.registration import Secret
 from artifactfs.daemon.repositories.remotes import (
     RemoteConnection,
-    restore_secret,
+    kept_files,
+    restore,
     store_remote,
-    stored_secret,
 )
 from artifactfs.daemon.switch.switching import Switching
 from artifactfs.daemon.switch.target import Commits, resolve
 from artifactfs.daemon.worker.content import ContentRequests
 from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.git.configuration.kept import refresh, surroundings_of
 from artifactfs.git.repository.gitdir import history_complete, read_head
+from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.paths import RepoLayout
 
@@ -80,6 +82,7 @@ class Requests:
         head, counts = await self.jobs.head()
         hydration = self.hydrator.stats().as_json()
         hydration["limits"] = self.remotes.limits
+        hydration["git_because"] = self.remotes.git_because
         return {
             **head_fields(head, counts),
             "commit": self.filesystem.base.commit.hex(),
@@ -151,24 +154,29 @@ class Requests:
     async def set_remote(self, request: Request) -> Message:
         """Use another URL or other credentials; put back what was if the remote refuses them."""
         url = request.text("remote")
-        fields = request.args.get("secret")
-        secret = Secret(fields["username"], fields["password"]) if fields else None
-        old_url, old_secret = self.jobs.settings.remote, stored_secret(self.layout, url)
+        secret = Secret.from_fields(request.args.get("secret"))
+        old = self.jobs.settings
+        files = await trio.to_thread.run_sync(kept_files, self.layout)
         try:
-            await store_remote(self.layout, old_url, url, secret)
-            await self.remotes.change(url)
+            await store_remote(self.layout, old, url, secret)
+            await self._use_remote(replace(old, remote=url))
             if request.args.get("check", True):
                 await (await self.remotes.shared()).ls_refs(("HEAD",))
         except BaseException:
             with trio.CancelScope(shield=True):
-                if secret is not None:
-                    restore_secret(self.layout, url, old_secret)
-                await store_remote(self.layout, url, old_url, None)
-                await self.remotes.change(old_url)
+                await store_remote(self.layout, replace(old, remote=url), old.remote, None)
+                await trio.to_thread.run_sync(restore, self.layout, files)
+                await self._use_remote(old)
             raise
         self.jobs.use(replace(self.jobs.settings, remote=url))
         self.hydrator.reset_remote()
         return {}
+
+    async def _use_remote(self, settings: RepoSettings) -> None:
+        """What is stored now, for the next connection and for git in the mount."""
+        adopt(await surroundings_of(self.layout, settings.mount_point))
+        await self.remotes.change(settings.remote)
+        await refresh(self.layout, settings)
 
     async def settings(self, request: Request) -> Message:
         """New settings, of which the ones that can change while mounted take effect."""

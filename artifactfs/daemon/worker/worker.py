@@ -51,12 +51,14 @@ from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
 from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.command import run_git
+from artifactfs.git.configuration.kept import refresh, surroundings_of, write_settings
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.clone import Tip, clone_tip, tip_wish
 from artifactfs.git.repository.gitdir import config_text, history_complete, read_head
 from artifactfs.git.repository.offered import withdraw
 from artifactfs.git.repository.relocation import follow_state_root
+from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.paths import RepoLayout, StateLayout
@@ -122,6 +124,11 @@ class Worker:
     async def run(self) -> int:
         """Until the mount has ended. Returns the exit status."""
         status = 0
+        try:  # before any task is started: they inherit it
+            adopt(await surroundings_of(self._layout, self._settings.mount_point))
+        except ArtifactFSError as error:
+            await self._report(error)
+            return 1
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer_requests)
             nursery.start_soon(self._send_heartbeats)
@@ -257,10 +264,12 @@ class Worker:
 
     async def _clone_if_needed(self) -> Tip | None:
         if self._layout.gitdir.exists():
-            follow_state_root(self._state, self._layout, self._settings.remote)
+            follow_state_root(self._state, self._layout)
+            await refresh(self._layout, self._settings)
             await self._follow_mount_point()
             return None
         await self.event("state", state="cloning")
+        await trio.to_thread.run_sync(write_settings, self._layout, self._settings.uid)
         if self._settings.git_dir is not None:
             return await adopt_gitdir(
                 self._layout, self._settings, shared_objects=self._state.shared_objects

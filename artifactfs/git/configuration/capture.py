@@ -1,18 +1,24 @@
-"""What the environment of a command says to git, put together to be kept."""
+"""What the environment of a command says to git, put together to be kept.
+
+Without an event loop: the command line calls it, which starts as fast as it can.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping
 
 from artifactfs.errors import InvalidInput
-from artifactfs.git.command import GitFailed, run_git
-from artifactfs.git.configuration.listing import NO_GITDIR
+from artifactfs.git.apart import git_environment
+from artifactfs.git.configuration.entries import Configuration, parsed
 from artifactfs.git.surroundings import KEPT, PATHS, WHERE_NONE, Setting, Surroundings
+from artifactfs.redact import foreign_text
 
+_DEADLINE_S = 10.0
 _SETTINGS = ("GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS")
 _SECTIONS = frozenset(
-    ("credential", "filter", "http", "lfs", "protocol", "remote", "safe", "ssh", "url")
+    ("credential", "filter", "http", "includeif", "lfs", "protocol", "remote", "safe", "ssh", "url")
 )
 _KEYS = frozenset(
     (
@@ -31,43 +37,73 @@ _KEYS = frozenset(
 converted. Whose commits they are, and what git prints, is for the command alone."""
 
 
-async def capture(environment: Mapping[str, str] | None = None) -> Surroundings:
-    """What is to be kept of `environment` (this process's). Takes a git process where it has
-    settings. Raises: InvalidInput where git does not understand them."""
+def capture(environment: Mapping[str, str] | None = None) -> Surroundings:
+    """What is to be kept of `environment` (this process's).
+
+    Takes a git process where it has settings. Raises: InvalidInput where git does not understand
+    them.
+    """
     environment = os.environ if environment is None else environment
     variables = {
         name: _absolute(name, environment[name])
         for name in (*KEPT, *WHERE_NONE)
         if name in environment
     }
-    return Surroundings(variables, await captured_settings(environment))
+    return Surroundings(variables, captured_settings(environment))
 
 
-async def captured_settings(environment: Mapping[str, str]) -> tuple[Setting, ...]:
+def captured_settings(environment: Mapping[str, str]) -> tuple[Setting, ...]:
     """The settings of ``GIT_CONFIG_COUNT`` and ``GIT_CONFIG_PARAMETERS`` that a mount needs.
 
     Raises: InvalidInput.
     """
-    given = {name: value for name, value in environment.items() if _is_setting(name)}
+    given = _settings(environment)
     if not given:
         return ()
-    try:
-        output = await run_git(
-            "config", "--list", "-z", "--show-scope", env=NO_GITDIR | given, deadline_s=10
-        )
-    except GitFailed as error:
-        raise InvalidInput(
-            f"git does not understand the configuration in the environment: {error.message}",
-            hint="look at GIT_CONFIG_COUNT and GIT_CONFIG_PARAMETERS",
-        ) from error
+    output = _list("--show-scope", given)
     fields = output.decode("utf-8", "surrogateescape").split("\0")
     pairs = zip(fields[::2], fields[1::2], strict=False)
     found = (text.partition("\n") for scope, text in pairs if scope == "command")
     return tuple((key, value if nl else None) for key, nl, value in found if _is_needed(key))
 
 
-def _is_setting(name: str) -> bool:
-    return name in _SETTINGS or name.startswith(("GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"))
+def configuration_here() -> Configuration:
+    """The user's configuration, with what the environment gives. Raises: InvalidInput."""
+    return parsed(_list("--show-origin", _settings(os.environ)))
+
+
+def _settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _SETTINGS or name.startswith(("GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"))
+    }
+
+
+def _list(option: str, given: Mapping[str, str]) -> bytes:
+    command = ["git", "config", "--list", "-z", option, "--includes"]
+    files = {name: _absolute(name, os.environ[name]) for name in PATHS if name in os.environ}
+    environment = git_environment({"GIT_DIR": os.devnull, **files, **given})
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd="/",  # the folder that we were started in may be gone, or in a mount that hangs
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_DEADLINE_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise InvalidInput("git config does not end") from None
+    except OSError as error:
+        raise InvalidInput(f"git could not be started: {error.strerror}") from error
+    if done.returncode != 0:
+        said = foreign_text(done.stderr).splitlines()
+        raise InvalidInput(
+            f"git cannot read its configuration: {said[-1] if said else done.returncode}",
+            hint="look at `git config --list`, GIT_CONFIG_COUNT and GIT_CONFIG_PARAMETERS",
+        )
+    return done.stdout
 
 
 def _is_needed(key: str) -> bool:

@@ -12,13 +12,8 @@ import os
 import re
 from pathlib import Path
 
-from artifactfs.git.configuration.listing import (
-    Configuration,
-    as_bool,
-    as_path,
-    http_settings,
-    read_configuration,
-)
+from artifactfs.git.configuration.entries import Configuration, as_bool, as_path
+from artifactfs.git.configuration.listing import http_settings, read_configuration
 from artifactfs.git.surroundings import variable
 from artifactfs.git.wire.transport import HttpSettings, NeedsGit
 from artifactfs.git.wire.url import RemoteURL

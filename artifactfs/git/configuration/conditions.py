@@ -14,12 +14,8 @@ from pathlib import Path
 
 from artifactfs.errors import InvalidInput
 from artifactfs.git.checkout.wildmatch import compile_path
-from artifactfs.git.configuration.listing import (
-    Configuration,
-    Entry,
-    as_path,
-    read_configuration,
-)
+from artifactfs.git.configuration.entries import Configuration, Entry, as_path
+from artifactfs.git.configuration.listing import read_configuration
 from artifactfs.git.surroundings import Setting
 
 _DEPTH = 10  # as deep as git follows includes

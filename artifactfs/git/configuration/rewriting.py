@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from artifactfs.errors import InvalidInput
-from artifactfs.git.configuration.listing import Configuration
+from artifactfs.git.configuration.entries import Configuration
 from artifactfs.git.wire.url import RemoteURL, parse_remote
 
 

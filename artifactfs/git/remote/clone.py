@@ -121,7 +121,9 @@ async def clone_tip(
     found = resolve(advertised, settings.ref)
     (shared_objects / "pack").mkdir(parents=True, exist_ok=True)
     alternates = (shared_objects, remote.alternate)
-    plan = _plan(layout, settings, advertised, found, alternates, await default_remote_name())
+    plan = _plan(
+        layout, settings, advertised, found, alternates, await default_remote_name(), remote.name
+    )
     layout.directory.mkdir(parents=True, exist_ok=True)
     for left_by_a_crash in layout.directory.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(left_by_a_crash, ignore_errors=True)
@@ -197,6 +199,7 @@ def _plan(
     found: Resolved,
     alternates: tuple[Path | None, ...],
     remote_name: str,
+    reached_url: str,
 ) -> GitdirPlan:
     """The refs of a clone: every branch and tag; with a depth only the one that is mounted."""
     branch = found.ref if found.ref and found.ref.startswith("refs/heads/") else None
@@ -213,7 +216,8 @@ def _plan(
     remote_head = whole.tracking(advertised.head) if advertised.head else None
     return GitdirPlan(
         remote=remote_name,
-        url=parse_remote(settings.remote).url,
+        url=_without_userinfo(settings.remote),
+        reached_url=reached_url,
         worktree=settings.mount_point,
         head=branch or found.commit,
         remote_head=remote_head if remote_head in refs else None,
@@ -223,6 +227,14 @@ def _plan(
         alternates=tuple(path for path in alternates if path is not None),
         credentials=layout.credentials,
     )
+
+
+def _without_userinfo(url: str) -> str:
+    """`url` may be one that only ``insteadOf`` makes a remote of."""
+    try:
+        return parse_remote(url).url
+    except InvalidInput:
+        return url
 
 
 async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) -> frozenset[Oid]:

@@ -15,7 +15,8 @@ import trio
 
 from artifactfs.errors import InvalidInput
 from artifactfs.git.configuration.choice import own_settings
-from artifactfs.git.configuration.listing import Configuration, read_configuration
+from artifactfs.git.configuration.entries import Configuration
+from artifactfs.git.configuration.listing import read_configuration
 from artifactfs.git.configuration.rewriting import effective_remote
 from artifactfs.git.remote.mirror import mirrored_capabilities, open_mirrored
 from artifactfs.git.remote.remote import Capabilities, Remote, version_2_capabilities

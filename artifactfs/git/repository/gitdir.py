@@ -18,7 +18,7 @@ from pathlib import Path
 
 from artifactfs.errors import StateError
 from artifactfs.git.command import run_git
-from artifactfs.git.surroundings import OWN_CONFIG_PATH, OWN_FOLDER
+from artifactfs.git.surroundings import OWN_CONFIG_PATH, OWN_FOLDER, SETTINGS_FILE
 from artifactfs.git.wire.credentials import CredentialFile, credential_helper
 from artifactfs.git.wire.url import parse_remote
 
@@ -37,13 +37,15 @@ _HEX_OID = re.compile(r"[0-9a-f]{40}")
 class GitdirPlan:
     """What a new gitdir says before it has objects.
 
-    `head` is a full branch name, or an oid for a detached HEAD. `refs` and `peeled` are written
-    packed. `fetch` is the refspec of the remote, if any. `credentials` is None where git shall find
-    its own.
+    `url` is what git's configuration says, `reached_url` what that is rewritten to
+    (``insteadOf``). `head` is a full branch name, or an oid for a detached HEAD. `refs` and
+    `peeled` are written packed. `fetch` is the refspec of the remote, if any. `credentials` is
+    None where git shall find its own.
     """
 
     remote: str
     url: str
+    reached_url: str
     worktree: str
     head: str | Oid
     remote_head: str | None
@@ -77,7 +79,7 @@ def write_gitdir(gitdir: Path, plan: GitdirPlan) -> None:
         _write(path, f"ref: {plan.remote_head}\n")
     write_shallow(gitdir, plan.shallow)
     _write(gitdir / "config", _config(plan))
-    write_own_config(gitdir, plan.url, plan.credentials)
+    write_own_config(gitdir, plan.reached_url, plan.credentials)
 
 
 def sync_gitdir(gitdir: Path) -> None:
@@ -163,8 +165,12 @@ def write_own_config(gitdir: Path, url: str, credentials: Path | None) -> None:
     Where the credential file knows the origin, it goes first: helpers of the user may hold a
     token for another repository of the same host. It is never written to by git, which would
     store there what other helpers know, and erase what a server refused once.
+
+    `url` is the one that is reached. Settings that were kept with the repository are included.
     """
-    sections = []
+    sections: list[tuple[str, list[tuple[str, str]]]] = []
+    if credentials is not None and (settings := credentials.with_name(SETTINGS_FILE)).exists():
+        sections.append(("include", [("path", str(settings))]))
     remote = parse_remote(url)
     if credentials is not None and remote.is_http and CredentialFile(credentials).get(url):
         values = [
@@ -173,12 +179,15 @@ def write_own_config(gitdir: Path, url: str, credentials: Path | None) -> None:
             ("useHttpPath", "false"),
         ]
         sections.append((f'credential "{remote.origin}"', values))
-    _replace(gitdir / OWN_CONFIG_PATH, config_text(sections))
+    text = config_text(sections)
+    with suppress(OSError):
+        if (gitdir / OWN_CONFIG_PATH).read_text("utf-8", "surrogateescape") == text:
+            return
+    _replace(gitdir / OWN_CONFIG_PATH, text)
 
 
-async def set_remote(gitdir: Path, name: str, url: str, credentials: Path | None) -> None:
-    """Point the remote `name` at `url` (which has no userinfo). Raises: GitFailed, InvalidInput."""
-    write_own_config(gitdir, url, credentials)
+async def set_remote(gitdir: Path, name: str, url: str) -> None:
+    """Point the remote `name` at `url` (which has no userinfo). Raises: GitFailed."""
     await run_git("config", f"remote.{name}.url", url, gitdir=gitdir)
 
 

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from artifactfs.git.apart import is_offered
-from artifactfs.git.repository.gitdir import replace_file, write_own_config
-from artifactfs.git.surroundings import OWN_CONFIG_PATH
+from artifactfs.git.repository.gitdir import replace_file
 from artifactfs.paths import RepoLayout, StateLayout
 
 log = logging.getLogger(__name__)
 
 
-def follow_state_root(state: StateLayout, repo: RepoLayout, url: str) -> None:
-    """Have the gitdir name the cache and the credentials of this state root.
+def follow_state_root(state: StateLayout, repo: RepoLayout) -> None:
+    """Have the gitdir name the cache of this state root.
 
     Where that fails, the mount works all the same; git in it may not.
     """
     try:
         _repoint_alternates(repo.gitdir / "objects" / "info" / "alternates", state.shared_objects)
-        _repoint_credentials(repo, url)
     except OSError as error:
         log.warning("the gitdir cannot be made to name %s: %s", state.root, error)
-
-
-def _repoint_credentials(repo: RepoLayout, url: str) -> None:
-    with suppress(FileNotFoundError):
-        text = (repo.gitdir / OWN_CONFIG_PATH).read_text("utf-8", "surrogateescape")
-        if "credential-store" in text and str(repo.credentials) not in text:
-            write_own_config(repo.gitdir, url, repo.credentials)
 
 
 def _repoint_alternates(path: Path, cache: Path) -> None:
