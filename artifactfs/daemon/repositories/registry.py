@@ -64,6 +64,7 @@ class Registry:
         self._path = path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(mode=0o600)  # sqlite3 would make it 0644
             connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         except (OSError, sqlite3.OperationalError) as error:
             hint = "run as the user who owns the state root, or choose another with --state-root"

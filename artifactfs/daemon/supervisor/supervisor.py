@@ -21,6 +21,7 @@ import trio
 
 from artifactfs.daemon.control.server import ControlServer
 from artifactfs.daemon.host import sdnotify
+from artifactfs.daemon.host.privacy import keep_private
 from artifactfs.daemon.repositories.registration import check_fuse, make_mount_point
 from artifactfs.daemon.repositories.registry import Registration
 from artifactfs.daemon.supervisor.commands import Commands
@@ -97,6 +98,7 @@ class Supervisor:
         try:
             if path.exists() and path.read_bytes() == wanted:
                 return
+            temporary.touch(mode=0o600)
             temporary.write_bytes(wanted)
             os.replace(temporary, path)
         except OSError as error:
@@ -196,10 +198,10 @@ class Supervisor:
 
 
 def prepare_state_root(state: StateLayout) -> None:
-    """Create it, 0700. Raises: StateError."""
+    """Create it, 0700, or close it to others. Raises: StateError."""
     try:
         state.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state.repos.mkdir(mode=0o700, exist_ok=True)
+        keep_private(state)
     except OSError as error:
         raise StateError(
             f"cannot use the state root {state.root}: {error.strerror}",
