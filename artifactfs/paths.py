@@ -115,9 +115,10 @@ class RepoLayout:
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
-    """The files under one state root."""
+    """The files under one state root. `own_cache` is in place of the shared cache."""
 
     root: Path
+    own_cache: Path | None = None
 
     @property
     def registry_db(self) -> Path:
@@ -147,7 +148,7 @@ class StateLayout:
 
     @property
     def cache(self) -> Path:
-        return self.root / "cache"
+        return self.own_cache or self.root / "cache"
 
     @property
     def shared_objects(self) -> Path:

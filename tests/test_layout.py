@@ -31,8 +31,8 @@ ALONE_MAY_IMPORT = {"errors", "pktline", "redact", "streams"}
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "git": (
-        *("surroundings", "apart", "command", "pack", "wire", "streams", "repository"),
-        *("checkout", "configuration", "objects", "index", "remote"),
+        *("surroundings", "apart", "identity", "command", "pack", "wire", "streams"),
+        *("repository", "checkout", "configuration", "objects", "index", "remote"),
     ),
     "hydration": ("errors", "local", "order", "link", "background", "demand", "stats", "hydrator"),
     "fs": ("kernel", "inodes", "overlay", "gitview", "tree", "content", "mount"),

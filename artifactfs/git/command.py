@@ -17,11 +17,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from artifactfs.errors import ArtifactFSError
 from artifactfs.git.apart import git_environment, gitdir_environment
+from artifactfs.git.identity import Identity, other_user_of
 from artifactfs.git.surroundings import Setting
 from artifactfs.redact import foreign_text
 
@@ -46,14 +48,21 @@ async def _environment(
     *,
     may_fetch: bool = False,
     more: tuple[Setting, ...] = (),
+    user: Identity | None = None,
 ) -> dict[str, str]:
+    home = {"HOME": user.home} if user is not None else {}
     if gitdir is None:
-        return git_environment(extra, more=more)
+        return git_environment({**home, **(extra or {})}, more=more)
+    extra = {**home, **(extra or {})}
     make = partial(gitdir_environment, gitdir, extra, may_fetch=may_fetch, more=more)
     try:
         return await trio.to_thread.run_sync(make)
     except OSError as error:
         raise GitFailed(f"{error.filename or gitdir}: {error.strerror}") from error
+
+
+def _as_user(user: Identity | None) -> dict[str, Any]:
+    return user.process_options() if user is not None else {}
 
 
 async def run_git(
@@ -64,16 +73,19 @@ async def run_git(
     env: Mapping[str, str] | None = None,
     may_fetch: bool = False,
     more: tuple[Setting, ...] = (),
+    as_daemon: bool = False,
 ) -> bytes:
     """Run ``git ARGUMENTS`` and return its standard output.
 
     `may_fetch`: with a `gitdir`, it may use the network. `env` and `more` (settings, which may be
-    secrets) are for this process alone. Cancelling kills the process.
+    secrets) are for this process alone. It runs as the user of the gitdir (`identity`), unless
+    `as_daemon`. Cancelling kills the process.
     Raises: GitFailed.
     """
     command = git_command(*arguments, gitdir=gitdir)
+    user = None if as_daemon else other_user_of(gitdir)
     with trio.move_on_after(deadline_s):
-        environment = await _environment(gitdir, env, may_fetch=may_fetch, more=more)
+        environment = await _environment(gitdir, env, may_fetch=may_fetch, more=more, user=user)
         try:
             done = await trio.run_process(
                 command,
@@ -83,6 +95,7 @@ async def run_git(
                 check=False,
                 cwd=_NOWHERE,
                 env=environment,
+                **_as_user(user),
             )
         except OSError as error:
             raise GitFailed(f"git could not be started: {error.strerror}") from error
@@ -165,10 +178,15 @@ class PipedProcess:
 
 
 async def open_process(
-    command: Sequence[str], env: Mapping[str, str] | None = None, *, cwd: str | None = None
+    command: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    *,
+    cwd: str | None = None,
+    user: Identity | None = None,
 ) -> PipedProcess:
     """Start `command` with `env` in place of our environment, in a session of its own.
 
+    It runs as the daemon's user, who may connect to the remote, unless `user` is given.
     Raises: GitFailed.
     """
     stderr = os.memfd_create("stderr")
@@ -181,6 +199,7 @@ async def open_process(
             cwd=cwd,
             env=git_environment() if env is None else env,
             start_new_session=True,
+            **_as_user(user),
         )
     except OSError as error:
         os.close(stderr)
@@ -231,7 +250,9 @@ async def feed_git(
     Raises: GitFailed.
     """
     command = git_command(*arguments, gitdir=gitdir)
-    process = await open_process(command, await _environment(gitdir, env), cwd=_NOWHERE)
+    user = other_user_of(gitdir)
+    environment = await _environment(gitdir, env, user=user)
+    process = await open_process(command, environment, cwd=_NOWHERE, user=user)
     try:
         yield GitSink(process, arguments)
     finally:

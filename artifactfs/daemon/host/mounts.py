@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 
 from artifactfs.errors import MountError
+from artifactfs.git.identity import as_the_daemon
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +124,12 @@ def clear_dead(mount_point: str) -> int:
     Raises: MountError when something that is alive, or no mount of ours, is there.
     """
     cleared = 0
-    while (state := probe(mount_point)) is MountState.DEAD:
-        detach(mount_point)
-        cleared += 1
-        if cleared > 100:
-            raise MountError(f"cannot clear the dead mounts at {mount_point}")
+    with as_the_daemon():
+        while (state := probe(mount_point)) is MountState.DEAD:
+            detach(mount_point)
+            cleared += 1
+            if cleared > 100:
+                raise MountError(f"cannot clear the dead mounts at {mount_point}")
     if state is MountState.ALIVE:
         raise MountError(
             f"{mount_point} is a mount point that is in use",
@@ -162,7 +164,8 @@ def unmount(mount_point: str) -> None:
     end = time.monotonic() + BUSY_S
     while True:
         try:
-            _unmount_once(mount_point)
+            with as_the_daemon():
+                _unmount_once(mount_point)
         except MountError:
             if time.monotonic() > end:
                 raise

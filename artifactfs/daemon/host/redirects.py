@@ -37,6 +37,7 @@ from artifactfs.errors import (
     MountError,
     NotRegistered,
 )
+from artifactfs.git.identity import other_user_of
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
@@ -160,11 +161,14 @@ def _check_inside(tree: Tree, path: str) -> None:
 
 
 def _check_untracked(tree: Tree, path: str) -> None:
+    user = other_user_of(tree.gitdir)
+    git = ["git", f"--git-dir={tree.gitdir}", "-c", "core.fsmonitor=false"]
     listed = subprocess.run(
-        ["git", f"--git-dir={tree.gitdir}", "ls-files", "-z", "--", f":(literal){path}"],
+        [*git, "ls-files", "-z", "--", f":(literal){path}"],
         cwd=tree.mount_point,
         capture_output=True,
         check=False,
+        **(user.process_options() if user is not None else {}),
     )
     if listed.stdout:
         first = os.fsdecode(listed.stdout.split(b"\0")[0])

@@ -14,6 +14,7 @@ from functools import partial
 import trio
 
 from artifactfs.errors import ArtifactFSError
+from artifactfs.git.identity import other_user_of
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,12 @@ async def run_quietly(command: list[str], *, deadline_s: float, stdin: bytes = b
     """
     with trio.move_on_after(deadline_s) as scope:
         done = await trio.run_process(
-            command, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
+            command,
+            stdin=stdin,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            **(user.process_options() if (user := other_user_of(None)) is not None else {}),
         )
     if scope.cancelled_caught:
         raise ArtifactFSError(f"{command[2]} did not end within {deadline_s:.0f} s")

@@ -43,6 +43,7 @@ from artifactfs.daemon.worker.covered_gitdir import CoveredGitdir
 from artifactfs.daemon.worker.following import Following
 from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.daemon.worker.old_versions import OldVersions
+from artifactfs.daemon.worker.other_user import serve_as_other_user
 from artifactfs.daemon.worker.requests import Requests
 from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
@@ -82,7 +83,7 @@ def run_worker(spec: dict[str, Any], channel: int) -> int:
     stream = socket.socket(fileno=channel)
     stream.setblocking(False)
     limit = DEFAULT_CACHE_LIMIT if spec["cache_limit"] is None else int(spec["cache_limit"])
-    state = StateLayout(Path(spec["state_root"]))
+    state = serve_as_other_user(StateLayout(Path(spec["state_root"])), settings)
     worker = Worker(state, settings, stream, limit, keep_awake=spec["keep_cpus_awake"])
     return trio.run(worker.run)
 

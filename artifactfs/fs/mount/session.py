@@ -19,6 +19,7 @@ from artifactfs.fs.kernel import fastloop
 from artifactfs.fs.kernel.extension import Session
 from artifactfs.fs.kernel.wakefulness import Wakefulness
 from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.git.identity import as_the_daemon
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ async def serve(
     features = filesystem.features
     kernel = Session(features, pyfuse3)
     filesystem.operations.adopt(kernel)
-    fd = _mount(filesystem, path, options)
+    with as_the_daemon():
+        fd = _mount(filesystem, path, options)
     wakefulness = Wakefulness()
     if features.on("fast-loop"):
         took = wakefulness.took if keep_awake else fastloop.nothing
@@ -66,13 +68,15 @@ async def serve(
                 await filesystem.operations.started.wait()
                 kernel.check()
                 if features.on("kernel-limits"):
-                    _tune(path, features)
+                    with as_the_daemon():
+                        _tune(path, features)
                 _tell(features)
                 nursery.start_soon(filesystem.maintain)
                 task_status.started()
     finally:
         fastloop.remove(pyfuse3)
-        pyfuse3.close(unmount=True)
+        with as_the_daemon():
+            pyfuse3.close(unmount=True)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -21,6 +21,7 @@ import trio
 
 from artifactfs.errors import ArtifactFSError, ProtocolError
 from artifactfs.git.command import GitFailed, PipedProcess, open_process, run_git
+from artifactfs.git.identity import other_user_of
 from artifactfs.git.pack.format import Oid
 from artifactfs.pktline import FLUSH, MAX_PAYLOAD, Packet, PacketDecoder, encode
 
@@ -104,7 +105,7 @@ class Filters:
         # another program would wait for us, and we for it.
         script = 'cd -- "$1" && exec sh -c "$2"'
         arguments = ["sh", "-c", script, "sh", str(self._worktree), command]
-        return await open_process(arguments, self._environment)
+        return await open_process(arguments, self._environment, user=other_user_of(self._gitdir))
 
     async def _by_command(
         self, command: str, path: bytes, source: Iterable[bytes], write: Write

@@ -26,6 +26,7 @@ async def read_configuration(
             *("config", "--list", "-z", "--show-origin", "--includes"),
             gitdir=gitdir,
             env=None if gitdir else NO_GITDIR,
+            as_daemon=gitdir is None,
             more=more,
             deadline_s=_DEADLINE_S,
         )
@@ -44,6 +45,7 @@ async def http_settings(url: str, gitdir: Path | None = None) -> dict[str, str |
             *("config", "-z", "--get-urlmatch", "http", url),
             gitdir=gitdir,
             env=None if gitdir else NO_GITDIR,
+            as_daemon=gitdir is None,
             deadline_s=_DEADLINE_S,
         )
     except GitFailed:

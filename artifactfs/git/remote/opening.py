@@ -18,6 +18,7 @@ from artifactfs.git.configuration.choice import own_settings
 from artifactfs.git.configuration.entries import Configuration
 from artifactfs.git.configuration.listing import read_configuration
 from artifactfs.git.configuration.rewriting import effective_remote
+from artifactfs.git.identity import other_user_of
 from artifactfs.git.remote.mirror import mirrored_capabilities, open_mirrored
 from artifactfs.git.remote.remote import Capabilities, Remote, version_2_capabilities
 from artifactfs.git.repository.refspecs import DEFAULT_NAME
@@ -36,6 +37,13 @@ class Place:
 
     gitdir: Path | None = None
     name: str = DEFAULT_NAME
+
+
+def _trusted(place: Place | None) -> Place:
+    """Without a gitdir that is another user's: what its config names would run with our rights."""
+    if place is None or other_user_of(place.gitdir) is not None:
+        return Place(name=place.name) if place is not None else Place()
+    return place
 
 
 async def open_remote(
@@ -57,7 +65,7 @@ async def open_remote(
     `url` is rewritten as git is configured to. Userinfo in it is used where `credentials` has
     nothing. Raises: RemoteError, InvalidInput.
     """
-    opening = await _opening(url, credentials, deadline_s, place or Place())
+    opening = await _opening(url, credentials, deadline_s, _trusted(place))
     async with opening.greeted(expect_refs, expect_tip) as (transport, greeting):
         remote_url, counters = opening.url, opening.counters
         if greeting.version != 2:
@@ -101,7 +109,7 @@ async def probe_remote(
 
     Raises: RemoteError, InvalidInput.
     """
-    opening = await _opening(url, credentials, deadline_s, place or Place())
+    opening = await _opening(url, credentials, deadline_s, _trusted(place))
     async with opening.greeted(False, None) as (transport, greeting):
         await transport.aclose()
     packets = greeting.advertisement.packets

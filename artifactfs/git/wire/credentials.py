@@ -187,6 +187,7 @@ async def _git_credential(
             stdin=f"{request}\n".encode("utf-8", "surrogateescape"),
             deadline_s=_HELPER_DEADLINE_S,
             env=None if gitdir else {"GIT_DIR": os.devnull},
+            as_daemon=gitdir is None,
         )
     except GitFailed:
         return b""
