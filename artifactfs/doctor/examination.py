@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -11,7 +12,8 @@ from pathlib import Path
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.repositories.registration import resolve_mount_point
+from artifactfs.daemon.repositories.registration import MARKER, remotes_of, resolve_mount_point
+from artifactfs.daemon.repositories.registry import Registration, read_row
 from artifactfs.doctor import credentials, features, liveness, machine, storage
 from artifactfs.doctor.finding import Finding, Patient, Severity, problem, warning
 from artifactfs.features import Features
@@ -96,9 +98,14 @@ def _patient(
 ) -> tuple[Patient, list[Finding]]:
     try:
         rows = read_registry(state.registry_db)
-        repos = [RepoSettings.from_json(settings) for settings, _enabled in rows]
-        disabled = frozenset(repo.name for repo, row in zip(repos, rows, strict=True) if not row[1])
-        faults = []
+        repos = [row.settings for row in rows if row.damaged is None]
+        disabled = frozenset(row.name for row in rows if not row.enabled)
+        faults = [
+            problem("registry.row-damaged", row.damaged.message, row.damaged.hint or "", row.name)
+            for row in rows
+            if row.damaged is not None
+        ]
+        faults += _unregistered(state, {row.name for row in rows})
     except (sqlite3.Error, OSError, ValueError, TypeError) as error:
         repos, disabled = [], frozenset()
         faults = [
@@ -114,24 +121,40 @@ def _patient(
     return Patient(state, resolved, deadline_s, deep, disabled), faults
 
 
-def read_registry(path: Path) -> list[tuple[str, bool]]:
-    """Settings (JSON) and `enabled` of every repository, without writing a byte.
+def _unregistered(state: StateLayout, known: set[str]) -> Iterator[Finding]:
+    """Data of repositories that the registry does not have: it was lost, or one of its rows."""
+    for directory in sorted(state.repos.iterdir()) if state.repos.is_dir() else ():
+        if directory.name in known or (directory / MARKER).exists():
+            continue
+        url = next(iter(remotes_of(directory / "git")), "URL")
+        yield problem(
+            "registry.repo-missing",
+            f"{directory} is of no registered repository: the registry has lost it",
+            f"artifact-fs add-repo --name {shlex.quote(directory.name)}"
+            f" --remote {shlex.quote(redact(url))}  (its data is kept; give its options again)",
+            directory.name,
+        )
+
+
+def read_registry(path: Path) -> list[Registration]:
+    """Every repository, without writing a byte.
 
     `Registry` would migrate, and cannot open its file on a full disk. Raises: sqlite3.Error.
     """
     if not path.exists():
         return []
     try:
-        return _registry_rows(f"{path.as_uri()}?mode=ro")
+        return _registry_rows(path, f"{path.as_uri()}?mode=ro")
     except sqlite3.OperationalError:
         # A database in WAL mode wants to make its -shm file; where that fails, nobody writes.
-        return _registry_rows(f"{path.as_uri()}?mode=ro&immutable=1")
+        return _registry_rows(path, f"{path.as_uri()}?mode=ro&immutable=1")
 
 
-def _registry_rows(uri: str) -> list[tuple[str, bool]]:
+def _registry_rows(path: Path, uri: str) -> list[Registration]:
     with closing(sqlite3.connect(uri, uri=True, timeout=5)) as database:
-        rows = database.execute("SELECT settings, enabled FROM repos ORDER BY name").fetchall()
-    return [(str(settings), bool(enabled)) for settings, enabled in rows]
+        database.row_factory = sqlite3.Row
+        rows = database.execute("SELECT * FROM repos ORDER BY name").fetchall()
+    return [read_row(path, dict(row)) for row in rows]
 
 
 async def _run_local(check: Check, patient: Patient, slot: list[Finding]) -> None:

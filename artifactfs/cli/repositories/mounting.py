@@ -105,7 +105,7 @@ def _remove_without_daemon(name: str, force: bool) -> dict[str, Any]:
 
     layout = state()
     with Registry(layout.registry_db) as registry:
-        settings = registry.get(name).settings
+        settings = registry.get(name, whole=False).settings
     with locked(layout):
         if not force:
             trio.run(check_unmounted, name, layout.repo(name))

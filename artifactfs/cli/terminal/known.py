@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifactfs.cli.terminal.context import connect, state
+
+if TYPE_CHECKING:
+    from artifactfs.daemon.repositories.registry import Registration
 
 Fields = dict[str, Any]
 
@@ -21,6 +24,7 @@ def known_repos() -> list[Fields]:
 
 def registered(name: str | None = None) -> list[Fields]:
     """What the registry knows, without a daemon."""
+    from artifactfs.daemon.control.messages import error_fields
     from artifactfs.daemon.repositories.registration import resolve_mount_point
     from artifactfs.daemon.repositories.registry import Registry
 
@@ -28,11 +32,11 @@ def registered(name: str | None = None) -> list[Fields]:
     if not layout.registry_db.exists() and name is None:
         return []
     with Registry(layout.registry_db) as registry:
-        known = [registry.get(name)] if name is not None else registry.all()
+        known = [registry.get(name, whole=False)] if name is not None else registry.all()
     return [
         {
             "name": one.name,
-            "state": "not running" if one.enabled else "unmounted",
+            "state": _state(one),
             "mount_point": resolve_mount_point(one.settings, layout.mount_root()),
             "remote": one.settings.remote,
             "refresh_s": one.settings.refresh_s,
@@ -42,6 +46,13 @@ def registered(name: str | None = None) -> list[Fields]:
             "git_dir": one.settings.git_dir,
             "enabled": one.enabled,
             "created": one.created,
+            "error": error_fields(one.damaged) if one.damaged is not None else None,
         }
         for one in known
     ]
+
+
+def _state(one: Registration) -> str:
+    if one.damaged is not None:
+        return "failed"
+    return "not running" if one.enabled else "unmounted"

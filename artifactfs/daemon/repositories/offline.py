@@ -43,8 +43,9 @@ def clone_and_register(
         reservation = Reservation(state, settings, Path(mount_point))
         try:
             reservation.store(Secret.from_fields(secret))
-            report({"state": "cloning"})
-            trio.run(_clone, state, replace(settings, mount_point=mount_point), interruption)
+            if not reservation.taken_over:
+                report({"state": "cloning"})
+                trio.run(_clone, state, replace(settings, mount_point=mount_point), interruption)
             interruption.check()
             reservation.commit()
         except BaseException:

@@ -3,7 +3,9 @@
 `Reservation` does what comes before the clone: it checks the name and the mount point, makes
 ``STATE/repos/NAME`` (the directory is the lock on the name) with the 0600 credentials in it, and
 the mount point. Then either `commit` registers, or `roll_back` takes everything away again. A
-marker file in the directory tells a reservation that was cut short by a crash from real data.
+marker file in the directory tells a reservation that was cut short by a crash from real data. A
+directory that no row names any more, as after the loss of the registry, is taken over with what is
+in it where it is of the same remote.
 
 Synchronous: the daemon calls it in a thread.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +34,7 @@ from artifactfs.errors import (
 from artifactfs.git.surroundings import NOTHING, Surroundings, decoded, load, store
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.paths import RepoLayout, StateLayout, check_repo_name
+from artifactfs.redact import redact
 
 MARKER = "adding"
 FUSE_DEVICE = Path("/dev/fuse")
@@ -193,6 +197,8 @@ class Reservation:
         self._state = state
         self._settings = settings
         self._registered = False
+        self.taken_over = False
+        """The directory was there, with a clone of the same remote in it."""
         self._made: list[Path] = []
         check_repo_name(settings.name)
         self.layout = state.repo(settings.name)
@@ -210,6 +216,8 @@ class Reservation:
 
     def _check_free(self, registry: Registry, mount_point: Path) -> None:
         for registration in registry.all():
+            if registration.damaged is not None:
+                continue
             if registration.name == self._settings.name:
                 raise name_taken(self._settings.name)
             check_apart(mount_point, registration.name, registration.settings.mount_point)
@@ -225,12 +233,20 @@ class Reservation:
         except FileExistsError as error:
             if (directory / MARKER).exists():
                 raise name_taken(self._settings.name) from error
-            raise AlreadyExists(
-                f"{directory} exists but is not registered",
-                hint="move it away, or choose another --name",
-            ) from error
+            self._take_over(directory)
         except OSError as error:
             raise StateError(f"cannot create {directory}: {error.strerror}") from error
+
+    def _take_over(self, directory: Path) -> None:
+        """Raises: AlreadyExists."""
+        remotes = remotes_of(self.layout.gitdir)
+        if self._settings.remote not in remotes:
+            known = f" and a clone of {redact(remotes[0])}" if remotes else ""
+            raise AlreadyExists(
+                f"{directory} exists{known}, but is not registered",
+                hint="give that remote to register it again, or move it away",
+            )
+        self.taken_over = True
 
     def store(self, secret: Secret | None) -> None:
         """Write what is secret. Raises: InvalidInput, StateError."""
@@ -248,8 +264,19 @@ class Reservation:
         if self._registered:
             with Registry(self._state.registry_db) as registry:
                 registry.remove(self._settings.name)
-        shutil.rmtree(self.layout.directory, ignore_errors=True)
+        if not self.taken_over:
+            shutil.rmtree(self.layout.directory, ignore_errors=True)
         remove_directories(self._made)
+
+
+def remotes_of(gitdir: Path) -> list[str]:
+    """The URLs of the remotes of a gitdir, none where it cannot be read."""
+    config = ("config", "--file", str(gitdir / "config"))
+    options = (*config, "-z", "--get-regexp", r"^remote\..*\.url$")
+    done = subprocess.run(
+        ["git", *options], capture_output=True, text=True, errors="surrogateescape", check=False
+    )
+    return [entry.partition("\n")[2] for entry in done.stdout.split("\0") if entry]
 
 
 def is_being_added(directory: Path) -> bool:

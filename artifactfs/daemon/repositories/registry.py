@@ -4,14 +4,19 @@ SQLite through sqlite-utils, with a rollback journal: a database in WAL mode can
 a full disk, as it needs files beside it. Several processes use it at once (the daemon and any
 number of commands), so every change is one statement or one immediate transaction, and nothing is
 cached here. `PRAGMA user_version` is the schema version.
+
+Each row has the CRC-32 of what it says. A damaged row concerns its repository alone: it is listed
+as one that cannot be served, and all others are served.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +42,8 @@ _MIGRATIONS: tuple[str, ...] = (
         created REAL NOT NULL
     )
     """,
+    # CRC-32 of the settings; NULL where an earlier version wrote them last.
+    "ALTER TABLE repos ADD COLUMN checksum INTEGER",
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
 
@@ -51,6 +58,8 @@ class Registration:
     settings: RepoSettings
     enabled: bool
     created: float
+    damaged: StateError | None = None
+    """What is wrong with the row: `settings` are then only a name."""
 
     @property
     def name(self) -> str:
@@ -118,40 +127,45 @@ class Registry:
         self._db.conn.close()
 
     def add(self, settings: RepoSettings, *, enabled: bool = True) -> None:
-        """Register a repository. Raises: AlreadyExists."""
+        """Register a repository; a damaged row of that name is replaced. Raises: AlreadyExists."""
         row = {
             "name": settings.name,
             "settings": settings.to_json(),
             "enabled": int(enabled),
             "created": time.time(),
+            "checksum": checksum(settings.to_json()),
         }
         try:
             with self._reported():
-                self._db.table("repos").insert(row)
+                replace = any(one.damaged and one.name == settings.name for one in self.all())
+                self._db.table("repos").insert(row, replace=replace)
         except sqlite3.IntegrityError as error:
             raise name_taken(settings.name) from error
 
-    def get(self, name: str) -> Registration:
-        """Raises: NotRegistered."""
+    def get(self, name: str, *, whole: bool = True) -> Registration:
+        """Raises: NotRegistered; if it has to be `whole`, StateError where its row is damaged."""
         with self._reported():
             rows = list(self._db.table("repos").rows_where("name = ?", [name]))
         if not rows:
             raise not_registered(name)
-        return _registration(rows[0])
+        found = read_row(self._path, rows[0])
+        if whole and found.damaged is not None:
+            raise found.damaged
+        return found
 
     def all(self) -> list[Registration]:
-        """Every repository, by name."""
+        """Every repository, by name, those of damaged rows included."""
         with self._reported():
-            return [
-                _registration(row) for row in self._db.table("repos").rows_where(order_by="name")
-            ]
+            rows = list(self._db.table("repos").rows_where(order_by="name"))
+        return [read_row(self._path, row) for row in rows]
 
     def update(self, settings: RepoSettings) -> None:
         """Replace the settings of a registered repository. Raises: NotRegistered."""
         self._change(
             settings.name,
-            "UPDATE repos SET settings = :settings WHERE name = :name",
+            "UPDATE repos SET settings = :settings, checksum = :checksum WHERE name = :name",
             settings=settings.to_json(),
+            checksum=checksum(settings.to_json()),
         )
 
     def set_enabled(self, name: str, enabled: bool) -> None:
@@ -185,7 +199,8 @@ class Registry:
         except sqlite3.DatabaseError as error:
             raise CorruptData(
                 f"{self._path} is damaged: {error}",
-                hint="move it away and register the repositories again; their data is kept",
+                hint=f"stop the daemon, mv {shlex.quote(str(self._path))}{{,.damaged}}, start it,"
+                " and run add-repo again with each name and remote; their data is kept",
             ) from error
 
 
@@ -193,12 +208,30 @@ def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _registration(row: dict[str, Any]) -> Registration:
-    return Registration(
-        settings=RepoSettings.from_json(row["settings"]),
-        enabled=bool(row["enabled"]),
-        created=float(row["created"]),
-    )
+def checksum(settings: str) -> int:
+    """What a row keeps of its settings."""
+    return zlib.crc32(settings.encode())
+
+
+def read_row(path: Path, row: Mapping[str, Any]) -> Registration:
+    """The registration in a row of the registry at `path`."""
+    name = str(row["name"])
+    try:
+        text = str(row["settings"])
+        if row.get("checksum") not in (None, checksum(text)):
+            raise ValueError("it does not match its checksum")
+        settings = RepoSettings.from_json(text)
+        if settings.name != name:
+            raise ValueError(f"it is called {name!r} and says {settings.name!r}")
+        return Registration(settings, bool(row["enabled"]), float(row["created"]))
+    except (ValueError, TypeError, KeyError) as error:
+        damaged = StateError(
+            f"{path}: the row of {name!r} is damaged ({error})",
+            hint=f"artifact-fs add-repo --name {shlex.quote(name)} with the same remote and options"
+            " as before: its data is kept",
+        )
+        nothing = RepoSettings(name=name, remote="", mount_point=name)
+        return Registration(nothing, False, 0.0, damaged)
 
 
 def not_registered(name: str) -> NotRegistered:

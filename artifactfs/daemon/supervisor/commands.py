@@ -15,7 +15,7 @@ import trio
 
 from artifactfs import __version__
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.control.messages import Message
+from artifactfs.daemon.control.messages import Message, error_fields
 from artifactfs.daemon.control.server import Command, Request
 from artifactfs.daemon.repositories import housekeeping, registration
 from artifactfs.daemon.repositories.registration import Reservation, Secret
@@ -100,7 +100,7 @@ class Commands:
         name = request.args.get("name")
         known = await self._repositories.registrations()
         if name is not None:
-            known = [await self._repositories.registration(str(name))]
+            known = [await self._repositories.registration(str(name), whole=False)]
         return await self.statuses(known)
 
     async def statuses(self, known: list[Registration]) -> list[Message]:
@@ -114,9 +114,12 @@ class Commands:
     def _summary(self, known: Registration) -> Message:
         settings = self._repositories.resolved(known.settings)
         supervision = self._repositories.mounts.get(known.name)
+        error = supervision.error if supervision else None
+        if known.damaged is not None and supervision is None:
+            error = error_fields(known.damaged)
         return {
             "name": known.name,
-            "state": supervision.state if supervision else "unmounted",
+            "state": supervision.state if supervision else "failed" if error else "unmounted",
             "mount_point": settings.mount_point,
             "remote": settings.remote,
             "refresh_s": settings.refresh_s,
@@ -128,7 +131,7 @@ class Commands:
             "created": known.created,
             "pid": supervision.pid if supervision else None,
             "restarts": supervision.restarts if supervision else 0,
-            "error": supervision.error if supervision else None,
+            "error": error,
         }
 
     async def _add_worker_status(self, answer: Message) -> None:
@@ -194,7 +197,7 @@ class Commands:
     async def remove(self, request: Request) -> Message:
         """Unmount and delete; unless forced, only where nothing is lost."""
         name, force = request.text("name"), bool(request.args.get("force"))
-        known = await self._repositories.registration(name)
+        known = await self._repositories.registration(name, whole=False)
         supervision = self._repositories.mounts.get(name)
         if not force:
             await self._check_nothing_is_lost(known, supervision)

@@ -50,10 +50,12 @@ class Repositories:
         with Registry(self.state.registry_db) as registry:
             return registry.all()
 
-    async def registration(self, name: str) -> Registration:
-        """Raises: NotRegistered."""
+    async def registration(self, name: str, *, whole: bool = True) -> Registration:
+        """Raises: NotRegistered; if it has to be `whole`, StateError where its row is damaged."""
         for registration in await self.registrations():
             if registration.name == name:
+                if whole and registration.damaged is not None:
+                    raise registration.damaged
                 return registration
         raise not_registered(name)
 

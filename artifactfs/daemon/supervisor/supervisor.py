@@ -109,7 +109,10 @@ class Supervisor:
         commands = Commands(self._repositories, self._started)
         server = ControlServer(self._repositories.state.control_socket, commands.table())
         for registration in await self._repositories.registrations():
-            if registration.enabled:
+            if registration.damaged is not None:
+                fields = {"repo": registration.name, "hint": registration.damaged.hint}
+                log.error("%s", registration.damaged.message, extra=fields)
+            elif registration.enabled:
                 self._start_registered(registration)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
