@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.repositories.registry import SCHEMA_VERSION, Registry
 from artifactfs.errors import AlreadyExists, CorruptData, NotRegistered, StateError
+from tests.e2e.processes import DaemonProcess, ServedRepository
 
 
 def settings(name: str = "one") -> RepoSettings:
@@ -126,3 +129,78 @@ def test_a_registry_in_wal_mode_is_taken_over(tmp_path: Path) -> None:
     with Registry(path) as registry:
         assert registry.get("one").settings == settings()
     assert path.read_bytes()[18:20] == b"\1\1"  # the file format's versions: no WAL
+
+
+@pytest.mark.parametrize("damage", ["settings", "checksum", "no json", "another name"])
+def test_a_damaged_row_concerns_its_repository_alone(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "registry.db"
+    with Registry(path) as registry:
+        for name in ("a", "b"):
+            registry.add(RepoSettings(name=name, remote=f"https://x/{name}", mount_point=name))
+    change = {
+        "settings": "settings = replace(settings, 'https', 'httpr')",
+        "checksum": "checksum = checksum + 1",
+        "no json": "settings = substr(settings, 2), checksum = NULL",
+        "another name": "settings = replace(settings, '\"a\"', '\"q\"'), checksum = NULL",
+    }[damage]
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE repos SET {change} WHERE name = 'a'")
+        connection.commit()
+    with Registry(path) as registry:
+        a, b = registry.all()
+        assert (a.name, b.name) == ("a", "b")
+        assert a.damaged is not None
+        assert str(path) in a.damaged.message
+        assert "'a'" in a.damaged.message
+        assert "add-repo" in (a.damaged.hint or "")
+        assert b.damaged is None
+        assert registry.get("b").settings.remote == "https://x/b"
+        with pytest.raises(StateError, match="damaged"):
+            registry.get("a")
+        assert registry.get("a", whole=False).damaged
+        with pytest.raises(AlreadyExists):
+            registry.add(b.settings)
+        registry.add(RepoSettings(name="a", remote="https://x/a", mount_point="a"))
+        assert registry.get("a").damaged is None
+
+
+def test_rows_of_an_earlier_version_have_no_checksum_yet(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    with Registry(path) as registry:
+        registry.add(RepoSettings(name="a", remote="https://x/a", mount_point="a"))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE repos DROP COLUMN checksum")
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+    with Registry(path) as registry:
+        settings = registry.get("a").settings
+        registry.update(replace(settings, refresh_s=5))
+        assert registry.get("a").settings.refresh_s == 5
+
+
+def test_what_a_lost_registry_has_forgotten_is_registered_again(
+    idle_daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+) -> None:
+    daemon = idle_daemon
+    daemon.start()
+    url = remote_repo().url
+    mount = daemon.add_repo("demo", url)
+    (mount / "mine").write_text("mine\n")
+    daemon.stop()
+    (daemon.state / "registry.db").unlink()
+    daemon.start()
+    assert daemon.json("list-repos") == []
+    (found,) = (
+        finding
+        for finding in json.loads(daemon.run("doctor", "--json", check=False).stdout)["findings"]
+        if finding["code"] == "registry.repo-missing"
+    )
+    assert str(daemon.state / "repos/demo") in found["what"]
+    assert "artifact-fs add-repo --name demo --remote http" in found["mend"]
+    refused = daemon.run("add-repo", "--name", "demo", "--remote", url + "x", check=False)
+    assert refused.returncode == 1
+    assert "is not registered" in refused.stderr
+    assert (daemon.state / "repos/demo/git").is_dir()
+    daemon.add_repo("demo", url)
+    assert (mount / "mine").read_text() == "mine\n"
+    assert "registry." not in daemon.run("doctor", "--offline", check=False).stdout
