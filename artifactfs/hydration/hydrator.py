@@ -110,7 +110,6 @@ class Hydrator:
         self._large = LargeBlobStore(state.large_blobs, damage)
         self._sizes = SizeStore(state.sizes_db)
         self._reads_here = self._reads_waited = 0
-        self._link = RemoteLink(connect)
         self._health = RemoteHealth(
             repo=settings.name,
             deadline_s=settings.deadline_s,
@@ -119,6 +118,7 @@ class Hydrator:
             on_down=self._remote_down,
             on_up=self._remote_up,
         )
+        self._link = RemoteLink(connect, self._health)
         store = PackStore(state.shared_objects)
         self._upkeep = Upkeep(
             store=store,
@@ -128,15 +128,18 @@ class Hydrator:
             cache_limit=cache_limit,
             damage=damage,
         )
-        self._control = FlightControl(
-            queue=self._queue,
-            link=self._link,
-            health=self._health,
-            store=store,
+        self._local = LocalBlobs(
             memory=self._memory,
             large=self._large,
             sizes=self._sizes,
-            missing=odb.missing,
+            odb=odb,
+            unpacked=self._upkeep.due,
+        )
+        self._control = FlightControl(
+            queue=self._queue,
+            link=self._link,
+            store=store,
+            local=self._local,
             arrived=self._arrived,
             make_room=self._upkeep.make_room,
             trace=self.trace,
@@ -147,7 +150,6 @@ class Hydrator:
             store=self._sizes,
             odb=odb,
             link=self._link,
-            health=self._health,
             bring=self._bring_directory,
         )
         self._turn = SweepTurn(state.cache / "sweeps", came=self._recount, begun=self._queue.wake)
@@ -168,9 +170,6 @@ class Hydrator:
             trace=self.trace,
             landed=self._upkeep.due,
             swept=self._turn.release,
-        )
-        self._local = LocalBlobs(
-            memory=self._memory, large=self._large, odb=odb, unpacked=self._upkeep.due
         )
         self._planner = Planner(
             odb=odb,

@@ -18,11 +18,9 @@ import trio
 
 from artifactfs.errors import (
     ArtifactFSError,
-    AuthenticationFailed,
     CorruptData,
     ObjectsMissing,
     RemoteError,
-    RemoteNotFound,
     RemoteUnreachable,
 )
 from artifactfs.git.pack.format import compressed_bound
@@ -33,12 +31,10 @@ from artifactfs.hydration.demand.queue import WantQueue
 from artifactfs.hydration.demand.want import Flight, Reason, Want
 from artifactfs.hydration.errors import HydrationFailed, disk_failure
 from artifactfs.hydration.link.connection import RemoteLink
-from artifactfs.hydration.link.health import RemoteHealth
 from artifactfs.hydration.link.trace import FetchRecord, FetchTrace
 from artifactfs.hydration.local import memory_only
-from artifactfs.hydration.local.cache import LARGE_BLOB, MemoryCache
-from artifactfs.hydration.local.large_blobs import LargeBlobStore
-from artifactfs.hydration.local.sizes import SizeStore
+from artifactfs.hydration.local.cache import LARGE_BLOB
+from artifactfs.hydration.local.lookup import LocalBlobs
 from artifactfs.hydration.order.priority import Priority
 from artifactfs.redact import redact
 
@@ -92,12 +88,8 @@ class FlightControl:
         *,
         queue: WantQueue,
         link: RemoteLink,
-        health: RemoteHealth,
         store: PackStore,
-        memory: MemoryCache,
-        large: LargeBlobStore,
-        sizes: SizeStore,
-        missing: Callable[[list[bytes]], list[bytes]],
+        local: LocalBlobs,
         arrived: Callable[[bytes, int], None],
         make_room: Callable[[int], Awaitable[int]],
         trace: FetchTrace,
@@ -110,12 +102,9 @@ class FlightControl:
         self.trees_refused = False
         self._queue = queue
         self._link = link
-        self._health = health
+        self._health = link.health
         self._store = store
-        self._memory = memory
-        self._large = large
-        self._sizes = sizes
-        self._absent = missing
+        self._local = local
         self._arrived = arrived
         self._make_room = make_room
         self._trace = trace
@@ -207,7 +196,7 @@ class FlightControl:
                 self._fail(flight, error)
                 return
             if isinstance(error, RemoteError):
-                self._note_remote_failure(error, epoch)
+                self._link.note_failure(error, epoch)
                 if not self._health.up:
                     return  # the outage told the readers
             if not isinstance(error, RemoteUnreachable):
@@ -223,7 +212,7 @@ class FlightControl:
         """After a full disk: whether there is another way to serve the readers of `flight`."""
         if not flight.made_room:
             flight.made_room = True
-            need = sum(self._sizes.get(want.oid) or 0 for want in flight.wants.values())
+            need = sum(self._local.size_of(want.oid) for want in flight.wants.values())
             freed = await self._make_room(max(2 * need, MIN_ROOM))
             if freed:
                 log.warning("the disk of the cache is full: %d bytes were evicted", freed)
@@ -240,7 +229,7 @@ class FlightControl:
         fitting: list[bytes] = []
         budget = memory_only.MAX_BYTES
         for oid in oids:
-            budget -= self._sizes.get(oid) or 0
+            budget -= self._local.size_of(oid)
             if fitting and budget < 0:
                 break
             fitting.append(oid)
@@ -257,7 +246,7 @@ class FlightControl:
                 continue  # readers come first when something is wrong: leave the siblings out
             if want.oid not in self.lacking or (want.readers and not want.settled):
                 candidates.append(want.oid)
-        oids = self._absent(candidates)
+        oids = self._local.missing(candidates)
         absent = set(oids)
         for oid in candidates:
             if oid not in absent:
@@ -353,7 +342,7 @@ class FlightControl:
         many = flight.trees or len(oids) >= WHOLE_WANTS
         if not many or flight.reason not in (Reason.SWEEP, Reason.PREFETCH):
             return False
-        return all((self._sizes.get(oid) or 0) < LARGE_BLOB for oid in oids)
+        return all(self._local.size_of(oid) < LARGE_BLOB for oid in oids)
 
     async def _receive_all(self, flight: Flight, objects: list[IndexedObject]) -> None:
         """They are in place: as `_receive`. A checkpoint every millisecond."""
@@ -369,7 +358,7 @@ class FlightControl:
         """The blob `oid` is here: note it, and settle what wanted it."""
         flight.objects += 1
         self.counters.blobs += 1
-        self._sizes.put(oid, size)
+        self._local.note_size(oid, size)
         self._arrived(oid, size)
         if want is None:
             return
@@ -385,10 +374,7 @@ class FlightControl:
         if flight.wants:
             flight.brought.add(oid)
         want = self._queue.get(oid)
-        if packed.spooled is not None:
-            self._large.adopt(oid, packed.spooled)
-        elif packed.data is not None and (flight.soon_read or _explicit(want)):
-            self._memory.put(oid, packed.data)
+        self._local.keep(packed, in_memory=flight.soon_read or _explicit(want))
         self._came(flight, want, oid, packed.size, packed.data)
 
     def _record(self, want: Want, size: int, error: str = "") -> None:
@@ -402,11 +388,6 @@ class FlightControl:
     def _note_trouble(self, flight: Flight, error: ArtifactFSError) -> None:
         for want in flight.wants.values():
             want.trouble = redact(error.message)
-
-    def _note_remote_failure(self, error: RemoteError, epoch: int) -> None:
-        if isinstance(error, AuthenticationFailed | RemoteNotFound) and epoch == self._health.epoch:
-            self._link.reset()
-        self._health.note_failure(error, epoch=epoch)
 
     def _drop_missing(self, flight: Flight, oids: list[bytes], error: ObjectsMissing) -> None:
         """The remote lacks something: go on without it, and tell only its readers."""
@@ -445,7 +426,7 @@ class FlightControl:
         """The answer was good, and without some of what it was asked for."""
         wanted = set(oids) - set(flight.trees)
         unsent = [oid for oid in wanted if oid in flight.wants and not flight.wants[oid].settled]
-        self._lack(flight, self._absent(unsent))
+        self._lack(flight, self._local.missing(unsent))
 
     def _fail(self, flight: Flight, error: ArtifactFSError) -> None:
         """Give the error to the readers; a background flight leaves them to an urgent one."""

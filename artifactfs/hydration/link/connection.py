@@ -6,13 +6,16 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from artifactfs.errors import AuthenticationFailed, RemoteError, RemoteNotFound
 from artifactfs.git.remote.remote import Remote
+from artifactfs.hydration.link.health import RemoteHealth
 
 
 class RemoteLink:
-    """One `Remote` for all requests of a mount."""
+    """One `Remote` for all requests of a mount, and the health of it."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Remote]]) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Remote]], health: RemoteHealth) -> None:
+        self.health = health
         self._connect = connect
         self._lock = trio.Lock()
         self._remote: Remote | None = None
@@ -50,6 +53,14 @@ class RemoteLink:
                 else:  # it was opened with what is out of date by now
                     self._old.append(remote)
         return self._remote
+
+    def note_failure(self, error: RemoteError, epoch: int) -> None:
+        """A request that began in `epoch` of `health` failed. Where the remote refused it, the
+        next one opens the remote anew, with what is then stored for it."""
+        refused = isinstance(error, AuthenticationFailed | RemoteNotFound)
+        if refused and epoch == self.health.epoch:
+            self.reset()
+        self.health.note_failure(error, epoch=epoch)
 
     def reset(self) -> None:
         """Open the remote anew at the next request; those under way may fail, and try again."""

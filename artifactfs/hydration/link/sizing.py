@@ -14,10 +14,9 @@ from contextlib import aclosing
 
 import trio
 
-from artifactfs.errors import AuthenticationFailed, RemoteError, RemoteNotFound
+from artifactfs.errors import RemoteError
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.hydration.link.connection import RemoteLink
-from artifactfs.hydration.link.health import RemoteHealth
 from artifactfs.hydration.local.sizes import SizeStore
 from artifactfs.hydration.order.inventory import TreeInventory
 from artifactfs.redact import redact
@@ -40,13 +39,11 @@ class Sizing:
         store: SizeStore,
         odb: ObjectDatabase,
         link: RemoteLink,
-        health: RemoteHealth,
         bring: Callable[[bytes, list[bytes]], Awaitable[None]],
     ) -> None:
         self._store = store
         self._odb = odb
         self._link = link
-        self._health = health
         self._bring = bring
 
     def known(self, oid: bytes) -> int | None:
@@ -92,12 +89,12 @@ class Sizing:
         """By object-info, again and again until the remote answers or is known to be down."""
         backoff_s = 0.1
         while True:
-            await self._health.admit()
-            epoch = self._health.epoch
+            await self._link.health.admit()
+            epoch = self._link.health.epoch
             try:
                 sizes = await self._ask(oids, urgent=True)
             except RemoteError as error:
-                self._note_failure(error, epoch)
+                self._link.note_failure(error, epoch)
                 await trio.sleep(backoff_s * random.uniform(0.5, 1.0))
                 backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
                 continue
@@ -110,13 +107,8 @@ class Sizing:
         if not remote.capabilities.object_info:
             return {}
         sizes = await remote.object_sizes(oids, urgent=urgent)
-        self._health.note_success()
+        self._link.health.note_success()
         return sizes
-
-    def _note_failure(self, error: RemoteError, epoch: int) -> None:
-        if isinstance(error, AuthenticationFailed | RemoteNotFound) and epoch == self._health.epoch:
-            self._link.reset()
-        self._health.note_failure(error, epoch=epoch)
 
     async def whole(self, inventory: TreeInventory) -> None:
         """Learn the sizes of a whole tree in the background, shallow directories first.
@@ -144,13 +136,13 @@ class Sizing:
 
     async def _learn(self, oids: list[bytes]) -> dict[bytes, int]:
         while True:
-            epoch = self._health.epoch
+            epoch = self._link.health.epoch
             try:
                 sizes = await self._ask(oids, urgent=False)
                 break
             except RemoteError as error:
                 log.info("sizes are asked for again later: %s", redact(error.message))
-                self._note_failure(error, epoch)
+                self._link.note_failure(error, epoch)
                 await trio.sleep(_MAX_BACKOFF_S)
         if sizes:
             try:

@@ -10,11 +10,13 @@ import trio
 
 from artifactfs.errors import CorruptData
 from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.pack.parser import PackedObject
 from artifactfs.hydration.errors import HydrationFailed, disk_failure
 from artifactfs.hydration.local import memory_only
 from artifactfs.hydration.local.blobs import Blob, FileBlob, Found, InPack, MemoryBlob
 from artifactfs.hydration.local.cache import LARGE_BLOB, MemoryCache
 from artifactfs.hydration.local.large_blobs import LargeBlobStore
+from artifactfs.hydration.local.sizes import SizeStore
 
 IN_LOOP = 128 << 10
 """Bytes from which on a blob is inflated and hashed in a thread: below it takes 1 ms at most."""
@@ -28,11 +30,13 @@ class LocalBlobs:
         *,
         memory: MemoryCache,
         large: LargeBlobStore,
+        sizes: SizeStore,
         odb: ObjectDatabase,
         unpacked: Callable[[], None],
     ) -> None:
         self._memory = memory
         self._large = large
+        self._sizes = sizes
         self._odb = odb
         self._unpacked = unpacked
         self._unpacking: dict[bytes, trio.Event] = {}
@@ -58,6 +62,25 @@ class LocalBlobs:
             return InPack(found)
         self._memory.put(oid, found)
         return MemoryBlob(found)
+
+    def missing(self, oids: list[bytes]) -> list[bytes]:
+        """Those of `oids` that no pack has, in their order: 2 µs each."""
+        return self._odb.missing(oids)
+
+    def size_of(self, oid: bytes) -> int:
+        """The size of a blob, here or not; 0 where it is not known."""
+        return self._sizes.get(oid) or 0
+
+    def note_size(self, oid: bytes, size: int) -> None:
+        self._sizes.put(oid, size)
+
+    def keep(self, packed: PackedObject, *, in_memory: bool) -> None:
+        """Have a blob that was just received here before its pack is: a large one in its file, a
+        small one if it is to be kept `in_memory`. Raises: OSError."""
+        if packed.spooled is not None:
+            self._large.adopt(packed.oid, packed.spooled)
+        elif packed.data is not None and in_memory:
+            self._memory.put(packed.oid, packed.data)
 
     async def open(self, oid: bytes, found: Found) -> Blob | None:
         """The content of what `find` found. None: it is not here, or not any more.
