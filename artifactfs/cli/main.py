@@ -38,8 +38,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "repositories.redirect": ("redirect",),
     "repositories.one_line": ("mount", "umount"),
     "repositories.remotes": ("fetch", "set-refresh", "set-remote"),
-    "operation.waiting": ("wait",),
-    "operation.watching": ("top", "trace"),
+    "operation.watching": ("top", "trace", "wait"),
 }
 """Module of `artifactfs.cli` → its commands; the function of ``add-repo`` is ``add_repo``."""
 

@@ -59,16 +59,13 @@ from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.hydration.demand.flight import FlightControl
 from artifactfs.hydration.demand.lanes import Lanes
 from artifactfs.hydration.demand.offered import OfferedBlobs
-from artifactfs.hydration.demand.patience import STALLED_S, patience_ends
-from artifactfs.hydration.demand.prefetch import bring
-from artifactfs.hydration.demand.queue import WantQueue
-from artifactfs.hydration.demand.want import Want
+from artifactfs.hydration.demand.queue import WantQueue, bring
+from artifactfs.hydration.demand.want import STALLED_S, Want, patience_ends
 from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout, copy_of
 from artifactfs.hydration.link.connection import RemoteLink
-from artifactfs.hydration.link.failure_log import FailureLog
 from artifactfs.hydration.link.health import Outage, RemoteHealth
 from artifactfs.hydration.link.sizing import Sizing
-from artifactfs.hydration.link.trace import FetchTrace
+from artifactfs.hydration.link.trace import FailureLog, FetchTrace
 from artifactfs.hydration.local.blobs import Blob, Found, InPack, MemoryBlob, ReadContext
 from artifactfs.hydration.local.cache import DEFAULT_MEMORY, MemoryCache
 from artifactfs.hydration.local.large_blobs import LargeBlobStore

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from artifactfs.hydration.errors import HydrationFailed, HydrationTimeout
-from artifactfs.hydration.link.failure_log import LINES_A_SECOND, SAME_READ_S, FailureLog
+from artifactfs.hydration.link.trace import LINES_A_SECOND, SAME_READ_S, FailureLog
 
 
 def test_one_line_though_the_kernel_asks_twice(caplog: pytest.LogCaptureFixture) -> None:

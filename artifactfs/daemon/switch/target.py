@@ -18,7 +18,7 @@ from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
-from artifactfs.git.remote.fetch_commit import fetch_commit
+from artifactfs.git.remote.fetch import fetch_commit
 from artifactfs.git.repository.gitdir import read_refs, valid_ref
 
 HISTORY_WAIT_S = 60.0

@@ -38,6 +38,7 @@ from artifactfs.hydration.local.blobs import Blob, Found, InPack, ReadContext
 from artifactfs.hydration.local.checksums import BlobDamaged
 
 _BLOBS = (stat.S_IFREG, stat.S_IFLNK)
+_ORPHANS_AT_ONCE = 200
 
 _COMPARED_AT_ONCE = 1 << 20
 """Upper files up to this size are compared with their checksum in the event loop: 0.3 ms."""
@@ -447,9 +448,33 @@ class Contents:
                 del self._copying[inode.ino]
                 done.set()
 
-    def is_copying(self, ino: int) -> bool:
-        """Whether a copy-up of `ino` is under way."""
-        return ino in self._copying
+    async def remove_orphans(self) -> int:
+        """Remove upper files that no row names, after an unclean end. Returns how many.
+
+        They are left when the process dies between making a file and committing its row, and by
+        files that were open when their last name was removed. A few at a time between requests.
+        """
+        count = 0
+        stored = await trio.to_thread.run_sync(self._upper.stored)
+        for number, (ino, is_draft) in enumerate(stored):
+            if number % _ORPHANS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            if ino in self._copying:
+                continue
+            if is_draft:
+                self._upper.discard_draft(ino)
+            elif self._is_named(ino):
+                continue
+            else:
+                self._upper.remove(ino)
+            count += 1
+        return count
+
+    def _is_named(self, ino: int) -> bool:
+        inode = self._tree.find(ino)
+        if inode is None:
+            return self._overlay.has_upper(ino)
+        return inode.extent is None
 
     async def _copy_up(self, inode: Inode, pid: int, limit: int | None) -> None:
         oid = inode.oid

@@ -23,7 +23,6 @@ from artifactfs.features import Features
 from artifactfs.fs.content.contents import BlobSource, Contents
 from artifactfs.fs.content.converted import ConvertedContents
 from artifactfs.fs.content.sealing import Sealing, look_for_damage
-from artifactfs.fs.content.sweep import sweep_orphans
 from artifactfs.fs.gitview.journal import ChangeJournal
 from artifactfs.fs.gitview.offered import BlobOffer, OfferedObjects, alternate_line
 from artifactfs.fs.gitview.virtual import WAITING, GitdirPlace, VirtualFiles
@@ -443,7 +442,7 @@ class FileSystem:
 
     async def _sweep_orphans(self) -> None:
         try:
-            await sweep_orphans(self.tree, self.contents)
+            await self.contents.remove_orphans()
             self._overlay.apply([delete_meta("orphans")])
         except OSError as error:
             log.warning("left-over files stay until the next start: %s", error)

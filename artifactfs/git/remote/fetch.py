@@ -16,9 +16,9 @@ from pathlib import Path
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.errors import CorruptData, ObjectsMissing, StateError
+from artifactfs.errors import CorruptData, ObjectsMissing, RemoteNotFound, StateError
 from artifactfs.git.command import GitFailed, feed_git, run_git
-from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import (
@@ -35,8 +35,6 @@ from artifactfs.git.repository.gitdir import (
 from artifactfs.git.repository.refspecs import TrackedRemote, tracked_remote
 from artifactfs.git.wire.protocol import RefAdvertisement
 from artifactfs.paths import RepoLayout
-
-Oid = bytes
 
 BLOBLESS = "blob:none"
 MAX_DEPTH_AT_ONCE = 100
@@ -268,3 +266,23 @@ def _instruction(change: RefChange) -> bytes:
     if change.new is None:
         return b"delete %s\0%s\0" % (name, old)
     return b"update %s\0%s\0%s\0" % (name, change.new.hex().encode(), old)
+
+
+async def fetch_commit(gitdir: Path, remote: Remote, oid: Oid) -> None:
+    """Bring `oid` (a commit, or a tag of one) and its trees, without parents.
+
+    ``shallow`` stays as it is: parents that are not here are promised objects. One round trip.
+    Raises: RemoteError (RemoteNotFound where the remote does not have it), CorruptData.
+    """
+    try:
+        async with (
+            feed_git("index-pack", "--promisor", "--stdin", gitdir=gitdir) as sink,
+            remote.fetch_pack([oid], filter=BLOBLESS, depth=1) as pack,
+        ):
+            async for chunk in pack:
+                await sink.send(chunk)
+            await sink.finish()
+    except ObjectsMissing as error:
+        raise RemoteNotFound(f"the remote has no commit {oid.hex()}") from error
+    except GitFailed as error:
+        raise CorruptData(f"the pack of {oid.hex()} is not usable: {error.message}") from error

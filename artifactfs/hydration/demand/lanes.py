@@ -13,8 +13,7 @@ import trio
 
 from artifactfs.hydration.background.sweep import Sweep, SweepBatch
 from artifactfs.hydration.demand.flight import FlightControl
-from artifactfs.hydration.demand.prefetch import REQUEST_WANTS
-from artifactfs.hydration.demand.queue import WantQueue
+from artifactfs.hydration.demand.queue import REQUEST_WANTS, WantQueue
 from artifactfs.hydration.demand.want import Flight, Reason
 from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.hydration.link.health import RemoteHealth

@@ -14,7 +14,7 @@ from artifactfs.errors import CorruptData
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.hydration.background.planner import Planner
 from artifactfs.hydration.demand.flight import FlightControl
-from artifactfs.hydration.demand.patience import STALLED_S
+from artifactfs.hydration.demand.want import STALLED_S
 from artifactfs.hydration.local.blobs import Blob, ReadContext
 from artifactfs.hydration.order.inventory import TreeInventory
 from artifactfs.hydration.order.nearby import blobs_below
