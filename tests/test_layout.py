@@ -17,8 +17,10 @@ MAX_LINES = 700
 LEAVES = {
     *("config", "damage", "errors", "features", "inode_numbers", "paths", "pktline", "redact"),
     "streams",
+    "system",
 }
-"""Modules that everybody may import; among themselves only errors, paths and redact."""
+"""Modules that everybody may import; among themselves only errors, paths, redact
+and `system`, a room of them."""
 
 FLOORS = ("git", "hydration", "fs", "daemon", "doctor", "cli")
 """Each imports those before it. `server` and `client` stand beside them."""
@@ -27,7 +29,7 @@ NOT_BELOW = {("doctor", "fs"), ("doctor", "hydration")}
 """Floors that are before another one and still none of its business."""
 
 ALONE = {"server", "client"}
-ALONE_MAY_IMPORT = {"errors", "pktline", "redact", "streams"}
+ALONE_MAY_IMPORT = {"errors", "pktline", "redact", "streams", "system"}
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "git": (
@@ -82,7 +84,9 @@ IMPORTS = {name: imported_modules(path) - {name} for name, path in MODULES.items
 
 def allowed_floors(floor: str) -> set[str]:
     if floor in LEAVES:
-        return {"errors", "paths", "redact"}
+        return (
+            {"errors", "paths", "redact", "system"} if floor != "system" else {"errors", "system"}
+        )
     if floor in ALONE:
         return ALONE_MAY_IMPORT | {floor}
     below = {other for other in FLOORS[: FLOORS.index(floor)] if (floor, other) not in NOT_BELOW}

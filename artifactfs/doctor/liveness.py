@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shlex
 import socket
@@ -15,12 +14,14 @@ from pathlib import Path
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.messages import Message, decode, encode, socket_address
-from artifactfs.daemon.host.mounts import MountEntry, mounts_at, real_path
+from artifactfs.daemon.host.mounts import mounts_at, real_path
 from artifactfs.daemon.host.redirects import redirects_of
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.doctor.machine import FUSECTL
 from artifactfs.errors import CorruptData
 from artifactfs.paths import StateLayout
+from artifactfs.system.locks import is_locked
+from artifactfs.system.mountinfo import MountEntry
 
 START_DAEMON = "artifact-fs daemon  (where it is a service: systemctl start artifact-fs)"
 RESTART_DAEMON = "systemctl restart artifact-fs  (or end it, then: artifact-fs daemon)"
@@ -93,17 +94,7 @@ def _damage(repo: Message) -> Iterator[Finding]:
 
 def daemon_holds_lock(state: StateLayout) -> bool:
     """Tell whether a daemon of this state root is alive; its lock ends with it."""
-    try:
-        descriptor = os.open(state.lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return is_locked(state.lock)
 
 
 def ask(path: Path, command: str, deadline_s: float) -> Message:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.features import dotted, version_of
+from artifactfs.system.processes import may_mount, status_fields
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
@@ -29,8 +30,6 @@ OLDEST_GIT = (2, 30)
 OLDEST_LIBFUSE = (3, 10)
 OLDEST_KERNEL = (5, 4)
 ENOUGH_DESCRIPTORS = 4096
-
-_CAP_SYS_ADMIN = 21
 
 
 def check_device(_: Patient) -> Iterator[Finding]:
@@ -99,9 +98,9 @@ def check_kernel(_: Patient) -> Iterator[Finding]:
 
 def check_privileges(_: Patient) -> Iterator[Finding]:
     """Root needs CAP_SYS_ADMIN for mount(2); everybody else a set-user-ID ``fusermount3``."""
-    status = process_status("self")
+    status = status_fields()
     if os.geteuid() == 0:
-        if not int(status["CapEff"], 16) >> _CAP_SYS_ADMIN & 1:
+        if not may_mount():
             yield problem(
                 "fuse.no-sys-admin",
                 "root lacks CAP_SYS_ADMIN here, so mount(2) is refused",
@@ -109,19 +108,13 @@ def check_privileges(_: Patient) -> Iterator[Finding]:
             )
             return
         yield ok("fuse.privileges", "root may mount")
-    elif status.get("NoNewPrivs", "0") != "0":
+    elif status.get(b"NoNewPrivs", b"0").strip() != b"0":
         yield problem(
             "fuse.no-new-privileges",
             "this process may not gain privileges (no_new_privs), so fusermount3 cannot mount",
             "start it without NoNewPrivileges= (systemd) or no-new-privileges (containers)",
         )
     yield from _check_fusermount()
-
-
-def process_status(pid: str) -> dict[str, str]:
-    """The fields of ``/proc/PID/status``."""
-    lines = Path("/proc", pid, "status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def _check_fusermount() -> Iterator[Finding]:

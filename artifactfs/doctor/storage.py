@@ -14,10 +14,10 @@ from contextlib import closing
 from pathlib import Path
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.host.mounts import parse_mountinfo
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.git.apart import git_environment, gitdir_environment
 from artifactfs.paths import RepoLayout, StateLayout
+from artifactfs.system.mountinfo import read_mountinfo
 
 LEAST_BYTES = 64 << 20
 """Below this a clone or a commit of the overlay fails any moment."""
@@ -87,9 +87,8 @@ def _check_place(state: StateLayout) -> Iterator[Finding]:
 
 def file_system_of(path: Path) -> str:
     """The kind (``ext4``, ``nfs4``…) of the file system that holds the existing `path`."""
-    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     resolved = path.resolve()
-    holding = [e for e in parse_mountinfo(text) if resolved.is_relative_to(e.mount_point)]
+    holding = [e for e in read_mountinfo() if resolved.is_relative_to(e.mount_point)]
     if not holding:
         return "unknown"
     longest = max(len(entry.mount_point) for entry in holding)

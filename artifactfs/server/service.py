@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import logging
 import os
@@ -36,6 +35,7 @@ from artifactfs.server.storage.gitdir import (
     write_git_config,
 )
 from artifactfs.server.storage.settings import DataLayout, ServerSettings
+from artifactfs.system.locks import locked_at_once
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,10 @@ _GRACE_S = 5.0
 @contextmanager
 def locked(layout: DataLayout) -> Iterator[None]:
     """Hold the data folder: one server at a time. Raises: StateError."""
-    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError(f"another server is using {layout.root}") from None
+    with locked_at_once(layout.lock) as alone:
+        if not alone:
+            raise StateError(f"another server is using {layout.root}")
         yield
-    finally:
-        os.close(descriptor)
 
 
 async def advertisement_v2(git: str, layout: DataLayout) -> bytes:

@@ -14,6 +14,7 @@ import pytest
 from artifactfs.daemon.host import mounts
 from artifactfs.daemon.host.mounts import MountState
 from artifactfs.errors import MountError
+from artifactfs.system.mountinfo import parse_mountinfo
 
 SERVE = """
 import sys, pyfuse3, trio
@@ -125,7 +126,7 @@ def test_abort_ends_a_connection(tmp_path: Path) -> None:
 
 def test_mountinfo_with_odd_names() -> None:
     line = r"36 35 0:98 / /mnt/a\040b\134c rw,nosuid - fuse.artifactfs art\011fs rw"
-    (entry,) = mounts.parse_mountinfo(line)
+    (entry,) = parse_mountinfo(line)
     assert entry.mount_point == "/mnt/a b\\c"
     assert entry.source == "art\tfs"
     assert entry.minor == 98

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -239,7 +240,8 @@ def test_a_connection_that_was_begun_before_a_change_is_not_kept() -> None:
             await go_on.wait()
             return opened[-1]
 
-        link = RemoteLink(connect)  # type: ignore[arg-type]
+        unused: Any = None
+        link = RemoteLink(connect, unused)  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.get)
             await trio.testing.wait_all_tasks_blocked()

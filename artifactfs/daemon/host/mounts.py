@@ -13,12 +13,12 @@ import os
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from artifactfs.errors import MountError
 from artifactfs.git.identity import as_the_daemon
+from artifactfs.system.mountinfo import MountEntry, read_mountinfo
 
 log = logging.getLogger(__name__)
 
@@ -37,48 +37,13 @@ class MountState(Enum):
     DEAD = "dead"
 
 
-@dataclass(frozen=True, slots=True)
-class MountEntry:
-    """A line of mountinfo (proc_pid_mountinfo(5)). `minor` is the FUSE connection's number."""
-
-    mount_point: str
-    fs_type: str
-    source: str
-    minor: int
-
-    @property
-    def is_fuse(self) -> bool:
-        return self.fs_type == "fuse" or self.fs_type.startswith("fuse.")
-
-
-def parse_mountinfo(text: str) -> list[MountEntry]:
-    """The entries in the order of mounting: of several at one path the last covers the others."""
-    entries = []
-    for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        fields, tail = left.split(" "), right.split(" ")
-        if len(fields) < 5 or len(tail) < 2:
-            continue
-        minor = int(fields[2].partition(":")[2])
-        entries.append(MountEntry(_unescape(fields[4]), tail[0], _unescape(tail[1]), minor))
-    return entries
-
-
-def _unescape(text: str) -> str:
-    """Undo the octal escapes (``\\040`` for a space) of mountinfo."""
-    if "\\" not in text:
-        return text
-    head, *rest = text.split("\\")
-    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
-
-
 def mounts_at(mount_point: str, *, follow: bool = True) -> list[MountEntry]:
     """What is mounted exactly at `mount_point`, the covering one last.
 
     Symlinks on the way are followed where nothing is mounted at the path as it is written; without
     `follow`, no file system is asked anything.
     """
-    entries = parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
+    entries = read_mountinfo()
     found = [entry for entry in entries if entry.mount_point == mount_point]
     if not found and follow:
         path = real_path(mount_point)

@@ -15,7 +15,6 @@ Everything here is synchronous: call it in a thread.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from artifactfs.daemon.host import mounts
-from artifactfs.daemon.host.binds import bind, may_bind, unbind
+from artifactfs.daemon.host.binds import bind, unbind
 from artifactfs.errors import (
     AlreadyExists,
     ArtifactFSError,
@@ -39,6 +38,9 @@ from artifactfs.errors import (
 )
 from artifactfs.git.identity import other_user_of
 from artifactfs.paths import RepoLayout
+from artifactfs.system.files import replace_file
+from artifactfs.system.locks import locked
+from artifactfs.system.processes import may_mount
 
 log = logging.getLogger(__name__)
 
@@ -91,17 +93,12 @@ def redirects_of(layout: RepoLayout) -> list[Redirect]:
 def _changing(layout: RepoLayout) -> Iterator[dict[str, Redirect]]:
     """The list for one change at a time; written as a whole, if the block succeeds."""
     layout.redirects.mkdir(mode=0o711, exist_ok=True)
-    with (layout.redirects / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(layout.redirects / "lock"):
         known = {redirect.path: redirect for redirect in redirects_of(layout)}
         yield known
         file = layout.redirects / "list.json"
         entries = [asdict(known[path]) for path in sorted(known)]
-        with (temporary := file.with_suffix(".new")).open("w") as output:
-            json.dump(entries, output, indent=1)
-            output.flush()
-            os.fsync(output.fileno())
-        temporary.replace(file)
+        replace_file(file, json.dumps(entries, indent=1), sync=True)
 
 
 def check_path(text: str) -> str:
@@ -130,7 +127,7 @@ def add(tree: Tree, path: str, *, method: str | None = None, move: bool = False)
         _check_untracked(tree, path)
         digest = blake2b(os.fsencode(path), digest_size=4).hexdigest()
         name = f"{os.path.basename(path)[:200]}-{digest}"
-        redirect = Redirect(path, method or ("bind" if may_bind() else "symlink"), name)
+        redirect = Redirect(path, method or ("bind" if may_mount() else "symlink"), name)
         _prepare_data(tree, redirect, move)
         try:
             _place(tree, redirect)
@@ -276,9 +273,7 @@ def _set_excluded(tree: Tree, path: str, excluded: bool) -> None:
     if excluded:
         kept += [_EXCLUDE_MARK, f"/{escaped}"]
     file.parent.mkdir(exist_ok=True)
-    temporary = file.with_name("exclude.new")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    temporary.replace(file)
+    replace_file(file, "".join(f"{line}\n" for line in kept))
 
 
 # -- what the worker calls -------------------------------------------------------------------

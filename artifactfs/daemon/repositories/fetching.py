@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from contextlib import suppress
 from typing import Any
 
 from artifactfs.config import RepoSettings
@@ -17,6 +15,7 @@ from artifactfs.git.remote.remote import Remote
 from artifactfs.git.surroundings import adopt
 from artifactfs.paths import RepoLayout
 from artifactfs.redact import redact
+from artifactfs.system.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +60,10 @@ def remember(layout: RepoLayout, *, ok: bool, result: str) -> Record:
     """Write the record, replacing the file as a whole. A full disk only loses the record."""
     record = {"time": time.time(), "ok": ok, "result": result}
     path = layout.directory / "fetch.json"
-    temporary = path.with_name(f".fetch.json.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(record))
-        temporary.replace(path)
+        replace_file(path, json.dumps(record))
     except OSError as error:
         log.warning("cannot note how a fetch went: %s", error)
-        with suppress(OSError):
-            temporary.unlink()
     return record
 
 

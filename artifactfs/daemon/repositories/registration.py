@@ -35,6 +35,7 @@ from artifactfs.git.surroundings import NOTHING, Surroundings, decoded, load, st
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.paths import RepoLayout, StateLayout, check_repo_name
 from artifactfs.redact import redact
+from artifactfs.system.processes import start_time_of
 
 MARKER = "adding"
 FUSE_DEVICE = Path("/dev/fuse")
@@ -229,7 +230,7 @@ class Reservation:
             if (directory / MARKER).exists() and not is_being_added(directory):
                 shutil.rmtree(directory)  # left by a crash in the middle of adding
             directory.mkdir(mode=0o700)
-            (directory / MARKER).write_text(f"{os.getpid()} {_start_of(os.getpid())}\n")
+            (directory / MARKER).write_text(f"{os.getpid()} {start_time_of(os.getpid())}\n")
         except FileExistsError as error:
             if (directory / MARKER).exists():
                 raise name_taken(self._settings.name) from error
@@ -286,14 +287,9 @@ def is_being_added(directory: Path) -> bool:
     """
     try:
         pid, start = (directory / MARKER).read_text().split()
-        return start == _start_of(int(pid))
+        return start == start_time_of(int(pid))
     except (OSError, ValueError):
         return False
-
-
-def _start_of(pid: int) -> str:
-    """When a process started, in clock ticks since the boot. Raises: OSError."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def delete(state: StateLayout, name: str, mount_point: Path) -> None:

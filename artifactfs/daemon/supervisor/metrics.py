@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from artifactfs import __version__
 from artifactfs.daemon.control.messages import Message, socket_address
 from artifactfs.errors import ArtifactFSError, DaemonError, InvalidInput
+from artifactfs.system.processes import resident_bytes
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ def _families(
         [
             ({"repo": repo["name"]}, float(resident))
             for repo in repos
-            if (resident := _resident_bytes(repo.get("pid")))
+            if (resident := resident_bytes(repo.get("pid")))
         ],
     )
 
@@ -262,13 +263,6 @@ def _by_key(repos: list[Message], path: tuple[str, str], label: str) -> list[Val
         for repo in repos
         for key, value in (repo.get(path[0]) or {}).get(path[1], {}).items()
     ]
-
-
-def _resident_bytes(pid: int | None) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError):
-        return 0  # it has just ended
 
 
 # -- HTTP ------------------------------------------------------------------------------------

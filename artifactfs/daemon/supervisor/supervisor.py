@@ -6,7 +6,6 @@ remote: workers do.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -29,6 +28,8 @@ from artifactfs.daemon.supervisor.repositories import Repositories
 from artifactfs.daemon.supervisor.workers import WorkerPool
 from artifactfs.errors import ArtifactFSError, StateError
 from artifactfs.paths import StateLayout
+from artifactfs.system.files import replace_file
+from artifactfs.system.locks import locked_at_once
 
 if TYPE_CHECKING:
     from artifactfs.daemon.supervisor.metrics import MetricsAddress
@@ -94,13 +95,10 @@ class Supervisor:
         """For commands that look while no daemon runs. A full disk is no reason not to mount."""
         wanted = os.fsencode(self._repositories.mount_root) + b"\n"
         path = self._repositories.state.mount_root_file
-        temporary = path.with_name(f".{path.name}.new")
         try:
             if path.exists() and path.read_bytes() == wanted:
                 return
-            temporary.touch(mode=0o600)
-            temporary.write_bytes(wanted)
-            os.replace(temporary, path)
+            replace_file(path, wanted, mode=0o600)
         except OSError as error:
             log.warning("cannot note the mount root", extra={"error": str(error)})
 
@@ -215,15 +213,10 @@ def prepare_state_root(state: StateLayout) -> None:
 @contextmanager
 def locked(state: StateLayout) -> Iterator[None]:
     """Hold the state root's lock. Raises: StateError."""
-    descriptor = os.open(state.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with locked_at_once(state.lock) as alone:
+        if not alone:
             raise StateError(
                 f"a daemon runs for {state.root} already",
                 hint="artifact-fs status asks it; another state root can have its own",
-            ) from error
+            )
         yield
-    finally:
-        os.close(descriptor)

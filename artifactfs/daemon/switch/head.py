@@ -16,6 +16,7 @@ from artifactfs.git.index.primed import LockedIndex
 from artifactfs.git.repository.gitdir import Head
 from artifactfs.git.surroundings import OWN_FOLDER
 from artifactfs.paths import RepoLayout
+from artifactfs.system.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +73,7 @@ class Intent:
                 "lock": lock,
             }
         )
-        temporary = self.path.with_suffix(".new")
-        temporary.write_text(text)
-        temporary.replace(self.path)
+        replace_file(self.path, text)
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

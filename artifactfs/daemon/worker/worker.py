@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import logging
 import os
 import signal
@@ -63,6 +62,7 @@ from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.paths import RepoLayout, StateLayout
+from artifactfs.system.locks import open_lock_file, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -402,11 +402,10 @@ class Worker:
 async def locked(layout: RepoLayout) -> AsyncIterator[None]:
     """Hold the repository's worker lock. Raises: StateError if another process keeps it."""
     layout.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = layout.directory / "worker.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = open_lock_file(layout.directory / "worker.lock")
     try:
         for _ in range(round(LOCK_WAIT_S / LOCK_POLL_S)):
-            if _try_lock(descriptor):
+            if try_lock(descriptor):
                 break
             await trio.sleep(LOCK_POLL_S)
         else:
@@ -417,11 +416,3 @@ async def locked(layout: RepoLayout) -> AsyncIterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -21,6 +21,7 @@ from artifactfs.git.checkout.filters import FilterFailed, Filters
 from artifactfs.git.checkout.smudge import to_worktree
 from artifactfs.git.objects.database import Oid
 from artifactfs.hydration.local.blobs import Blob, FileBlob, MemoryBlob
+from artifactfs.system.files import write_all
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class ConvertedContents:
                 os.ftruncate(fd, 0)
                 os.lseek(fd, 0, os.SEEK_SET)
                 for piece in _pieces(source):
-                    _write(fd, piece)
+                    write_all(fd, piece)
             await trio.to_thread.run_sync(os.fsync, fd)
             os.rename(draft, place)
         except BaseException:
@@ -132,7 +133,7 @@ class ConvertedContents:
             return False
         try:
             await self._filters.smudge(
-                driver, path, oid, _pieces(source), lambda piece: _write(fd, piece)
+                driver, path, oid, _pieces(source), lambda piece: write_all(fd, piece)
             )
         except FilterFailed as error:
             log.warning("%s: filter %s failed: %s", os.fsdecode(path), name, error.message)
@@ -164,9 +165,3 @@ def _pieces(blob: Blob) -> Iterator[bytes]:
             raise OSError(5, "a blob is shorter than it says")
         yield piece
         offset += len(piece)
-
-
-def _write(fd: int, piece: bytes) -> None:
-    view = memoryview(piece)
-    while view:
-        view = view[os.write(fd, view) :]

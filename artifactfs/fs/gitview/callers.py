@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from artifactfs.git.apart import OWN_CHILD
+from artifactfs.system.processes import arguments_of, environment_of, parent_of
 
 _WITH_A_VALUE = (
     "-C",
@@ -24,7 +25,7 @@ _WITH_A_VALUE = (
 )
 """Options before the name of the command that may have their value in the next argument."""
 
-_MARK = b"\0" + OWN_CHILD.encode() + b"="
+_MARK = OWN_CHILD.encode() + b"="
 _GENERATIONS = 32
 _HEX = re.compile(r"(?:(?<![0-9A-Za-z_])|(?<=-g))[0-9a-f]+(?![0-9A-Za-z_])")
 """An oid or its beginning, also as `git describe` prints it."""
@@ -44,8 +45,8 @@ class GitCommand:
         Git goes to the top of the tree before it reads objects, so it is asked where its shell is.
         """
         found = []
-        with suppress(OSError), open(f"/proc/{self.pid}/environ", "rb") as file:
-            variables = file.read().split(b"\0")
+        with suppress(OSError):
+            variables = environment_of(self.pid)
             found = [os.fsdecode(v[4:]) for v in variables if v.startswith(b"PWD=/")]
         for pid in (self.parent(), self.pid):
             with suppress(OSError):
@@ -63,17 +64,15 @@ class GitCommand:
 
     def parent(self) -> int:
         """The process that started it; 0 where that cannot be seen."""
-        return _parent(self.pid)
+        return parent_of(self.pid)
 
 
 def git_command(pid: int) -> GitCommand | None:
     """The git command that the thread `pid` runs; None where it is no git, or not to be seen."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            line = file.read()
+        program, *arguments = arguments_of(pid)
     except OSError:
         return None
-    program, *arguments = os.fsdecode(line.rstrip(b"\0")).split("\0")
     program = os.path.basename(program)
     if program.startswith("git-"):
         return GitCommand(pid, program.removeprefix("git-"), tuple(arguments))
@@ -90,9 +89,8 @@ def git_command(pid: int) -> GitCommand | None:
 def is_own(pid: int) -> bool:
     """Whether the thread `pid` belongs to a program that we have started, or to ourselves."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            if _MARK in b"\0" + file.read():
-                return True
+        if any(variable.startswith(_MARK) for variable in environment_of(pid)):
+            return True
     except OSError:
         return False  # another user's, or of another PID namespace
     for _ in range(_GENERATIONS):
@@ -100,13 +98,5 @@ def is_own(pid: int) -> bool:
             return True
         if pid <= 1:
             break
-        pid = _parent(pid)
+        pid = parent_of(pid)
     return False
-
-
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except OSError:
-        return 0

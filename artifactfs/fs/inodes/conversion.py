@@ -17,8 +17,8 @@ of its own first (see `Contents.before_rename`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,6 +43,7 @@ from artifactfs.git.objects.database import Oid
 from artifactfs.git.pack.format import object_id
 from artifactfs.hydration.local.blobs import Blob, Found, InPack, ReadContext
 from artifactfs.paths import RepoLayout
+from artifactfs.system.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,8 @@ class Conversions:
         settings = ConversionSettings.read(printed, self._layout.gitdir)
         text = settings.to_json().encode()
         try:
-            await trio.to_thread.run_sync(_write_whole, self._layout.conversion, text)
+            write = functools.partial(replace_file, self._layout.conversion, text, sync=True)
+            await trio.to_thread.run_sync(write)
         except OSError as error:
             log.warning("the settings of conversions are taken anew at the next start: %s", error)
         self._settings = settings
@@ -381,7 +383,7 @@ class Conversions:
         blob.close()
         try:
             self._kept.mkdir(mode=0o700, exist_ok=True)
-            _write_whole(self._kept / oid.hex(), content, sync=False)
+            replace_file(self._kept / oid.hex(), content)
         except OSError as error:
             log.debug("an attribute file is not kept: %s", error)
         return content
@@ -398,14 +400,3 @@ def _read_kept(folder: Path, oid: Oid) -> bytes | None:
     except OSError:
         return None
     return content if object_id("blob", content) == oid else None
-
-
-def _write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Write a file that appears whole or not at all."""
-    temporary = path.with_name(f"{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
-    temporary.rename(path)

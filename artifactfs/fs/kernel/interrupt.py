@@ -16,10 +16,13 @@ from typing import TypeVar
 
 import trio
 
+from artifactfs.system.processes import status_fields
+
 T = TypeVar("T")
 
 LOOK_EVERY_S = 0.25
 
+_MASKS = (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt")
 _KILL = 1 << (signal.SIGKILL - 1)
 _HARMLESS = sum(
     1 << (number - 1)
@@ -86,15 +89,10 @@ def is_interrupted(pid: int) -> bool:
     do not expect `stat` to fail because a timer or a child ended.
     """
     try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            text = status.read()
+        fields = status_fields(pid)
     except OSError:
         return not isinstance(pid, Opener) and _is_gone(pid)
-    masks = {
-        name: int(value, 16)
-        for name, _, value in (line.partition(b":") for line in text.splitlines())
-        if name in (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt")
-    }
+    masks = {name: int(fields[name], 16) for name in _MASKS}
     pending = masks[b"SigPnd"] | masks[b"ShdPnd"]
     if pending & _KILL:
         return True

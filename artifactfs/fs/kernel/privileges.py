@@ -20,6 +20,8 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass
 
+from artifactfs.system.processes import status_fields
+
 _BITS = stat.S_ISUID | stat.S_ISGID
 _CAP_FSETID = 4
 
@@ -75,8 +77,8 @@ def _may_keep_group(file_gid: int, pid: int, gid: int) -> bool:
 
 def _process(pid: int) -> _Process | None:
     """None where it cannot be seen: it has ended, or is of another PID namespace."""
-    with suppress(OSError, LookupError, ValueError), open(f"/proc/{pid}/status", "rb") as file:
-        fields = dict(line.partition(b":")[::2] for line in file)
+    with suppress(OSError, LookupError, ValueError):
+        fields = status_fields(pid)
         groups = frozenset(int(group) for group in fields[b"Groups"].split())
         return _Process(int(fields[b"CapEff"], 16), groups)
     return None

@@ -8,7 +8,6 @@ import os
 import resource
 import stat
 from collections.abc import Iterable
-from pathlib import Path
 
 import pyfuse3
 import trio
@@ -20,6 +19,7 @@ from artifactfs.fs.kernel.extension import Session
 from artifactfs.fs.kernel.wakefulness import Wakefulness
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.identity import as_the_daemon
+from artifactfs.system.mountinfo import read_mountinfo
 
 log = logging.getLogger(__name__)
 
@@ -161,18 +161,8 @@ def _explain(path: str) -> MountError:
 
 def mount_device(path: str) -> tuple[int, int] | None:
     """(major, minor) of what is mounted on `path`; never touches the mount itself."""
-    wanted = os.fsencode(path)
-    found = None
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        fields = line.split(b" ")
-        if _unescape(fields[4]) == wanted:
-            major, _, minor = fields[2].partition(b":")
-            found = int(major), int(minor)
-    return found
-
-
-def _unescape(field: bytes) -> bytes:
-    return field.decode("unicode_escape").encode("latin-1") if b"\\" in field else field
+    found = [entry for entry in read_mountinfo() if entry.mount_point == path]
+    return (found[-1].major, found[-1].minor) if found else None
 
 
 def _tell(features: Features) -> None:

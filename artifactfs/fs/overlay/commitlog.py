@@ -37,7 +37,7 @@ from pathlib import Path
 
 from artifactfs.errors import StateError
 from artifactfs.fs.inodes import seals
-from artifactfs.git.repository.gitdir import sync_path
+from artifactfs.system.files import sync_path
 
 log = logging.getLogger(__name__)
 

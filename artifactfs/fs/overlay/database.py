@@ -35,7 +35,7 @@ from artifactfs.fs.inodes.inode import Extent, Row
 from artifactfs.fs.overlay.commitlog import CommitLog
 from artifactfs.fs.overlay.pending import Edit, Pending, decode, delete_meta, put_meta
 from artifactfs.fs.overlay.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
-from artifactfs.git.repository.gitdir import sync_path
+from artifactfs.system.files import sync_path
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from artifactfs.damage import DamageReport
 from artifactfs.fs.inodes.inode import EMPTY, Extent
-from artifactfs.git.repository.gitdir import sync_path
+from artifactfs.system.files import sync_path
 
 LARGEST = 32 << 10
 """Bytes of a file. Larger ones are mostly written in pieces, which would be copied again."""

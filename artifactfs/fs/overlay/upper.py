@@ -9,13 +9,13 @@ The upper directory is locked while it is in use, so that no two processes serve
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from artifactfs.errors import StateError
 from artifactfs.fs.inodes.seals import Seal, seal_of
+from artifactfs.system.locks import try_lock
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _DRAFT = ".new"
@@ -35,13 +35,11 @@ class Upper:
         self._names_synced: dict[str, int] = {}
         """The same of what is on the disk."""
         self._made = 0
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self._fd):
             os.close(self._fd)
             raise StateError(
                 f"{path} is in use by another process", hint="is another daemon running?"
-            ) from None
+            )
 
     def file(self, ino: int) -> Path:
         """Where the data of `ino` is."""

@@ -11,14 +11,13 @@ How recently a pack was used is the mtime of its ``.pack`` file.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from artifactfs.git.pack.parser import (
     PackParser,
 )
 from artifactfs.git.pack.reader import write_bytes
+from artifactfs.system.locks import locked, locked_at_once, try_lock
 
 FEED_BYTES = 1 << 15
 """Packs are parsed this many bytes at a time, with a checkpoint after each (1 to 2 ms)."""
@@ -244,7 +244,7 @@ class PackStore:
         os.fchmod(fd, 0o444)
         os.fsync(fd)
         name = f"pack-{checksum.hex()}"
-        with self._locked(fcntl.LOCK_SH):
+        with self._in_use():
             os.rename(pack, self._packs / f"{name}.pack")
             (self._packs / f"{name}.promisor").touch()
             os.rename(index_path, self._packs / f"{name}.idx")
@@ -277,7 +277,7 @@ class PackStore:
         Packs named in `keep` stay. A reader that has a pack open goes on reading it. Returns the
         names of the deleted packs. Raises: OSError.
         """
-        with self._locked(fcntl.LOCK_EX):
+        with self._removing():
             packs = self.packs()
             excess = sum(pack.bytes for pack in packs) - max_bytes
             deleted = []
@@ -302,7 +302,7 @@ class PackStore:
         the new one is in place. At once empty where another process is at it. Call it in a
         thread: it copies at some 200 MB a second. Raises: OSError (no space).
         """
-        with self._consolidating() as alone:
+        with locked_at_once(self.objects_dir / "consolidate.lock") as alone:
             if not alone:
                 return []
             names = [self._merge(group) for group in _groups(self.packs(), everything, max_bytes)]
@@ -320,7 +320,7 @@ class PackStore:
             name = self.publish(directory / "pack", fd, index, merged.checksum)
         used = max(pack.used for pack in group)
         os.utime(self._packs / f"{name}.pack", (used, used))
-        with self._locked(fcntl.LOCK_EX):
+        with self._removing():
             for pack in group:
                 if pack.name != name and pack.path not in merged.corrupt:
                     self._delete(pack.name)
@@ -328,7 +328,7 @@ class PackStore:
 
     def drop(self, name: str) -> None:
         """Delete one pack, because its content was found corrupt; its objects are fetched again."""
-        with self._locked(fcntl.LOCK_EX):
+        with self._removing():
             self._delete(name)
 
     def repair(self, *, deep: bool = False) -> list[str]:
@@ -375,7 +375,7 @@ class PackStore:
     def clean(self) -> None:
         """Remove what crashed processes left: temporary directories, and packs half removed."""
         self.clean_temporary()
-        with self._locked(fcntl.LOCK_EX):
+        with self._removing():
             for path in self._packs.glob("pack-*"):
                 alone = not path.with_suffix(".idx").exists()
                 alone |= path.suffix == ".idx" and not path.with_suffix(".pack").exists()
@@ -392,32 +392,13 @@ class PackStore:
         for suffix in (".idx", ".rev", ".promisor", ".pack"):
             (self._packs / f"{name}{suffix}").unlink(missing_ok=True)
 
-    @contextmanager
-    def _locked(self, operation: int) -> Iterator[None]:
-        """Hold the lock that keeps packs from being removed (LOCK_SH) or for removing (LOCK_EX)."""
-        with _lock_file(self.objects_dir / "store.lock") as fd:
-            fcntl.flock(fd, operation)
-            yield
+    def _in_use(self) -> AbstractContextManager[None]:
+        """While this is held, no process removes packs."""
+        return locked(self.objects_dir / "store.lock", shared=True)
 
-    @contextmanager
-    def _consolidating(self) -> Iterator[bool]:
-        """Hold the lock of the one that consolidates; False where another process has it."""
-        with _lock_file(self.objects_dir / "consolidate.lock") as fd:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-
-@contextmanager
-def _lock_file(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    def _removing(self) -> AbstractContextManager[None]:
+        """Hold this to remove packs."""
+        return locked(self.objects_dir / "store.lock")
 
 
 def _groups(packs: list[PackFile], everything: bool, max_bytes: int) -> list[list[PackFile]]:
@@ -453,7 +434,7 @@ def _incoming(root: Path) -> Iterator[tuple[Path, int]]:
     try:
         fd = os.open(directory / "pack", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            try_lock(fd)  # nobody else knows it yet
             yield directory, fd
         finally:
             os.close(fd)
@@ -470,12 +451,9 @@ def _abandoned(directory: Path) -> bool:
     except OSError:
         return True
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(fd)
     finally:
         os.close(fd)
-    return True
 
 
 def _old(path: Path) -> bool:

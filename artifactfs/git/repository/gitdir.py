@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ from artifactfs.git.command import run_git
 from artifactfs.git.surroundings import OWN_CONFIG_PATH, OWN_FOLDER, SETTINGS_FILE
 from artifactfs.git.wire.credentials import CredentialFile, credential_helper
 from artifactfs.git.wire.url import parse_remote
+from artifactfs.system.files import replace_file, sync_path
 
 Oid = bytes
 
@@ -285,22 +285,6 @@ def _write(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole: readers see the old or the new one. Raises: OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.encode("utf-8", "surrogateescape"))
-
-
-def sync_path(path: Path) -> None:
-    """fsync a file or directory. Blocks. Raises: OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, text)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from artifactfs.git.apart import make_apart
-from artifactfs.git.repository.gitdir import replace_file
+from artifactfs.system.files import replace_file
 
 _FOLDER = Path("artifactfs", "offered")
 

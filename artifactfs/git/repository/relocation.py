@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from artifactfs.git.apart import is_offered
-from artifactfs.git.repository.gitdir import replace_file
 from artifactfs.paths import RepoLayout, StateLayout
+from artifactfs.system.files import replace_file
 
 log = logging.getLogger(__name__)
 

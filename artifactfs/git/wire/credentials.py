@@ -7,7 +7,6 @@ that git's own ``store`` helper reads it. Nothing here writes a secret anywhere 
 from __future__ import annotations
 
 import os
-import secrets
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from urllib.parse import quote
 from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.wire.url import RemoteURL, parse_remote
+from artifactfs.system.files import replace_file
 
 _HELPER_DEADLINE_S = 10.0
 
@@ -85,17 +85,8 @@ class CredentialFile:
         return kept
 
     def _write(self, lines: Iterable[str]) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines(f"{line}\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        text = "".join(f"{line}\n" for line in lines)
+        replace_file(self.path, text, mode=0o600, sync=True)
 
 
 def credential_helper(credentials: Path) -> str:

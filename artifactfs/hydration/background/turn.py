@@ -7,13 +7,14 @@ kernel with the process). Who comes second waits, and then looks again at what i
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
+
+from artifactfs.system.locks import open_lock_file, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -85,17 +86,16 @@ class SweepTurn:
         """Whether the lock could be had, or there can be none (the disk is full)."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._path(tree), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = open_lock_file(self._path(tree))
         except OSError as error:
             log.info("no lock for the sweep: %s", error)
             return True
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.stat(self._path(tree)).st_ino == os.fstat(fd).st_ino:
+            if try_lock(fd) and os.stat(self._path(tree)).st_ino == os.fstat(fd).st_ino:
                 self._fd = fd
                 return True
         except OSError:
-            pass  # held by another, or removed by it a moment ago
+            pass  # removed a moment ago by who held it
         os.close(fd)
         return False
 

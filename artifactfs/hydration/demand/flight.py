@@ -212,7 +212,7 @@ class FlightControl:
         """After a full disk: whether there is another way to serve the readers of `flight`."""
         if not flight.made_room:
             flight.made_room = True
-            need = sum(self._local.size_of(want.oid) for want in flight.wants.values())
+            need = sum(self._local.size_of(want.oid) or 0 for want in flight.wants.values())
             freed = await self._make_room(max(2 * need, MIN_ROOM))
             if freed:
                 log.warning("the disk of the cache is full: %d bytes were evicted", freed)
@@ -229,7 +229,7 @@ class FlightControl:
         fitting: list[bytes] = []
         budget = memory_only.MAX_BYTES
         for oid in oids:
-            budget -= self._local.size_of(oid)
+            budget -= self._local.size_of(oid) or 0
             if fitting and budget < 0:
                 break
             fitting.append(oid)
@@ -321,7 +321,7 @@ class FlightControl:
 
     def _limits(self, flight: Flight, oids: list[bytes]) -> PackLimits:
         """What the answer to a request for `oids` may hold."""
-        sizes = [self._sizes.get(oid) for oid in oids]
+        sizes = [self._local.size_of(oid) for oid in oids]
         if flight.trees or None in sizes:
             return PackLimits(objects=None if flight.trees else len(oids) + EXTRA_OBJECTS)
         largest = max((size for size in sizes if size is not None), default=0)
@@ -329,7 +329,7 @@ class FlightControl:
 
     def _most_bytes(self, flight: Flight, oids: list[bytes]) -> int:
         """How long the pack of a request of the background may be."""
-        sizes = [self._sizes.get(oid) for oid in oids]
+        sizes = [self._local.size_of(oid) for oid in oids]
         if flight.trees or None in sizes:
             return MAX_WHOLE
         return sum(compressed_bound(size or 0) for size in sizes) + EXTRA_OBJECTS * len(oids)
@@ -342,7 +342,7 @@ class FlightControl:
         many = flight.trees or len(oids) >= WHOLE_WANTS
         if not many or flight.reason not in (Reason.SWEEP, Reason.PREFETCH):
             return False
-        return all(self._local.size_of(oid) < LARGE_BLOB for oid in oids)
+        return all((self._local.size_of(oid) or 0) < LARGE_BLOB for oid in oids)
 
     async def _receive_all(self, flight: Flight, objects: list[IndexedObject]) -> None:
         """They are in place: as `_receive`. A checkpoint every millisecond."""

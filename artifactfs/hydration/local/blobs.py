@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass
 from typing import Protocol
+
+from artifactfs.system.locks import try_lock
 
 
 class Blob(Protocol):
@@ -57,9 +58,7 @@ class FileBlob:
             self._size = os.fstat(fd).st_size
             # An evictor that has the lock at this moment unlinks the file: the descriptor stays
             # good, so there is nothing to wait for.
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
+            try_lock(fd, shared=True)
         except OSError:
             self.close()
             raise

@@ -15,7 +15,6 @@ again.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -32,6 +31,7 @@ from artifactfs.damage import DamageReport
 from artifactfs.hydration.local import checksums
 from artifactfs.hydration.local.blobs import FileBlob
 from artifactfs.hydration.local.checksums import CheckedBlob, Checksums
+from artifactfs.system.locks import try_lock
 
 _TEMPORARY = "tmp-"
 _NAME_LENGTH = 38
@@ -310,11 +310,10 @@ def _remove_unless_open(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(fd):
+            return False
         path.unlink(missing_ok=True)
         checksums.sums_path(path).unlink(missing_ok=True)
         return True
-    except BlockingIOError:
-        return False
     finally:
         os.close(fd)

@@ -67,9 +67,9 @@ class LocalBlobs:
         """Those of `oids` that no pack has, in their order: 2 µs each."""
         return self._odb.missing(oids)
 
-    def size_of(self, oid: bytes) -> int:
-        """The size of a blob, here or not; 0 where it is not known."""
-        return self._sizes.get(oid) or 0
+    def size_of(self, oid: bytes) -> int | None:
+        """The size of a blob, here or not; None where it is not known."""
+        return self._sizes.get(oid)
 
     def note_size(self, oid: bytes, size: int) -> None:
         self._sizes.put(oid, size)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from artifactfs.errors import StateError
+from artifactfs.system.files import replace_file
 
 GIT_CONFIG = """\
 # Written by artifacts-server at each start. Every Git process of the server reads this file.
@@ -69,9 +70,7 @@ def find_git() -> str:
 
 def write_git_config(path: Path) -> None:
     """Put the shared configuration in place, whole or not at all."""
-    temporary = path.with_suffix(".new")
-    temporary.write_text(GIT_CONFIG)
-    temporary.replace(path)
+    replace_file(path, GIT_CONFIG)
 
 
 def git_environment(
@@ -117,9 +116,7 @@ def create_gitdir(gitdir: Path, default_branch: str, *, pools: tuple[Path, ...] 
 
 def point_head(gitdir: Path, branch: str) -> None:
     """Make another branch the default one, atomically."""
-    temporary = gitdir / "HEAD.new"
-    temporary.write_text(f"ref: refs/heads/{branch}\n")
-    temporary.replace(gitdir / "HEAD")
+    replace_file(gitdir / "HEAD", f"ref: refs/heads/{branch}\n")
 
 
 def mend_gitdir(gitdir: Path, default_branch: str) -> bool:
@@ -159,11 +156,8 @@ def write_alternates(gitdir: Path, pools: tuple[Path, ...]) -> None:
     if not pools:
         target.unlink(missing_ok=True)
         return
-    temporary = target.with_name("alternates.new")
-    temporary.write_text(
-        "".join(f"{os.path.relpath(pool / 'objects', objects)}\n" for pool in pools)
-    )
-    temporary.replace(target)
+    lines = "".join(f"{os.path.relpath(pool / 'objects', objects)}\n" for pool in pools)
+    replace_file(target, lines)
 
 
 def borrowed_pools(gitdir: Path) -> list[str]:

@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def replace_file(
+    path: Path, content: bytes | str, *, mode: int = 0o666, sync: bool = False
+) -> None:
+    """Write a file as a whole: readers see the old content or the new one, also after a crash of
+    ours; with `sync`, after a loss of power, too.
+
+    Text is UTF-8, with surrogates for bytes that are none. `mode` (less the umask) is that of the
+    new file. Blocks. Raises: OSError; then the old content stays, and nothing is left behind.
+    """
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            write_all(fd, data)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_path(path.parent)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data` at the position of `fd`: write(2) may stop early. Raises: OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_path(path: Path) -> None:
+    """fsync a file or directory. Blocks. Raises: OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
