@@ -14,7 +14,8 @@ from artifactfs.errors import InvalidInput, RemoteError, RemoteNotFound, RemoteU
 from artifactfs.git.remote import fetch as fetching
 from artifactfs.git.remote.clone import fetch_history, fetch_refs
 from artifactfs.git.remote.remote import Remote
-from artifactfs.git.repository.gitdir import history_complete, read_head, read_refs
+from artifactfs.git.repository.gitdir import history_complete
+from artifactfs.git.repository.refs import read_head, read_refs
 from artifactfs.git.wire.credentials import CredentialFile
 from tests.git.clones import Clone, make_clone
 from tests.git.http_backend import Backend

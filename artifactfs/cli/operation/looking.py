@@ -106,9 +106,9 @@ def _show(repos: list[Fields], running: bool, verbose: bool, *, afresh: bool) ->
 
 def _offline(repo: Fields) -> Fields:
     """Adds what the gitdir says by itself."""
-    from artifactfs.daemon.repositories.heads import read_head
+    from artifactfs.daemon.repositories.heads import offline_fields
 
-    return {**repo, **read_head(state().repo(repo["name"]).gitdir)}
+    return {**repo, **offline_fields(state().repo(repo["name"]).gitdir)}
 
 
 def describe(repo: Fields, verbose: bool = False) -> Iterator[str]:

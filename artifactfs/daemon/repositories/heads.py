@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifactfs.errors import ArtifactFSError
+from artifactfs.errors import ArtifactFSError, StateError
+from artifactfs.git.repository.refs import read_head, resolve_ref
 
 _SECTION = re.compile(r'\[\s*(?P<kind>[\w.-]+)\s*(?:"(?P<name>(?:[^"\\]|\\.)*)")?\s*\]')
-_OID = re.compile(r"[0-9a-f]{40}")
 COUNT_DEADLINE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """`oid` and `upstream_oid` in hex; `branch` and `upstream` are short names. None: not known,
-    detached, or no upstream."""
+class Tracking:
+    """What is checked out, and what it tracks. `oid` and `upstream_oid` in hex; `branch` and
+    `upstream` are short names. None: not known, detached, or no upstream."""
 
     oid: str | None
     branch: str | None
@@ -29,38 +29,25 @@ class Head:
     upstream_oid: str | None
 
 
-def head_of(gitdir: Path) -> Head:
+def read_tracking(gitdir: Path) -> Tracking:
     """Read HEAD and its upstream."""
     try:
-        text = (gitdir / "HEAD").read_text().strip()
-    except OSError:
-        return Head(None, None, None, None)
-    if not text.startswith("ref:"):
-        return Head(text, None, None, None)
-    ref = text.removeprefix("ref:").strip()
-    branch = ref.removeprefix("refs/heads/")
+        head = read_head(gitdir)
+    except (StateError, OSError):
+        return Tracking(None, None, None, None)
+    oid = _hex(head.commit)
+    if head.ref is None:
+        return Tracking(oid, None, None, None)
+    branch = head.ref.removeprefix("refs/heads/")
     upstream_ref = _upstream_ref(gitdir, branch)
-    upstream_oid = resolve_ref(gitdir, upstream_ref) if upstream_ref else None
-    upstream = upstream_ref.removeprefix("refs/remotes/") if upstream_ref else None
-    return Head(resolve_ref(gitdir, ref), branch, upstream, upstream_oid)
+    if upstream_ref is None:
+        return Tracking(oid, branch, None, None)
+    upstream = upstream_ref.removeprefix("refs/remotes/")
+    return Tracking(oid, branch, upstream, _hex(resolve_ref(gitdir, upstream_ref)))
 
 
-def resolve_ref(gitdir: Path, ref: str) -> str | None:
-    """The hex oid of a full ref name, loose or packed; None where there is none."""
-    try:
-        text = (gitdir / ref).read_text().strip()
-        if text.startswith("ref:"):
-            return resolve_ref(gitdir, text.removeprefix("ref:").strip())
-        if _OID.fullmatch(text):
-            return text
-    except OSError:
-        pass
-    try:
-        packed = (gitdir / "packed-refs").read_text(errors="replace")
-    except OSError:
-        return None
-    match = re.search(rf"^([0-9a-f]{{40}}) {re.escape(ref)}$", packed, re.MULTILINE)
-    return match[1] if match else None
+def _hex(oid: bytes | None) -> str | None:
+    return None if oid is None else oid.hex()
 
 
 def _upstream_ref(gitdir: Path, branch: str) -> str | None:
@@ -109,7 +96,7 @@ async def ahead_behind(gitdir: Path, oid: str, upstream_oid: str) -> tuple[int, 
     return int(ahead), int(behind)
 
 
-def head_fields(head: Head, counts: tuple[int, int] | None) -> dict[str, Any]:
+def head_fields(head: Tracking, counts: tuple[int, int] | None) -> dict[str, Any]:
     """As ``status`` shows it."""
     ahead, behind = counts if counts is not None else (None, None)
     return {
@@ -121,8 +108,8 @@ def head_fields(head: Head, counts: tuple[int, int] | None) -> dict[str, Any]:
     }
 
 
-def read_head(gitdir: Path) -> dict[str, Any]:
+def offline_fields(gitdir: Path) -> dict[str, Any]:
     """The fields of ``status`` that need no counting."""
-    head = head_of(gitdir)
+    head = read_tracking(gitdir)
     same = head.oid is not None and head.oid == head.upstream_oid
     return head_fields(head, (0, 0) if same else None)

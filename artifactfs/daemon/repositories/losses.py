@@ -16,7 +16,7 @@ from artifactfs.fs.tree.compaction import PromisedObjects
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.ancestry import made_here
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
-from artifactfs.git.repository.gitdir import read_head, read_refs
+from artifactfs.git.repository.refs import read_head, read_refs
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)

@@ -19,12 +19,8 @@ from artifactfs.git.configuration.listing import read_configuration
 from artifactfs.git.configuration.rewriting import effective_remote
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.clone import Tip
-from artifactfs.git.repository.gitdir import (
-    mark_history_complete,
-    read_head,
-    set_remote,
-    write_own_config,
-)
+from artifactfs.git.repository.gitdir import mark_history_complete, set_remote, write_own_config
+from artifactfs.git.repository.refs import read_head
 from artifactfs.git.repository.refspecs import tracked_remote
 from artifactfs.git.surroundings import OWN_CONFIG_PATH
 from artifactfs.paths import RepoLayout

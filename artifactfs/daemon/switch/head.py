@@ -13,7 +13,7 @@ import trio
 from artifactfs.daemon.switch.target import Goal
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.index.primed import LockedIndex
-from artifactfs.git.repository.gitdir import Head
+from artifactfs.git.repository.refs import Head
 from artifactfs.git.surroundings import OWN_FOLDER
 from artifactfs.paths import RepoLayout
 from artifactfs.system.files import replace_file

@@ -20,7 +20,7 @@ from artifactfs.git.index.file import StatData
 from artifactfs.git.index.move import IndexMove
 from artifactfs.git.index.primed import LockedIndex
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
-from artifactfs.git.repository.gitdir import read_head
+from artifactfs.git.repository.refs import read_head
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)

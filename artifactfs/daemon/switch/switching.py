@@ -44,7 +44,7 @@ from artifactfs.git.index.move import IndexMove, Unusual
 from artifactfs.git.index.primed import LockedIndex
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid, TreeEntry
 from artifactfs.git.objects.tree_diff import diff_trees
-from artifactfs.git.repository.gitdir import Head, read_head
+from artifactfs.git.repository.refs import Head, read_head
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.inode_numbers import derive_ino
 from artifactfs.paths import RepoLayout

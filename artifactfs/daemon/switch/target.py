@@ -19,7 +19,7 @@ from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
 from artifactfs.git.remote.fetch import fetch_commit
-from artifactfs.git.repository.gitdir import read_refs, valid_ref
+from artifactfs.git.repository.refs import read_refs, valid_ref
 
 HISTORY_WAIT_S = 60.0
 """For a revision that older commits have to tell: git would fetch each of them by itself."""

@@ -19,7 +19,7 @@ from artifactfs.git.command import run_git
 from artifactfs.git.index.move import Unusual
 from artifactfs.git.objects.ancestry import is_ancestor
 from artifactfs.git.objects.database import MissingObject
-from artifactfs.git.repository.gitdir import read_head, read_refs
+from artifactfs.git.repository.refs import read_head, read_refs
 from artifactfs.git.repository.refspecs import tracked_remote
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.repositories.fetching import Record, fetch_recorded, last_fetch
-from artifactfs.daemon.repositories.heads import Head, ahead_behind, head_of
+from artifactfs.daemon.repositories.heads import Tracking, ahead_behind, read_tracking
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.daemon.worker.background import Background, Refresh, run_quietly
 from artifactfs.daemon.worker.following import Following
@@ -31,7 +31,8 @@ from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.fetch import fetch_history
-from artifactfs.git.repository.gitdir import history_complete, read_head
+from artifactfs.git.repository.gitdir import history_complete
+from artifactfs.git.repository.refs import read_head
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.paths import RepoLayout, StateLayout
 
@@ -149,10 +150,10 @@ class Jobs:
     def last_fetch(self) -> Record | None:
         return last_fetch(self._layout)
 
-    async def head(self) -> tuple[Head, tuple[int, int] | None]:
+    async def head(self) -> tuple[Tracking, tuple[int, int] | None]:
         """HEAD, and its distance from its upstream; None until all of history is here."""
         gitdir = self._layout.gitdir
-        head = head_of(gitdir)
+        head = read_tracking(gitdir)
         if head.oid is None or head.upstream_oid is None:
             return head, None
         if head.oid == head.upstream_oid:

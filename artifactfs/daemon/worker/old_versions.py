@@ -27,8 +27,8 @@ from artifactfs.fs.gitview.callers import GitCommand
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.objects.history import blobs_of_history, blobs_of_recent_commits
-from artifactfs.git.repository.gitdir import read_head
 from artifactfs.git.repository.offered import offer
+from artifactfs.git.repository.refs import read_head
 from artifactfs.hydration.hydrator import Hydrator
 
 log = logging.getLogger(__name__)

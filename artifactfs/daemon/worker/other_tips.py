@@ -17,7 +17,7 @@ from artifactfs.errors import CorruptData
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
 from artifactfs.git.objects.tree_diff import diff_trees
-from artifactfs.git.repository.gitdir import read_refs
+from artifactfs.git.repository.refs import read_refs
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.hydration.order.nearby import is_gitlink
 

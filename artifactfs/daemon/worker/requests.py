@@ -26,7 +26,8 @@ from artifactfs.daemon.worker.content import ContentRequests
 from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.configuration.kept import refresh, surroundings_of
-from artifactfs.git.repository.gitdir import history_complete, read_head
+from artifactfs.git.repository.gitdir import history_complete
+from artifactfs.git.repository.refs import read_head
 from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.paths import RepoLayout

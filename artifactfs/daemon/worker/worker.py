@@ -55,8 +55,9 @@ from artifactfs.git.configuration.kept import refresh, surroundings_of, write_se
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.clone import Tip, clone_tip, tip_wish
-from artifactfs.git.repository.gitdir import config_text, history_complete, read_head
+from artifactfs.git.repository.gitdir import config_text, history_complete
 from artifactfs.git.repository.offered import withdraw
+from artifactfs.git.repository.refs import read_head
 from artifactfs.git.repository.relocation import follow_state_root
 from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT

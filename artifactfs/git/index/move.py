@@ -38,13 +38,12 @@ from artifactfs.git.index.file import (
 )
 from artifactfs.git.index.primed import LockedIndex, index_mode
 from artifactfs.git.index.tree_move import (
-    PathChange,
     TreeMove,
-    TreeSource,
     TreesRead,
     compare_trees,
 )
 from artifactfs.git.objects.database import Oid, TreeEntry
+from artifactfs.git.objects.tree_diff import TreeChange, TreeSource
 
 GITLINK = 0o160000
 _KIND = 0o170000
@@ -104,7 +103,7 @@ class IndexMove:
         self._check()
 
     @property
-    def changes(self) -> Sequence[PathChange]:
+    def changes(self) -> Sequence[TreeChange]:
         return self._move.changes
 
     def new_blobs(self) -> list[Oid]:

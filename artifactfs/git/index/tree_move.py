@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 from artifactfs.git.index.caches import CachedTree
 from artifactfs.git.objects.database import Oid, TreeEntry
+from artifactfs.git.objects.tree_diff import TreeChange, TreeSource
 
 _KIND = 0o170000
 _TREE = 0o040000
-
-
-class TreeSource(Protocol):
-    """An object database."""
-
-    def tree(self, oid: Oid) -> list[TreeEntry]: ...
 
 
 class TreesRead:
@@ -37,20 +31,12 @@ class TreesRead:
         return entries
 
 
-class PathChange(NamedTuple):
-    """A file, symlink or submodule that differs. None: it is not there."""
-
-    path: bytes
-    before: TreeEntry | None
-    after: TreeEntry | None
-
-
 @dataclass(slots=True)
 class TreeMove:
     """`changes` in no particular order; a file that became a directory is several. `folders` are
     directories that appear or vanish. `cached` is the new cache tree, if there was one."""
 
-    changes: list[PathChange] = field(default_factory=list)
+    changes: list[TreeChange] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)
     cached: CachedTree | None = None
 
@@ -112,7 +98,7 @@ class _Comparison:
         if was is not None and was.mode & _KIND == _TREE:
             self._gone(prefix, was)
             was = None
-        self._move.changes.append(PathChange(path, was, now))
+        self._move.changes.append(TreeChange(path, was, now))
 
     def _folder(
         self, prefix: bytes, was: TreeEntry | None, now: TreeEntry, node: CachedTree | None
@@ -123,17 +109,17 @@ class _Comparison:
         if was is not None and was.mode & _KIND == _TREE:
             return self.directory(path + b"/", was.oid, now.oid, node)
         if was is not None:
-            self._move.changes.append(PathChange(path, was, None))
+            self._move.changes.append(TreeChange(path, was, None))
         self._move.folders.append(path)
         return self.directory(path + b"/", None, now.oid, None)
 
     def _gone(self, prefix: bytes, was: TreeEntry) -> None:
         if was.mode & _KIND != _TREE:
-            self._move.changes.append(PathChange(prefix + was.name, was, None))
+            self._move.changes.append(TreeChange(prefix + was.name, was, None))
             return
         self._move.folders.append(prefix + was.name)
         for path, entry in _files_below(self._odb, prefix + was.name + b"/", was.oid):
-            self._move.changes.append(PathChange(path, entry, None))
+            self._move.changes.append(TreeChange(path, entry, None))
 
 
 def _files_below(odb: TreeSource, prefix: bytes, tree: Oid) -> Iterator[tuple[bytes, TreeEntry]]:

@@ -20,6 +20,7 @@ import trio
 
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid, TreeEntry
+from artifactfs.git.objects.tree_diff import changed_entries
 
 _GITLINK = b"160000"
 _NO_OBJECT = b"0" * 40
@@ -110,7 +111,9 @@ def _changed_blobs(odb: ObjectDatabase, before: Oid | None, after: Oid, limit: i
     blobs: list[Oid] = []
     stack: list[tuple[Oid | None, Oid | None]] = [(before, after)]
     while stack:
-        for old, new in _differing_entries(odb, *stack.pop()):
+        for old, new in changed_entries(odb, *stack.pop()):
+            if old is not None and new is not None and old.oid == new.oid:
+                continue  # only its mode is another
             old_tree, new_tree = _tree_of(old), _tree_of(new)
             if old_tree is not None or new_tree is not None:
                 stack.append((old_tree, new_tree))
@@ -124,16 +127,3 @@ def _changed_blobs(odb: ObjectDatabase, before: Oid | None, after: Oid, limit: i
 
 def _tree_of(entry: TreeEntry | None) -> Oid | None:
     return entry.oid if entry is not None and stat.S_ISDIR(entry.mode) else None
-
-
-def _differing_entries(
-    odb: ObjectDatabase, before: Oid | None, after: Oid | None
-) -> Iterator[tuple[TreeEntry | None, TreeEntry | None]]:
-    """Entries of one directory with another oid, directories among them, in both trees."""
-    old = {entry.name: entry for entry in odb.tree(before)} if before is not None else {}
-    for entry in odb.tree(after) if after is not None else ():
-        was = old.pop(entry.name, None)
-        if was is None or was.oid != entry.oid:
-            yield was, entry
-    for entry in old.values():
-        yield entry, None

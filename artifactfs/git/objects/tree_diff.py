@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from artifactfs.git.objects.database import Oid, TreeEntry
 
@@ -17,9 +16,11 @@ class TreeSource(Protocol):
     def tree(self, oid: Oid) -> list[TreeEntry]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class TreeChange:
-    """A path that differs. None: it is not there. A file that became a directory is two."""
+class TreeChange(NamedTuple):
+    """A file, symlink or submodule that differs. None: it is not there.
+
+    A file that became a directory is two.
+    """
 
     path: bytes
     before: TreeEntry | None

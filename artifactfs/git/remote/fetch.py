@@ -26,12 +26,10 @@ from artifactfs.git.repository.gitdir import (
     history_complete,
     mark_history_complete,
     own_folder,
-    read_head,
-    read_refs,
     read_shallow,
-    valid_ref,
     write_shallow,
 )
+from artifactfs.git.repository.refs import read_head, read_refs, valid_ref
 from artifactfs.git.repository.refspecs import TrackedRemote, tracked_remote
 from artifactfs.git.wire.protocol import RefAdvertisement
 from artifactfs.paths import RepoLayout

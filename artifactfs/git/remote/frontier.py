@@ -15,7 +15,8 @@ from pathlib import Path
 from artifactfs.errors import ArtifactFSError
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.objects.format import parse_commit, tag_target
-from artifactfs.git.repository.gitdir import read_head, read_refs, read_shallow
+from artifactfs.git.repository.gitdir import read_shallow
+from artifactfs.git.repository.refs import read_head, read_refs
 
 MAX_STEPS = 20_000
 """Objects that are looked at: before history is here there are few, at 10 µs each."""

@@ -8,10 +8,8 @@ the main one includes, markers, and packs that are still arriving.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +24,6 @@ Oid = bytes
 
 _HISTORY_COMPLETE = "history-complete"
 _PACKED_HEADER = "# pack-refs with: peeled fully-peeled sorted \n"
-_BAD_REF = re.compile(
-    r"(^|/)\.|\.\.|[\x00-\x20\x7f~^:?*\[\\]|@\{|/{2}|/$|\.$|\.lock(/|$)|^@$", re.ASCII
-)
-_BLANK = " \t\r\n"
-_HEX_OID = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +48,6 @@ class GitdirPlan:
     alternates: tuple[Path, ...]
     credentials: Path | None
     shallow: frozenset[Oid] = frozenset()
-
-
-def valid_ref(name: str) -> bool:
-    """git-check-ref-format(1) for full names: a server's word for it is not enough."""
-    return name.startswith("refs/") and name.count("/") >= 2 and not _BAD_REF.search(name)
 
 
 def write_gitdir(gitdir: Path, plan: GitdirPlan) -> None:
@@ -191,46 +179,6 @@ async def set_remote(gitdir: Path, name: str, url: str) -> None:
     await run_git("config", f"remote.{name}.url", url, gitdir=gitdir)
 
 
-def read_refs(gitdir: Path) -> dict[str, Oid]:
-    """Every ref that is not symbolic, by full name. Needs none of the objects."""
-    refs: dict[str, Oid] = {}
-    with suppress(FileNotFoundError):
-        text = (gitdir / "packed-refs").read_text("utf-8", "surrogateescape")
-        for line in text.split("\n"):  # names may have what Unicode takes for the end of a line
-            oid, _, name = line.partition(" ")
-            if _HEX_OID.fullmatch(oid):
-                refs[name] = bytes.fromhex(oid)
-    for folder, _, names in os.walk(gitdir / "refs"):
-        for file in names:
-            path = Path(folder, file)
-            oid = _read_line(path)
-            if _HEX_OID.fullmatch(oid):
-                refs[str(path.relative_to(gitdir))] = bytes.fromhex(oid)
-    return refs
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """`ref` is the full name of the branch that is checked out, None when HEAD is detached;
-    `commit` is None on a branch without commits."""
-
-    ref: str | None
-    commit: Oid | None
-
-
-def read_head(gitdir: Path) -> Head:
-    """What HEAD is. Raises: StateError when it is missing or malformed."""
-    content = _read_line(gitdir / "HEAD")
-    if _HEX_OID.fullmatch(content):
-        return Head(None, bytes.fromhex(content))
-    if not content.startswith("ref: "):
-        raise StateError(f"{gitdir / 'HEAD'} is missing or malformed")
-    ref = content.removeprefix("ref: ").strip(_BLANK)
-    loose = _read_line(gitdir / ref) if valid_ref(ref) else ""
-    commit = bytes.fromhex(loose) if _HEX_OID.fullmatch(loose) else read_refs(gitdir).get(ref)
-    return Head(ref, commit)
-
-
 def read_shallow(gitdir: Path) -> frozenset[Oid]:
     """Commits whose parents were left out on request (``--depth``)."""
     try:
@@ -272,13 +220,6 @@ def adopt_packs(source: Path, objects: Path) -> None:
         for path in [*names, index]:
             os.replace(path, objects / "pack" / path.name)
     sync_path(objects / "pack")
-
-
-def _read_line(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "surrogateescape").strip(_BLANK)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return ""
 
 
 def _write(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
-from artifactfs.git.repository.gitdir import valid_ref
+from artifactfs.git.repository.refs import valid_ref
 
 DEFAULT_NAME = "origin"
 _HEADS = "refs/heads/"
