@@ -13,6 +13,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.daemon.worker import jobs
 from artifactfs.daemon.worker.background import Background
 from artifactfs.daemon.worker.jobs import Jobs
+from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.repository.gitdir import mark_history_complete
 from artifactfs.paths import RepoLayout
 
@@ -54,7 +55,7 @@ def test_the_status_does_not_wait_for_a_slow_count(
             filesystem=unused,
             background=background,
             following=unused,
-            history_done=trio.Event(),
+            history=ArrivingHistory(layout.gitdir, unused, complete=True),
         )
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:

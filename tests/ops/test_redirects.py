@@ -126,7 +126,7 @@ def test_a_bind_mount_comes_back_with_the_mount(tree: Tree) -> None:
 
 
 def test_without_privileges_it_is_a_symlink(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redirects, "may_bind", lambda: False)
+    monkeypatch.setattr(redirects, "may_mount", lambda: False)
     assert redirects.add(tree, "target").method == "symlink"
 
 

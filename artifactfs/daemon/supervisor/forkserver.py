@@ -179,6 +179,10 @@ def preload() -> None:
 
     import httpcore  # noqa: F401 httpx imports it with its first client
 
+    import artifactfs.daemon.worker.worker
+    import artifactfs.git.streams.process
+    import artifactfs.git.wire.http  # noqa: F401
+
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # OpenSSL starts up with the first
 
 

@@ -16,9 +16,10 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.host import mounts
-from artifactfs.daemon.host.binds import bind, may_bind, unbind
+from artifactfs.daemon.host.binds import bind, unbind
 from artifactfs.errors import MountError
 from artifactfs.fs.gitview.virtual import GitdirPlace
+from artifactfs.system.processes import may_mount
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class CoveredGitdir:
         own = settings.uid is None or settings.uid == os.geteuid()
         wanted = own and os.environ.get("ARTIFACT_FS_GITFILE") != "1"
         self._waits = False
-        self.place = GitdirPlace(can_be_covered=wanted and may_bind())
+        self.place = GitdirPlace(can_be_covered=wanted and may_mount())
 
     async def cover(self, waiting_room: bytes) -> None:
         """Mount the gitdir; where that fails, ``.git`` is a gitfile. `waiting_room` (a path in the
