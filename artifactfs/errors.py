@@ -34,6 +34,10 @@ class AlreadyExists(ArtifactFSError):
     """A repository of that name, or something at that path, is there already."""
 
 
+class NameTaken(AlreadyExists):
+    """A repository of that name is registered, or is being added."""
+
+
 class NotRegistered(ArtifactFSError):
     """No repository of that name is registered."""
 

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -29,6 +29,7 @@ from artifactfs.streams import leave, open_standard_streams
 _MODULES: Mapping[str, tuple[str, ...]] = {
     "repositories.adding": ("add-repo",),
     "operation.completion": ("completion",),
+    "operation.configuration": ("config",),
     "operation.daemon": ("daemon",),
     "operation.doctor": ("doctor",),
     "operation.looking": ("list-repos", "status"),
@@ -42,7 +43,37 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
 }
 """Module of `artifactfs.cli` → its commands; the function of ``add-repo`` is ``add_repo``."""
 
+_HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""A group without a command, of click 8.2 and later: that is no error."""
+
 _COMMANDS = {command: module for module, commands in _MODULES.items() for command in commands}
+
+_ALIASES = {"ls": "list-repos", "list": "list-repos", "rm": "remove-repo"}
+"""Words that people try; they are not listed."""
+
+
+@click.command("help")
+@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+@click.pass_context
+def _help(context: click.Context, words: tuple[str, ...]) -> None:
+    """Show the help of a command."""
+    shown = context.find_root()
+    for word in words:
+        group = shown.command
+        command = group.get_command(shown, word) if isinstance(group, click.Group) else None
+        if command is None:
+            raise click.UsageError(f"no such command: {' '.join(words)}", context)
+        shown = click.Context(command, parent=shown, info_name=word)
+    click.echo(shown.get_help())
+
+
+@click.command("version")
+def _version() -> None:
+    """Show the version."""
+    click.echo(f"artifact-fs, version {__version__}")
+
+
+_UNLISTED = {"help": _help, "version": _version}
 
 
 class LazyGroup(click.Group):
@@ -52,9 +83,10 @@ class LazyGroup(click.Group):
         return sorted(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = _ALIASES.get(cmd_name, cmd_name)
         module = _COMMANDS.get(cmd_name)
         if module is None:
-            return None
+            return _UNLISTED.get(cmd_name)
         loaded = importlib.import_module(f"artifactfs.cli.{module}")
         command: click.Command = getattr(loaded, cmd_name.replace("-", "_"))
         return command
@@ -62,7 +94,9 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+        args = [_ALIASES.get(args[0], args[0]), *args[1:]]
+        known = args[0] in _COMMANDS or args[0] in _UNLISTED
+        if not known and not args[0].startswith("-"):
             import difflib
 
             close = difflib.get_close_matches(args[0], _COMMANDS, 1)
@@ -74,10 +108,15 @@ class LazyGroup(click.Group):
         return name, command, rest
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="artifact-fs")
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, "-V", "--version", prog_name="artifact-fs")
 @StateRootOption.declare
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Mount Git repositories as working trees; contents arrive when they are read.
 
     \b
@@ -86,6 +125,8 @@ def cli() -> None:
       artifact-fs add-repo --name hello --remote https://host/org/hello.git
       artifact-fs status
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> NoReturn:
@@ -104,6 +145,9 @@ def run(arguments: list[str]) -> int:
     except ArtifactFSError as error:
         return _report(error.message, error.hint, error.exit_code)
     except click.UsageError as error:
+        if isinstance(error, _HELP):
+            click.echo(error.format_message())
+            return 0
         path = error.ctx.command_path if error.ctx else "artifact-fs"
         return _report(error.format_message(), f"see {path} --help", 2)
     except click.ClickException as error:

@@ -425,6 +425,11 @@ class Hydrator:
         self._health.reset()
         self._queue.wake()
 
+    def set_cache_limit(self, limit: int | None) -> None:
+        """Bytes that the shared cache may have from now on; None: the default."""
+        self._upkeep.cache_limit = DEFAULT_CACHE_LIMIT if limit is None else limit
+        self._upkeep.due()
+
     async def evict(self, max_bytes: int) -> int:
         """Shrink the shared cache to `max_bytes`; returns the bytes freed. Raises: OSError."""
         freed = await self._upkeep.evict(max_bytes)

@@ -35,11 +35,14 @@ class _Redacting(logging.Formatter):
         return redact(super().format(record))
 
 
+_HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""No command, of click 8.2 and later: that is no error."""
+
 _EXTRA = "the server has requirements of its own: pip install 'artifactfs[server]'"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="artifactfs")
+@click.version_option(None, "-V", "--version", package_name="artifactfs")
 def cli() -> None:
     """A Git server for agents: thousands of small repositories, forks, short-lived tokens."""
 
@@ -57,6 +60,9 @@ def run(arguments: list[str]) -> int:
     except ArtifactFSError as error:
         return _report(error.message, error.hint, error.exit_code)
     except click.UsageError as error:
+        if isinstance(error, _HELP):
+            click.echo(error.format_message())
+            return 0
         path = error.ctx.command_path if error.ctx else "artifacts-server"
         return _report(error.format_message(), f"see {path} --help", 2)
     except click.ClickException as error:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from artifactfs.cli.terminal.context import Duration, Size, state
+from artifactfs.cli.terminal import output
+from artifactfs.cli.terminal.context import Duration, Size, json_option, state
+from artifactfs.cli.terminal.context import daemon as connect_to_daemon
 from artifactfs.cli.terminal.remote_argument import TOKEN_VARIABLE
+from artifactfs.errors import DaemonError, NotRegistered
 from artifactfs.features import VARIABLE, disabled_features
 from artifactfs.paths import default_mount_root
 
+POLL_S = 0.05
 
-@click.command()
+
+@click.group(invoke_without_command=True)
 @click.option(
     "--root",
     "mount_root",
@@ -59,7 +70,9 @@ from artifactfs.paths import default_mount_root
     type=Duration(),
     help="End after so long without a mount and without a command. [default: never]",
 )
+@click.pass_context
 def daemon(
+    context: click.Context,
     mount_root: Path | None,
     log_level: str,
     cache_limit: int | None,
@@ -81,7 +94,10 @@ def daemon(
       artifact-fs daemon --root /srv/trees --log-level debug
       artifact-fs daemon --cache-limit 5G --metrics 127.0.0.1:9469
       artifact-fs --state-root /srv/state daemon 2>daemon.log &
+      artifact-fs daemon stop
     """
+    if context.invoked_subcommand is not None:
+        return
     import trio
 
     from artifactfs.daemon.host import logs
@@ -108,7 +124,115 @@ def daemon(
         idle_s=exit_when_idle,
         keep_cpus_awake=keep_cpus_awake,
     )
-    trio.run(supervisor.run)
+    if trio.run(supervisor.run):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@daemon.command()
+@click.option("--deadline", type=Duration(), default=90.0, help="How long to wait. [default: 90s]")
+def stop(deadline: float) -> None:
+    """Unmount everything and end the daemon; returns when it has ended.
+
+    Under systemd, `systemctl stop artifact-fs` is the better way: it knows that it was meant.
+
+    \b
+    Examples:
+      artifact-fs daemon stop
+    """
+    from artifactfs.doctor.liveness import daemon_holds_lock
+
+    pid = _ask_to_end(again=False)
+    _wait_until(lambda: not daemon_holds_lock(state()), deadline, f"the daemon (pid {pid}) ends")
+    click.echo(f"the daemon (pid {pid}) has ended")
+
+
+@daemon.command()
+@click.option("--deadline", type=Duration(), default=90.0, help="How long to wait. [default: 90s]")
+def restart(deadline: float) -> None:
+    """Unmount everything, start the daemon anew with the same options, and mount again.
+
+    \b
+    Examples:
+      artifact-fs daemon restart
+    """
+    pid = _ask_to_end(again=True)
+    began = time.monotonic()
+    _wait_until(lambda: _uptime_s() < time.monotonic() - began, deadline, "the daemon starts again")
+    click.echo(f"the daemon (pid {pid}) runs anew")
+
+
+@daemon.command()
+@json_option
+def reload(as_json: bool) -> None:
+    """Let the daemon take over log-level and cache-limit from the settings, without a restart.
+
+    \b
+    Examples:
+      artifact-fs daemon reload
+    """
+    context = click.get_current_context().parent
+    assert context is not None
+    with connect_to_daemon() as client:
+        answer = client.request(
+            "reload",
+            log_level=context.params["log_level"],
+            cache_limit=context.params["cache_limit"],
+        )
+    if as_json:
+        output.print_json(answer)
+    else:
+        click.echo(f"log level {answer['log_level']}; {len(answer['repos'])} mounts reached")
+
+
+@daemon.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--lines", "-n", type=click.IntRange(min=0), default=50, show_default=True)
+def logs(follow: bool, lines: int) -> None:
+    """Show the log of a daemon that `artifact-fs mount` started, or that the service manager runs.
+
+    \b
+    Examples:
+      artifact-fs daemon logs
+      artifact-fs daemon logs --follow | jq -r .message
+    """
+    path = state().root / "daemon.log"
+    options = ["-n", str(lines), *(["-f"] if follow else [])]
+    if not path.exists() and shutil.which("journalctl") and Path("/run/systemd/system").exists():
+        user = [] if os.geteuid() == 0 else ["--user"]
+        os.execvp("journalctl", ["journalctl", *user, "-u", "artifact-fs", "-o", "cat", *options])
+    if not path.exists():
+        raise NotRegistered(
+            f"there is no {path}", hint="a daemon that you started yourself logs to its stderr"
+        )
+    os.execvp("tail", ["tail", *options, str(path)])
+
+
+def _ask_to_end(*, again: bool) -> int:
+    """The pid of the daemon that was asked. Raises: DaemonNotRunning."""
+    with connect_to_daemon() as client:
+        pid = int(client.request("ping")["pid"])
+        with contextlib.suppress(DaemonError):  # it ends before it has answered
+            client.request("end", again=again)
+    return pid
+
+
+def _uptime_s() -> float:
+    """Of the daemon that answers; infinity while none does."""
+    try:
+        with connect_to_daemon() as client:
+            return float(client.request("ping")["uptime_s"])
+    except DaemonError:
+        return math.inf
+
+
+def _wait_until(happened: Callable[[], bool], deadline_s: float, what: str) -> None:
+    end = time.monotonic() + deadline_s
+    while not happened():
+        if time.monotonic() > end:
+            raise DaemonError(
+                f"waited {deadline_s:.0f} s until {what}", hint="artifact-fs doctor looks why"
+            )
+        time.sleep(POLL_S)
 
 
 def _check_latency_device() -> None:

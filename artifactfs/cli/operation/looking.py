@@ -14,7 +14,7 @@ import click
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, connect, json_option, state
 from artifactfs.cli.terminal.known import known_repos, registered
-from artifactfs.cli.terminal.names import RepoName
+from artifactfs.cli.terminal.names import optional_name_option
 from artifactfs.cli.terminal.output import human_bytes, human_seconds
 
 Fields = dict[str, Any]
@@ -42,7 +42,7 @@ def list_repos(as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--name", type=RepoName(), help="Only this repository.")
+@optional_name_option
 @click.option("--verbose", "-v", is_flag=True, help="Show which features each mount has.")
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option("--interval", type=Duration(), default=1.0, help="With --watch. [default: 1s]")
@@ -98,6 +98,8 @@ def _look(name: str | None) -> tuple[list[Fields], bool]:
 def _show(repos: list[Fields], running: bool, verbose: bool, *, afresh: bool) -> None:
     if not running:
         click.echo("no daemon runs; start one: artifact-fs daemon", err=True)
+    if not repos:
+        click.echo("no repositories; add one: artifact-fs add-repo --name N --remote URL", err=True)
     lines = [line for repo in repos for line in describe(repo, verbose)]
     if afresh:
         click.clear()

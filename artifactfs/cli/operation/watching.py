@@ -12,7 +12,11 @@ import click
 
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, daemon, json_option
-from artifactfs.cli.terminal.names import RepoName, name_option, name_or_here_option
+from artifactfs.cli.terminal.names import (
+    name_argument_or_here_option,
+    name_option,
+    optional_name_option,
+)
 from artifactfs.cli.terminal.output import human_bytes
 
 Fields = dict[str, Any]
@@ -32,7 +36,7 @@ HEADER = (
 
 
 @click.command()
-@click.option("--name", type=RepoName(), help="Only this repository.")
+@optional_name_option
 @click.option("--interval", type=Duration(), default=1.0, help="Between two looks. [default: 1s]")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many looks.")
 @json_option
@@ -141,7 +145,7 @@ def _live(looks: Looks) -> None:
 
 
 @click.command()
-@name_or_here_option
+@name_argument_or_here_option
 @click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
 @json_option
 def trace(name: str, follow: bool, as_json: bool) -> None:

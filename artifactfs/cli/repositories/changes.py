@@ -6,13 +6,13 @@ import click
 
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import daemon, json_option
-from artifactfs.cli.terminal.names import name_or_here_option
+from artifactfs.cli.terminal.names import name_argument_or_here_option, name_or_here_option
 
 LETTERS = {"added": "A", "modified": "M", "deleted": "D", "removed": "D"}
 
 
 @click.command("diff-overlay")
-@name_or_here_option
+@name_argument_or_here_option
 @json_option
 def diff_overlay(name: str, as_json: bool) -> None:
     """List how the working tree differs from the mounted commit.

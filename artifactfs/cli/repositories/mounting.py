@@ -71,8 +71,9 @@ def remount(name: str, restart: bool, force: bool, as_json: bool) -> None:
 @click.command("remove-repo")
 @name_option
 @click.option("--force", is_flag=True, help="Also with local changes or unpushed commits.")
+@click.option("--dry-run", is_flag=True, help="Only say whether it would be removed.")
 @json_option
-def remove_repo(name: str, force: bool, as_json: bool) -> None:
+def remove_repo(name: str, force: bool, dry_run: bool, as_json: bool) -> None:
     """Unmount a repository and delete it, its gitdir and its local changes.
 
     Refuses while there are local changes, unpushed commits or stashes, unless --force is given.
@@ -80,19 +81,22 @@ def remove_repo(name: str, force: bool, as_json: bool) -> None:
 
     \b
     Examples:
-      artifact-fs remove-repo --name hello
-      artifact-fs remove-repo --name hello --force
+      artifact-fs remove-repo hello
+      artifact-fs remove-repo hello --dry-run
+      artifact-fs remove-repo hello --force
     """
     client = connect()
     if client is not None:
         with client, output.progress(name, quiet=as_json) as report:
-            answer = client.request("remove", on_progress=report, name=name, force=force)
+            answer = client.request(
+                "remove", on_progress=report, name=name, force=force, dry_run=dry_run
+            )
     else:
-        answer = _remove_without_daemon(name, force)
+        answer = _remove_without_daemon(name, force, dry_run)
     _report(answer, as_json)
 
 
-def _remove_without_daemon(name: str, force: bool) -> dict[str, Any]:
+def _remove_without_daemon(name: str, force: bool, dry_run: bool) -> dict[str, Any]:
     from pathlib import Path
 
     import trio
@@ -109,6 +113,8 @@ def _remove_without_daemon(name: str, force: bool) -> dict[str, Any]:
     with locked(layout):
         if not force:
             trio.run(check_unmounted, name, layout.repo(name))
+        if dry_run:
+            return {"name": name, "removed": False, "would_remove": True}
         mount_point = registration.resolve_mount_point(settings, layout.mount_root())
         if mounts.probe(mount_point) is mounts.MountState.DEAD:
             mounts.clear_dead(mount_point)
@@ -121,7 +127,9 @@ def _report(answer: dict[str, Any], as_json: bool) -> None:
         output.print_json(answer)
         return
     name = answer["name"]
-    if answer.get("removed"):
+    if answer.get("would_remove"):
+        click.echo(f"{name}: would be removed")
+    elif answer.get("removed"):
         click.echo(f"{name}: removed")
     elif answer.get("mount_point"):
         click.echo(f"{name}: {answer['state']} at {answer['mount_point']}")

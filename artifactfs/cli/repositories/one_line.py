@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from artifactfs.cli.repositories.mounting import unmount_by_name
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import connect, json_option, state
 from artifactfs.cli.terminal.known import known_repos
+from artifactfs.cli.terminal.names import RepoName
 from artifactfs.cli.terminal.remote_argument import TOKEN_VARIABLE, RemoteArgument, read_remote
 from artifactfs.config import RepoSettings
-from artifactfs.errors import DaemonError, InvalidInput, NotRegistered
+from artifactfs.errors import DaemonError, InvalidInput, NameTaken, NotRegistered
 
 START_WAIT_S = 15.0
 IDLE_END = "10m"
@@ -32,6 +34,8 @@ IDLE_END = "10m"
 @click.option("--branch", "-b", help="Branch to mount. [default: the remote's HEAD]")
 @click.option("--ref", help="Tag, full ref or commit to mount instead of a branch.")
 @click.option("--depth", type=click.IntRange(min=1), help="Only so many commits of history.")
+@click.option("--name", type=RepoName(), help="How it is called here. [default: as DIRECTORY]")
+@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 @json_option
 def mount(
     remote: str,
@@ -39,6 +43,8 @@ def mount(
     branch: str | None,
     ref: str | None,
     depth: int | None,
+    name: str | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Mount REMOTE at DIRECTORY, as `git clone` would fetch it; starts a daemon if none runs.
@@ -51,26 +57,29 @@ def mount(
     Examples:
       artifact-fs mount https://host/org/hello.git
       artifact-fs mount git@host:org/hello.git ~/src/hello --branch next
+      artifact-fs mount -q https://host/org/hello.git /tmp/task-7 --name task-7
     """
     parsed = read_remote(remote)
     where = (directory or Path(_last_part(parsed.url))).absolute()
     ensure_daemon()
     known = _registered_at(where)
     if known is not None and known["remote"] == parsed.url:
-        answer = _remount(known["name"], parsed, quiet=as_json)
+        answer = _remount(known["name"], parsed, quiet=quiet or as_json)
     else:
         settings = RepoSettings(
-            name=_free_name(where.name),
+            name=name or _free_name(where.name),
             remote=parsed.url,
             mount_point=os.path.normpath(where),
             ref=wanted_ref(branch, ref),
             depth=depth,
             refresh_s=DEFAULT_REFRESH_S,
         )
-        answer = register(settings, parsed, in_background=False, quiet=as_json)
+        answer = _register_by_any_name(
+            settings, parsed, named=name is not None, quiet=quiet or as_json
+        )
     if as_json:
         output.print_json(answer)
-    else:
+    elif not quiet:
         click.echo(f"{answer['name']}: mounted at {answer['mount_point']}")
 
 
@@ -168,6 +177,19 @@ def _remount(name: str, remote: RemoteArgument, *, quiet: bool) -> dict[str, Any
         return answer
 
 
+def _register_by_any_name(
+    settings: RepoSettings, remote: RemoteArgument, *, named: bool, quiet: bool
+) -> dict[str, Any]:
+    """Other mounts may take a name between the look at those that are free and this one's add."""
+    while True:
+        try:
+            return register(settings, remote, in_background=False, quiet=quiet)
+        except NameTaken:
+            if named:
+                raise
+            settings = replace(settings, name=_free_name(settings.name, after=settings.name))
+
+
 def _registered_at(where: Path) -> dict[str, Any] | None:
     from artifactfs.daemon.host.mounts import real_path
 
@@ -187,11 +209,18 @@ def _last_part(url: str) -> str:
     return name
 
 
-def _free_name(wanted: str) -> str:
-    """`wanted` made a repository's name, with a number where it is taken."""
+def _free_name(wanted: str, *, after: str | None = None) -> str:
+    """`wanted` made a repository's name, with a number where it is taken.
+
+    `after` was tried and is taken, though it may not be registered yet: the next number.
+    """
     name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", wanted).strip("-._")[:90] or "repo"
     taken = {repo["name"] for repo in known_repos()}
     number, found = 1, name
+    if after is not None:
+        taken.add(after)
+        if match := re.fullmatch(r"(.*)-(\d+)", name):
+            name, number = match[1], int(match[2])
     while found in taken:
         number += 1
         found = f"{name}-{number}"

@@ -9,7 +9,7 @@ import click
 
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import json_option, state
-from artifactfs.cli.terminal.names import name_or_here_option
+from artifactfs.cli.terminal.names import name_argument_or_here_option, name_or_here_option
 from artifactfs.errors import MountError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def add(path: str, name: str, method: str | None, move: bool, as_json: bool) -> 
 
 
 @redirect.command("list")
-@name_or_here_option
+@name_argument_or_here_option
 @json_option
 def list_redirects(name: str, as_json: bool) -> None:
     """List the redirected folders of a repository.

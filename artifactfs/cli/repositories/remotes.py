@@ -8,12 +8,12 @@ import click
 
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, connect, json_option, state
-from artifactfs.cli.terminal.names import name_or_here_option
+from artifactfs.cli.terminal.names import name_argument_or_here_option, name_or_here_option
 from artifactfs.cli.terminal.remote_argument import read_remote
 
 
 @click.command()
-@name_or_here_option
+@name_argument_or_here_option
 @json_option
 def fetch(name: str, as_json: bool) -> None:
     """Fetch the remote's refs now. Never touches the working tree.
@@ -94,7 +94,7 @@ def set_refresh(name: str, interval: float | None, refresh: float | None, as_jso
 
 
 @click.command("set-remote")
-@name_or_here_option
+@name_argument_or_here_option
 @click.option("--remote", required=True, help="The new URL; - reads it from standard input.")
 @click.option("--no-check", is_flag=True, help="Do not ask the new remote whether it answers.")
 @json_option

@@ -15,12 +15,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import click
 
 from artifactfs.errors import InvalidInput
-
-if TYPE_CHECKING:
-    import click
 
 ENVIRONMENT_PREFIX = "ARTIFACT_FS"
 
@@ -80,6 +79,21 @@ def _default_map(table: Mapping[str, Any]) -> Settings:
         else:
             found[key.replace("-", "_")] = value
     return found
+
+
+def check_settings(context: click.Context, settings: Settings) -> None:
+    """Raises: InvalidInput for a command or an option that there is not."""
+    group = context.command
+    assert isinstance(group, click.Group)
+    for key, value in settings.items():
+        if not isinstance(value, dict):
+            if key not in setting_names(group):
+                raise _unknown(key, [*setting_names(group)], "artifact-fs")
+            continue
+        command = group.get_command(context, key)
+        if command is None:
+            raise _unknown(key, group.list_commands(context), "artifact-fs")
+        _for_command(value, command, key)
 
 
 def apply_configuration(context: click.Context, name: str, command: click.Command) -> None:

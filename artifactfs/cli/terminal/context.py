@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:  # generic only in newer versions of click
     _OptionalFloatType = _IntType = _StrType = click.ParamType
 
-_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -67,7 +67,7 @@ def daemon() -> ControlClient:
 
 
 class Duration(_OptionalFloatType):
-    """Seconds: ``30s``, ``5m``, ``1h``; with `never`, also that word (None)."""
+    """Seconds: ``30s``, ``5m``, ``1h30m``; with `never`, also that word (None)."""
 
     name = "duration"
 
@@ -81,8 +81,13 @@ class Duration(_OptionalFloatType):
             return float(value)
         if self._never and value == "never":
             return None
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", str(value))
-        seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+        text = str(value).strip()
+        parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text)
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+        if re.fullmatch(r"\d+(?:\.\d+)?", text):
+            seconds = float(text)
+        elif not re.fullmatch(r"(?:\d+(?:\.\d+)?\s*(?:ms|s|m|h|d)\s*)+", text):
+            seconds = 0.0
         if seconds <= 0:
             also = ", or never" if self._never else ""
             self.fail(f"{value!r} is not a duration such as 30s, 5m or 1h{also}", param, ctx)

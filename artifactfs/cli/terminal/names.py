@@ -45,23 +45,70 @@ class RepoName(_StrType):
 
 
 def name_option(function: _F) -> _F:
-    """``--name N`` of a registered repository, required."""
-    return click.option("--name", required=True, type=RepoName(), help="The repository.")(function)
+    """The name of a registered repository, as an argument or as ``--name``; required."""
+    return _name_argument(_name_flag("The repository.", _required)(function))
+
+
+def optional_name_option(function: _F) -> _F:
+    """Likewise; without it all repositories are meant."""
+    return _name_argument(_name_flag("Only this repository.", _given)(function))
 
 
 def name_or_here_option(function: _F) -> _F:
     """``--name N`` of a registered repository; inside a mount it can be left out."""
-    return click.option(
-        "--name",
+    what = "The repository. [default: the one that the current directory is in]"
+    return _name_flag(what, _named_or_here)(function)
+
+
+def name_argument_or_here_option(function: _F) -> _F:
+    """Likewise, and as an argument: for commands that take no other."""
+    return _name_argument(name_or_here_option(function))
+
+
+_Callback = Callable[[click.Context, click.Parameter, str | None], str | None]
+
+
+def _name_flag(what: str, callback: _Callback) -> Callable[[_F], _F]:
+    return click.option("--name", type=RepoName(), callback=callback, help=what)
+
+
+def _name_argument(function: _F) -> _F:
+    return click.argument(
+        "name_argument",
+        metavar="[NAME]",
+        required=False,
         type=RepoName(),
-        callback=_named_or_here,
-        help="The repository. [default: the one that the current directory is in]",
+        expose_value=False,
+        is_eager=True,
+        callback=_store_argument,
     )(function)
 
 
-def _named_or_here(ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    if value is not None or ctx.resilient_parsing:
-        return value
+_ARGUMENT = "artifactfs.name"
+
+
+def _store_argument(ctx: click.Context, _option: click.Parameter, value: str | None) -> None:
+    ctx.meta[_ARGUMENT] = value
+
+
+def _given(ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    argument: str | None = ctx.meta.get(_ARGUMENT)
+    if argument is not None and value is not None and argument != value:
+        raise click.UsageError(f"two names: {argument} and --name {value}", ctx)
+    return value if value is not None else argument
+
+
+def _required(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    name = _given(ctx, option, value)
+    if name is None and not ctx.resilient_parsing:
+        raise click.UsageError("Missing the NAME of a repository.", ctx)
+    return name
+
+
+def _named_or_here(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    name = _given(ctx, option, value)
+    if name is not None or ctx.resilient_parsing:
+        return name
     here = _repo_around(_current_directories())
     if here is None:
         raise click.UsageError("Missing option '--name' (it can be left out inside a mount).", ctx)

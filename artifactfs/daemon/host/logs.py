@@ -99,15 +99,20 @@ def _subject(record: logging.LogRecord) -> str:
     return str(getattr(record, "repo", ""))
 
 
-def configure(level: str, **fixed: str) -> None:
-    """Log to stderr from `level` on, replacing an earlier configuration. Raises: InvalidInput."""
+def set_level(level: str) -> None:
+    """Log from `level` on. Raises: InvalidInput."""
     if level not in LEVELS:
         raise InvalidInput(f"{level!r} is not a log level", hint=f"one of {', '.join(LEVELS)}")
+    logging.getLogger().setLevel(level.upper())
+
+
+def configure(level: str, **fixed: str) -> None:
+    """Log to stderr from `level` on, replacing an earlier configuration. Raises: InvalidInput."""
+    set_level(level)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter(**fixed))
     handler.addFilter(RateLimit())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
     for chatty in ("httpx", "httpcore", "hpack", "pyfuse3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

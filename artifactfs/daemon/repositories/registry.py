@@ -26,7 +26,7 @@ from typing import Any, Self
 import sqlite_utils
 
 from artifactfs.config import RepoSettings
-from artifactfs.errors import AlreadyExists, CorruptData, NotRegistered, StateError
+from artifactfs.errors import CorruptData, NameTaken, NotRegistered, StateError
 
 BUSY_TIMEOUT_S = 10.0
 SQLITE_PATH_LIMIT = 500
@@ -241,8 +241,8 @@ def not_registered(name: str) -> NotRegistered:
     )
 
 
-def name_taken(name: str) -> AlreadyExists:
-    return AlreadyExists(
+def name_taken(name: str) -> NameTaken:
+    return NameTaken(
         f"a repository named {name!r} is registered already",
         hint=f"choose another --name, or remove it first: artifact-fs remove-repo --name {name}",
     )

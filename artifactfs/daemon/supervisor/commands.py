@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -52,15 +52,21 @@ class NotYet(DaemonError):
 class Commands:
     """The handlers of a daemon that began at `started` (seconds since the epoch)."""
 
-    def __init__(self, repositories: Repositories, started: float) -> None:
+    def __init__(
+        self, repositories: Repositories, started: float, end: Callable[[bool], None]
+    ) -> None:
+        """`end` lets the daemon end soon; with True it starts again."""
         self._repositories = repositories
         self._started = started
+        self._end = end
         self._deleting = trio.Lock()  # gc walks through what remove deletes
         self._removing: set[str] = set()
 
     def table(self) -> Mapping[str, Command]:
         quick = {
             "ping": self.ping,
+            "end": self.end,
+            "reload": self.reload,
             "list": self.list_repos,
             "status": self.status,
             "set-refresh": self.set_refresh,
@@ -87,10 +93,28 @@ class Commands:
         repositories = self._repositories
         return {
             "version": __version__,
+            "pid": os.getpid(),
             "uptime_s": time.time() - self._started,
             "state_root": str(repositories.state.root),
             "mount_root": str(repositories.mount_root),
         }
+
+    async def end(self, request: Request) -> Message:
+        """Unmount everything and end; with ``again`` the daemon then starts anew."""
+        self._end(bool(request.args.get("again")))
+        return {"pid": os.getpid()}
+
+    async def reload(self, request: Request) -> Message:
+        """Take over a log level and a cache limit (bytes, None: the default), in workers too."""
+        level, limit = request.text("log_level"), request.args.get("cache_limit")
+        self._repositories.configure(level, limit if isinstance(limit, int) else None)
+        reached = []
+        for name, supervision in list(self._repositories.mounts.items()):
+            if supervision.state == "mounted":
+                settings = {"log_level": level, "cache_limit": limit}
+                await supervision.request("reload", settings, deadline_s=QUICK_S)
+                reached.append(name)
+        return {"log_level": level, "cache_limit": limit, "repos": reached}
 
     async def list_repos(self, _request: Request) -> list[Message]:
         return [self._summary(known) for known in await self._repositories.registrations()]
@@ -195,12 +219,14 @@ class Commands:
             await trio.to_thread.run_sync(reservation.roll_back, abandon_on_cancel=True)
 
     async def remove(self, request: Request) -> Message:
-        """Unmount and delete; unless forced, only where nothing is lost."""
+        """Unmount and delete; unless forced, only where nothing is lost. ``dry_run``: only look."""
         name, force = request.text("name"), bool(request.args.get("force"))
         known = await self._repositories.registration(name, whole=False)
         supervision = self._repositories.mounts.get(name)
         if not force:
             await self._check_nothing_is_lost(known, supervision)
+        if request.args.get("dry_run"):
+            return {"name": name, "removed": False, "would_remove": True}
         self._removing.add(name)
         try:
             if supervision is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.host import logs
 from artifactfs.daemon.repositories.registration import resolve_mount_point
 from artifactfs.daemon.repositories.registry import Registration, Registry, not_registered
 from artifactfs.daemon.supervisor.supervision import Supervision
@@ -38,6 +39,14 @@ class Repositories:
         self._cache_limit = cache_limit
         self._keep_cpus_awake = keep_cpus_awake
         self._nursery: trio.Nursery | None = None
+
+    def configure(self, log_level: str, cache_limit: int | None) -> None:
+        """For this process and for mounts from now on. Raises: InvalidInput."""
+        logs.set_level(log_level)
+        self._log_level = log_level
+        self._cache_limit = cache_limit
+        for supervision in self.mounts.values():
+            supervision.configure(log_level, cache_limit)
 
     def use(self, nursery: trio.Nursery) -> None:
         """Supervisions run in `nursery` from now on."""

@@ -110,6 +110,11 @@ class Supervision:
         """Until the first attempt has succeeded or failed."""
         await self._settled.wait()
 
+    def configure(self, log_level: str, cache_limit: int | None) -> None:
+        """For the workers that it starts from now on."""
+        self._log_level = log_level
+        self._cache_limit = cache_limit
+
     async def request(
         self,
         command: str,

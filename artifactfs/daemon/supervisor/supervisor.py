@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IDLE_POLL_S = 1.0
+ANSWER_S = 0.1
 READY_WAIT_S = 30.0
 """At most this long is the start reported late because a first mount is still being made."""
 
@@ -70,10 +71,13 @@ class Supervisor:
         self._idle_s = idle_s
         self._started = time.time()
         self._stopping = trio.Event()
+        self._asked = trio.Event()
+        self._again = False
 
-    async def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or SIGHUP, then unmount everything.
+    async def run(self) -> bool:
+        """Serve until a signal or `artifact-fs daemon stop` comes, then unmount everything.
 
+        Returns whether the daemon is to be started anew.
         Raises: StateError when another daemon serves this state root; MountError without FUSE.
         """
         check_fuse()
@@ -90,6 +94,17 @@ class Supervisor:
                         supervision.stop()
                 log.info("stopped")
                 nursery.cancel_scope.cancel()
+        return self._again
+
+    def _end(self, again: bool) -> None:
+        self._again = again
+        self._asked.set()
+
+    async def _end_when_asked(self) -> None:
+        """Soon after: whoever asked gets an answer first."""
+        await self._asked.wait()
+        await trio.sleep(ANSWER_S)
+        self._stopping.set()
 
     def _note_mount_root(self) -> None:
         """For commands that look while no daemon runs. A full disk is no reason not to mount."""
@@ -104,7 +119,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         """Until asked to stop; commands that still run are cancelled, and so taken back."""
-        commands = Commands(self._repositories, self._started)
+        commands = Commands(self._repositories, self._started, self._end)
         server = ControlServer(self._repositories.state.control_socket, commands.table())
         for registration in await self._repositories.registrations():
             if registration.damaged is not None:
@@ -122,6 +137,7 @@ class Supervisor:
             nursery.start_soon(self._announce)
             nursery.start_soon(self._feed_watchdog)
             nursery.start_soon(self._end_when_idle, server)
+            nursery.start_soon(self._end_when_asked)
             await self._stopping.wait()
             sdnotify.notify(STOPPING=1, STATUS="unmounting")
             nursery.cancel_scope.cancel()

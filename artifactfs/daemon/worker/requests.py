@@ -11,6 +11,7 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.messages import Message
 from artifactfs.daemon.control.server import Command, Request
+from artifactfs.daemon.host import logs
 from artifactfs.daemon.repositories.heads import head_fields
 from artifactfs.daemon.repositories.losses import losses
 from artifactfs.daemon.repositories.registration import Secret
@@ -60,6 +61,7 @@ class Requests:
             "trace": self.content.trace,
             "fetch": self.fetch,
             "losses": self.losses,
+            "reload": self.reload,
             "set-remote": self.set_remote,
             "settings": self.settings,
             "status": self.status,
@@ -71,6 +73,13 @@ class Requests:
             name: Command(handler, DEADLINE_S, cancellable=name in CANCELLABLE)
             for name, handler in handlers.items()
         }
+
+    async def reload(self, request: Request) -> Message:
+        """Another log level and cache limit (bytes, None: the default)."""
+        logs.set_level(request.text("log_level"))
+        limit = request.args.get("cache_limit")
+        self.hydrator.set_cache_limit(limit if isinstance(limit, int) else None)
+        return {}
 
     async def release(self, _request: Request) -> Message:
         """Unmount unless it is in use."""

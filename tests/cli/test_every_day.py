@@ -1,0 +1,148 @@
+"""What people type every day, and what they try: names, aliases, the daemon's own commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.mount_table import mounted_at
+from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
+
+
+def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PROGRAMS / "artifact-fs", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture
+def hello(daemon: DaemonProcess, local_remote: Any) -> Path:
+    return daemon.add_repo("hello", str(local_remote.path), "--refresh", "never")
+
+
+def test_names_are_arguments_or_flags(hello: Path, daemon: DaemonProcess) -> None:
+    assert daemon.run("status", "hello").stdout.startswith("hello: mounted")
+    assert json.loads(daemon.run("status", "--json", "hello").stdout)[0]["name"] == "hello"
+    assert daemon.run("fetch", "hello").returncode == 0
+    assert daemon.run("diff-overlay", "hello").stdout == ""
+    both = daemon.run("status", "hello", "--name", "other", check=False)
+    assert both.returncode == 2 and "two names: hello and --name other" in both.stderr
+    none = daemon.run("unmount", check=False)
+    assert none.returncode == 2 and "Missing the NAME" in none.stderr
+    daemon.run("unmount", "hello")
+    assert not mounted_at(hello)
+    daemon.run("remount", "hello")
+    assert mounted_at(hello)
+
+
+def test_words_that_people_try(hello: Path, daemon: DaemonProcess) -> None:
+    assert daemon.run("ls").stdout == daemon.run("list").stdout == daemon.run("list-repos").stdout
+    assert program("-V").stdout == program("version").stdout == program("--version").stdout
+    assert program("help").stdout == program("--help").stdout == program().stdout
+    assert program("help", "mount").stdout == program("mount", "--help").stdout
+    assert program("redirect").returncode == 0 and "Usage:" in program("redirect").stdout
+    wrong = program("statsu")
+    assert wrong.returncode == 2 and "did you mean status?" in wrong.stderr
+
+
+def test_a_removal_is_tried_first(hello: Path, daemon: DaemonProcess) -> None:
+    assert daemon.run("rm", "hello", "--dry-run").stdout == "hello: would be removed\n"
+    (hello / "mine").write_text("mine")
+    refused = daemon.run("rm", "hello", "--dry-run", check=False)
+    assert refused.returncode != 0 and "local change" in refused.stderr
+    assert (hello / "mine").read_text() == "mine"
+    daemon.run("rm", "hello", "--force")
+    assert daemon.run("ls", "--json").stdout.strip() == "[]"
+    assert "no repositories; add one" in daemon.run("status").stderr
+
+
+def test_the_daemon_restarts_reloads_and_stops(tmp_path: Path, local_remote: Any) -> None:
+    daemon = DaemonProcess()
+    try:
+        daemon.start()
+        mount = daemon.add_repo("hello", str(local_remote.path), "--refresh", "never")
+        before = (mount / "README.md").read_text()
+        assert "runs anew" in daemon.run("daemon", "restart").stdout
+        wait_until(lambda: mounted_at(mount), "the mount after the restart")
+        assert (mount / "README.md").read_text() == before
+
+        settings = tmp_path / "config.toml"
+        settings.write_text("[daemon]\nlog-level = 'debug'\ncache-limit = '1G'\n")
+        given = daemon.environment | {"ARTIFACT_FS_CONFIG": str(settings)}
+        reloaded = json.loads(program("daemon", "reload", "--json", **given).stdout)
+        assert reloaded["log_level"] == "debug" and reloaded["cache_limit"] == 1 << 30
+        assert reloaded["repos"] == ["hello"]
+
+        assert "has ended" in daemon.run("daemon", "stop").stdout
+        assert not mounted_at(mount)
+        again = daemon.run("daemon", "stop", check=False)
+        assert again.returncode != 0 and "no daemon runs" in again.stderr
+    finally:
+        daemon.clean_up()
+
+
+def test_twenty_mounts_at_once(tmp_path: Path, local_remote: Any) -> None:
+    """All work, though each would like to be called `tree`."""
+    root = tmp_path / "state"
+    places = [tmp_path / str(number) / "tree" for number in range(20)]
+    for place in places:
+        place.parent.mkdir()
+    command = ("--state-root", str(root), "mount", "-q", str(local_remote.path))
+    try:
+        with ThreadPoolExecutor(20) as pool:
+            done = list(pool.map(lambda place: program(*command, str(place)), places))
+        assert [(each.returncode, each.stdout, each.stderr) for each in done] == [(0, "", "")] * 20
+        assert all((place / "README.md").read_text() == "# Hello\n" for place in places)
+        listed = json.loads(program("--state-root", str(root), "ls", "--json").stdout)
+        assert len({each["name"] for each in listed}) == 20
+        taken = program(*command, str(tmp_path / "more"), "--name", "tree")
+        assert taken.returncode != 0 and "'tree' is registered already" in taken.stderr
+    finally:
+        program("--state-root", str(root), "daemon", "stop")
+    assert not any(mounted_at(place) for place in places)
+
+
+def test_the_settings_file(tmp_path: Path) -> None:
+    settings = tmp_path / "etc" / "config.toml"
+    given = {"ARTIFACT_FS_CONFIG": str(settings)}
+    settings.parent.mkdir()
+    settings.write_text("# Ours.\n[add_repo]\nrefresh = '5m'  # often\n")
+    assert program("config", "set", "daemon.cache-limit", "5G", **given).returncode == 0
+    assert program("config", "set", "add-repo.refresh", "30s", **given).returncode == 0
+    assert program("config", "set", "add-repo.hydrate-first", "*.c", "*.h", **given).returncode == 0
+    assert program("config", "get", "daemon.cache_limit", **given).stdout == "5G\n"
+    assert program("config", "list", **given).stdout.splitlines() == [
+        "add-repo.refresh = 30s",
+        'add-repo.hydrate-first = ["*.c", "*.h"]',
+        "daemon.cache-limit = 5G",
+    ]
+    assert "# Ours." in settings.read_text() and "# often" in settings.read_text()
+    before = settings.read_text()
+    wrong = program("config", "set", "daemon.cach-limit", "5G", **given)
+    assert wrong.returncode != 0 and "did you mean 'cache-limit'?" in wrong.stderr
+    assert settings.read_text() == before
+    assert program("config", "get", "daemon.log-level", **given).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1m30s", 90.0), ("5m0s", 300.0), ("1h0m0s", 3600.0), ("90", 90.0)]
+)
+def test_durations(hello: Path, daemon: DaemonProcess, text: str, seconds: float) -> None:
+    daemon.run("set-refresh", "--name", "hello", text)
+    assert daemon.status("hello")["refresh_s"] == seconds
+
+
+def test_what_is_no_duration(hello: Path, daemon: DaemonProcess) -> None:
+    for text in ("1m30", "h", "0s", "-5m", "5 parsecs"):
+        refused = daemon.run("set-refresh", "--name", "hello", "--refresh", text, check=False)
+        assert refused.returncode == 2 and "is not a duration" in refused.stderr, text
