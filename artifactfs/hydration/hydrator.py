@@ -1,9 +1,9 @@
-"""Brings the blobs of one mount here: on demand, ahead of demand, and in the background.
+"""Fetches the blobs of one mount: on demand, ahead of demand, and in the background.
 
 The concurrency protocol
 ------------------------
 All state is touched from one trio event loop; threads only do file I/O on files that nobody else
-has (settling a large blob, merging packs, SQLite writes behind a lock).
+has (publishing a large blob, merging packs, SQLite writes behind a lock).
 
 =====================  ==========================================================================
 task                   what it touches
@@ -29,8 +29,8 @@ What an await may change under one's feet:
 
 * Between a look at the object database and the answer of the remote, another worker or flight may
   have brought the blob. Before each attempt a flight looks again; after it, a reader does.
-* A want is settled at most once, by the flight that brings it, by an error, or by an outage. A
-  settled want is out of the queue; whoever holds it reads its outcome, which never changes.
+* A want is finished at most once, by the flight that brings it, by an error, or by an outage. A
+  finished want is out of the queue; whoever holds it reads its outcome, which never changes.
 * A blob is handed to its readers before its pack is in place. Until the flight has landed, it may
   be in memory only; a reader that comes in that time and finds it evicted waits for the landing.
 * A want may be carried by two flights: when a reader needs what a background flight has not
@@ -59,7 +59,7 @@ from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.hydration.demand.flight import FlightControl
 from artifactfs.hydration.demand.lanes import Lanes
 from artifactfs.hydration.demand.offered import OfferedBlobs
-from artifactfs.hydration.demand.queue import WantQueue, bring
+from artifactfs.hydration.demand.queue import WantQueue, fetch_in_order
 from artifactfs.hydration.demand.want import STALLED_S, Want, patience_ends
 from artifactfs.hydration.errors import HydrationError, HydrationFailed, HydrationTimeout, copy_of
 from artifactfs.hydration.link.connection import RemoteLink
@@ -147,9 +147,11 @@ class Hydrator:
             store=self._sizes,
             odb=odb,
             link=self._link,
-            bring=self._bring_directory,
+            fetch=self._fetch_directory,
         )
-        self._turn = SweepTurn(state.cache / "sweeps", came=self._recount, begun=self._queue.wake)
+        self._turn = SweepTurn(
+            state.cache / "sweeps", after_wait=self._recount, wake=self._queue.wake
+        )
         self._sweep = Sweep(
             reach=settings.hydrate,
             budget=settings.hydrate_budget,
@@ -174,7 +176,7 @@ class Hydrator:
             sizing=self._sizing,
             sweep=self._sweep,
             classify=lambda path, mode: classify(path, mode, None, first=first),
-            begun=self._queue.wake,
+            wake=self._queue.wake,
             turn=self._turn,
         )
         self.offered = OfferedBlobs(
@@ -185,7 +187,7 @@ class Hydrator:
             prefetch=self.prefetch,
         )
         self._recent = RecentHistory(
-            odb=odb, sizing=self._sizing, sweep=self._sweep, begun=self._queue.wake
+            odb=odb, sizing=self._sizing, sweep=self._sweep, wake=self._queue.wake
         )
         self._readahead = Readahead(
             tree=odb.tree,
@@ -262,7 +264,7 @@ class Hydrator:
             blob = await self._local.open(oid, found)
             if blob is not None:
                 return blob
-            flight = self._control.bringing(oid)
+            flight = self._control.flight_with(oid)
             if flight is not None:
                 with trio.move_on_after(STALLED_S):
                     await flight.landed.wait()
@@ -279,9 +281,9 @@ class Hydrator:
             found = self._local.find(oid)
 
     async def _read(self, oid: bytes, context: ReadContext) -> Want:
-        """Wait until somebody has settled the want of `oid`, with the reader counted in."""
+        """Wait until somebody has finished the want of `oid`, with the reader counted in."""
         self._reads_waited += 1
-        coming = self._queue.get(oid)
+        known = self._queue.get(oid)
         want = self._queue.join(
             oid,
             Priority.EXPLICIT,
@@ -289,32 +291,32 @@ class Hydrator:
             pid=context.pid,
             size=self._sizes.get(oid),
         )
-        if coming is None:
+        if known is None:
             want.companions = self._readahead.missed(oid, context.path, context.trees, context.pid)
         else:
             self._readahead.used(oid)
         want.readers += 1
         want.takers += 1
         try:
-            await self._settled(want)
+            await self._wait_for(want)
         finally:
             want.readers -= 1
             want.takers -= 1
         return want
 
-    async def _settled(self, want: Want) -> None:
+    async def _wait_for(self, want: Want) -> None:
         """Wait for `want`; send an urgent request after a background one that takes long."""
         joined = trio.current_time()
-        while not want.settled:
+        while not want.finished:
             with trio.move_on_at(patience_ends(want, joined)):
                 await want.done.wait()
-            if not want.settled and trio.current_time() >= patience_ends(want, joined):
+            if not want.finished and trio.current_time() >= patience_ends(want, joined):
                 self._queue.push(want)
 
     async def prefetch(
         self, oids: Iterable[bytes], *, progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Bring all of `oids`; `progress(done, total)` is called as they come.
+        """Fetch all of `oids`; `progress(done, total)` is called as they come.
 
         Waits for the network without an overall deadline; each blob has the usual retries.
         Raises: HydrationFailed when some could not be brought, after trying all.
@@ -326,7 +328,7 @@ class Hydrator:
         if progress is not None:
             progress(done, len(wanted))
         join = partial(self._join_all, priority=Priority.PREFETCH)
-        async with aclosing(bring(absent, join=join, admit=self._health.admit)) as wants:
+        async with aclosing(fetch_in_order(absent, join=join, admit=self._health.admit)) as wants:
             async for want in wants:
                 done += want.error is None
                 failed += [want.error] if want.error is not None else []
@@ -335,14 +337,14 @@ class Hydrator:
         if failed:
             raise HydrationFailed(f"{len(failed)} of {len(wanted)} could not be had: {failed[0]}")
 
-    async def bring_git_files(self) -> None:
-        """Bring what git reads at every command, whatever the reach of the sweep, into packs.
+    async def fetch_git_files(self) -> None:
+        """Fetch what git reads at every command, whatever the reach of the sweep, into packs.
 
         Does nothing while the tree of `start_sweep` was not walked. Waits and raises as `prefetch`.
         """
         inventory = self._planner.inventory
         oids = inventory.of_priority(Priority.GIT) if inventory is not None else []
-        await self.offered.bring_all(oids)
+        await self.offered.fetch_all(oids)
 
     def _join_all(self, oids: Iterable[bytes], priority: Priority) -> list[Want]:
         """Wants for all of `oids`, each with one reader more."""
@@ -384,7 +386,7 @@ class Hydrator:
         """Learn what the remote tells of any blobs, in the background. Raises nothing."""
         await self._sizing.in_background(oids)
 
-    async def _bring_directory(self, tree: bytes, oids: list[bytes]) -> None:
+    async def _fetch_directory(self, tree: bytes, oids: list[bytes]) -> None:
         """Hydrate `oids`, the files of a directory, in one request, and read on from there."""
         absent = self._odb.missing(oids)
         if not absent:
@@ -397,7 +399,7 @@ class Hydrator:
         self._readahead.missed(absent[0], b"", chain, 0)
         try:
             for want in wants:
-                await self._settled(want)
+                await self._wait_for(want)
         finally:
             for want in wants:
                 want.readers -= 1
@@ -407,7 +409,7 @@ class Hydrator:
 
     # -- the background
 
-    def bring_first(self, tree: bytes) -> None:
+    def fetch_first(self, tree: bytes) -> None:
         """Ask for what is read first in `tree`, which was just cloned; done by `run`."""
         self._lanes.add_window(opening_files(self._odb.tree, tree, self._absent))
 
@@ -490,7 +492,7 @@ class Hydrator:
             and self._memory.get(oid) is None
             and oid not in self._control.lacking
             and not self._odb.contains(oid, look_again=False)
-            and self._control.bringing(oid) is None
+            and self._control.flight_with(oid) is None
         )
 
     def _neither_here_nor_coming(self, oids: list[bytes]) -> list[bytes]:
@@ -515,7 +517,7 @@ class Hydrator:
         self._turn.release()
         self._lanes.drop_windows()
         for want in list(self._queue):
-            self._queue.settle(want, error=self._health.failure())
+            self._queue.finish(want, error=self._health.failure())
 
     def _remote_up(self) -> None:
         self._sweep.begin_again()

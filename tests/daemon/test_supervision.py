@@ -57,7 +57,7 @@ async def until_replaced(one: Supervision, pid: int) -> None:
 
 def test_mounted_and_stopped(state: StateLayout, settings: RepoSettings) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         assert one.state == "mounted"
         assert (Path(settings.mount_point) / "README.md").exists()
         answer = await one.request("status", deadline_s=10)
@@ -74,7 +74,7 @@ def test_a_clone_that_fails_is_reported_and_tried_again(
 
     async def body(_pool: WorkerPool, one: Supervision) -> None:
         with pytest.raises(RemoteError):
-            await one.settled()
+            await one.wait_ready()
         assert one.error is not None
         later.symlink_to(small_repository)
         one.retry_now()
@@ -86,7 +86,7 @@ def test_a_clone_that_fails_is_reported_and_tried_again(
 
 def test_a_killed_worker_is_replaced(state: StateLayout, settings: RepoSettings) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         first = one.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
@@ -104,7 +104,7 @@ def test_a_worker_that_hangs_is_replaced(
     monkeypatch.setattr(supervision, "ASK_S", 2.0)
 
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         worker = one.pid
         assert worker is not None
         os.kill(worker, signal.SIGSTOP)
@@ -121,7 +121,7 @@ def test_a_worker_that_was_late_is_kept(
     monkeypatch.setattr(supervision, "ASK_S", 4.0)
 
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         worker = one.pid
         assert worker is not None
         with open(Path(settings.mount_point) / "README.md") as opened:  # noqa: ASYNC230 - is here
@@ -145,7 +145,7 @@ def test_a_worker_that_does_not_stop_is_killed_and_its_mount_cleared(
     monkeypatch.setattr(supervision, "STOP_S", 0.2)
 
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         assert one.pid is not None
         os.kill(one.pid, signal.SIGSTOP)
 
@@ -155,7 +155,7 @@ def test_a_worker_that_does_not_stop_is_killed_and_its_mount_cleared(
 
 def test_workers_outlive_the_fork_server(state: StateLayout, settings: RepoSettings) -> None:
     async def body(pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         worker = one.pid
         assert pool.pid is not None and worker is not None
         os.kill(pool.pid, signal.SIGKILL)
@@ -173,7 +173,7 @@ def test_a_fork_server_that_cannot_be_started_is_tried_again(
     monkeypatch.setattr(workers, "FIRST_RESTART_DELAY_S", 0.1)
 
     async def body(pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         first = pool.pid
         assert first is not None
         with monkeypatch.context() as patch:
@@ -192,7 +192,7 @@ def test_a_fork_server_that_cannot_be_started_is_tried_again(
 
 def test_somebody_else_unmounts(state: StateLayout, settings: RepoSettings) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         await trio.run_process(["umount", "--recursive", settings.mount_point])
         await one.ended.wait()
         assert one.state == "unmounted"
@@ -203,7 +203,7 @@ def test_somebody_else_unmounts(state: StateLayout, settings: RepoSettings) -> N
 
 def test_unmount_refuses_while_in_use(state: StateLayout, settings: RepoSettings) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         path = f"{settings.mount_point}/README.md"
         descriptor = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY)
         with pytest.raises(MountError, match="busy"):
@@ -224,7 +224,7 @@ def test_who_waits_for_a_change_learns_of_the_end(
     state: StateLayout, settings: RepoSettings
 ) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
 
         async def watch() -> None:
             while one.running:
@@ -245,10 +245,10 @@ def test_settled_after_a_retry_is_about_the_new_attempt(
 
     async def body(_pool: WorkerPool, one: Supervision) -> None:
         with pytest.raises(RemoteError):
-            await one.settled()
+            await one.wait_ready()
         later.symlink_to(small_repository)
         one.retry_now()
-        await one.settled()
+        await one.wait_ready()
         assert one.state == "mounted"
 
     supervised(state, replace(settings, remote=str(later)), body)
@@ -260,7 +260,7 @@ def test_an_unmount_that_nobody_waits_for_and_is_refused(
     """It is as if it had not been asked for: a worker that dies later is replaced."""
 
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         worker = one.pid
         assert worker is not None
         path = f"{settings.mount_point}/README.md"
@@ -281,12 +281,12 @@ def test_two_processes_never_serve_one_repository(
     state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body(pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         other = Supervision(settings, state=state, pool=pool, log_level="error")
         with trio.move_on_after(1.0):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(other.run)
-                await other.settled()
+                await other.wait_ready()
         assert other.state != "mounted"
         assert one.state == "mounted"
         assert len(mounts.mounts_at(settings.mount_point)) == 1
@@ -296,7 +296,7 @@ def test_two_processes_never_serve_one_repository(
 
 def test_requests_need_a_mount(state: StateLayout, settings: RepoSettings) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         await one.unmount(force=False)
         with pytest.raises(DaemonError, match="not mounted"):
             await one.request("status", deadline_s=1)
@@ -306,7 +306,7 @@ def test_requests_need_a_mount(state: StateLayout, settings: RepoSettings) -> No
 
 def test_an_idle_worker_is_small(state: StateLayout, settings: RepoSettings) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
-        await one.settled()
+        await one.wait_ready()
         status = await trio.Path(f"/proc/{one.pid}/status").read_text()
         rss_kib = next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line)
         assert rss_kib < 60 * 1024

@@ -121,7 +121,7 @@ class Commands:
     async def do_switch(self, commit: str) -> dict[str, list[str]]:
         found = self.fs.odb.commit(bytes.fromhex(commit))
         result = self.fs.switch_tree(found.tree, found.oid)
-        await self.fs.stale.settle()
+        await self.fs.stale.flush()
         return {
             "changed": [os.fsdecode(path) for path in result.changed],
             "kept": [os.fsdecode(path) for path in result.kept],

@@ -28,7 +28,7 @@ def directory(tmp_path: Path) -> Path:
     temporary = store.temporary()
     temporary.write_bytes(CONTENT)
     store.adopt_temporary(OID, temporary)
-    trio.run(store.settle, OID)
+    trio.run(store.publish, OID)
     return store.directory
 
 

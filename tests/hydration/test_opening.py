@@ -46,14 +46,14 @@ def test_they_come_in_one_request_and_are_read_without_another(
     async def main() -> None:
         async with cold_mount(url, tmp_path) as mount:
             with line.recording() as requests:
-                mount.hydrator.bring_first(mount.tip.tree)
+                mount.hydrator.fetch_first(mount.tip.tree)
                 for path in (b"README.md", b".gitattributes", b"package.json"):
                     assert await mount.read(path) == tree_repository.contents[path]
             (request,) = [request for request in requests if request.command == "fetch"]
             expected = (b".gitattributes", b".gitignore", b"README.md", b"package.json")
             assert request.wants == [tree_repository.oids[path].hex() for path in expected]
             with line.recording() as requests:
-                mount.hydrator.bring_first(mount.tip.tree)
+                mount.hydrator.fetch_first(mount.tip.tree)
                 await mount.landed()
             assert requests == []
 

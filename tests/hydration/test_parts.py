@@ -87,10 +87,10 @@ def test_the_queue_has_each_oid_once_and_the_urgent_first() -> None:
         assert not queue.has(tuple(Priority))
         assert queue.get(b"a" * 20) is low
         low.readers += 1
-        queue.settle(low, error=HydrationFailed("no"))
+        queue.finish(low, error=HydrationFailed("no"))
         assert low.error is not None
         assert queue.get(b"a" * 20) is None
-        queue.settle(low, data=b"x")
+        queue.finish(low, data=b"x")
         assert low.data is None  # the first outcome stays
 
     trio.run(main)
@@ -104,9 +104,9 @@ def test_content_is_kept_only_for_a_reader_that_takes_it() -> None:
         sized.readers += 1  # a `stat` that only a download can answer
         read.readers += 1
         read.takers += 1
-        queue.settle(sized, data=b"x")
-        queue.settle(read, data=b"x")
-        assert sized.settled
+        queue.finish(sized, data=b"x")
+        queue.finish(read, data=b"x")
+        assert sized.finished
         assert sized.data is None
         assert read.data == b"x"
 
@@ -163,7 +163,7 @@ def test_eviction_passes_by_blobs_that_are_open_and_takes_the_oldest(tmp_path: P
             (tmp_path / "spool").write_bytes(b"x" * 1_000)
             store.adopt(oid, tmp_path / "spool")
             (tmp_path / "spool").unlink()
-            await store.settle(oid)
+            await store.publish(oid)
             os.utime(store.path_of(oid), (1_000 + number, 1_000 + number))
         held = store.open(oids[1])
         assert isinstance(held, FileBlob)
@@ -192,10 +192,10 @@ def test_a_large_blob_has_its_name_only_when_it_is_on_the_disk(tmp_path: Path) -
         assert isinstance(mine, FileBlob)
         assert mine.size == 5_000
         assert other.open(oid) is None
-        await store.settle(oid)
+        await store.publish(oid)
         theirs = other.open(oid)
         assert isinstance(theirs, FileBlob)
-        assert store.unsettled() == []
+        assert store.unpublished() == []
         mine.close()
         theirs.close()
         old = store.temporary()
@@ -220,7 +220,7 @@ def test_a_large_blob_that_two_requests_brought_is_kept_once(tmp_path: Path) -> 
         unpacked.write_bytes(b"y" * 5_000)
         store.adopt_temporary(oid, unpacked)
         assert len(list(store.directory.iterdir())) == 1
-        await store.settle(oid)
+        await store.publish(oid)
         assert store.total_bytes() == 5_000
         assert not list(store.directory.glob("tmp-*"))
 
@@ -281,7 +281,7 @@ def test_who_waits_for_a_turn_and_asks_again_does_not_spin(tmp_path: Path) -> No
 
     async def main() -> None:
         tree = b"t" * 20
-        one, two = (SweepTurn(tmp_path, came=came, begun=lambda: None) for _ in range(2))
+        one, two = (SweepTurn(tmp_path, after_wait=came, wake=lambda: None) for _ in range(2))
         async with trio.open_nursery() as nursery:
             for turn in (one, two):
                 nursery.start_soon(turn.run)

@@ -61,7 +61,7 @@ class _Interruption:
     """
 
     def __init__(self) -> None:
-        self._came = False
+        self._signalled = False
         self._cancel: Callable[[], None] | None = None
         self._previous: dict[int, Any] = {}
 
@@ -75,15 +75,15 @@ class _Interruption:
             signal.signal(number, handler)
 
     def _note(self, _number: int, _frame: object) -> None:
-        if self._came:
+        if self._signalled:
             raise KeyboardInterrupt
-        self._came = True
+        self._signalled = True
         if self._cancel is not None:
             self._cancel()
 
     def check(self) -> None:
         """Raises: KeyboardInterrupt."""
-        if self._came:
+        if self._signalled:
             raise KeyboardInterrupt
 
     @contextmanager

@@ -196,7 +196,7 @@ class Commands:
                     repositories.supervise(settings)
                     return {"name": settings.name, "mount_point": mount_point, "state": "starting"}
                 supervision = repositories.supervise(settings)
-                await supervision.settled(request.progress)
+                await supervision.wait_ready(request.progress)
                 await trio.to_thread.run_sync(reservation.commit)
             except BaseException:
                 with trio.CancelScope(shield=True):
@@ -279,7 +279,7 @@ class Commands:
         supervision = await self._start_again(name)
         supervision.retry_now()
         await self._repositories.set_enabled(name, True)
-        await supervision.settled(request.progress)
+        await supervision.wait_ready(request.progress)
         return {"name": name, "state": supervision.state, **supervision.mounted}
 
     async def _start_again(self, name: str) -> Supervision:

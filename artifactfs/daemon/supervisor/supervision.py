@@ -76,7 +76,7 @@ class Supervision:
         self._channel: WorkerChannel | None = None
         self._stop = trio.Event()
         self._retry = trio.Event()
-        self._settled = trio.Event()
+        self._attempted = trio.Event()
         self.ended = trio.Event()
         self._heard = False  # anything from the worker, since the last look
         self._listeners: set[Progress] = set()
@@ -92,12 +92,12 @@ class Supervision:
 
     # -- what the supervisor asks ------------------------------------------------------------
 
-    async def settled(self, progress: Progress | None = None) -> None:
+    async def wait_ready(self, progress: Progress | None = None) -> None:
         """Until it is mounted. Raises: the error of the first attempt that failed."""
         if progress is not None:
             self._listeners.add(progress)
         try:
-            await self._settled.wait()
+            await self._attempted.wait()
         finally:
             if progress is not None:
                 self._listeners.discard(progress)
@@ -106,9 +106,9 @@ class Supervision:
         if self.state != "mounted":
             raise MountError(f"{self.name} was unmounted before it was ready")
 
-    async def first_settled(self) -> None:
+    async def wait_first_attempt(self) -> None:
         """Until the first attempt has succeeded or failed."""
-        await self._settled.wait()
+        await self._attempted.wait()
 
     def configure(self, log_level: str, cache_limit: int | None) -> None:
         """For the workers that it starts from now on."""
@@ -149,10 +149,10 @@ class Supervision:
     def retry_now(self) -> None:
         """Do not wait for the next attempt (something it depends on has changed).
 
-        `settled` is about that attempt from now on, not about an earlier one that failed.
+        `wait_ready` is about that attempt from now on, not about an earlier one that failed.
         """
-        if self.state != "mounted" and self.running and self._settled.is_set():
-            self._settled = trio.Event()
+        if self.state != "mounted" and self.running and self._attempted.is_set():
+            self._attempted = trio.Event()
         self._retry.set()
 
     # -- the task ----------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class Supervision:
                 delay = min(max(delay, FIRST_RETRY_S) * 2, longest)
         finally:
             self.state = "unmounted"
-            self._settled.set()
+            self._attempted.set()
             self.ended.set()
             self._tell_changed()  # also who has seen that state: `running` is another
 
@@ -265,7 +265,7 @@ class Supervision:
             self.mounted_at = trio.current_time()
             self.error = None
             self._set_state("mounted")
-            self._settled.set()
+            self._attempted.set()
             log.info("mounted", extra={"repo": self.name, **self.mounted})
         elif event == "failed":
             self._failed(message["error"])
@@ -299,7 +299,7 @@ class Supervision:
     def _set_failed(self, error: Message) -> None:
         self.error = error
         self._set_state("failed")
-        self._settled.set()
+        self._attempted.set()
 
     # -- watching and stopping a worker ------------------------------------------------------
 

@@ -178,7 +178,7 @@ class Supervisor:
         """READY=1 once every mount has been made, or has failed once."""
         with trio.move_on_after(READY_WAIT_S):
             for supervision in tuple(self._repositories.mounts.values()):
-                await supervision.first_settled()
+                await supervision.wait_first_attempt()
         mounted = sum(
             supervision.state == "mounted" for supervision in self._repositories.mounts.values()
         )

@@ -15,7 +15,8 @@ and its words are the answer.
 
 A racy index: what a switch changes has the mtime of that moment, and git does not trust entries
 that are not older than the index file. So once that second is over and if nothing was changed
-meanwhile, the index file is made younger (`_settle_index`); till then fsmonitor vouches for them.
+meanwhile, the index file is made younger (`_make_index_younger`); till then fsmonitor vouches for
+them.
 """
 
 from __future__ import annotations
@@ -256,14 +257,14 @@ class Switching:
         moved = self._move_tree(move, old)
         token = filesystem.journal.token()
         try:
-            settled = trio.Event()
-            self._start(_settle, filesystem.stale, settled)
+            flushed = trio.Event()
+            self._start(_flush, filesystem.stale, flushed)
             await sizes.learnt.wait()
             size_of = partial(_size, sizes.known, converted)
             stat_of = partial(_stat, _blobs(plan), moved, size_of)
             finish = partial(plan.finish, stat_of, changed=changed, token=token)
             content = await trio.to_thread.run_sync(finish)
-            await settled.wait()
+            await flushed.wait()
             await trio.to_thread.run_sync(lock.commit, content)
             await move_head(self._gitdir, self._top, move)
         except BaseException:
@@ -271,14 +272,14 @@ class Switching:
             raise
         self._hydrator.offered.expect(goal.tree)
         self._start(trio.to_thread.run_sync, self._offer_objects)  # the name may be another
-        self._start(self._settle_index, token)
+        self._start(self._make_index_younger, token)
         self._start(self._sweep_later, goal.tree)
 
     async def _take_back(self, move: Move, old: Oid, plan: IndexMove) -> None:
         """Tree and index as they were; what was written meanwhile stays."""
         assert move.head.commit is not None
         self._filesystem.switch_tree(old, move.head.commit)
-        await self._filesystem.stale.settle()
+        await self._filesystem.stale.flush()
         with suppress(OSError, StateError):
             await trio.to_thread.run_sync(plan.restore)
 
@@ -331,7 +332,7 @@ class Switching:
         if self._filesystem.base.tree == tree:
             self._hydrator.start_sweep(tree)
 
-    async def _settle_index(self, token: str) -> None:
+    async def _make_index_younger(self, token: str) -> None:
         """Make the index younger than what the switch changed. See the module's docstring."""
         index = self._gitdir / "index"
         written = _stamp(index)
@@ -340,11 +341,11 @@ class Switching:
             await trio.to_thread.run_sync(_rejuvenate, index, written)
 
 
-async def _settle(stale: StaleEntries, settled: trio.Event) -> None:
+async def _flush(stale: StaleEntries, flushed: trio.Event) -> None:
     try:
-        await stale.settle()
+        await stale.flush()
     finally:
-        settled.set()
+        flushed.set()
 
 
 def _blobs(plan: IndexMove) -> Mapping[bytes, Oid]:

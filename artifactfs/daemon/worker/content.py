@@ -55,7 +55,7 @@ class ContentRequests:
         self._history_done = history_done
 
     async def prefetch(self, request: Request) -> Message:
-        """Bring ``patterns`` of the mounted tree, or every version of ``history`` paths."""
+        """Fetch ``patterns`` of the mounted tree, or every version of ``history`` paths."""
         name = self._layout.directory.name
         history = request.args.get("history") or []
         if history:
@@ -72,7 +72,7 @@ class ContentRequests:
         if not request.args.get("wait", True):
             self._background.keep("prefetch", partial(self._hydrator.prefetch, oids))
             return {"name": name, "blobs": len(oids), "waited": False}
-        await self._bring(request, oids)
+        await self._fetch(request, oids)
         return {"name": name, "blobs": len(oids), "waited": True}
 
     async def _have_history(self, request: Request) -> None:
@@ -80,7 +80,7 @@ class ContentRequests:
             await request.progress(stage="waiting for history")
             await self._history_done.wait()
 
-    async def _bring(self, request: Request, oids: Sequence[Oid]) -> None:
+    async def _fetch(self, request: Request, oids: Sequence[Oid]) -> None:
         state = [0, len(oids)]
 
         def note(done: int, total: int) -> None:

@@ -116,7 +116,7 @@ class Copies:
         missing = self._odb.missing(oids)
         if missing:
             log.info("bringing blobs for a copy", extra={"blobs": len(missing)})
-            await self._hydrator.offered.bring_all(missing)
+            await self._hydrator.offered.fetch_all(missing)
 
 
 def _not_in(objects: Path, oids: Iterable[Oid]) -> list[Oid]:

@@ -191,7 +191,7 @@ class Jobs:
             features.learn(git=await git_version())
             if not (self._layout.gitdir / "index").exists():
                 if features.on("primed-index"):
-                    await self._sizes_settled()
+                    await self._wait_for_sizes()
                     await self._git_files_here()
                 await self._write_any_index()
                 await self._use_fsmonitor()
@@ -199,7 +199,7 @@ class Jobs:
         finally:
             self._filesystem.index_ready.set()
 
-    async def _sizes_settled(self) -> None:
+    async def _wait_for_sizes(self) -> None:
         """Until all sizes are known, or will not be soon: git copes, so it is not worth waiting."""
         hydrator = self._hydrator
         end = trio.current_time() + SIZES_WAIT_S
@@ -219,7 +219,7 @@ class Jobs:
         """
         with trio.move_on_after(GIT_FILES_WAIT_S):
             try:
-                await self._hydrator.bring_git_files()
+                await self._hydrator.fetch_git_files()
             except ArtifactFSError as error:
                 log.info("the .gitignore files are not here: %s", error.message)
 
@@ -249,7 +249,7 @@ class Jobs:
             "token": filesystem.journal.initial_token,
             "conversion": self._layout.conversion,
         }
-        await filesystem.conversions.settled()
+        await filesystem.conversions.wait_for_settings()
         command = [sys.executable, "-I", "-m", "artifactfs.git.index.primed"]
         command += [f"--{name}={value}" for name, value in options.items()]
         command.append("--secret-on-stdin")

@@ -61,7 +61,7 @@ class _Reader:
     """So many are looked at, where there are no paths."""
     lock: trio.Lock = field(default_factory=trio.Lock)
     versions: list[Oid] | None = None
-    brought: int = 0
+    fetched: int = 0
     window: int = FIRST_BLOBS
     fetch: int = 0
     """The last fetch that it began."""
@@ -124,7 +124,7 @@ class OldVersions:
             try:
                 async with reader.lock:
                     if not reader.done and (certain or reader.versions is None):
-                        await self._bring_more(reader)
+                        await self._fetch_more(reader)
                 return
             except (ArtifactFSError, OSError) as error:
                 log.info("old versions are left to git: %s", error)
@@ -148,19 +148,19 @@ class OldVersions:
             self._readers.popitem(last=False)
         return reader
 
-    async def _bring_more(self, reader: _Reader) -> None:
+    async def _fetch_more(self, reader: _Reader) -> None:
         first = reader.versions is None
         if reader.paths:
             if reader.versions is None:
                 arguments = self._gitdir, reader.paths
                 reader.versions = await blobs_of_history(*arguments, deadline_s=LIST_S)
-            some = reader.versions[reader.brought : reader.brought + reader.window]
-            reader.done = reader.brought + reader.window >= len(reader.versions)
+            some = reader.versions[reader.fetched : reader.fetched + reader.window]
+            reader.done = reader.fetched + reader.window >= len(reader.versions)
         else:
             reader.commits = min(reader.commits * (1 if first else GROWTH), MAX_COMMITS)
             some = reader.versions = await self._recent(reader.commits, GROWTH * reader.window)
             reader.done = reader.commits == MAX_COMMITS
-        reader.brought += len(some)
+        reader.fetched += len(some)
         reader.window *= GROWTH
         missing = self._odb.missing(some)
         if missing:
@@ -168,7 +168,7 @@ class OldVersions:
                 "bringing old versions for git",
                 extra={"command": reader.command.name, "blobs": len(missing)},
             )
-            await self._hydrator.offered.bring_all(missing)
+            await self._hydrator.offered.fetch_all(missing)
 
     async def _recent(self, commits: int, limit: int) -> list[Oid]:
         head = read_head(self._gitdir).commit

@@ -240,7 +240,7 @@ class Worker:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(hydrator.run)
                 if tip is not None:
-                    hydrator.bring_first(tip.tree)
+                    hydrator.fetch_first(tip.tree)
                 await self.event("state", state="mounting")
                 await self._serve_files(tip, odb, hydrator)
                 nursery.cancel_scope.cancel()

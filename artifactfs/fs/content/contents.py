@@ -215,7 +215,7 @@ class Contents:
 
     async def ensure_size(self, inode: Inode, pid: int) -> None:
         """Fill in the size of a clean inode, and with it those of its whole directory."""
-        if self._tree.settle(inode):
+        if self._tree.refresh_attributes(inode):
             return
         oid, parent = inode.oid, inode.parent
         assert oid is not None
@@ -243,7 +243,7 @@ class Contents:
         if inode.oid != oid or inode.size != UNKNOWN_SIZE:
             return True
         if conversion is None:
-            return self._tree.settle(inode)
+            return self._tree.refresh_attributes(inode)
         path = self._tree.path(inode) or b""
         size = self._converted.kept_size(oid, conversion, path)
         if size is None:
@@ -418,7 +418,7 @@ class Contents:
                 self._upper.discard_draft(inode.ino)
 
     def _written(self, inode: Inode, data: Data) -> None:
-        data.blocks = -1  # and the times are those of an upper file: see `Tree.settle`
+        data.blocks = -1  # and the times are those of an upper file: see `Tree.refresh_attributes`
         data.version += 1
         self._tree.unsealed.add(inode.ino)
         self._mutations.note_write(inode)

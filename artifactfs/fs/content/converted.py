@@ -60,12 +60,12 @@ class ConvertedContents:
         oid: Oid,
         conversion: Conversion,
         path: bytes,
-        bring: Callable[[], Awaitable[Blob]],
+        open_blob: Callable[[], Awaitable[Blob]],
     ) -> Blob:
-        """What git would write to `path` for the blob `oid`, which `bring` gets.
+        """What git would write to `path` for the blob `oid`, which `open_blob` gets.
 
-        Waits for `bring`, and for a filter. Cancelled, it leaves nothing behind. Raises: what
-        `bring` raises; FilterFailed, where a filter that is required fails; OSError.
+        Waits for `open_blob`, and for a filter. Cancelled, it leaves nothing behind. Raises: what
+        `open_blob` raises; FilterFailed, where a filter that is required fails; OSError.
         """
         place = self._place(oid, conversion, path)
         while True:
@@ -78,7 +78,7 @@ class ConvertedContents:
             await making.wait()
         done = self._making[place.name] = trio.Event()
         try:
-            blob = await bring()
+            blob = await open_blob()
             try:
                 return await self._make(blob, oid, conversion, path, place)
             finally:

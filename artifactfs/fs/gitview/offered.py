@@ -86,7 +86,7 @@ class BlobOffer(Protocol):
     @property
     def is_walked(self) -> bool: ...
     async def walked(self) -> None: ...
-    async def bring(self, oid: Oid, pid: int) -> None: ...
+    async def fetch(self, oid: Oid, pid: int) -> None: ...
 
 
 class Copying(Protocol):
@@ -225,7 +225,7 @@ class OfferedObjects:
             entry.st_ino = first + position
             yield oid_at(position).hex()[2:].encode(), entry, number + 1
 
-    async def bring(self, ino: int, pid: int) -> bytes:
+    async def fetch(self, ino: int, pid: int) -> bytes:
         """Have the object `ino` in a pack, if it can be had; the target of its symlink.
 
         Waits for the network; the caller can be killed.
@@ -235,7 +235,7 @@ class OfferedObjects:
         if self._shown is not None and generation == self._generation:
             oid = self._shown.oid_at(position)
             try:
-                await unless_interrupted(pid, partial(self._offer.bring, oid, pid))
+                await unless_interrupted(pid, partial(self._offer.fetch, oid, pid))
             except ArtifactFSError as error:
                 log.info("left to git: %s", error.message, extra={"oid": oid.hex()})
         return _TARGET

@@ -27,7 +27,7 @@ def precise_ns() -> int:
     return _floor
 
 
-def see(time_ns: int) -> None:
+def advance_to(time_ns: int) -> None:
     """Take note of a time that the kernel gave to a file, if it is one: not in the future."""
     global _floor
     if _floor < time_ns <= time.time_ns():

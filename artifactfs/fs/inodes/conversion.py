@@ -55,7 +55,7 @@ class AttributeBlobs(Protocol):
     async def open(self, oid: Oid, context: ReadContext) -> Blob: ...
 
 
-_UNSETTLED = Scope(b"(unsettled)")
+_UNDECIDED = Scope(b"(undecided)")
 """The settings are not known yet."""
 
 
@@ -74,7 +74,7 @@ class Conversions:
         self._asked: set[Oid] = set()
         self._locks: dict[Oid, trio.Lock] = {}
         self._wake = trio.Event()
-        self._settled = trio.Event()
+        self._settings_known = trio.Event()
         self._age = 0
         """How often scopes were forgotten; those of directories are of some age."""
         self._converts = False
@@ -85,9 +85,9 @@ class Conversions:
 
     # Settings
 
-    async def settled(self) -> None:
+    async def wait_for_settings(self) -> None:
         """Wait until the settings are known."""
-        await self._settled.wait()
+        await self._settings_known.wait()
 
     def _read_settings(self) -> ConversionSettings | None:
         try:
@@ -97,7 +97,7 @@ class Conversions:
         except ArtifactFSError as error:
             log.warning("%s is read anew from git: %s", self._layout.conversion, error.message)
             return None
-        self._settled.set()
+        self._settings_known.set()
         return settings
 
     async def _take_settings(self) -> None:
@@ -117,7 +117,7 @@ class Conversions:
         except OSError as error:
             log.warning("the settings of conversions are taken anew at the next start: %s", error)
         self._settings = settings
-        self._settled.set()
+        self._settings_known.set()
 
     async def run(self, root: Directory) -> None:
         """Take the settings where there are none yet, then bring attribute files ahead of demand.
@@ -131,7 +131,7 @@ class Conversions:
             while True:
                 wanted, self._wanted = self._wanted, {}
                 for file in wanted.values():
-                    nursery.start_soon(self._bring_quietly, file)
+                    nursery.start_soon(self._fetch_quietly, file)
                 await self._wake.wait()
                 self._wake = trio.Event()
 
@@ -142,7 +142,7 @@ class Conversions:
         found: Scope | None = directory.scope
         if found is None or directory.scope_age != self._age:
             if self._settings is None:
-                return _UNSETTLED
+                return _UNDECIDED
             found = directory.scope = self._look_up(directory)
             directory.scope_age = self._age
         return found
@@ -291,8 +291,8 @@ class Conversions:
 
         Raises: HydrationError.
         """
-        if not self._settled.is_set():
-            await self._settled.wait()
+        if not self._settings_known.is_set():
+            await self._settings_known.wait()
         directory = inode.parent
         if directory is None:
             scope, name = self._orphans.get(inode.ino, (PLAIN, b""))
@@ -305,9 +305,9 @@ class Conversions:
         if scope is PLAIN:
             return None
         while (converter := self._converter(scope)) is None:
-            await self._settled.wait()
+            await self._settings_known.wait()
             for file in scope.files:
-                await self._bring(file)
+                await self._fetch(file)
         return converter.conversion(scope.file_path(name)) if converter.can_convert() else None
 
     def moves_freely(self, inode: Inode, old: Directory, new: Directory, name: bytes) -> bool:
@@ -328,7 +328,7 @@ class Conversions:
         """None: an attribute file is not here, and is asked for."""
         files = scope.files
         found = self._converters.get(files)
-        if found is None and self._settings is not None and scope is not _UNSETTLED:
+        if found is None and self._settings is not None and scope is not _UNDECIDED:
             missing = [file for file in files if not self._is_here(file[1])]
             if missing:
                 self._ask_for(missing)
@@ -365,7 +365,7 @@ class Conversions:
                 self._wanted[file[1]] = file
                 self._wake.set()
 
-    async def _bring(self, file: AttributeFile) -> None:
+    async def _fetch(self, file: AttributeFile) -> None:
         place, oid = file
         path = place + b"/" + FILE_NAME if place else FILE_NAME
         async with self._locks.setdefault(oid, trio.Lock()):
@@ -373,9 +373,9 @@ class Conversions:
                 blob = await self._blobs.open(oid, ReadContext(path=path))
                 self._contents[oid] = self._keep(oid, blob)
 
-    async def _bring_quietly(self, file: AttributeFile) -> None:
+    async def _fetch_quietly(self, file: AttributeFile) -> None:
         with contextlib.suppress(ArtifactFSError):
-            await self._bring(file)
+            await self._fetch(file)
 
     def _keep(self, oid: Oid, blob: Blob) -> bytes:
         """Its content, kept on this disk from now on."""

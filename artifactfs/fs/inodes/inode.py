@@ -55,8 +55,8 @@ class Row:
     """The row of one inode in the overlay. Times in ns since the epoch.
 
     Where there is an upper file (`has_data` without `extent`), `mtime_ns` is the mtime that it had
-    when the row was written, or when it was last looked at (`Tree.settle`). A different mtime of
-    the upper file tells that data was written after that: then it is both mtime and ctime.
+    when the row was written, or when it was last looked at (`Tree.refresh_attributes`). A different
+    mtime of the upper file tells that data was written after that: then it is both mtime and ctime.
     """
 
     mode: int

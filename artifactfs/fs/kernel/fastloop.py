@@ -31,16 +31,16 @@ def nothing() -> None:
     pass
 
 
-def install(pyfuse3: ModuleType, fd: int, took: Callable[[], None] = nothing) -> bool:
+def install(pyfuse3: ModuleType, fd: int, on_request: Callable[[], None] = nothing) -> bool:
     """Make `pyfuse3` poll `fd` first. False where its internals do not fit: then nothing changes.
 
-    `took` is called at each request. To be called after ``pyfuse3.init`` and before
+    `on_request` is called at each request. To be called after ``pyfuse3.init`` and before
     ``pyfuse3.main``; undo it with `remove`.
     """
     original = getattr(pyfuse3, _WAIT, None)
     if original is None or "_session_loop" not in vars(pyfuse3) or hasattr(original, "replaces"):
         return False
-    wait = _polling(original, fd, took)
+    wait = _polling(original, fd, on_request)
     wait.replaces = original  # type: ignore[attr-defined]
     setattr(pyfuse3, _WAIT, wait)
     return True
@@ -54,7 +54,7 @@ def remove(pyfuse3: ModuleType) -> None:
 
 
 def _polling(
-    original: Callable[[], Awaitable[bool]], fd: int, took: Callable[[], None]
+    original: Callable[[], Awaitable[bool]], fd: int, on_request: Callable[[], None]
 ) -> Callable[[], Awaitable[bool]]:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
@@ -68,14 +68,14 @@ def _polling(
             for _ in attempts:
                 if poll(0):
                     in_a_row += 1
-                    took()
+                    on_request()
                     return True
         while True:
             if not await original():
                 return False
             in_a_row = 0
             if poll(0):  # else another task has taken the request meanwhile
-                took()
+                on_request()
                 return True
 
     return wait_fuse_readable

@@ -9,7 +9,7 @@ import trio
 
 log = logging.getLogger(__name__)
 
-SETTLE_S = 5.0
+FLUSH_S = 5.0
 """A rename that waits for content holds the kernel's lock on its directory for longer than that:
 whoever switches then does not wait for it, and the names follow when it is done."""
 
@@ -33,12 +33,12 @@ class StaleEntries:
         """The names in `directory` are others now."""
         self._listings.append(directory)
 
-    async def settle(self) -> None:
-        """Return when nobody finds what was there before the switch, or after `SETTLE_S`."""
+    async def flush(self) -> None:
+        """Return when nobody finds what was there before the switch, or after `FLUSH_S`."""
         names, self._names = self._names, []
         listings, self._listings = self._listings, []
         if names or listings:
-            with trio.move_on_after(SETTLE_S):
+            with trio.move_on_after(FLUSH_S):
                 await trio.to_thread.run_sync(_forget, names, listings, abandon_on_cancel=True)
 
 

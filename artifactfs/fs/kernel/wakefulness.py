@@ -37,7 +37,7 @@ class Wakefulness:
         self._counted_from = 0.0
         self._burst = trio.Event()
 
-    def took(self) -> None:
+    def note_request(self) -> None:
         self._taken += 1
         if self._taken % _COUNTED == 0:
             now = time.monotonic()

@@ -51,7 +51,7 @@ from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
 
-_SETTLED_NS = 2_000_000_000
+_RACY_NS = 2_000_000_000
 """Clean files are at least this much older than the mount: git reads anew what is as young as
 its index (racy entries)."""
 
@@ -336,7 +336,7 @@ class FileSystem:
             assert isinstance(inode, Directory)
             inode = self.tree.lookup(inode, name)
         assert inode is not None
-        known = self.tree.settle(inode)
+        known = self.tree.refresh_attributes(inode)
         row = inode.row if inode.row is not None else self._owner.row(inode)
         size = inode.size if known else None
         found = FileStat(inode.ino, inode.mode, size, row.mtime_ns, row.ctime_ns, row.uid, row.gid)
@@ -365,7 +365,7 @@ class FileSystem:
         self, tree: Oid, commit: Oid, time_ns: int | None = None, *, whole: bool = False
     ) -> SwitchResult:
         """Make `tree` the base; local changes stay. Downloads nothing, and never waits: when
-        `stale` are settled, everybody sees it.
+        `stale` are flushed, everybody sees it.
 
         `time_ns` is the mtime of what changes. `whole`: do nothing, and tell what is `kept`, where
         local changes are in the way. Raises: MissingObject, OSError; then nothing has changed.
@@ -489,7 +489,7 @@ class FileSystem:
 
 
 def _base_time_ns(tip: TipLike | None) -> int:
-    latest = now_ns() - _SETTLED_NS
+    latest = now_ns() - _RACY_NS
     return latest if tip is None else min(max(tip.commit_time, _EARLIEST_S) * 1_000_000_000, latest)
 
 

@@ -167,7 +167,7 @@ class Operations(pyfuse3.Operations):
     def _reply_entry(self, inode: Inode) -> EntryAttributes:
         """Attributes of an inode to which the kernel gets one more reference."""
         try:
-            self._tree.settle(inode)
+            self._tree.refresh_attributes(inode)
         except BaseException:
             self._tree.drop_if_unused(inode)
             raise
@@ -191,7 +191,7 @@ class Operations(pyfuse3.Operations):
         if self._virtual.owns(ino):
             return self._virtual.attributes(ino)
         inode = self._tree.get(ino)
-        if not self._tree.settle(inode):
+        if not self._tree.refresh_attributes(inode):
             await self._contents.ensure_size(inode, ctx.pid)
         return entry_attributes(inode, self._tree.owner)
 
@@ -223,7 +223,7 @@ class Operations(pyfuse3.Operations):
             self._mutations.set_attributes(
                 inode, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns
             )
-        if not self._tree.settle(inode):
+        if not self._tree.refresh_attributes(inode):
             await self._contents.ensure_size(inode, ctx.pid)
         return entry_attributes(inode, self._tree.owner)
 
@@ -248,7 +248,7 @@ class Operations(pyfuse3.Operations):
         """Waits for the content; the caller can be killed."""
         offered = self._virtual.offered
         if offered is not None and offered.is_object(ino):
-            return await offered.bring(ino, ctx.pid)
+            return await offered.fetch(ino, ctx.pid)
         return await self._contents.link_target(self._tree.get(ino), ctx.pid)
 
     # Changing names
@@ -416,7 +416,7 @@ class Operations(pyfuse3.Operations):
         for number in range(position, min(2, position + 2)):
             dots = directory if number == 0 else directory.parent or directory
             with contextlib.suppress(OSError, ArtifactFSError, MissingObject):
-                self._tree.settle(dots)  # else its link count is not known: nobody sees it here
+                self._tree.refresh_attributes(dots)  # else no link count is known: nobody sees it
             entry, cookie = entry_attributes(dots, self._tree.owner), listing.cookie(number + 1)
             if not pyfuse3.readdir_reply(token, b"." * (number + 1), entry, cookie):
                 self._unfinished.keep(listing)
@@ -476,7 +476,7 @@ class Operations(pyfuse3.Operations):
                 return
 
     def _attributes(self, inode: Inode, listing: Listing) -> EntryAttributes:
-        self._tree.settle(inode, listing.sizes)
+        self._tree.refresh_attributes(inode, listing.sizes)
         return entry_attributes(inode, self._tree.owner)
 
     @_answering

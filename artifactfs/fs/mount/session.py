@@ -55,8 +55,8 @@ async def serve(
         fd = _mount(filesystem, path, options)
     wakefulness = Wakefulness()
     if features.on("fast-loop"):
-        took = wakefulness.took if keep_awake else fastloop.nothing
-        if fd is None or not fastloop.install(pyfuse3, fd, took):
+        on_request = wakefulness.note_request if keep_awake else fastloop.nothing
+        if fd is None or not fastloop.install(pyfuse3, fd, on_request):
             features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
     try:
         with filesystem.served():

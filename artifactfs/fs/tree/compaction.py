@@ -90,7 +90,7 @@ class Compaction:
         try:
             if inode.data is None or not inode.linked:
                 return False
-            self._tree.settle(inode)
+            self._tree.refresh_attributes(inode)
             seen = oid, self._mtime(inode)
             if self._differs.get(ino) == seen:
                 return False

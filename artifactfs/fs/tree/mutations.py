@@ -15,7 +15,7 @@ import stat
 from typing import Protocol
 
 from artifactfs.fs.gitview.journal import ChangeJournal
-from artifactfs.fs.inodes.clock import now_ns, see
+from artifactfs.fs.inodes.clock import advance_to, now_ns
 from artifactfs.fs.inodes.inode import EMPTY, Data, Directory, Inode, Row
 from artifactfs.fs.kernel.refusal import fail
 from artifactfs.fs.overlay.pending import put_meta
@@ -273,7 +273,7 @@ class Mutations:
         if atime_ns is not None:
             row.atime_ns = atime_ns
         if mtime_ns is not None:
-            see(mtime_ns)
+            advance_to(mtime_ns)
             row.mtime_ns = mtime_ns
             if row.has_upper:
                 self._tree.stamp(inode, mtime_ns)

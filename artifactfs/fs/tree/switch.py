@@ -108,7 +108,7 @@ class Switch:
         self._change.also(put_meta("base_commit", commit))
         self._change.also(put_meta("base_tree", new))
         self._change.commit()
-        self._settle()
+        self._drop_old_contents()
         if in_kernel:
             self._invalidate()
         self._let_go()
@@ -302,7 +302,7 @@ class Switch:
 
     # After the commit
 
-    def _settle(self) -> None:
+    def _drop_old_contents(self) -> None:
         for inode in self._effects.files:
             inode.size = UNKNOWN_SIZE
             self._tree.opened.forget(inode)

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from artifactfs.damage import DamageReport
 from artifactfs.fs.inodes import seals
-from artifactfs.fs.inodes.clock import see
+from artifactfs.fs.inodes.clock import advance_to
 from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import (
     EMPTY,
@@ -206,7 +206,7 @@ class Tree:
             directory.subdirectories = count
         return count
 
-    def settle(self, inode: Inode, sizes: Mapping[Oid, int] | None = None) -> bool:
+    def refresh_attributes(self, inode: Inode, sizes: Mapping[Oid, int] | None = None) -> bool:
         """Bring size, blocks and times up to date. False where the size is not known here.
 
         `sizes`: of blobs, where those that are known were looked up already.
@@ -252,7 +252,7 @@ class Tree:
         data.blocks = found.st_blocks
         if found.st_mtime_ns != row.mtime_ns:
             row.mtime_ns = row.ctime_ns = found.st_mtime_ns
-            see(found.st_mtime_ns)
+            advance_to(found.st_mtime_ns)
 
     def give_up_data(self, inode: Inode) -> None:
         """The content of `inode` is not ours any more: its row says so already."""

@@ -38,7 +38,7 @@ _ESCAPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class AttributeLine:
     """A line: for the paths of `pattern`, or what the macro `macro` stands for."""
 
     states: tuple[tuple[bytes, Value], ...]
@@ -47,10 +47,10 @@ class Line:
     macro: bytes | None = None
 
 
-BUILTIN = (Line(((b"diff", False), (b"merge", False), (b"text", False)), macro=b"binary"),)
+BUILTIN = (AttributeLine(((b"diff", False), (b"merge", False), (b"text", False)), macro=b"binary"),)
 
 
-def parse(content: bytes, *, macros: bool, is_file: bool = False) -> tuple[Line, ...]:
+def parse(content: bytes, *, macros: bool, is_file: bool = False) -> tuple[AttributeLine, ...]:
     """The lines of one file; as git does, those that are malformed are left out.
 
     `macros`: it may define some (all but the .gitattributes of subdirectories may). `is_file`: it
@@ -64,7 +64,7 @@ def parse(content: bytes, *, macros: bool, is_file: bool = False) -> tuple[Line,
     return tuple(line for line in lines if line is not None)
 
 
-def _parse_line(line: bytes, macros: bool) -> Line | None:
+def _parse_line(line: bytes, macros: bool) -> AttributeLine | None:
     text = line.lstrip(_BLANK)
     if not text or text.startswith(b"#") or len(line) >= _MAX_LINE:
         return None
@@ -86,7 +86,7 @@ def _parse_line(line: bytes, macros: bool) -> Line | None:
     valid = tuple(state for state in states if state is not None)
     if len(valid) < len(states):
         return None
-    return Line(valid, macro=pattern) if is_macro else Line(valid, pattern)
+    return AttributeLine(valid, macro=pattern) if is_macro else AttributeLine(valid, pattern)
 
 
 def _parse_state(word: bytes) -> tuple[bytes, Value] | None:
@@ -129,7 +129,7 @@ class Source:
     """The lines of one file, and the directory (no slash at its end) they are about."""
 
     directory: bytes
-    lines: tuple[Line, ...]
+    lines: tuple[AttributeLine, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,7 +287,7 @@ class _Plan:
         self._entries = entries
         self._edits = edits
         self._removed: list[int] = []
-        self._coming: list[tuple[bytes, bytes, bool]] = []
+        self._added: list[tuple[bytes, bytes, bool]] = []
 
     def remove(self, number: int) -> None:
         self._edits[number] = b""
@@ -297,24 +297,24 @@ class _Plan:
         self._edits[number] = b"".join(encode_entries([entry]))
 
     def insert(self, entry: IndexEntry, *, trusted: bool) -> None:
-        self._coming.append((entry.path, b"".join(encode_entries([entry])), trusted))
+        self._added.append((entry.path, b"".join(encode_entries([entry])), trusted))
 
     @property
     def count(self) -> int:
-        return len(self._entries.paths) - len(self._removed) + len(self._coming)
+        return len(self._entries.paths) - len(self._removed) + len(self._added)
 
     def pieces(self, content: bytes) -> list[bytes]:
         """The new entries: runs of what stays, and what is new in between."""
         offsets = self._entries.offsets
         self._removed.sort()
-        self._coming.sort()
-        self._places = [bisect_left(self._entries.paths, path) for path, _, _ in self._coming]
+        self._added.sort()
+        self._places = [bisect_left(self._entries.paths, path) for path, _, _ in self._added]
         out: list[bytes] = []
         done = at = 0
         for number in sorted({*self._edits, *self._places}):
             out.append(content[offsets[done] : offsets[number]])
             while at < len(self._places) and self._places[at] == number:
-                out.append(self._coming[at][1])
+                out.append(self._added[at][1])
                 at += 1
             done = number
             if number in self._edits:
@@ -330,7 +330,7 @@ class _Plan:
             number + bisect_left(places, number + 1) - bisect_left(removed, number)
             for number in numbers
         ]
-        for rank, (place, (_, _, trusted)) in enumerate(zip(places, self._coming, strict=True)):
+        for rank, (place, (_, _, trusted)) in enumerate(zip(places, self._added, strict=True)):
             if not trusted:
                 found.append(place + rank - bisect_left(removed, place))
         return sorted(found)

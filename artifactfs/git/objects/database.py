@@ -47,7 +47,7 @@ BASE_CACHE = 4 << 20
 IN_MEMORY = 8 << 20
 """Larger contents are put together in a mapped temporary file."""
 
-_SETTLED_NS = 20_000_000
+_STABLE_NS = 20_000_000
 """A directory that changed this recently may change again without a new mtime (kernel tick)."""
 
 _MAX_ALTERNATE_DEPTH = 5
@@ -117,8 +117,8 @@ class _Directory:
                 inodes = {entry.name: entry.inode() for entry in entries}
         except FileNotFoundError:
             return set()
-        settled = now_ns - changed_ns > _SETTLED_NS
-        self._scanned_ns = changed_ns if settled else -1
+        stable = now_ns - changed_ns > _STABLE_NS
+        self._scanned_ns = changed_ns if stable else -1
         packs = (f"{name[:-4]}.pack" for name in inodes if name.endswith(".idx"))
         return {(name, inodes[name]) for name in packs if name in inodes}
 

@@ -267,7 +267,7 @@ def _instruction(change: RefChange) -> bytes:
 
 
 async def fetch_commit(gitdir: Path, remote: Remote, oid: Oid) -> None:
-    """Bring `oid` (a commit, or a tag of one) and its trees, without parents.
+    """Fetch `oid` (a commit, or a tag of one) and its trees, without parents.
 
     ``shallow`` stays as it is: parents that are not here are promised objects. One round trip.
     Raises: RemoteError (RemoteNotFound where the remote does not have it), CorruptData.

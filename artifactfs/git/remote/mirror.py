@@ -114,7 +114,7 @@ class MirrorTransport(StreamTransport):
             await self._update(_UPDATE_S)
 
     async def prepare_objects(self, wants: frozenset[Oid]) -> None:
-        """Bring what a partial mirror lacks, in one batch. Raises: RemoteError."""
+        """Fetch what a partial mirror lacks, in one batch. Raises: RemoteError."""
         if not self._partial:
             return
         async with self._updating:

@@ -35,7 +35,7 @@ from artifactfs.git.wire.credentials import (
     credential_for,
     reject_credential,
 )
-from artifactfs.git.wire.http_clients import Line, Lines, httpx
+from artifactfs.git.wire.http_clients import ClientPair, SharedClient, httpx
 from artifactfs.git.wire.transport import (
     UNREACHABLE_HINT,
     Advertisement,
@@ -120,7 +120,7 @@ class HttpTransport:
         self._asked: _Asked | None = None
         self._approved: Credential | None = None
         self._deadline_s = deadline_s
-        self._lines = Lines(url, settings, deadline_s)
+        self._lines = ClientPair(url, settings, deadline_s)
 
     async def advertisement(self) -> Advertisement:
         """GET info/refs; a redirect moves the remote, as it does for git."""
@@ -226,7 +226,7 @@ class HttpTransport:
             with trio.CancelScope(shield=True):
                 await self._end(line, response)
 
-    async def _end(self, line: Line, response: httpx.Response | None) -> None:
+    async def _end(self, line: SharedClient, response: httpx.Response | None) -> None:
         """A request on `line` is over; `response` is None where it brought none.
 
         What an HTTP/2 server sends of an answer that was given up is never acknowledged by
@@ -247,7 +247,7 @@ class HttpTransport:
         body: bytes,
         kind: str,
         credential: Credential | None,
-        line: Line,
+        line: SharedClient,
     ) -> httpx.Response:
         """Send once; once more where a kept connection turned out to be closed by the server."""
         if not self._settings.authorizes:
@@ -324,7 +324,7 @@ class HttpTransport:
         if self.url.origin != old.origin:
             # Certificates and extra headers (which may be credentials) are those of a URL.
             self._settings = await self._settings_of(self.url)
-            lines, self._lines = self._lines, Lines(self.url, self._settings, self._deadline_s)
+            lines, self._lines = self._lines, ClientPair(self.url, self._settings, self._deadline_s)
             await lines.retire()
 
     async def _refusal(self, response: httpx.Response) -> RemoteError:

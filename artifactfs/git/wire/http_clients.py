@@ -16,7 +16,7 @@ from artifactfs.git.wire.url import RemoteURL
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
 import httpx  # noqa: E402
 
-__all__ = ["Line", "Lines", "httpx"]
+__all__ = ["ClientPair", "SharedClient", "httpx"]
 
 # They log a line for every request, and at debug level the headers, credentials included.
 for _name in ("httpx", "httpcore", "hpack", "h2"):
@@ -30,7 +30,7 @@ _KEEP_ALIVE_S = 60.0
 
 
 @dataclass(slots=True, eq=False)
-class Line:
+class SharedClient:
     """A client and the number of requests that are on it. A `retired` one takes no more, and is
     closed with the last of them."""
 
@@ -51,7 +51,7 @@ class Line:
             await self.client.aclose()
 
 
-class Lines:
+class ClientPair:
     """The line of background requests and that of urgent ones.
 
     Reading the system's certificates takes tens of milliseconds, so http:// does without: its
@@ -64,13 +64,13 @@ class Lines:
         self._context = _tls(settings) if self._https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._settings = settings
         self._deadline_s = deadline_s
-        self.background = self._line(BACKGROUND_CONNECTIONS, http2=False)
-        self.urgent = self._line(URGENT_CONNECTIONS, http2=self._https)
+        self.background = self._shared_client(BACKGROUND_CONNECTIONS, http2=False)
+        self.urgent = self._shared_client(URGENT_CONNECTIONS, http2=self._https)
 
-    async def replace_urgent(self, line: Line) -> None:
+    async def replace_urgent(self, line: SharedClient) -> None:
         """Use `line` no longer for urgent requests."""
         if line is self.urgent:
-            self.urgent = self._line(URGENT_CONNECTIONS, http2=self._https)
+            self.urgent = self._shared_client(URGENT_CONNECTIONS, http2=self._https)
             await line.retire()
 
     async def retire(self) -> None:
@@ -83,8 +83,8 @@ class Lines:
         await self.background.client.aclose()
         await self.urgent.client.aclose()
 
-    def _line(self, connections: int, *, http2: bool) -> Line:
-        return Line(
+    def _shared_client(self, connections: int, *, http2: bool) -> SharedClient:
+        return SharedClient(
             _client(self._context, self._settings, self._deadline_s, connections, http2), http2
         )
 

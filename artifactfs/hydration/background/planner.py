@@ -23,7 +23,7 @@ class Planner:
     """Walks the tree that is set, learns its sizes and hands it to the sweep.
 
     `inventory` is that of the last tree that was walked, and `walked` is set while that is the one
-    to work on; `begun` is called when the sweep has something to do.
+    to work on; `wake` is called when the sweep has something to do.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Planner:
         sizing: Sizing,
         sweep: Sweep,
         classify: Classifier,
-        begun: Callable[[], None],
+        wake: Callable[[], None],
         turn: SweepTurn,
     ) -> None:
         self._turn = turn
@@ -45,7 +45,7 @@ class Planner:
         self._sizing = sizing
         self._sweep = sweep
         self._classify = classify
-        self._begun = begun
+        self._wake = wake
         self._tree: bytes | None = None
         self.expected: bytes | None = None
         """The tree of the mount, where it is known before it is worked on."""
@@ -86,17 +86,17 @@ class Planner:
         if tree == self._tree:
             self.walked.set()
         self._sweep.begin(inventory)
-        self._begun()
+        self._wake()
         self.take_turn()
         if self._sweep.needs_remote:
             try:
                 remote = await self._link.get()
                 self._sweep.with_subtrees = remote.capabilities.filter
                 self._sweep.reached = True
-                self._begun()
+                self._wake()
             except RemoteError as error:
                 log.info("the remote's capabilities are unknown: %s", redact(error.message))
                 self._sweep.with_subtrees = False
         await self._sizing.whole(inventory)
         self._sweep.sized = True
-        self._begun()
+        self._wake()

@@ -32,17 +32,17 @@ class RecentHistory:
     """Lists the blobs of recent commits for the tail of the sweep."""
 
     def __init__(
-        self, *, odb: ObjectDatabase, sizing: Sizing, sweep: Sweep, begun: Callable[[], None]
+        self, *, odb: ObjectDatabase, sizing: Sizing, sweep: Sweep, wake: Callable[[], None]
     ) -> None:
         self._odb = odb
         self._sizing = sizing
         self._sweep = sweep
-        self._begun = begun
+        self._wake = wake
         self._commit: bytes | None = None
         self._wanted = trio.Event()
 
     def start(self, commit: bytes) -> None:
-        """Bring what the commits up to `commit` changed, once the sweep is done."""
+        """Fetch what the commits up to `commit` changed, once the sweep is done."""
         if self._sweep.reach != "none":
             self._commit = commit
             self._sweep.recent_pending = True
@@ -55,7 +55,7 @@ class RecentHistory:
             self._wanted = trio.Event()
             if self._commit is not None:
                 self._sweep.set_recent(await self._list(self._commit))
-                self._begun()
+                self._wake()
 
     async def _list(self, commit: bytes) -> list[bytes]:
         try:

@@ -154,7 +154,7 @@ class Sweep:
         self._last_read = trio.current_time() + seconds - QUIET_S
 
     def set_recent(self, oids: Iterable[bytes]) -> None:
-        """Bring these when everything else is here."""
+        """Fetch these when everything else is here."""
         self.recent_pending = False
         self._recent = deque(oids)
         self._recent_tries = MAX_ROUNDS

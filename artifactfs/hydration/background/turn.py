@@ -24,15 +24,19 @@ PATIENCE_S = 120.0
 
 
 class SweepTurn:
-    """The turn of this worker. `came` runs when it came after waiting, `begun` whenever it came."""
+    """The turn of this worker. `after_wait` runs when it had to be waited for, then `wake`."""
 
     def __init__(
-        self, directory: Path, *, came: Callable[[], Awaitable[None]], begun: Callable[[], None]
+        self,
+        directory: Path,
+        *,
+        after_wait: Callable[[], Awaitable[None]],
+        wake: Callable[[], None],
     ) -> None:
         self.mine = False
         self._directory = directory
-        self._came = came
-        self._begun = begun
+        self._after_wait = after_wait
+        self._wake = wake
         self._tree: bytes | None = None
         self._wanted = trio.Event()
         self._fd = -1
@@ -77,10 +81,10 @@ class SweepTurn:
                 return
             self._wanted = trio.Event()  # asked for the same tree again
         if waited:
-            await self._came()
+            await self._after_wait()
         if self._tree == tree:
             self.mine = True
-            self._begun()
+            self._wake()
 
     def _try(self, tree: bytes) -> bool:
         """Whether the lock could be had, or there can be none (the disk is full)."""

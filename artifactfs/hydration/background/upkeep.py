@@ -95,8 +95,8 @@ class Upkeep:
             await self._sizes.flush()
         except sqlite3.Error as error:  # a full disk, say: all the more reason to go on
             log.warning("sizes could not be written: %s", error)
-        for oid in self._large.unsettled():
-            await self._large.settle(oid)
+        for oid in self._large.unpublished():
+            await self._large.publish(oid)
         async with self._lock:
             await trio.to_thread.run_sync(self._mend)
             total, packs = await trio.to_thread.run_sync(self._measure)

@@ -123,13 +123,13 @@ class FlightControl:
         """When bytes came last of a request that brings `oid`; long ago where none have."""
         want = self._queue.get(oid)
         flights = [*want.carriers] if want is not None else []
-        if (flight := self.bringing(oid)) is not None:
+        if (flight := self.flight_with(oid)) is not None:
             flights.append(flight)
         return max((flight.moved for flight in flights if flight.received), default=-math.inf)
 
-    def bringing(self, oid: bytes) -> Flight | None:
+    def flight_with(self, oid: bytes) -> Flight | None:
         """The flight that brought `oid` already, but whose pack is not in place yet."""
-        return next((flight for flight in self.active if oid in flight.brought), None)
+        return next((flight for flight in self.active if oid in flight.arrived), None)
 
     async def give_way(self, seconds: float) -> None:
         """Wait, at most so long, while requests are on that somebody asked for."""
@@ -158,7 +158,7 @@ class FlightControl:
                 self._no_urgent.set()
         for want in flight.wants.values():
             want.carriers.remove(flight)
-            if want.settled:
+            if want.finished:
                 continue
             if want.readers and not want.carriers:
                 want.priority = Priority.EXPLICIT
@@ -242,16 +242,16 @@ class FlightControl:
         for want in flight.wants.values():
             if flight.single is not None and want.oid not in flight.single:
                 continue
-            if flight.reason is Reason.READ and (want.settled or (retried and not want.readers)):
+            if flight.reason is Reason.READ and (want.finished or (retried and not want.readers)):
                 continue  # readers come first when something is wrong: leave the siblings out
-            if want.oid not in self.lacking or (want.readers and not want.settled):
+            if want.oid not in self.lacking or (want.readers and not want.finished):
                 candidates.append(want.oid)
         oids = self._local.missing(candidates)
         absent = set(oids)
         for oid in candidates:
             if oid not in absent:
-                self._queue.settle(flight.wants[oid], error=None)
-        if not flight.wants or any(not want.settled for want in flight.wants.values()):
+                self._queue.finish(flight.wants[oid], error=None)
+        if not flight.wants or any(not want.finished for want in flight.wants.values()):
             oids += flight.trees
         return oids
 
@@ -298,7 +298,7 @@ class FlightControl:
         """`chunks`, while `scope` is given `stall_s` from each on: from a sign of life without
         content, too, but not for longer than the repository's deadline. Raises: RemoteUnreachable
         when nobody has waited for them for a while."""
-        came = waited_for = trio.current_time()
+        last_chunk_at = waited_for = trio.current_time()
         async for chunk in chunks:
             now = trio.current_time()
             if not flight.urgent or any(want.readers for want in flight.wants.values()):
@@ -306,11 +306,11 @@ class FlightControl:
             elif now - waited_for > ABANDONED_S:
                 raise RemoteUnreachable("given up: nobody waits for it any more")
             if not chunk:
-                scope.deadline = min(now + stall_s, came + self._deadline_s)
+                scope.deadline = min(now + stall_s, last_chunk_at + self._deadline_s)
                 continue
             flight.received += len(chunk)
             self.counters.bytes += len(chunk)
-            flight.moved = came = now
+            flight.moved = last_chunk_at = now
             scope.deadline = now + stall_s
             yield chunk
             if flight.reason is Reason.SWEEP and self._urgent:
@@ -348,14 +348,14 @@ class FlightControl:
         """They are in place: as `_receive`. A checkpoint every millisecond."""
         for number, item in enumerate(objects, start=1):
             if item.kind == "blob":
-                self._came(flight, self._queue.get(item.oid), item.oid, item.size)
+                self._note_arrival(flight, self._queue.get(item.oid), item.oid, item.size)
             if not number % 50:
                 await trio.lowlevel.checkpoint()
 
-    def _came(
+    def _note_arrival(
         self, flight: Flight, want: Want | None, oid: bytes, size: int, data: bytes | None = None
     ) -> None:
-        """The blob `oid` is here: note it, and settle what wanted it."""
+        """The blob `oid` is here: note it, and finish what wanted it."""
         flight.objects += 1
         self.counters.blobs += 1
         self._local.note_size(oid, size)
@@ -364,7 +364,7 @@ class FlightControl:
             return
         if _explicit(want):
             self._record(want, size)
-        self._queue.settle(want, data=data, error=None)
+        self._queue.finish(want, data=data, error=None)
 
     def _receive(self, flight: Flight, packed: PackedObject) -> None:
         """An object is whole and verified: hand it to its readers. Raises: OSError."""
@@ -372,10 +372,10 @@ class FlightControl:
             return
         oid = packed.oid
         if flight.wants:
-            flight.brought.add(oid)
+            flight.arrived.add(oid)
         want = self._queue.get(oid)
         self._local.keep(packed, in_memory=flight.soon_read or _explicit(want))
-        self._came(flight, want, oid, packed.size, packed.data)
+        self._note_arrival(flight, want, oid, packed.size, packed.data)
 
     def _record(self, want: Want, size: int, error: str = "") -> None:
         ms = (trio.current_time() - want.created) * 1_000
@@ -408,7 +408,7 @@ class FlightControl:
         """Keep one want in this flight; queue the others that have readers on their own."""
         keep: Want | None = None
         for want in flight.wants.values():
-            if want.settled or not want.readers:
+            if want.finished or not want.readers:
                 continue
             if keep is None:
                 keep = want
@@ -418,14 +418,14 @@ class FlightControl:
         for oid in oids:
             self.lacking.add(oid)
             want = flight.wants.get(oid)
-            if want is not None and not want.settled:
+            if want is not None and not want.finished:
                 failure = HydrationFailed(f"the remote does not have object {oid.hex()}")
-                self._queue.settle(want, error=failure)
+                self._queue.finish(want, error=failure)
 
     def _fail_unsent(self, flight: Flight, oids: list[bytes]) -> None:
         """The answer was good, and without some of what it was asked for."""
         wanted = set(oids) - set(flight.trees)
-        unsent = [oid for oid in wanted if oid in flight.wants and not flight.wants[oid].settled]
+        unsent = [oid for oid in wanted if oid in flight.wants and not flight.wants[oid].finished]
         self._lack(flight, self._local.missing(unsent))
 
     def _fail(self, flight: Flight, error: ArtifactFSError) -> None:
@@ -433,8 +433,8 @@ class FlightControl:
         if not flight.urgent and not isinstance(error, HydrationFailed):
             return
         for want in flight.wants.values():
-            if not want.settled and (flight.urgent or want.priority is not Priority.EXPLICIT):
-                self._queue.settle(want, error=_failure(error))
+            if not want.finished and (flight.urgent or want.priority is not Priority.EXPLICIT):
+                self._queue.finish(want, error=_failure(error))
 
 
 async def _bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:

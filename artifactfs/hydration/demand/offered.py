@@ -73,8 +73,8 @@ class OfferedBlobs:
         with trio.move_on_after(WALK_S):
             await self._planner.walked.wait()
 
-    async def bring(self, oid: bytes, pid: int) -> None:
-        """Bring `oid`, with what a scan in the order of the tree needs next, into a pack.
+    async def fetch(self, oid: bytes, pid: int) -> None:
+        """Fetch `oid`, with what a scan in the order of the tree needs next, into a pack.
 
         Waits for the network, and until the pack is in place: git will look for it there.
         Raises: HydrationTimeout, HydrationFailed.
@@ -87,7 +87,7 @@ class OfferedBlobs:
         await self._landed({oid})
         if not self._odb.contains(oid):
             # In memory since it was read, while its pack was evicted; so are others, then.
-            await self.bring_all([oid, *self._missing_around(oid, trees)])
+            await self.fetch_all([oid, *self._missing_around(oid, trees)])
 
     def _missing_around(self, oid: bytes, trees: Sequence[bytes]) -> list[bytes]:
         """Blobs near `oid` that no pack has, of as many of `trees` as hold few: for one request."""
@@ -99,8 +99,8 @@ class OfferedBlobs:
             missing = self._odb.missing(blob.oid for blob in blobs if blob.oid != oid)
         return missing
 
-    async def bring_all(self, oids: Sequence[bytes]) -> None:
-        """Bring all of `oids` into packs, as `bring`, without readahead. Raises: HydrationFailed,
+    async def fetch_all(self, oids: Sequence[bytes]) -> None:
+        """Fetch all of `oids` into packs, as `fetch`, without readahead. Raises: HydrationFailed,
         after trying all."""
         try:
             await self._prefetch(oids)
@@ -111,7 +111,7 @@ class OfferedBlobs:
         """Wait for the packs in which `oids` have come, but not for a remote that stalls."""
         with trio.move_on_after(STALLED_S):
             for flight in list(self._control.active):
-                if not oids.isdisjoint(flight.brought):
+                if not oids.isdisjoint(flight.arrived):
                     await flight.landed.wait()
 
     def _place(self, oid: bytes) -> tuple[bytes, tuple[bytes, ...]]:

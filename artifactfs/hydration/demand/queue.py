@@ -1,7 +1,7 @@
 """Blobs that are wanted and not here: each oid once, in order of priority.
 
 Plain data for one event loop: no method awaits, so each of them is atomic. The hydrator moves a
-`Want` through its life: queued, carried by one or two flights (requests on the wire), settled.
+`Want` through its life: queued, carried by one or two flights (requests on the wire), finished.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AHEAD = 4 * REQUEST_WANTS
 
 
 class WantQueue:
-    """The wants that are not settled, and the order of those that are queued."""
+    """The wants that are not finished, and the order of those that are queued."""
 
     def __init__(self) -> None:
         self._wants: dict[bytes, Want] = {}
@@ -88,7 +88,7 @@ class WantQueue:
 
     def push(self, want: Want) -> None:
         """Queue `want` (again) at its priority, and wake whoever waits for work."""
-        if want.queued or want.settled:
+        if want.queued or want.finished:
             return
         want.queued = True
         self._lanes[want.priority].append(want)
@@ -107,13 +107,13 @@ class WantQueue:
         """The want of that priority that `take` would give first."""
         lane = self._lanes[priority]
         while lane and (not lane[0].queued or lane[0].priority is not priority):
-            lane.popleft()  # was raised, taken or settled: its real entry is elsewhere
+            lane.popleft()  # was raised, taken or finished: its real entry is elsewhere
         return lane[0] if lane else None
 
     def take(self, priorities: Sequence[Priority], *, max_wants: int, max_bytes: int) -> list[Want]:
         """Remove up to that much from the queue, in order; at least one where there is one.
 
-        The wants stay findable by `get` until they are settled. Bytes are content bytes; where a
+        The wants stay findable by `get` until they are finished. Bytes are content bytes; where a
         size is not known, the mean of source files counts.
         """
         taken: list[Want] = []
@@ -130,11 +130,11 @@ class WantQueue:
                 taken.append(want)
         return taken
 
-    def settle(
+    def finish(
         self, want: Want, *, data: bytes | None = None, error: HydrationError | None = None
     ) -> None:
         """End the life of `want`: wake its readers with the content or the error."""
-        if want.settled:
+        if want.finished:
             return
         if want.queued:
             want.queued = False
@@ -148,38 +148,38 @@ class WantQueue:
     def drop_idle(self, want: Want) -> None:
         """Forget a want that nobody reads and no flight carries (a prediction that failed)."""
         if not want.readers and not want.carriers:
-            self.settle(want, error=None)
+            self.finish(want, error=None)
 
 
-async def bring(
+async def fetch_in_order(
     oids: Sequence[bytes],
     *,
     join: Callable[[Sequence[bytes]], list[Want]],
     admit: Callable[[], Awaitable[None]],
 ) -> AsyncGenerator[Want, None]:
-    """Yield a want of each of `oids`, in their order, when it is settled. Close it if you leave.
+    """Yield a want of each of `oids`, in their order, when it is finished. Close it if you leave.
 
     `join` makes wants with one reader each; before, `admit` waits or raises while the remote is
     down. Waits for the network without a deadline.
     """
-    coming: deque[Want] = deque()
+    joined: deque[Want] = deque()
     try:
         for start in range(0, len(oids), REQUEST_WANTS):
             await admit()
-            coming += join(oids[start : start + REQUEST_WANTS])
+            joined += join(oids[start : start + REQUEST_WANTS])
             await trio.lowlevel.checkpoint()
-            while len(coming) > AHEAD:
-                yield await _first(coming)
-        while coming:
-            yield await _first(coming)
+            while len(joined) > AHEAD:
+                yield await _first(joined)
+        while joined:
+            yield await _first(joined)
     finally:
-        for want in coming:
+        for want in joined:
             want.readers -= 1
 
 
-async def _first(coming: deque[Want]) -> Want:
-    want = coming[0]
-    if not want.settled:  # a checkpoint for each of thousands takes longer than what they are for
+async def _first(joined: deque[Want]) -> Want:
+    want = joined[0]
+    if not want.finished:  # a checkpoint for each of thousands takes longer than what they are for
         await want.done.wait()
     want.readers -= 1
-    return coming.popleft()
+    return joined.popleft()

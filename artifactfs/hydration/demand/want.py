@@ -25,7 +25,7 @@ where a request hands out nothing before its end."""
 class Want:
     """One blob that somebody wants. `created` is in seconds of `trio.current_time`.
 
-    Settled means that `done` is set, and then either `error` is there, or the content is: in
+    Finished means that `done` is set, and then either `error` is there, or the content is: in
     `data`, in the store of large blobs or in the object database.
     """
 
@@ -49,7 +49,7 @@ class Want:
     done: trio.Event = field(default_factory=trio.Event)
 
     @property
-    def settled(self) -> bool:
+    def finished(self) -> bool:
         return self.done.is_set()
 
 
@@ -68,7 +68,7 @@ class Flight:
 
     `trees` are wanted whole; their blobs may be among `wants` so that readers find them, and then
     are not in `single`, which lists the blobs to name in the request (None: all of `wants`).
-    `brought` has the oids that came, unless nobody could look for them (`wants` is empty).
+    `arrived` has the oids that came, unless nobody could look for them (`wants` is empty).
     On a full disk an urgent flight has room made once, and then goes on `in_memory`. What is
     `whole` hands out nothing before all of it is here.
     """
@@ -83,7 +83,7 @@ class Flight:
     moved: float = field(default_factory=trio.current_time)
     received: int = 0
     objects: int = 0
-    brought: set[bytes] = field(default_factory=set)
+    arrived: set[bytes] = field(default_factory=set)
     error: ArtifactFSError | None = None
     made_room: bool = False
     in_memory: bool = False

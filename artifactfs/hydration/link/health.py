@@ -232,9 +232,11 @@ class RemoteHealth:
             self.note_success()
         finally:
             self._probing = False
-            took = trio.current_time() - started
+            duration_s = trio.current_time() - started
             # A black hole costs each asking reader up to READER_WAITS_S: ask it seldom.
-            spacing = QUICK_SPACING_S if took < QUICK_S else max(MIN_SPACING_S, 5 * took)
+            spacing = (
+                QUICK_SPACING_S if duration_s < QUICK_S else max(MIN_SPACING_S, 5 * duration_s)
+            )
             self._next_probe_at = trio.current_time() + spacing
             self._probe_ended.set()
             self._probe_ended = trio.Event()

@@ -31,7 +31,7 @@ _MAX_BACKOFF_S = 5.0
 
 
 class Sizing:
-    """Sizes of blobs, by whatever way is cheapest. `bring` hydrates the blobs of a directory."""
+    """Sizes of blobs, by whatever way is cheapest. `fetch` hydrates the blobs of a directory."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class Sizing:
         store: SizeStore,
         odb: ObjectDatabase,
         link: RemoteLink,
-        bring: Callable[[bytes, list[bytes]], Awaitable[None]],
+        fetch: Callable[[bytes, list[bytes]], Awaitable[None]],
     ) -> None:
         self._store = store
         self._odb = odb
         self._link = link
-        self._bring = bring
+        self._fetch_directory = fetch
 
     def known(self, oid: bytes) -> int | None:
         """The size of one blob if it can be told now. 1 to 40 µs."""
@@ -81,7 +81,7 @@ class Sizing:
         sizes |= await self._ask_until_answered(unknown)
         unknown = [oid for oid in unknown if oid not in sizes]
         if unknown:
-            await self._bring(tree, unknown)
+            await self._fetch_directory(tree, unknown)
             sizes |= self.known_many(unknown)
         return sizes
 

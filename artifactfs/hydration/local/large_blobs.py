@@ -60,7 +60,7 @@ class LargeBlobStore:
         self._damage = DamageReport() if damage is None else damage
         self._sums: OrderedDict[bytes, tuple[int, Checksums]] = OrderedDict()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._settling: dict[bytes, Path] = {}
+        self._unpublished: dict[bytes, Path] = {}
         self._counter = 0
 
     def path_of(self, oid: bytes) -> Path:
@@ -75,7 +75,7 @@ class LargeBlobStore:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return self._open_settling(oid)
+            return self._open_unpublished(oid)
         try:
             found = os.fstat(fd)
             sums = self._sums_of(oid, path, found)
@@ -170,13 +170,13 @@ class LargeBlobStore:
         else:
             os.utime(checksums.sums_path(path))
 
-    def _open_settling(self, oid: bytes) -> FileBlob | None:
-        temporary = self._settling.get(oid)
+    def _open_unpublished(self, oid: bytes) -> FileBlob | None:
+        temporary = self._unpublished.get(oid)
         if temporary is None:
             return None
         try:
             return FileBlob(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError:  # renamed a moment ago by the thread that settles it
+        except FileNotFoundError:  # renamed a moment ago by the thread that publishes it
             try:
                 return FileBlob(os.open(self.path_of(oid), os.O_RDONLY | os.O_CLOEXEC))
             except FileNotFoundError:
@@ -192,10 +192,10 @@ class LargeBlobStore:
         """Take over the verified content that a pack parser spooled to a file.
 
         Synchronous: a hard link where both are on one file system, which they are under a state
-        root. Readers in this worker see it at once; `settle` makes it durable and public.
+        root. Readers in this worker see it at once; `publish` makes it durable and public.
         One that two requests brought is kept once. Raises: OSError.
         """
-        if oid in self._settling:
+        if oid in self._unpublished:
             return
         temporary = self.temporary()
         try:
@@ -204,22 +204,22 @@ class LargeBlobStore:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
                 raise
             shutil.copyfile(spooled, temporary)
-        self._settling[oid] = temporary
+        self._unpublished[oid] = temporary
 
     def adopt_temporary(self, oid: bytes, temporary: Path) -> None:
         """Take over a complete, verified file that was written at a path from `temporary`."""
-        if oid in self._settling:
+        if oid in self._unpublished:
             temporary.unlink()
             return
-        self._settling[oid] = temporary
+        self._unpublished[oid] = temporary
 
-    def unsettled(self) -> list[bytes]:
-        """What still needs `settle`."""
-        return list(self._settling)
+    def unpublished(self) -> list[bytes]:
+        """What still needs `publish`."""
+        return list(self._unpublished)
 
-    async def settle(self, oid: bytes) -> None:
+    async def publish(self, oid: bytes) -> None:
         """Sync the file of `oid` and give it its name, in a thread. Raises: OSError."""
-        temporary = self._settling.get(oid)
+        temporary = self._unpublished.get(oid)
         if temporary is None:
             return
         try:
@@ -228,8 +228,8 @@ class LargeBlobStore:
             temporary.unlink(missing_ok=True)
             raise
         finally:
-            if self._settling.get(oid) is temporary:
-                del self._settling[oid]
+            if self._unpublished.get(oid) is temporary:
+                del self._unpublished[oid]
 
     def temporary(self) -> Path:
         """A new path in this store for a file that is being written."""

@@ -23,7 +23,7 @@ IN_LOOP = 128 << 10
 
 
 class LocalBlobs:
-    """Finds and opens what is here. `unpacked` is told when a large blob needs to be settled."""
+    """Finds and opens what is here. `unpacked` is told when a large blob needs to be published."""
 
     def __init__(
         self,

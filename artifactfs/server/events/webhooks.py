@@ -219,10 +219,10 @@ class Webhooks:
             async with self._turns:
                 error = await self._post(row)
             self._metrics.delivery(delivered=error is None)
-            await self._store.write(lambda db: _settle(db, row, error))
+            await self._store.write(lambda db: _record_outcome(db, row, error))
         except sqlite3.Error as failure:
             # It stays as it was, so the subscriber may get it again.
-            log.error("a webhook delivery cannot be settled: %s", failure)
+            log.error("a webhook delivery cannot be recorded: %s", failure)
         finally:
             under_way.discard(row["id"])
 
@@ -268,7 +268,7 @@ async def _post_to(target: Target, headers: dict[str, str], body: bytes) -> int:
         return answer.status_code
 
 
-def _settle(db: Database, row: Row, error: str | None) -> None:
+def _record_outcome(db: Database, row: Row, error: str | None) -> None:
     if error is None:
         db.conn.execute("DELETE FROM deliveries WHERE id = ?", (row["id"],))
         return
