@@ -160,12 +160,35 @@ def test_nonsense_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["https://x:S3CRET/y@host/p", "https://x:S3CRET@ho st/p", "https://x:S3CRET@h:0/p"]
+    "text",
+    [
+        *("https://x:S3CRET/y@host/p", "https://x:S3CRET@ho st/p", "https://x:S3CRET@h:0/p"),
+        *(
+            "https:/S3CRET@host/x",
+            "https:S3CRET@host/x",
+            "http//x:S3CRET@host/x",
+            "://x:S3CRET@h/p",
+        ),
+        *("git:S3CRET@host:x.git", "x:S3CRET@example.org/ns/r", "ssh:/git:S3CRET@h/x"),
+        *("'https://x:S3CRET@h/p'", "url=https://x:S3CRET@h/p", "git://x:S3CRET@h/p"),
+    ],
 )
 def test_a_refused_url_is_not_repeated(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_remote(text)
     assert "S3CRET" not in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("text", ["host:dir@2", "git@host:a/b@c", "git:repo.git", "me@host:~/a"])
+def test_an_address_for_ssh_is_no_malformed_url(text: str) -> None:
+    assert parse_remote(text).url == text
+
+
+def test_a_path_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("git:me@host:x.git", "a/b:c@d"):
+        (tmp_path / name).mkdir(parents=True)
+        assert parse_remote(name).path == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("text", ["ssh://h/caf\udce9.git", "file:///caf\udce9", "file:///caf%E9"])

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.wire.url import RemoteURL, parse_remote
+from artifactfs.redact import remember_secret
 from artifactfs.system.files import replace_file
 
 _HELPER_DEADLINE_S = 10.0
@@ -31,6 +32,9 @@ class Credential:
     username: str
     password: str = field(repr=False)
     told: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        remember_secret(self.password, self.username)
 
 
 class CredentialFile:

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from urllib.parse import quote, unquote
 
 from artifactfs.errors import InvalidInput
+from artifactfs.redact import remember_secret
 
 Scheme = Literal["https", "http", "ssh", "file", "git"]
 
@@ -23,6 +24,9 @@ DEFAULT_PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _HOST = re.compile(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%]+\]")
+_ALMOST_URL = re.compile(r"(?i)(?:https?|ftps?|ssh|git\+ssh|ssh\+git|file):/|https?[:;/]")
+_USERINFO_IN_PATH = re.compile(r"[^/]*@[^/]+[:/]|.*@[A-Za-z0-9.-]+:")
+_USERINFO = re.compile(r"(?:^|/)[^/:@]*:[^/@]+@")
 _SSH_SCHEMES = ("ssh", "git+ssh", "ssh+git")
 _USE = "use https://host/path, ssh://user@host/path, user@host:path, file:///path or a path"
 
@@ -44,6 +48,11 @@ class RemoteURL:
     host: str = ""
     port: int | None = None
     path: str = ""
+
+    def __post_init__(self) -> None:
+        remember_secret(self.password, self.username)
+        if self.is_http and self.password is None:  # https://TOKEN@host
+            remember_secret(self.username)
 
     @property
     def is_http(self) -> bool:
@@ -145,6 +154,7 @@ def _parse_file(rest: str) -> RemoteURL:
 
 def _parse_scp_or_path(text: str) -> RemoteURL:
     """``[user@]host:path``, unless a slash comes before the colon or such a path exists."""
+    _check_meant(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*::", text):
         raise InvalidInput("remote helpers (transport::address) are not supported", hint=_USE)
     bracket = re.match(r"(?:[^/@]+@)?\[[^\]/]+\]", text)
@@ -161,6 +171,22 @@ def _parse_scp_or_path(text: str) -> RemoteURL:
         raise InvalidInput("this is not a remote that git understands", hint=_USE)
     login = _no_option(username) or None
     return RemoteURL("ssh", text, login, None, _no_option(host), port, _no_option(path))
+
+
+def _check_meant(text: str) -> None:
+    """Refuse what is a path or an address to git, and was meant to be a URL with a secret in it:
+    it would be shown as an argument of ssh, and in messages. Raises: InvalidInput."""
+    if _ALMOST_URL.match(text) and not os.path.exists(text):
+        raise InvalidInput("the remote has a scheme without '://'", hint=_USE)
+    address, colon, path = text.partition(":")
+    is_scp = colon and "/" not in address and not os.path.exists(text)
+    if is_scp and _USERINFO_IN_PATH.match(path):
+        raise InvalidInput(
+            "the remote looks like a URL without its scheme",
+            hint="write https://user:password@host/path, or ssh://host/path if '@' is in the path",
+        )
+    if not is_scp and _USERINFO.search(text) and not os.path.exists(text):
+        raise InvalidInput("the remote is not a URL, and there is no such path", hint=_USE)
 
 
 def _split_authority(rest: str, scheme: str) -> tuple[str | None, str, int | None, str]:
