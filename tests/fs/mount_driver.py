@@ -184,6 +184,12 @@ class Commands:
     async def do_features(self) -> dict[str, dict[str, Any]]:
         return self.fs.features.as_json()
 
+    async def do_request(self) -> list[int]:
+        """Of the last request: for which process, and the kernel's number."""
+        session = self.fs.operations._session
+        assert session is not None and session.caller is not None and session.unique is not None
+        return [session.caller(), session.unique()]
+
     async def do_fast(self) -> bool:
         import pyfuse3
 

@@ -112,6 +112,17 @@ def test_what_each_is_seen_by(new_mount: Callable[..., Mount]) -> None:
                     assert (name, requests.get(row[1], 0)) == (name, row[column])
 
 
+@pytest.mark.extension
+def test_the_kernel_s_number_of_a_request(mount: Mount) -> None:
+    seen = []
+    for number in range(3):
+        (mount.path / f"absent{number}").exists()
+        caller, unique = mount.ask("request")
+        assert caller == os.getpid()
+        seen.append(unique)
+    assert 0 < seen[0] < seen[1] < seen[2] < 1 << 63
+
+
 def test_plain_pyfuse3_is_right(new_mount: Callable[..., Mount]) -> None:
     mount = shared(new_mount()).without("extension", "fast-loop", "kernel-limits")
     states = mount.ask("features")

@@ -29,7 +29,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
-from importlib import import_module, metadata
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -75,7 +75,7 @@ def probe(features: Features, pyfuse3: ModuleType) -> None:
     features.learn(
         kernel=version_of(os.uname().release),
         libfuse=running,
-        pyfuse3=version_of(metadata.version("pyfuse3")),
+        pyfuse3=version_of(pyfuse3.__version__),
     )
     if _loaded is None:
         features.lacks("extension", _missing)
