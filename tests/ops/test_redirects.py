@@ -263,3 +263,48 @@ def test_redirect_needs_a_mount(
     refused = daemon.run("redirect", "add", "target", "--name", "odd", check=False)
     assert refused.returncode == 1
     assert "hint: artifact-fs remount --name odd" in refused.stderr
+
+
+@both
+def test_what_is_taken_along_stays_as_it_was(tree: Tree, method: str) -> None:
+    """Owners, modes, times, hard links, symlinks and a fifo, there and back."""
+    folder = tree.mount_point / "target"
+    folder.mkdir()
+    (folder / "file").write_text("x")
+    os.chown(folder / "file", 65534, 65533)
+    (folder / "file").chmod(0o4750)
+    os.utime(folder / "file", ns=(1, 2_000_000_000))
+    os.link(folder / "file", folder / "same")
+    (folder / "link").symlink_to("nowhere")
+    os.mkfifo(folder / "fifo", 0o600)
+    os.chown(folder, 65534, 65534)
+
+    def seen() -> list[object]:
+        found = []
+        for path in sorted(folder.iterdir()):
+            it = path.lstat()
+            found.append((path.name, it.st_mode, it.st_uid, it.st_gid, it.st_mtime_ns, it.st_nlink))
+        return [folder.stat().st_uid, *found]
+
+    before = seen()
+    redirects.add(tree, "target", method=method, move=True)
+    assert seen() == before
+    redirects.remove(tree, "target", keep=True)
+    assert seen() == before
+
+
+def test_what_cannot_be_copied_is_left_where_it_is(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tree.mount_point / "target"
+    folder.mkdir()
+    (folder / "file").write_text("x")
+    program = tmp_path / "cp"
+    program.write_text("#!/bin/sh\necho 'cp: no space left' >&2; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(MountError, match="no space left"):
+        redirects.add(tree, "target", move=True)
+    assert (folder / "file").read_text() == "x"
+    monkeypatch.undo()
+    redirects.add(tree, "target", move=True)

@@ -14,6 +14,7 @@ Everything here is synchronous: call it in a thread.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import logging
@@ -45,6 +46,7 @@ from artifactfs.system.processes import may_mount
 log = logging.getLogger(__name__)
 
 METHODS = ("bind", "symlink")
+_libc = ctypes.CDLL(None, use_errno=True)
 _EXCLUDE_MARK = "# artifact-fs redirect"
 
 
@@ -189,15 +191,45 @@ def _prepare_data(tree: Tree, redirect: Redirect, move: bool) -> None:
         os.chown(data, owner.st_uid, owner.st_gid)
     data.chmod(0o755)
     if holds:
-        shutil.copytree(folder, data, symlinks=True, dirs_exist_ok=True)
+        try:
+            copy_everything(folder, data)
+        except (MountError, OSError):
+            shutil.rmtree(data, ignore_errors=True)
+            raise
         shutil.rmtree(folder)
+
+
+def copy_everything(source: Path, target: Path) -> None:
+    """Copy what is in the folder `source` into the folder `target`: owners, times, links and
+    special files too. Returns when it is on the disk. Raises: MountError, OSError.
+    """
+    done = subprocess.run(
+        ["cp", "--archive", "--", f"{source}/.", str(target)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        first = next(iter(done.stderr.splitlines()), "cp failed")
+        raise MountError(f"cannot copy {source}: {first.removeprefix('cp: ')}")
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(target))
+        os.fsync(descriptor)  # in a mount of ours this is what writes everything
+    finally:
+        os.close(descriptor)
 
 
 def _put_back(tree: Tree, redirect: Redirect) -> None:
     """After a folder could not be redirected: what `_prepare_data` took along is in it again."""
     data = tree.data(redirect)
     if any(data.iterdir()):
-        shutil.copytree(data, tree.folder(redirect), symlinks=True, dirs_exist_ok=True)
+        folder = tree.folder(redirect)
+        folder.mkdir(exist_ok=True)
+        copy_everything(data, folder)
     shutil.rmtree(data)
 
 
@@ -239,7 +271,9 @@ def remove(tree: Tree, path: str, *, discard: bool = False, keep: bool = False) 
             )
         _displace(tree, redirect)
         if holds and keep:
-            shutil.copytree(data, tree.folder(redirect), symlinks=True, dirs_exist_ok=True)
+            folder = tree.folder(redirect)
+            folder.mkdir(exist_ok=True)
+            copy_everything(data, folder)
         shutil.rmtree(data, ignore_errors=True)
         del known[path]
     _set_excluded(tree, path, False)
