@@ -52,6 +52,20 @@ def _home() -> Path:
         ) from None
 
 
+def real_path(mount_point: str) -> str:
+    """`mount_point` as the kernel names it, without asking a file system that is mounted there.
+
+    ``readlink`` of a mount point fails in the kernel, where ``lstat`` would wait for its process.
+    """
+    parent, name = os.path.split(os.path.normpath(mount_point))
+    path = os.path.join(os.path.realpath(parent), name)
+    try:
+        os.readlink(path)
+    except OSError:
+        return path
+    return os.path.realpath(path)
+
+
 @dataclass(frozen=True, slots=True)
 class RepoLayout:
     """The files of one registered repository, under ``STATE/repos/NAME``."""
@@ -106,6 +120,11 @@ class RepoLayout:
     def converted(self) -> Path:
         """Contents that a filter made of blobs. Not a cache: it may make others the next time."""
         return self.directory / "converted"
+
+    @property
+    def filtering(self) -> Path:
+        """Where filter commands run; there while the mount is."""
+        return self.directory / "filtering"
 
     @property
     def redirects(self) -> Path:

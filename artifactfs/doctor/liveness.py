@@ -14,12 +14,12 @@ from pathlib import Path
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.messages import Message, decode, encode, socket_address
-from artifactfs.daemon.host.mounts import mounts_at, real_path
+from artifactfs.daemon.host.mounts import mounts_at
 from artifactfs.daemon.host.redirects import redirects_of
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.doctor.machine import FUSECTL
 from artifactfs.errors import CorruptData
-from artifactfs.paths import StateLayout
+from artifactfs.paths import StateLayout, real_path
 from artifactfs.system.locks import is_locked
 from artifactfs.system.mountinfo import MountEntry
 

@@ -124,15 +124,25 @@ def environment_apart(gitdir: Path, *, make: bool = True) -> dict[str, str]:
     """
     gitdir = gitdir.resolve()
     own = gitdir / _OWN_FOLDER
-    if not own.is_dir():
-        return {}
-    found = {"GIT_WORK_TREE": str(own)}
+    found = {}
+    if own.is_dir():
+        found["GIT_WORK_TREE"] = str(own)
+    elif _names_worktree(gitdir):
+        found["GIT_WORK_TREE"] = str(gitdir)
     objects = gitdir / "objects"
     if _leads_to_mount(objects, _DEPTH):
         seen = list(dict.fromkeys(_apart(objects, _DEPTH, make=make)))
         found["GIT_OBJECT_DIRECTORY"] = str(seen[0])
         found["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = ":".join(map(_quoted, seen[1:]))
     return found
+
+
+def _names_worktree(gitdir: Path) -> bool:
+    """Whether ``core.worktree`` may be set. (A bare repository must not be given one.)"""
+    try:
+        return b"worktree" in (gitdir / "config").read_bytes().lower()
+    except OSError:
+        return False
 
 
 def make_apart(gitdir: Path) -> Path:

@@ -21,6 +21,7 @@ import httpx
 
 from benchmarks.fast_import import quiet_git_environment
 from tests.e2e.mount_table import clear_mounts, descendants, mounts_below, serving_process
+from tests.watching import check_trespasses, watch_environment
 
 PROGRAMS = Path(sys.executable).parent
 START_DEADLINE = 30.0
@@ -192,6 +193,7 @@ class DaemonProcess:
         self.mounts = self.directory / "mnt"
         self.log = self.directory / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.trespasses = self.directory / "trespasses"
         self.extra_environment: dict[str, str] = {}
 
     @property
@@ -216,7 +218,9 @@ class DaemonProcess:
             notify.bind(str(address))
             self.process = subprocess.Popen(
                 [PROGRAMS / "artifact-fs", "daemon", "--root", self.mounts, *arguments],
-                env=self.environment | {"NOTIFY_SOCKET": str(address)},
+                env=self.environment
+                | watch_environment(self.trespasses)
+                | {"NOTIFY_SOCKET": str(address)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -316,7 +320,10 @@ class DaemonProcess:
         self.process.wait()
 
     def clean_up(self) -> None:
-        """Leave no process and no mount behind, whatever happened."""
+        """Leave no process and no mount behind, whatever happened.
+
+        Raises: AssertionError where one of its processes has looked into one of its mounts.
+        """
         children: list[int] = []
         if self.process is not None and self.process.poll() is None:
             children = descendants(self.process.pid)
@@ -332,6 +339,7 @@ class DaemonProcess:
                 os.kill(child, signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
+        check_trespasses(self.trespasses)
 
     def _orphans(self) -> list[int]:
         """Processes with our state root in their environment."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifactfs.features import VARIABLE
+from tests.watching import check_trespasses, watch_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +29,7 @@ class Mount:
         self.layout = directory / "state"
         self.gate = directory / "gate"
         self.log_file = directory / "log"
+        self.trespasses = directory / "trespasses"
         self.gitdir = gitdir
         self.commit: str | None = commit
         self.config: dict[str, Any] = {}
@@ -55,7 +57,7 @@ class Mount:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 cwd=ROOT,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, **watch_environment(self.trespasses)},
             )
         answer = self._hear()
         if "mounted" not in answer:
@@ -102,6 +104,7 @@ class Mount:
             self.kill()
             raise
         self.process = None
+        check_trespasses(self.trespasses)
 
     def kill(self) -> None:
         """SIGKILL, and clear the dead mount away."""

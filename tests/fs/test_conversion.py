@@ -333,3 +333,24 @@ def test_attributes_that_are_not_here(make_pair: Maker) -> None:
     pair.mount.open_gate()
     assert asking.communicate(timeout=20)[0] == b"4\n"
     assert (pair.top / "a.bat").stat().st_size == 5
+
+
+def test_a_filter_finds_what_it_names(make_pair: Maker) -> None:
+    """It does not run in the mount, but what its command names is there, as it is now."""
+    files = {
+        ".gitattributes": b"*.must filter=named\n",
+        ".lfsconfig": b"config\n",
+        "a.must": b"a\n",
+        "b.must": b"b\n",
+        "tools/run": b"cat .lfsconfig tools/beside; cat\n",
+        "tools/beside": b"beside\n",
+    }
+    named = '[filter "named"]\n\tsmudge = sh ./tools/run\n\trequired = true\n'
+    pair = make_pair(files, late=named)
+    assert (pair.top / "a.must").read_bytes() == b"config\nbeside\na\n"
+    (pair.top / "tools/beside").write_bytes(b"changed\n")
+    assert (pair.top / "b.must").read_bytes() == b"config\nchanged\nb\n"
+    assert (pair.top / "a.must").read_bytes() == b"config\nbeside\na\n"
+    assert (pair.mount.layout / "filtering").is_dir()
+    pair.mount.stop()
+    assert not (pair.mount.layout / "filtering").exists()

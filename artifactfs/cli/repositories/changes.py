@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from artifactfs.cli.repositories import in_mount
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import daemon, json_option
 from artifactfs.cli.terminal.names import name_argument_or_here_option, name_or_here_option
@@ -58,6 +59,15 @@ def switch(target: str, name: str, create: bool, detach: bool, as_json: bool) ->
         answer = client.request(
             "worker", on_progress=report, name=name, request="switch", args=args
         )
+        left = answer.pop("left_to_git")
+        if left["switch"] is not None:
+            in_mount.switch(left["top"], left["switch"])
+            status = client.request("status", name=name)[0]
+            answer.update(ref=status["ref"], commit=status["head"])
+        elif left["hook"] is not None:
+            failure = in_mount.run_hook(left["top"], "post-checkout", left["hook"])
+            if failure is not None:
+                click.echo(f"warning: post-checkout: {failure}", err=True)
     if as_json:
         output.print_json(answer)
         return

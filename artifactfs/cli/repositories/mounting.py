@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
+from artifactfs.cli.repositories import in_mount
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import connect, daemon, json_option, state
 from artifactfs.cli.terminal.names import name_option
+from artifactfs.daemon.control.client import ControlClient
 
 
 @click.command()
@@ -88,12 +90,26 @@ def remove_repo(name: str, force: bool, dry_run: bool, as_json: bool) -> None:
     client = connect()
     if client is not None:
         with client, output.progress(name, quiet=as_json) as report:
+            changes = None if force else _changes_in_mount(client, name)
             answer = client.request(
-                "remove", on_progress=report, name=name, force=force, dry_run=dry_run
+                "remove",
+                on_progress=report,
+                name=name,
+                force=force,
+                dry_run=dry_run,
+                changes=changes,
             )
     else:
         answer = _remove_without_daemon(name, force, dry_run)
     _report(answer, as_json)
+
+
+def _changes_in_mount(client: ControlClient, name: str) -> list[str] | None:
+    """What git says there; None where it is not mounted. Raises: DaemonError, StateError."""
+    status = client.request("status", name=name)[0]
+    if status["state"] != "mounted":
+        return None
+    return in_mount.local_changes(status["mount_point"])
 
 
 def _remove_without_daemon(name: str, force: bool, dry_run: bool) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def _register_by_any_name(
 
 
 def _registered_at(where: Path) -> dict[str, Any] | None:
-    from artifactfs.daemon.host.mounts import real_path
+    from artifactfs.paths import real_path
 
     normal, real = os.path.normpath(where), real_path(str(where))
     repos = known_repos()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from artifactfs.errors import MountError
 from artifactfs.git.identity import as_the_daemon
+from artifactfs.paths import real_path
 from artifactfs.system.mountinfo import MountEntry, read_mountinfo
 
 log = logging.getLogger(__name__)
@@ -49,20 +50,6 @@ def mounts_at(mount_point: str, *, follow: bool = True) -> list[MountEntry]:
         path = real_path(mount_point)
         found = [entry for entry in entries if entry.mount_point == path]
     return found
-
-
-def real_path(mount_point: str) -> str:
-    """`mount_point` as the kernel names it, without asking a file system that is mounted there.
-
-    ``readlink`` of a mount point fails in the kernel, where ``lstat`` would wait for its process.
-    """
-    parent, name = os.path.split(os.path.normpath(mount_point))
-    path = os.path.join(os.path.realpath(parent), name)
-    try:
-        os.readlink(path)
-    except OSError:
-        return path
-    return os.path.realpath(path)
 
 
 def probe(mount_point: str) -> MountState:

@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -38,7 +38,7 @@ from artifactfs.errors import (
     NotRegistered,
 )
 from artifactfs.git.identity import other_user_of
-from artifactfs.paths import RepoLayout
+from artifactfs.paths import RepoLayout, real_path
 from artifactfs.system.files import replace_file
 from artifactfs.system.locks import locked
 from artifactfs.system.processes import may_mount
@@ -68,7 +68,7 @@ class Tree:
     gitdir: Path
 
     def folder(self, redirect: Redirect) -> Path:
-        return Path(mounts.real_path(str(self.mount_point))) / redirect.path
+        return Path(real_path(str(self.mount_point))) / redirect.path
 
     def data(self, redirect: Redirect) -> Path:
         return self.layout.redirects / redirect.data
@@ -330,24 +330,42 @@ def _listed(tree: Tree) -> list[Redirect]:
         return []
 
 
-def apply(tree: Tree) -> list[Redirect]:
-    """Place every redirection that is not in place; return those that are after it.
+def prepare(
+    tree: Tree, make_folder: Callable[[bytes], object], make_link: Callable[[bytes, str], object]
+) -> list[Redirect]:
+    """Make what leads to each redirected folder in the tree, which is not asked through its mount;
+    returns those for which there is such a thing.
 
-    One that cannot be placed is logged and left out: the mount is worth having without it. Blocks
-    until the mount answers, so call it in a thread.
+    One that cannot be made is logged and left out: the mount is worth having without it.
     """
-    placed = []
+    prepared = []
     for redirect in _listed(tree):
+        data = tree.data(redirect)
         try:
-            tree.data(redirect).mkdir(exist_ok=True)
-            if not active(tree, redirect):
-                _check_inside(tree, redirect.path)
-                _place(tree, redirect)
-        except (ArtifactFSError, OSError) as error:
+            data.mkdir(exist_ok=True)
+            if redirect.method == "bind":
+                make_folder(os.fsencode(redirect.path))
+            else:
+                make_link(os.fsencode(redirect.path), str(data))
+        except (OSError, LookupError) as error:
             log.warning("cannot redirect: %s", error, extra={"path": redirect.path})
         else:
-            placed.append(redirect)
-    return placed
+            prepared.append(redirect)
+    return prepared
+
+
+def place(tree: Tree, prepared: Iterable[Redirect]) -> None:
+    """Put the bind mounts that are not there over the folders that `prepare` has made.
+
+    One that cannot be placed is logged and left out. Blocks until the mount answers mount(8), so
+    call it in a thread.
+    """
+    for redirect in prepared:
+        try:
+            if redirect.method == "bind" and not active(tree, redirect):
+                bind(tree.data(redirect), tree.folder(redirect))
+        except (ArtifactFSError, OSError) as error:
+            log.warning("cannot redirect: %s", error, extra={"path": redirect.path})
 
 
 def release(tree: Tree) -> None:

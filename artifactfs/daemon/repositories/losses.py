@@ -1,4 +1,8 @@
-"""What removing a repository would lose: local changes, unpushed commits, stashes."""
+"""What removing a repository would lose: unpushed commits, stashes; local changes of no mount.
+
+Those in a mount only git can tell, since ignored files do not count. It has to look into the
+mount for that, so whoever asks for the removal asks git, and tells us what it said.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ import trio
 from artifactfs.errors import CorruptData, StateError
 from artifactfs.fs.overlay.database import read_base
 from artifactfs.fs.tree.compaction import PromisedObjects
-from artifactfs.git.command import run_git
 from artifactfs.git.objects.ancestry import made_here
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.repository.refs import read_head, read_refs
@@ -21,24 +24,9 @@ from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
 
-GIT_DEADLINE_S = 120.0
 SHOWN = 3  # paths in a message
 _BRANCHES = "refs/heads/"
 _THEIRS = ("refs/remotes/", "refs/tags/")
-
-
-async def losses(layout: RepoLayout, mount_point: str, mounted: str) -> dict[str, Any]:
-    """Of a mounted repository: ``changes`` (paths), ``unpushed`` commits, ``stashes``.
-
-    `mounted` is the commit that was mounted: it came from the remote, whatever names it there.
-    Raises: StateError where git cannot say.
-    """
-    status = await run_git(
-        *("-C", mount_point, "status", "--porcelain=v1", "-z", "--no-renames"),
-        deadline_s=GIT_DEADLINE_S,
-    )
-    changes = [entry[3:] for entry in status.decode("utf-8", "replace").split("\0") if entry]
-    return {"changes": changes, **await kept_only_here(layout, mounted)}
 
 
 async def kept_only_here(layout: RepoLayout, mounted: str | None) -> dict[str, Any]:
@@ -109,7 +97,7 @@ def read_overlay(layout: RepoLayout) -> tuple[int, str | None]:
 
 
 def refuse(name: str, found: dict[str, Any]) -> None:
-    """Raises: StateError if `found` (see `losses`) is not empty."""
+    """Raises: StateError if `found` (``changes``, ``unpushed``, ``stashes``) is not empty."""
     changes, unpushed, stashes = found["changes"], found["unpushed"], found["stashes"]
     parts = []
     if changes:

@@ -33,7 +33,7 @@ from artifactfs.errors import (
 )
 from artifactfs.git.surroundings import NOTHING, Surroundings, decoded, load, store
 from artifactfs.git.wire.credentials import CredentialFile
-from artifactfs.paths import RepoLayout, StateLayout, check_repo_name
+from artifactfs.paths import RepoLayout, StateLayout, check_repo_name, real_path
 from artifactfs.redact import redact
 from artifactfs.system.processes import start_time_of
 
@@ -119,7 +119,7 @@ def resolve_mount_point(settings: RepoSettings, mount_root: Path) -> str:
 def check_mount_point(mount_point: Path, state: StateLayout) -> None:
     """Raises: MountError, InvalidInput unless a mount can be made there (dead mounts count as
     free: they are cleared)."""
-    point, root = Path(mounts.real_path(str(mount_point))), state.root.resolve()
+    point, root = Path(real_path(str(mount_point))), state.root.resolve()
     for inner, outer in ((point, root), (root, point)):
         if inner == outer or outer in inner.parents:
             raise InvalidInput(

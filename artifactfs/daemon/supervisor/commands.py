@@ -25,6 +25,7 @@ from artifactfs.daemon.supervisor.supervision import Supervision
 from artifactfs.errors import (
     DaemonError,
     InvalidInput,
+    StateError,
 )
 
 log = logging.getLogger(__name__)
@@ -219,12 +220,15 @@ class Commands:
             await trio.to_thread.run_sync(reservation.roll_back, abandon_on_cancel=True)
 
     async def remove(self, request: Request) -> Message:
-        """Unmount and delete; unless forced, only where nothing is lost. ``dry_run``: only look."""
+        """Unmount and delete; unless forced, only where nothing is lost. ``dry_run``: only look.
+
+        ``changes`` are the paths that `git status` names in the mount: see `losses`.
+        """
         name, force = request.text("name"), bool(request.args.get("force"))
         known = await self._repositories.registration(name, whole=False)
         supervision = self._repositories.mounts.get(name)
         if not force:
-            await self._check_nothing_is_lost(known, supervision)
+            await self._check_nothing_is_lost(known, supervision, request.args.get("changes"))
         if request.args.get("dry_run"):
             return {"name": name, "removed": False, "would_remove": True}
         self._removing.add(name)
@@ -242,13 +246,19 @@ class Commands:
         return {"name": name, "removed": True}
 
     async def _check_nothing_is_lost(
-        self, known: Registration, supervision: Supervision | None
+        self, known: Registration, supervision: Supervision | None, changes: object
     ) -> None:
         """Raises: StateError that says what would be lost."""
         from artifactfs.daemon.repositories.losses import check_unmounted, refuse
 
         if supervision is not None and supervision.state == "mounted":
-            refuse(known.name, await supervision.request("losses", deadline_s=LONG_S))
+            if not isinstance(changes, list):
+                raise StateError(
+                    f"{known.name} is mounted, and nobody said what git status says in it",
+                    hint=f"artifact-fs remove-repo --name {known.name}",
+                )
+            kept = await supervision.request("losses", deadline_s=LONG_S)
+            refuse(known.name, {"changes": [str(path) for path in changes], **kept})
         else:
             layout = self._repositories.state.repo(known.name)
             await check_unmounted(known.name, layout)

@@ -8,10 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from artifactfs.daemon.switch.target import Goal
-from artifactfs.git.command import GitFailed, run_git
+from artifactfs.git.command import run_git
 from artifactfs.git.index.primed import LockedIndex
 from artifactfs.git.repository.refs import Head
 from artifactfs.git.surroundings import OWN_FOLDER
@@ -19,8 +17,6 @@ from artifactfs.paths import RepoLayout
 from artifactfs.system.files import replace_file
 
 log = logging.getLogger(__name__)
-
-HOOK_DEADLINE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +93,7 @@ class Intent:
             return None
 
 
-async def move_head(gitdir: Path, top: str, move: Move) -> None:
+async def move_head(gitdir: Path, move: Move) -> None:
     """As git does, with the same words in the reflog. Raises: GitFailed."""
     goal, head = move.goal, move.head
     if move.advance:
@@ -115,7 +111,6 @@ async def move_head(gitdir: Path, top: str, move: Move) -> None:
             await run_git("branch", "--track", goal.branch, goal.track, gitdir=gitdir)
         branch = f"refs/heads/{goal.branch}"
         await run_git("symbolic-ref", "-m", message, "HEAD", branch, gitdir=gitdir)
-    await _run_hook(gitdir, top, move)
 
 
 def _called(head: Head) -> str:
@@ -125,16 +120,12 @@ def _called(head: Head) -> str:
     return head.commit.hex() if head.commit is not None else ""
 
 
-async def _run_hook(gitdir: Path, top: str, move: Move) -> None:
-    """``post-checkout``, where there is one. Its failure changes nothing any more."""
-    if not await trio.to_thread.run_sync(_may_have_hooks, gitdir):
-        return
+def hook_of(gitdir: Path, move: Move) -> tuple[str, ...] | None:
+    """The arguments of ``post-checkout`` (githooks(5)), where there may be one. Blocks."""
+    if move.advance or not _may_have_hooks(gitdir):
+        return None
     old = move.head.commit.hex() if move.head.commit else "0" * 40
-    hook = ("hook", "run", "--ignore-missing", "post-checkout", "--", old, move.goal.commit.hex())
-    try:
-        await run_git("-C", top, *hook, "1", deadline_s=HOOK_DEADLINE_S)
-    except GitFailed as error:
-        log.warning("post-checkout: %s", error.message)
+    return (old, move.goal.commit.hex(), "1")
 
 
 def _may_have_hooks(gitdir: Path) -> bool:

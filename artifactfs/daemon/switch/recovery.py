@@ -26,10 +26,8 @@ from artifactfs.paths import RepoLayout
 log = logging.getLogger(__name__)
 
 
-async def recover(
-    layout: RepoLayout, top: str, odb: ObjectDatabase, filesystem: FileSystem
-) -> None:
-    """Finish what was begun, in the mount at `top`. Failures are logged only.
+async def recover(layout: RepoLayout, odb: ObjectDatabase, filesystem: FileSystem) -> None:
+    """Finish what was begun, before there is a mount. Failures are logged only.
 
     Where git has moved HEAD or the index meanwhile, they are left as they are, and `git status`
     tells how the working tree differs.
@@ -41,7 +39,7 @@ async def recover(
     intent.remove_lock(layout.gitdir)
     try:
         if move is not None and filesystem.base.tree == move.goal.tree:
-            await _finish(layout.gitdir, top, odb, filesystem, move)
+            await _finish(layout.gitdir, odb, filesystem, move)
     except (ArtifactFSError, MissingObject, OSError) as error:
         log.warning("an interrupted switch could not be finished: %s", error)
     except Exception as error:  # a record that is not what we wrote must not keep the mount away
@@ -50,9 +48,7 @@ async def recover(
         intent.remove()
 
 
-async def _finish(
-    gitdir: Path, top: str, odb: ObjectDatabase, filesystem: FileSystem, move: Move
-) -> None:
+async def _finish(gitdir: Path, odb: ObjectDatabase, filesystem: FileSystem, move: Move) -> None:
     if read_head(gitdir) != move.head or move.head.commit is None:
         return
     old = odb.commit(move.head.commit).tree
@@ -62,7 +58,7 @@ async def _finish(
         with await trio.to_thread.run_sync(LockedIndex, gitdir) as lock:
             content = plan.finish(partial(_stat, filesystem), changed=None, token="")
             await trio.to_thread.run_sync(lock.commit, content)
-    await move_head(gitdir, top, move)
+    await move_head(gitdir, move)
     log.info("finished a switch to %s that was interrupted", move.goal.shown)
 
 

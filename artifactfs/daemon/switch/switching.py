@@ -33,13 +33,12 @@ from pathlib import Path
 
 import trio
 
-from artifactfs.daemon.switch.head import Intent, Move, move_head
+from artifactfs.daemon.switch.head import Intent, Move, hook_of, move_head
 from artifactfs.daemon.switch.target import Commits, Goal
-from artifactfs.errors import ArtifactFSError, CorruptData, InvalidInput, StateError
+from artifactfs.errors import ArtifactFSError, CorruptData, StateError
 from artifactfs.fs.kernel.stale import StaleEntries
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.tree.switch import Placed, SwitchResult
-from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.index.file import StatData
 from artifactfs.git.index.move import IndexMove, Unusual
 from artifactfs.git.index.primed import LockedIndex
@@ -54,7 +53,6 @@ log = logging.getLogger(__name__)
 
 SIZES_WAIT_S = 3.0
 """Without sizes git is right as well; it only reads a file that it would not have had to."""
-GIT_DEADLINE_S = 3600.0
 SWEEP_AFTER_S = 2.0
 
 _TURNS_OF_A_REQUEST = 60
@@ -87,8 +85,15 @@ Start = Callable[..., None]
 """Takes a coroutine function and its arguments."""
 
 
-class Overwritten(StateError):
-    """Local changes are in the way. The message is git's."""
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """What has become of a switch: how many paths were changed; or the arguments of the
+    ``git switch`` that is to do it, in the mount, and so not by us; and the arguments of a
+    ``post-checkout`` hook that is to be run there, if there may be one."""
+
+    changed: int | None
+    git: tuple[str, ...] | None = None
+    hook: tuple[str, ...] | None = None
 
 
 class _KnownTrees:
@@ -117,7 +122,6 @@ class Switching:
     def __init__(
         self,
         layout: RepoLayout,
-        top: str,
         *,
         commits: Commits,
         filesystem: FileSystem,
@@ -125,11 +129,10 @@ class Switching:
         start: Start,
         offer_objects: Callable[[], None],
     ) -> None:
-        """`top` is the mount point, `start` runs a task behind the mount, and `offer_objects`
-        tells git anew where the mount offers objects, since a switch may change that name."""
+        """`start` runs a task behind the mount, and `offer_objects` tells git anew where the
+        mount offers objects, since a switch may change that name."""
         self._layout = layout
         self._gitdir = layout.gitdir
-        self._top = top
         self._commits = commits
         self._odb = commits.odb
         self._filesystem = filesystem
@@ -138,20 +141,23 @@ class Switching:
         self._offer_objects = offer_objects
         self._busy = trio.Lock()
 
-    async def switch(self, goal: Goal) -> int | None:
-        """Check out `goal`. Returns how many paths were changed, None where only git knows.
+    async def switch(self, goal: Goal) -> Switched:
+        """Check out `goal`, or say how git does it.
 
-        Raises: Overwritten, InvalidInput, StateError, GitFailed, RemoteError.
+        Raises: InvalidInput, StateError, GitFailed, RemoteError.
         """
         await self._filesystem.index_ready.wait()
         async with self._busy:
             move = Move(await trio.to_thread.run_sync(read_head, self._gitdir), goal)
             self._check_nothing_unfinished()
             try:
-                return await self._move(move)
+                changed = await self._move(move)
             except (Unusual, CorruptData) as error:
                 log.info("git switches itself: %s", error.message)
-                return await self._by_git(goal)
+                return Switched(None, git=_by_git(goal))
+            return Switched(
+                changed, hook=await trio.to_thread.run_sync(hook_of, self._gitdir, move)
+            )
 
     async def forward(self, head: Head, goal: Goal) -> int:
         """Move the branch that is checked out, with the tree, forward to `goal`.
@@ -266,7 +272,7 @@ class Switching:
             content = await trio.to_thread.run_sync(finish)
             await flushed.wait()
             await trio.to_thread.run_sync(lock.commit, content)
-            await move_head(self._gitdir, self._top, move)
+            await move_head(self._gitdir, move)
         except BaseException:
             await self._take_back(move, old, plan)
             raise
@@ -297,32 +303,6 @@ class Switching:
         if moved.kept:
             raise Unusual(f"{os.fsdecode(moved.kept[0])} has local changes")
         return moved
-
-    # -- by git ------------------------------------------------------------------------------
-
-    async def create(self, branch: str) -> int:
-        """Make a branch at HEAD and check it out: no path changes. Raises: InvalidInput."""
-        async with self._busy:
-            await self._git_switch("--create", branch)
-        return 0
-
-    async def _by_git(self, goal: Goal) -> int | None:
-        """None: how many paths were changed is not known."""
-        if goal.branch is None:
-            await self._git_switch("--detach", goal.shown)
-        elif goal.track is not None:
-            await self._git_switch("--track", "--create", goal.branch, goal.track)
-        else:
-            await self._git_switch(goal.branch)
-        return None
-
-    async def _git_switch(self, *arguments: str) -> None:
-        """Raises: Overwritten, InvalidInput, StateError with git's own words."""
-        top = self._top
-        try:
-            await run_git("-C", top, "switch", "-q", *arguments, deadline_s=GIT_DEADLINE_S)
-        except GitFailed as error:
-            raise _refusal(error) from error
 
     # -- afterwards --------------------------------------------------------------------------
 
@@ -384,21 +364,13 @@ def _placed(moved: SwitchResult, path: bytes) -> Placed:
     return found
 
 
-def _refusal(error: GitFailed) -> ArtifactFSError:
-    """What git said, as one of our errors: its sentence, and the paths that it lists."""
-    lines = error.stderr.splitlines()
-    said = [line for line in lines if line.startswith(("error:", "fatal:"))]
-    paths = [line.strip() for line in lines if line.startswith("\t")]
-    message = said[0].partition(":")[2].strip() if said else error.message
-    if paths:
-        shown = ", ".join(paths[:10]) + (f" and {len(paths) - 10} more" if paths[10:] else "")
-        return Overwritten(
-            f"{message} {shown}",
-            hint="commit your changes or stash them before you switch branches",
-        )
-    if said and said[0].startswith("fatal:"):
-        return InvalidInput(message)
-    return StateError(message)
+def _by_git(goal: Goal) -> tuple[str, ...]:
+    """The arguments of ``git switch``."""
+    if goal.branch is None:
+        return ("--detach", goal.shown)
+    if goal.track is not None:
+        return ("--track", "--create", goal.branch, goal.track)
+    return (goal.branch,)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

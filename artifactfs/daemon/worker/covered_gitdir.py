@@ -19,6 +19,7 @@ from artifactfs.daemon.host import mounts
 from artifactfs.daemon.host.binds import bind, unbind
 from artifactfs.errors import MountError
 from artifactfs.fs.gitview.virtual import GitdirPlace
+from artifactfs.paths import real_path
 from artifactfs.system.processes import may_mount
 
 log = logging.getLogger(__name__)
@@ -74,4 +75,4 @@ class CoveredGitdir:
         self._waits = False
 
     def _folder(self) -> Path:
-        return Path(mounts.real_path(self._mount_point)) / ".git"
+        return Path(real_path(self._mount_point)) / ".git"

@@ -15,7 +15,7 @@ from artifactfs.daemon.switch.switching import Switching
 from artifactfs.daemon.switch.target import Commits, Goal
 from artifactfs.errors import StateError
 from artifactfs.fs.mount.filesystem import FileSystem
-from artifactfs.git.command import run_git
+from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.index.move import Unusual
 from artifactfs.git.objects.ancestry import is_ancestor
 from artifactfs.git.objects.database import MissingObject
@@ -31,11 +31,9 @@ class Following:
     """Moves one mount forward with a branch of its remote."""
 
     def __init__(
-        self, gitdir: Path, top: str, commits: Commits, filesystem: FileSystem, switching: Switching
+        self, gitdir: Path, commits: Commits, filesystem: FileSystem, switching: Switching
     ) -> None:
-        """`top` is the mount point."""
         self._gitdir = gitdir
-        self._top = top
         self._commits = commits
         self._filesystem = filesystem
         self._switching = switching
@@ -76,7 +74,18 @@ class Following:
                 return "it has other commits than the remote"
         except MissingObject:
             return "its history is not here yet"
-        status = ("-C", self._top, "status", "--porcelain=v1", "-z", "--untracked-files=no")
-        if await run_git(*status, deadline_s=STATUS_DEADLINE_S):
+        if await self._has_local_changes(old):
             return "there are local changes"
         return None
+
+    async def _has_local_changes(self, head: bytes) -> bool:
+        """Staged, or in a file that HEAD has. Git in the mount would be a child of ours in it."""
+        try:
+            staged = ("diff-index", "--cached", "--quiet", "HEAD", "--")
+            await run_git(*staged, gitdir=self._gitdir, deadline_s=STATUS_DEADLINE_S)
+        except GitFailed as error:
+            if error.returncode != 1:
+                raise
+            return True
+        tree = self._commits.odb.commit(head).tree
+        return await self._filesystem.differs_from(tree)

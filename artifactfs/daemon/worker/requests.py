@@ -13,7 +13,7 @@ from artifactfs.daemon.control.messages import Message
 from artifactfs.daemon.control.server import Command, Request
 from artifactfs.daemon.host import logs
 from artifactfs.daemon.repositories.heads import head_fields
-from artifactfs.daemon.repositories.losses import losses
+from artifactfs.daemon.repositories.losses import kept_only_here
 from artifactfs.daemon.repositories.registration import Secret
 from artifactfs.daemon.repositories.remotes import (
     RemoteConnection,
@@ -21,7 +21,7 @@ from artifactfs.daemon.repositories.remotes import (
     restore,
     store_remote,
 )
-from artifactfs.daemon.switch.switching import Switching
+from artifactfs.daemon.switch.switching import Switched, Switching
 from artifactfs.daemon.switch.target import Commits, resolve
 from artifactfs.daemon.worker.content import ContentRequests
 from artifactfs.daemon.worker.jobs import Jobs
@@ -114,7 +114,7 @@ class Requests:
 
     async def losses(self, _request: Request) -> Message:
         mounted = self.filesystem.base.commit.hex()
-        return await losses(self.layout, self.jobs.settings.mount_point, mounted)
+        return await kept_only_here(self.layout, mounted)
 
     async def wait(self, request: Request) -> Message:
         """Until ``history`` is complete or the sweep has ``hydrated`` what it is to bring."""
@@ -138,12 +138,15 @@ class Requests:
         return {"name": self.layout.directory.name, **await self.jobs.fetch()}
 
     async def switch(self, request: Request) -> Message:
-        """Move the working tree, the index and HEAD to ``target``."""
+        """Move the working tree, the index and HEAD to ``target``.
+
+        ``left_to_git`` says what is to be run in the mount, and so not by us: the arguments of
+        ``git switch``, if only git can do it, or of a hook.
+        """
         target = request.text("target")
         await request.progress(stage="switching")
-        changed: int | None
         if request.args.get("create"):
-            changed = await self.switching.create(target)
+            done = Switched(0, git=("--create", target))
         else:
             goal = await resolve(
                 self.commits,
@@ -152,13 +155,18 @@ class Requests:
                 fetch=self.jobs.fetch,
                 history_done=self.jobs.history_done,
             )
-            changed = await self.switching.switch(goal)
+            done = await self.switching.switch(goal)
         head = read_head(self.layout.gitdir)
         return {
             "name": self.layout.directory.name,
             "ref": head.ref.removeprefix("refs/heads/") if head.ref is not None else None,
             "commit": head.commit.hex() if head.commit is not None else None,
-            "changed": changed,
+            "changed": done.changed,
+            "left_to_git": {
+                "top": self.jobs.settings.mount_point,
+                "switch": done.git,
+                "hook": done.hook,
+            },
         }
 
     async def set_remote(self, request: Request) -> Message:

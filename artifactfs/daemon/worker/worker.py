@@ -120,6 +120,7 @@ class Worker:
         }
         self._lines = LineStream(trio.SocketStream(trio.socket.from_stdlib_socket(stream)))
         self._serving = trio.CancelScope()
+        self._redirected: list[redirects.Redirect] = []
 
     # -- life --------------------------------------------------------------------------------
 
@@ -170,8 +171,13 @@ class Worker:
             await trio.to_thread.run_sync(mounts.unmount, self._settings.mount_point)
         except MountError:
             await self._git_place.cover(filesystem.waiting_room)
-            await trio.to_thread.run_sync(redirects.apply, tree)
+            prepared = self._prepare_redirects(filesystem)
+            await trio.to_thread.run_sync(redirects.place, tree, prepared)
             raise
+
+    def _prepare_redirects(self, filesystem: FileSystem) -> list[redirects.Redirect]:
+        tree = self._redirected_tree()
+        return redirects.prepare(tree, filesystem.make_folder, filesystem.make_link)
 
     def _redirected_tree(self) -> redirects.Tree:
         return redirects.Tree(self._layout, Path(self._settings.mount_point), self._layout.gitdir)
@@ -257,7 +263,8 @@ class Worker:
             place=self._git_place.place,
         )
         try:
-            await recover(self._layout, self._settings.mount_point, odb, filesystem)
+            await recover(self._layout, odb, filesystem)
+            self._redirected = self._prepare_redirects(filesystem)
             await self._mount(filesystem, odb, hydrator)
         finally:
             with suppress(OSError):
@@ -323,7 +330,8 @@ class Worker:
         self._commands.update(requests.table())
         await trio.to_thread.run_sync(old_versions.offer_objects)
         await self._git_place.cover(filesystem.waiting_room)
-        await trio.to_thread.run_sync(redirects.apply, self._redirected_tree())
+        place = partial(redirects.place, self._redirected_tree(), self._redirected)
+        await trio.to_thread.run_sync(place)
         top, commit = self._settings.mount_point, filesystem.base.commit.hex()
         await self.event("mounted", state="mounted", mount_point=top, commit=commit)
         async with trio.open_nursery() as nursery:
@@ -358,7 +366,6 @@ class Worker:
             )
         switching = Switching(
             layout,
-            top,
             commits=commits,
             filesystem=filesystem,
             hydrator=hydrator,
@@ -374,7 +381,7 @@ class Worker:
             hydrator=hydrator,
             filesystem=filesystem,
             background=background,
-            following=Following(layout.gitdir, top, commits, filesystem, switching),
+            following=Following(layout.gitdir, commits, filesystem, switching),
             history=history,
         )
         content = ContentRequests(

@@ -110,6 +110,19 @@ class Contents:
             self._opened.close_blob(inode.ino)
         return content
 
+    async def stored(self, inode: Inode, path: bytes, limit: int) -> bytes:
+        """The first `limit` bytes of a written file, or of the blob of a clean one.
+
+        Waits for it. Raises: OSError, ArtifactFSError.
+        """
+        if inode.data is not None or inode.oid is None:
+            return await self.read(inode, 0, limit)
+        blob = await self._blobs.open(inode.oid, ReadContext(path))
+        try:
+            return blob.read(0, limit)
+        finally:
+            blob.close()
+
     async def _read_anew(self, inode: Inode, offset: int, size: int) -> bytes:
         """After the file of its blob was found to be damaged, and removed."""
         self._opened.close_blob(inode.ino)

@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +24,22 @@ from artifactfs.features import Features
 from artifactfs.fs.content.contents import BlobSource, Contents
 from artifactfs.fs.content.converted import ConvertedContents
 from artifactfs.fs.content.sealing import Sealing, look_for_damage
+from artifactfs.fs.content.workplace import FilterWorkplace
 from artifactfs.fs.gitview.journal import ChangeJournal
 from artifactfs.fs.gitview.offered import BlobOffer, OfferedObjects, alternate_line
 from artifactfs.fs.gitview.virtual import WAITING, GitdirPlace, VirtualFiles
 from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.clock import now_ns
 from artifactfs.fs.inodes.conversion import Conversions
-from artifactfs.fs.inodes.inode import Base, Directory, Inode, Owner
-from artifactfs.fs.inodes.listings import Listings
+from artifactfs.fs.inodes.inode import Base, Directory, Inode, Owner, mode_of_entry
+from artifactfs.fs.inodes.listings import Listings, base_tree_of
 from artifactfs.fs.kernel.stale import StaleEntries
 from artifactfs.fs.mount.operations import Operations
 from artifactfs.fs.overlay.database import Overlay, create_overlay, damaged
 from artifactfs.fs.overlay.pending import Edit, delete_meta, put_inode, put_meta
 from artifactfs.fs.overlay.smallfiles import SmallFiles
 from artifactfs.fs.overlay.upper import Upper
+from artifactfs.fs.tree import places
 from artifactfs.fs.tree.collection import Collection
 from artifactfs.fs.tree.compaction import Compaction
 from artifactfs.fs.tree.mutations import Mutations
@@ -46,6 +49,7 @@ from artifactfs.fs.tree.walk import LocalChange, Walker
 from artifactfs.fs.tree.xattrs import Xattrs
 from artifactfs.git.checkout.filters import Filters
 from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
+from artifactfs.git.pack.format import object_id
 from artifactfs.inode_numbers import FIRST_ALLOCATED_INO, ROOT_INO, SECRET_BYTES
 from artifactfs.paths import RepoLayout
 
@@ -183,7 +187,7 @@ class FileSystem:
         )
         self._listings = Listings(self.odb)
         self.conversions = Conversions(self.layout, self._listings, self.hydrator)
-        self.filters = Filters(self.layout.gitdir, Path(self.settings.mount_point))
+        self.filters = Filters(self.layout.gitdir, self._prepare_filter)
         self.tree = Tree(
             overlay=overlay,
             upper=self._upper,
@@ -209,6 +213,8 @@ class FileSystem:
             self.conversions,
             ConvertedContents(self.layout.converted, self.filters),
         )
+        self._workplace = FilterWorkplace(self.layout.filtering, self.tree, self.contents.stored)
+        self._workplace.remove()  # what a crash left
         self.collection = Collection(self.tree)
         self._compaction = Compaction(
             self.tree, self.walker, self.layout.gitdir, self.contents.equals_blob
@@ -232,6 +238,9 @@ class FileSystem:
             xattrs=Xattrs(self.tree) if self.settings.xattrs else None,
             index_ready=self.index_ready,
         )
+
+    async def _prepare_filter(self, command: str) -> Path:
+        return await self._workplace.prepare(command)
 
     # Git's fsmonitor
 
@@ -381,6 +390,43 @@ class FileSystem:
         self._virtual.avoid(self.tree.entries(self.tree.root))
         return result
 
+    def make_folder(self, path: bytes) -> None:
+        """A folder, with those above it, before it is mounted. Raises: OSError, MissingObject."""
+        places.make_folder(self.tree, self.mutations, path)
+
+    def make_link(self, path: bytes, target: str) -> None:
+        """The same for a symlink to `target`."""
+        places.make_link(self.tree, self.mutations, path, target)
+
+    async def differs_from(self, tree: Oid) -> bool:
+        """Whether a file of `tree` was removed, or has another content or mode; files that it
+        does not have do not count. Hashes written files. Raises: MissingObject, OSError."""
+        for change in list(self.walker.local_changes(tree)):
+            if change.kind != "added" and not await self._equals(change.path, tree):
+                return True
+        return False
+
+    async def _equals(self, path: bytes, tree: Oid) -> bool:
+        """Whether what is at `path` is of the kind and mode that it has in `tree`, and the same."""
+        inode: Inode | None = self.tree.root
+        below: Oid | None = tree
+        entry: TreeEntry | None = None
+        for part in path.split(b"/"):
+            if below is None or not isinstance(inode, Directory):
+                return False
+            entry = self._listings.entries(below).get(part)
+            inode = self.tree.lookup(inode, part)
+            below = base_tree_of(entry) if entry is not None else None
+        if inode is None or entry is None:
+            return False
+        if stat.S_ISLNK(inode.mode) and inode.row is not None and inode.row.target is not None:
+            target = object_id("blob", inode.row.target)
+            return stat.S_ISLNK(mode_of_entry(entry.mode)) and target == entry.oid
+        same_mode = not (inode.mode ^ mode_of_entry(entry.mode)) & (0o100 | stat.S_IFMT(0o777777))
+        if not same_mode or not inode.has_data:
+            return same_mode and inode.oid == entry.oid
+        return await self.contents.equals_blob(inode, entry.oid)
+
     async def compact(self, trees: Iterable[Oid] = ()) -> int:
         """Make files clean again that equal a blob of the base or of `trees`, if the remote has
         it. Returns how many. Can be cancelled at any time."""
@@ -399,9 +445,12 @@ class FileSystem:
 
     async def convert(self) -> None:
         """What conversions need in the background of a served mount; runs until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.filters.run)
-            nursery.start_soon(self.conversions.run, self.tree.root)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.filters.run)
+                nursery.start_soon(self.conversions.run, self.tree.root)
+        finally:
+            self._workplace.remove()
 
     async def maintain(self) -> None:
         """Background work of a served mount; runs until cancelled."""

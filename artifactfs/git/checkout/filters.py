@@ -2,10 +2,10 @@
 
 A driver has a ``smudge`` command, started for each file, or a ``process`` command, which serves
 one file after another (gitattributes(5), "Long Running Filter Process"). Commands are run as git
-runs them: by the shell, in the top of the working tree, with ``GIT_DIR`` set.
+runs them: by the shell, with ``GIT_DIR`` set, in what the owner of this says is the top of the
+working tree. Like every child of ours, they see nothing of a mount (`artifactfs.git.apart`).
 
-A process is ended when it has been idle for a moment: its working directory is in the mount, which
-could not be unmounted else.
+A process is ended when it has been idle for a moment.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from artifactfs.errors import ArtifactFSError, ProtocolError
+from artifactfs.git.apart import gitdir_environment
 from artifactfs.git.command import GitFailed, PipedProcess, open_process, run_git
 from artifactfs.git.identity import other_user_of
 from artifactfs.git.pack.format import Oid
@@ -52,14 +54,10 @@ class Driver:
 class Filters:
     """The filters of one mount. `run` has to run while it is used."""
 
-    def __init__(self, gitdir: Path, worktree: Path) -> None:
+    def __init__(self, gitdir: Path, prepare: Callable[[str], Awaitable[Path]]) -> None:
+        """`prepare` gives the folder to run a command in. It may raise OSError."""
         self._gitdir = gitdir
-        self._worktree = worktree
-        self._environment = {
-            "GIT_DIR": str(gitdir),
-            # Filters get the locale that they would get from the user's git.
-            "LC_ALL": os.environ.get("LC_ALL", ""),
-        }
+        self._prepare = prepare
         self._processes: dict[str, _FilterProcess] = {}
         self._locks: dict[str, trio.Lock] = {}
         self._slots = trio.CapacityLimiter(_AT_ONCE)
@@ -101,11 +99,18 @@ class Filters:
             raise FilterFailed(error.message) from error
 
     async def _open(self, command: str) -> PipedProcess:
-        # The directory is changed by the shell: a child of ours that enters the mount before it is
-        # another program would wait for us, and we for it.
-        script = 'cd -- "$1" && exec sh -c "$2"'
-        arguments = ["sh", "-c", script, "sh", str(self._worktree), command]
-        return await open_process(arguments, self._environment, user=other_user_of(self._gitdir))
+        top = await self._prepare(command)
+        extra = {
+            "GIT_DIR": str(self._gitdir),
+            "GIT_WORK_TREE": str(top),
+            # Filters get the locale that they would get from the user's git.
+            "LC_ALL": os.environ.get("LC_ALL", ""),
+        }
+        make = partial(gitdir_environment, self._gitdir, extra, may_fetch=True)
+        environment = await trio.to_thread.run_sync(make)
+        return await open_process(
+            ["sh", "-c", command], environment, cwd=str(top), user=other_user_of(self._gitdir)
+        )
 
     async def _by_command(
         self, command: str, path: bytes, source: Iterable[bytes], write: Write

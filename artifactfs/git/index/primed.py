@@ -38,6 +38,7 @@ from artifactfs.git.index.extensions import (
 from artifactfs.git.index.file import IndexEntry, StatData, encode_index
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
+from artifactfs.paths import real_path
 
 _TREE = 0o040000
 _GITLINK = 0o160000
@@ -233,7 +234,7 @@ def write_primed_index(
         encode_cache_tree(listing.root),
         encode_untracked_cache(
             listing.root,
-            worktree=os.fsencode(os.path.realpath(worktree)),
+            worktree=os.fsencode(real_path(str(worktree))),
             stat=DirectoryStat(time_ns, uid, gid),
             exclude=exclude_hash(_read(gitdir / "info" / "exclude")),
             excludes_file=exclude_hash(_read(settings.excludes_file)),
