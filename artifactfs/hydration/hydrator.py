@@ -42,6 +42,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -78,6 +79,19 @@ from artifactfs.hydration.order.priority import Priority, classify, compile_glob
 from artifactfs.hydration.order.readahead import Readahead
 from artifactfs.hydration.stats import HydrationStats, WaitingReader
 from artifactfs.paths import RepoLayout, StateLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a hydrator is made of, as far as a test may have to reach in: to evict, to do at once
+    what upkeep does in a minute, to make a disk full, or to wait for flights to land."""
+
+    memory: MemoryCache
+    large: LargeBlobStore
+    sizes: SizeStore
+    health: RemoteHealth
+    control: FlightControl
+    upkeep: Upkeep
 
 
 class Hydrator:
@@ -143,6 +157,9 @@ class Hydrator:
             deadline_s=settings.deadline_s,
         )
         self.give_way = self._control.give_way
+        self.parts = Parts(
+            self._memory, self._large, self._sizes, self._health, self._control, self._upkeep
+        )
         self._sizing = Sizing(
             store=self._sizes,
             odb=odb,

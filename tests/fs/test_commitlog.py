@@ -313,14 +313,14 @@ def test_a_database_that_takes_nothing_loses_nothing(
     overlay = Overlay(database)
     with monkeypatch.context() as patch:
         patch.setattr("artifactfs.fs.overlay.database.FOLD_AT", 3)
-        overlay._connection.execute("PRAGMA query_only = 1")
+        overlay.connection.execute("PRAGMA query_only = 1")
         for number in range(20, 40):
             overlay.apply([put_inode(number, row(has_data=True))])
             overlay.apply([put_dirent(1, b"%d" % number, number)])
         assert not overlay.fold()
         assert overlay.count_with_data() == 20
         assert len(overlay.names(1)) == 20
-        overlay._connection.execute("PRAGMA query_only = 0")
+        overlay.connection.execute("PRAGMA query_only = 0")
     assert overlay.fold()
     assert overlay.count_with_data() == 20
     overlay.close()
@@ -346,13 +346,13 @@ def test_a_full_disk_bounds_what_is_kept_in_memory(
 ) -> None:
     overlay = Overlay(database)
     monkeypatch.setattr("artifactfs.fs.overlay.database._PENDING_AT_MOST", 5)
-    overlay._connection.execute("PRAGMA query_only = 1")
+    overlay.connection.execute("PRAGMA query_only = 1")
     made = 0
     with pytest.raises(OSError, match="overlay database"):
         for made in range(100):
             overlay.apply([put_dirent(1, b"%d" % made, 0)])
     assert len(overlay.names(1)) == made == 6
-    overlay._connection.execute("PRAGMA query_only = 0")
+    overlay.connection.execute("PRAGMA query_only = 0")
     overlay.apply([put_dirent(1, b"more", 0)])
     assert len(overlay.names(1)) == 7
     overlay.close()

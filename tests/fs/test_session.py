@@ -81,7 +81,7 @@ def test_mount_points_that_cannot_be(tmp_path: Path) -> None:
         (Path("/proc"), "is a mount point already"),
     ):
         with pytest.raises(MountError, match=message):
-            session._check_mount_point(str(path))
+            session.check_mount_point(str(path))
 
 
 def test_paths_with_spaces_in_mountinfo(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class ColdMount:
 
     async def landed(self) -> None:
         """Wait until no request of this mount is on the wire, and every pack is in place."""
-        while flights := list(self.hydrator._control.active):
+        while flights := list(self.hydrator.parts.control.active):
             await flights[0].landed.wait()
 
     async def until(self, condition: Callable[[HydrationStats], bool]) -> None:

@@ -166,8 +166,8 @@ def test_a_large_blob_that_is_only_in_a_pack_is_unpacked_once(
         async with cold_mount(url, tmp_path) as mount:
             await mount.read(path)
             await mount.landed()
-            await mount.hydrator._upkeep.once()
-            mount.hydrator._large.evict(1 << 40)
+            await mount.hydrator.parts.upkeep.once()
+            mount.hydrator.parts.large.evict(1 << 40)
             assert isinstance(mount.hydrator.find(mount.oid(path)), InPack)
             with line.recording() as requests:
                 assert await mount.read(path) == tree_repository.contents[path]
@@ -190,7 +190,7 @@ def test_a_second_mount_downloads_nothing_that_the_first_has(
             for path in paths:
                 await first.read(path)
             await first.landed()
-            await first.hydrator._upkeep.once()
+            await first.hydrator.parts.upkeep.once()
             with line.recording() as requests:
                 for path in paths:
                     assert await second.read(path) == tree_repository.contents[path]

@@ -134,7 +134,7 @@ def test_a_remote_that_is_away_while_sizes_are_asked_for_is_asked_again(
             await mount.until(lambda stats: stats.sweep_state == "done")
             await trio.to_thread.run_sync(history_line.refuse)
             mount.hydrator.start_recent(mount.tip.commit)
-            await mount.until(lambda _: mount.hydrator._health.failures > 0)
+            await mount.until(lambda _: mount.hydrator.parts.health.failures > 0)
             assert mount.hydrator.stats().recent_state == "waiting"
             await trio.to_thread.run_sync(history_line.accept)
             await mount.until(lambda stats: stats.recent_state == "done")
@@ -148,10 +148,10 @@ def test_a_full_disk_under_the_sizes_is_survived(history_line: DelayProxy, tmp_p
 
     async def main() -> None:
         async with cold_mount(url, tmp_path / "state", hydrate="source") as mount:
-            mount.hydrator._sizes._writer.execute("PRAGMA query_only=1")
+            mount.hydrator.parts.sizes.writer.execute("PRAGMA query_only=1")
             mount.hydrator.start_sweep(mount.tip.tree)
             await mount.until(lambda stats: stats.sweep_state == "done")
             assert mount.hydrator.stats().sizes_known == 3
-            mount.hydrator._sizes._writer.execute("PRAGMA query_only=0")
+            mount.hydrator.parts.sizes.writer.execute("PRAGMA query_only=0")
 
     trio.run(main)

@@ -250,7 +250,7 @@ def test_a_reader_does_not_wait_for_the_batch_that_its_file_is_in(
                 await mount.until(lambda stats: stats.requests_by_reason.get("prefetch", 0) > 0)
                 with line.recording() as requests:
                     assert await mount.read(path) == tree_repository.contents[path]
-                assert not next(iter(hydrator._control.active)).landed.is_set()
+                assert not next(iter(hydrator.parts.control.active)).landed.is_set()
                 first = [r.wants[0] for r in requests if r.command == "fetch"]
                 assert tree_repository.oids[path].hex() in first
                 line.bandwidth = None

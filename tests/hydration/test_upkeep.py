@@ -26,7 +26,7 @@ def test_many_small_packs_become_few(
             for start in range(0, 900, 15):
                 await mount.hydrator.prefetch(oids[start : start + 15])
                 await mount.landed()
-            await mount.hydrator._upkeep.once()
+            await mount.hydrator.parts.upkeep.once()
             assert len(store.packs()) < 45
             for path, content in list(tree_repository.contents.items())[:200]:
                 assert await mount.read(path) == content
@@ -47,17 +47,18 @@ def test_the_size_limit_is_kept_and_what_was_evicted_comes_again(
             for path in mount.files()[:300]:
                 await mount.read(path)
             await mount.landed()
-            await mount.hydrator._upkeep.once()
+            await mount.hydrator.parts.upkeep.once()
             store = PackStore(mount.state.shared_objects)
             assert held is not None  # an open blob is passed by, and goes on
             assert (
-                store.total_bytes() + mount.hydrator._large.total_bytes() <= 1_000_000 + 3_000_000
+                store.total_bytes() + mount.hydrator.parts.large.total_bytes()
+                <= 1_000_000 + 3_000_000
             )
             assert held.read(0, 100) == tree_repository.contents[b"data/large.bin"][:100]
             held.close()
             await mount.hydrator.evict(0)
-            assert store.total_bytes() + mount.hydrator._large.total_bytes() == 0
-            mount.hydrator._memory.clear()
+            assert store.total_bytes() + mount.hydrator.parts.large.total_bytes() == 0
+            mount.hydrator.parts.memory.clear()
             with line.recording() as requests:
                 path = b"data/large.bin"
                 assert await mount.read(path) == tree_repository.contents[path]
@@ -77,8 +78,8 @@ def test_the_size_limit_is_kept_where_sizes_cannot_be_written(
             def refuse(rows: object) -> None:
                 raise sqlite3.OperationalError("database or disk is full")
 
-            monkeypatch.setattr(mount.hydrator._sizes, "_write", refuse)
-            await mount.hydrator._upkeep.once()
+            monkeypatch.setattr(mount.hydrator.parts.sizes, "_write", refuse)
+            await mount.hydrator.parts.upkeep.once()
             assert PackStore(mount.state.shared_objects).total_bytes() == 0
 
     trio.run(main)
@@ -101,11 +102,11 @@ def test_a_damaged_pack_is_never_shown_and_dropped(
                 content[rng.randrange(12, len(content) - 20)] ^= 0xFF
             pack.path.chmod(0o600)
             pack.path.write_bytes(content)
-            mount.hydrator._memory.clear()
+            mount.hydrator.parts.memory.clear()
             for path in paths:
                 assert await mount.read(path) == tree_repository.contents[path]
             await mount.landed()
-            await mount.hydrator._upkeep.once()
+            await mount.hydrator.parts.upkeep.once()
             assert pack.name not in [left.name for left in store.packs()]
 
     trio.run(main)

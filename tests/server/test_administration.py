@@ -230,7 +230,7 @@ def test_a_backup_during_which_everything_changes(
     server = start_server()
     filled(server, git, work, "moved")
     filled(server, git, work, "gone")
-    copied = backup._copy_objects
+    copied = backup.copy_objects
     changes = iter([True])
 
     def change_and_copy(source: Path, target: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_backup_during_which_everything_changes(
             server.result("DELETE", "/namespaces/team/repos/gone")
         copied(source, target)
 
-    monkeypatch.setattr(backup, "_copy_objects", change_and_copy)
+    monkeypatch.setattr(backup, "copy_objects", change_and_copy)
     source, target = DataLayout(server.data), DataLayout(server.root / "backup")
     assert backup.back_up(source, target) == 1
     done = subprocess.run(

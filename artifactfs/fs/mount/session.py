@@ -96,7 +96,7 @@ async def _run_main(scope: trio.CancelScope) -> None:
 
 def _mount(filesystem: FileSystem, path: str, extra: Iterable[str]) -> int | None:
     """Mount and return the descriptor of ``/dev/fuse``. Raises: MountError."""
-    _check_mount_point(path)
+    check_mount_point(path)
     _raise_descriptor_limit()
     before = fastloop.fuse_descriptors()
     try:
@@ -118,7 +118,7 @@ def mount_options(filesystem: FileSystem, extra: Iterable[str] = ()) -> set[str]
     return options
 
 
-def _check_mount_point(path: str) -> None:
+def check_mount_point(path: str) -> None:
     if not os.path.exists("/dev/fuse"):
         raise MountError(
             "/dev/fuse is not there: this kernel or container has no FUSE",

@@ -95,20 +95,21 @@ class Overlay:
             raise damaged(path, "the file is missing or empty")
         self._pending = Pending()
         try:
-            self._connection = _connect(path)
+            self.connection = _connect(path)
+            """Public for tests alone, which make it refuse to write."""
         except sqlite3.DatabaseError as error:
             raise _unusable(path, error) from error
         try:
             self._load(path)
         except BaseException:
-            self._connection.close()
+            self.connection.close()
             raise
 
     def _load(self, path: Path) -> None:
         try:
-            _migrate(self._connection, path)
-            self._execute = self._connection.execute
-            self.meta = dict(self._connection.execute("SELECT key, value FROM meta"))
+            _migrate(self.connection, path)
+            self._execute = self.connection.execute
+            self.meta = dict(self.connection.execute("SELECT key, value FROM meta"))
             self._log = CommitLog(path, int(self.meta.get(_SEQUENCE, 0)))
             for payload in self._log.replay():
                 self._pending.take(list(decode(payload)))
@@ -219,11 +220,11 @@ class Overlay:
         try:
             execute("BEGIN IMMEDIATE")
             try:
-                self._pending.write_to(self._connection)
+                self._pending.write_to(self.connection)
                 execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_SEQUENCE, last))
                 execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:
+                if self.connection.in_transaction:
                     with contextlib.suppress(sqlite3.Error):
                         execute("ROLLBACK")
                 raise
@@ -288,7 +289,7 @@ class Overlay:
     def close(self) -> None:
         folded = self.fold()
         os.close(self._wal)
-        self._connection.close()  # the last connection writes the WAL back, syncs and removes it
+        self.connection.close()  # the last connection writes the WAL back, syncs and removes it
         self._log.close(folded=folded and not Path(f"{self.path}-wal").exists())
 
     # Questions

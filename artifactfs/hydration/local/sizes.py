@@ -111,10 +111,10 @@ class SizeStore:
         memory: a mount needs them, and they can be had again."""
         try:
             self._reader = _open(path)
-            self._writer = _open(path)
+            self.writer = _open(path)
         except (OSError, sqlite3.OperationalError) as error:
             log.warning("sizes are kept in memory until the next start: %s", error)
-            self._reader = self._writer = _in_memory()  # SQLite lets threads take turns
+            self._reader = self.writer = _in_memory()  # SQLite lets threads take turns
         self._refused = False
         self._write_lock = trio.Lock()
         self._memory: dict[bytes, int] = {}
@@ -209,10 +209,10 @@ class SizeStore:
                 log.warning("sizes could not be written: %s", error)
             self._unsaved = {}
         self._reader.close()
-        self._writer.close()
+        self.writer.close()
 
     def _write(self, rows: list[tuple[bytes, int]]) -> None:
-        connection = self._writer
+        connection = self.writer
         connection.execute("BEGIN IMMEDIATE")
         try:
             connection.executemany(

@@ -127,7 +127,7 @@ def _copy_repo(source: DataLayout, target: DataLayout, repo_id: str) -> list[str
         try:
             before = borrowed_pools(gitdir)
             refs = _packed_refs(gitdir, target.git_config)
-            _copy_objects(gitdir / "objects", copy / "objects")
+            copy_objects(gitdir / "objects", copy / "objects")
             pools = list(dict.fromkeys([*before, *borrowed_pools(gitdir)]))
             for pool in pools:
                 _copy_pool(source.pool(pool), target.pool(pool))
@@ -165,7 +165,7 @@ def _packed_refs(gitdir: Path, config: Path) -> str:
     return "# pack-refs with: sorted \n" + done.stdout.decode("utf-8", "surrogateescape")
 
 
-def _copy_objects(source: Path, target: Path) -> None:
+def copy_objects(source: Path, target: Path) -> None:
     names = set(own_object_files(source))
     for part in ("pack", "info"):
         (target / part).mkdir(parents=True, exist_ok=True)
