@@ -24,6 +24,9 @@ from artifactfs.system.locks import is_locked
 from artifactfs.system.mountinfo import MountEntry
 
 START_DAEMON = "artifact-fs daemon  (where it is a service: systemctl start artifact-fs)"
+PROBE_S = 3.0
+"""A mount that has not answered by then hangs."""
+
 RESTART_DAEMON = "systemctl restart artifact-fs  (or end it, then: artifact-fs daemon)"
 
 
@@ -76,7 +79,7 @@ def check_daemon(patient: Patient) -> Iterator[Finding]:
             yield problem(
                 "daemon.mount-failed",
                 f"the daemon cannot serve {repo['name']}: {why}",
-                f"artifact-fs remount --name {repo['name']} --restart",
+                f"artifact-fs remount --name {repo['name']} --restart --force",
                 str(repo["name"]),
             )
         yield from _damage(repo)
@@ -125,8 +128,13 @@ def ask(path: Path, command: str, deadline_s: float) -> Message:
 def check_mounts(patient: Patient) -> Iterator[Finding]:
     """Each mount point: mounted once, alive, answering; or free for a mount."""
     daemon = daemon_holds_lock(patient.state)
+    found = {repo.name: mounts_at(repo.mount_point) for repo in patient.repos}
+    probes = Probes(min(patient.deadline_s, PROBE_S))
     for repo in patient.repos:
-        here = mounts_at(repo.mount_point)
+        if found[repo.name]:
+            probes.start(repo.mount_point)
+    for repo in patient.repos:
+        here = found[repo.name]
         if not here:
             yield from _check_free(repo, daemon and repo.name not in patient.unmounted)
             continue
@@ -138,7 +146,7 @@ def check_mounts(patient: Patient) -> Iterator[Finding]:
                 f"artifact-fs remount --name {repo.name}",
                 repo.name,
             )
-        yield _check_alive(repo, here[-1], daemon, patient.deadline_s)
+        yield _check_alive(repo, here[-1], daemon, probes)
 
 
 def check_redirects(patient: Patient) -> Iterator[Finding]:
@@ -190,9 +198,9 @@ def _check_free(repo: RepoSettings, expected: bool) -> Iterator[Finding]:
         )
 
 
-def _check_alive(repo: RepoSettings, mount: MountEntry, daemon: bool, deadline_s: float) -> Finding:
+def _check_alive(repo: RepoSettings, mount: MountEntry, daemon: bool, probes: Probes) -> Finding:
     point = shlex.quote(repo.mount_point)
-    fault = probe(repo.mount_point, deadline_s)
+    fault = probes.fault(repo.mount_point)
     if fault is None:
         return ok("mount.alive", f"{repo.name} answers at {repo.mount_point}", repo.name)
     unmount = f"fusermount3 -uz {point}" if os.geteuid() else f"umount -l {point}"
@@ -206,10 +214,14 @@ def _check_alive(repo: RepoSettings, mount: MountEntry, daemon: bool, deadline_s
         )
     if fault == errno.ETIMEDOUT:
         abort = FUSECTL / str(mount.minor) / "abort"
+        mend = f"echo 1 > {abort} && {unmount} && {again}"
+        if daemon:
+            mend = f"artifact-fs remount --name {repo.name} --restart --force"
         return problem(
             "mount.stuck",
-            f"{repo.mount_point} did not answer within {deadline_s:.0f} s{_waiting(mount.minor)}",
-            f"echo 1 > {abort} && {unmount} && {again}",
+            f"{repo.mount_point} did not answer within {probes.deadline_s:g} s"
+            f"{_waiting(mount.minor)}",
+            mend,
             repo.name,
         )
     return problem(
@@ -239,24 +251,34 @@ for look in (os.listdir, os.statvfs):
 """
 
 
-def probe(mount_point: str, deadline_s: float) -> int | None:
-    """List `mount_point` in a process of its own: an errno, ETIMEDOUT if it hangs, or None.
+class Probes:
+    """Lists mount points, each in a process of its own, all at once.
 
     `stat` and `ismount` succeed on a dead mount, and so does a listing that the kernel has kept;
-    ``statfs`` tells. A process that waits for
-    a worker in ``readdir`` may not die until it is answered, so it is left behind, not waited for.
+    ``statfs`` tells. A process that waits for a worker in ``readdir`` may not die until it is
+    answered, so it is left behind, not waited for.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _PROBE, mount_point],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    end = time.monotonic() + deadline_s
-    try:
-        code = process.wait(max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return errno.ETIMEDOUT
-    return code or None
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self._end = time.monotonic() + deadline_s
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, mount_point: str) -> None:
+        self._processes[mount_point] = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PROBE, mount_point],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def fault(self, mount_point: str) -> int | None:
+        """An errno, ETIMEDOUT where nothing has answered in time, or None."""
+        process = self._processes[mount_point]
+        try:
+            code = process.wait(max(0.0, self._end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return errno.ETIMEDOUT
+        return code or None

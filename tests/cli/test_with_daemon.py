@@ -15,6 +15,7 @@ import pytest
 from artifactfs.daemon.control.client import ControlClient
 from artifactfs.paths import StateLayout
 from tests.e2e.mount_table import mounted_at
+from tests.e2e.odd_repository import OddRepository
 from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
 
 
@@ -491,3 +492,23 @@ def test_features_are_shown_and_can_be_switched_off(
     git(top, "commit", "-qam", "Change")
     assert git(top, "status", "--porcelain") == "?? new"
     assert "README.md | 2 +-" in git(top, "show", "--stat", "HEAD")
+
+
+def test_a_mount_that_hangs_is_named_with_what_mends_it(
+    daemon: DaemonProcess, odd_repository: OddRepository
+) -> None:
+    mount = daemon.add_repo("hello", str(odd_repository.path))
+    daemon.add_repo("other", str(odd_repository.path))
+    daemon.wait_for("hello", "history")
+    mend = "artifact-fs remount --name hello --restart --force"
+    os.kill(daemon.status("hello")["pid"], signal.SIGSTOP)
+    status = daemon.run("status").stdout
+    assert "hello: not answering" in status and mend in status
+    assert "other: mounted" in status
+    report = daemon.run("doctor", "--offline", check=False)
+    assert report.returncode == 1
+    assert "mount.stuck" in report.stdout and mend in report.stdout
+    assert "other" not in report.stdout
+    daemon.run(*mend.split()[1:])
+    assert (mount / ".git").exists()
+    assert "hello: mounted" in daemon.run("status").stdout

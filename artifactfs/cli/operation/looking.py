@@ -16,8 +16,12 @@ from artifactfs.cli.terminal.context import Duration, connect, json_option, stat
 from artifactfs.cli.terminal.known import known_repos, registered
 from artifactfs.cli.terminal.names import optional_name_option
 from artifactfs.cli.terminal.output import human_bytes, human_seconds
+from artifactfs.system.probing import silent
 
 Fields = dict[str, Any]
+
+PROBE_S = 3.0
+"""A mount that has not answered by then hangs."""
 
 
 @click.command("list-repos")
@@ -92,7 +96,22 @@ def _look(name: str | None) -> tuple[list[Fields], bool]:
     if client is None:
         return [_offline(repo) for repo in registered(name)], False
     with client:
-        return client.request("status", name=name), True
+        repos: list[Fields] = client.request("status", name=name)
+    _probe(repos)
+    return repos, True
+
+
+def _probe(repos: list[Fields]) -> None:
+    """Ask each mount itself: the daemon does not look into what it serves."""
+    mounted = [repo for repo in repos if repo["state"] == "mounted"]
+    hung = silent([repo["mount_point"] for repo in mounted], PROBE_S)
+    for repo in mounted:
+        if repo["mount_point"] in hung:
+            repo["state"] = "not answering"
+            repo["error"] = {
+                "message": f"nothing answers in {repo['mount_point']}",
+                "hint": f"artifact-fs remount --name {repo['name']} --restart --force",
+            }
 
 
 def _show(repos: list[Fields], running: bool, verbose: bool, *, afresh: bool) -> None:

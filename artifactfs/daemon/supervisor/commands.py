@@ -167,7 +167,7 @@ class Commands:
             answer.update(await supervision.request("status", deadline_s=STATUS_S))
         except DaemonError as error:
             answer["state"] = "not answering"
-            hint = error.hint or "artifact-fs doctor says what it waits for"
+            hint = f"artifact-fs remount --name {answer['name']} --restart --force"
             answer["error"] = {"message": error.message, "hint": hint}
 
     # -- adding and removing -----------------------------------------------------------------

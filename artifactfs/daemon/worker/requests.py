@@ -26,6 +26,7 @@ from artifactfs.daemon.switch.target import Commits, resolve
 from artifactfs.daemon.worker.content import ContentRequests
 from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.fs.mount.operations import Unanswered
 from artifactfs.git.configuration.kept import refresh, surroundings_of
 from artifactfs.git.repository.gitdir import history_complete
 from artifactfs.git.repository.refs import read_head
@@ -35,6 +36,9 @@ from artifactfs.paths import RepoLayout
 
 CANCELLABLE = frozenset({"losses", "prefetch", "set-remote", "wait"})
 """What may be cut short at any point: it changes nothing, or takes back what it did."""
+
+STUCK_AFTER_S = 15.0
+"""A request that waits so much longer than for its repository's deadline waits for nothing."""
 
 DEADLINE_S = 24 * 3600.0  # the supervisor has its own, and its end cancels
 
@@ -93,6 +97,7 @@ class Requests:
         hydration = self.hydrator.stats().as_json()
         hydration["limits"] = self.remotes.limits
         hydration["git_because"] = self.remotes.git_because
+        oldest = self.filesystem.operations.oldest()
         return {
             **head_fields(head, counts),
             "commit": self.filesystem.base.commit.hex(),
@@ -109,7 +114,29 @@ class Requests:
             "overlay": asdict(self.filesystem.overlay_stats()),
             "damage": self.filesystem.damage.as_json(),
             "features": self.filesystem.features.as_json(),
-            "kernel": {"requests": dict(self.filesystem.operations.requests)},
+            "kernel": {
+                "requests": dict(self.filesystem.operations.requests),
+                "oldest": asdict(oldest) if oldest is not None else None,
+            },
+            **self._stuck(oldest),
+        }
+
+    def _stuck(self, oldest: Unanswered | None) -> Message:
+        """What ``status`` says where a request waits for longer than anything may that we wait
+        for: no answer of a remote, and no bytes of one, have come for the repository's deadline."""
+        settings = self.jobs.settings
+        if oldest is None or oldest.seconds < settings.deadline_s + STUCK_AFTER_S:
+            return {}
+        expected = not (self.jobs.history_done.is_set() and self.jobs.index_primed)
+        if expected or self.hydrator.stats().readers or self.filesystem.filters.at_work:
+            return {}
+        what = f"a {oldest.operation} of the process {oldest.pid} has no answer"
+        return {
+            "state": "not answering",
+            "error": {
+                "message": f"{what} for {oldest.seconds:.0f} s",
+                "hint": f"artifact-fs remount --name {settings.name} --restart --force",
+            },
         }
 
     async def losses(self, _request: Request) -> Message:

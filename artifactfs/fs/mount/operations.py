@@ -14,6 +14,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -66,6 +67,8 @@ def _answering(handler: F) -> F:
     @functools.wraps(handler)
     async def answer(self: Operations, *args: Any) -> Any:
         self.requests[name] += 1
+        self._number = number = self._number + 1
+        self._unanswered[number] = (trio.current_time(), name, args)
         try:
             return await handler(self, *args)
         except FUSEError:
@@ -83,8 +86,19 @@ def _answering(handler: F) -> F:
         except Exception as error:
             log.exception("request failed", extra={"operation": name})
             raise FUSEError(errno.EIO) from error
+        finally:
+            del self._unanswered[number]
 
     return answer  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A request that waits, of the process `pid` (0: not known), for so many seconds."""
+
+    operation: str
+    pid: int
+    seconds: float
 
 
 class Operations(pyfuse3.Operations):
@@ -108,6 +122,8 @@ class Operations(pyfuse3.Operations):
         self.started = trio.Event()
         self.requests: Counter[str] = Counter()
         """How many the kernel has sent, by what they ask for."""
+        self._number = 0
+        self._unanswered: dict[int, tuple[float, str, tuple[Any, ...]]] = {}
         self._session: Session | None = None
         self._no_open = self._no_opendir = False
         self._openers: dict[int, Opener] = {}
@@ -120,6 +136,13 @@ class Operations(pyfuse3.Operations):
         self._xattrs = xattrs
         self._index_ready = index_ready
         self._unfinished = UnfinishedListings()
+
+    def oldest(self) -> Unanswered | None:
+        """The request that has waited longest for its answer."""
+        for since, name, args in self._unanswered.values():
+            pid = getattr(args[-1], "pid", 0) if args else 0
+            return Unanswered(name, int(pid), trio.current_time() - since)
+        return None
 
     def init(self) -> None:
         if self._session is not None:

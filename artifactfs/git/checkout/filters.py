@@ -62,6 +62,12 @@ class Filters:
         self._locks: dict[str, trio.Lock] = {}
         self._slots = trio.CapacityLimiter(_AT_ONCE)
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a command converts a file now."""
+        locked = any(lock.locked() for lock in self._locks.values())
+        return locked or self._slots.borrowed_tokens > 0
+
     async def driver(self, name: str) -> Driver:
         """What the configuration says of the driver `name`. Raises: GitFailed."""
         found: dict[str, str] = {}
