@@ -99,7 +99,7 @@ def early(
     """A mount whose history does not come until `proxy.release`."""
     proxy.hold(is_history)
     mount = daemon.add_repo("early", proxy.url(remote_repo(history).url))
-    (mount / ".git").read_bytes()
+    (mount / ".git" / "HEAD").read_bytes()  # waits for the index
     wait_until(lambda: any(map(is_history, proxy.requests)), "the fetch of history")
     try:
         yield mount

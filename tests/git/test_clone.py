@@ -11,7 +11,8 @@ import trio
 
 from artifactfs.daemon.repositories.remotes import store_remote
 from artifactfs.errors import InvalidInput, RemoteError, RemoteNotFound, RemoteUnreachable
-from artifactfs.git.remote import fetch as fetching
+from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.clone import fetch_history, fetch_refs
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import history_complete
@@ -97,7 +98,7 @@ def test_an_early_log_shows_all_of_history(clone: Clone) -> None:
 def test_history_gives_way_to_what_is_urgent_but_not_for_ever(
     clone: Clone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "PAUSES_S", 0.01)
+    monkeypatch.setattr("artifactfs.git.remote.history.PAUSES_S", 0.01)
     allowed: list[float] = []
 
     async def give_way(seconds: float) -> None:
@@ -149,6 +150,61 @@ def test_history_is_fetched_once_and_again_after_an_interruption(
 
     clone.run(body)
     assert len(clone.git_offline("log", "--oneline").splitlines()) == 12
+
+
+def packed(clone: Clone) -> dict[str, list[str]]:
+    """The oids in the packs of the gitdir, in each case with the kinds of the copies."""
+    found: dict[str, list[str]] = {}
+    for index in (clone.gitdir / "objects/pack").glob("pack-*.idx"):
+        for line in git("verify-pack", "-v", str(index), cwd=clone.gitdir).splitlines():
+            words = line.split()
+            if len(words) >= 5 and len(words[0]) == 40:
+                found.setdefault(words[0], []).append(words[1])
+    return found
+
+
+def test_history_comes_in_steps_and_nothing_twice(
+    clone: Clone, hosted: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commits, then trees in parts; a crash between the steps is right, and repeats none."""
+    monkeypatch.setattr("artifactfs.git.remote.history.FIRST_PART", 2)
+    clone.run(clone.tip)
+    tip = packed(clone)
+
+    class Crash(Exception):
+        pass
+
+    class Arriving(ArrivingHistory):
+        def commits_are_here(self, *_: object) -> None:
+            raise Crash
+
+    async def crash(remote: Remote) -> None:
+        arriving = Arriving(clone.gitdir, ObjectDatabase(clone.gitdir), complete=False)
+        await fetch_history(clone.layout, clone.settings, remote, arriving=arriving)
+
+    with pytest.raises(Crash):
+        clone.run(crash)
+    assert not history_complete(clone.gitdir)
+    assert sorted(clone.git_offline("log", "--format=%H", "--all").split()) == sorted(
+        git("log", "--format=%H", "--all", cwd=hosted.bare).split()
+    )
+    kinds = {kind for oid, copies in packed(clone).items() if oid not in tip for kind in copies}
+    assert kinds <= {"commit", "tag"}
+    assert clone.git("fsck", "--no-dangling") == ""
+    hosted.commit("since.txt", "new", branch="main")
+    hosted.push()
+    clone.git("fetch", "-q")  # from the commits that are here, of which the trees are not
+    assert clone.git("log", "-1", "--format=%H", "origin/main") == hosted.oid("main").hex()
+
+    clone.run(clone.history)
+    assert history_complete(clone.gitdir)
+    commits = [oid for oid, copies in packed(clone).items() if set(copies) == {"commit"}]
+    assert {len(copies) for oid, copies in packed(clone).items() if oid in commits} <= {1, 2}
+    assert [oid for oid in commits if len(packed(clone)[oid]) > 1 and oid not in tip] == []
+    listed = clone.git_offline("rev-list", "--objects", "--all", "--filter=blob:none")
+    assert len(listed.splitlines()) > len(commits)
+    assert clone.git_offline("log", "--format=%H", "--", "README.md")
+    assert clone.git("fsck", "--no-dangling") == ""
 
 
 def test_history_goes_on_without_a_branch_that_the_remote_lost(
@@ -237,7 +293,7 @@ def test_a_required_commit(clone: Clone, hosted: Sample) -> None:
 def test_a_depth_makes_a_shallow_clone_of_one_branch(
     clone: Clone, monkeypatch: pytest.MonkeyPatch, depth: int, at_once: int
 ) -> None:
-    monkeypatch.setattr("artifactfs.git.remote.fetch.MAX_DEPTH_AT_ONCE", at_once)
+    monkeypatch.setattr("artifactfs.git.remote.history.MAX_DEPTH_AT_ONCE", at_once)
     monkeypatch.setattr("artifactfs.git.remote.clone.MAX_DEPTH_AT_ONCE", at_once)
     clone.set(depth=depth)
     clone.run(clone.both)

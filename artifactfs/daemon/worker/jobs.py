@@ -30,7 +30,7 @@ from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
-from artifactfs.git.remote.fetch import fetch_history
+from artifactfs.git.remote.history import fetch_history
 from artifactfs.git.repository.gitdir import history_complete
 from artifactfs.git.repository.refs import read_head
 from artifactfs.hydration.hydrator import Hydrator

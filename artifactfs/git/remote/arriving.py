@@ -7,22 +7,52 @@ after `LONGEST_S`. After a failure nothing waits until the next try has received
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from artifactfs.errors import ArtifactFSError
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.remote.frontier import Frontier
 
 GiveWay = Callable[[float], Awaitable[None]]
+FetchTree = Callable[[Oid], Awaitable[None]]
+
+OID = 20
+"""Bytes."""
 
 LONGEST_S = 1_800.0
 """A wait ends then, whatever happens: the history of Linux takes a third of it at 10 MB/s."""
 
+MOST_ALONE = 50
+"""Trees that are fetched before their turn, each in a pack of its own, for who needs but some. Who
+walks through all of history is served sooner if it waits for the large packs."""
 _UNIQUE = 7
 """Digits by which git names an object in short: fewer may mean another one when all are here."""
+
+
+class RootTrees:
+    """The root trees of many commits: 20 bytes each. Making it sorts them: call it in a thread."""
+
+    def __init__(self, oids: bytes) -> None:
+        distinct = {oids[at : at + OID] for at in range(0, len(oids), OID)}
+        self._sorted = b"".join(sorted(distinct))
+
+    def __contains__(self, oid: Oid) -> bool:
+        low, high = 0, len(self._sorted) // OID
+        while low < high:
+            middle = (low + high) // 2
+            found = self._sorted[middle * OID : middle * OID + OID]
+            if found == oid:
+                return True
+            if found < oid:
+                low = middle + 1
+            else:
+                high = middle
+        return False
 
 
 class ArrivingHistory:
@@ -32,8 +62,12 @@ class ArrivingHistory:
         self._odb = odb
         self._frontier = Frontier(gitdir, odb)
         self._on_its_way = not complete
+        self._roots: RootTrees | None = None
+        self._expected: Collection[Oid] = ()
+        self._fetch_tree: FetchTree | None = None
         self._changed = trio.Event()
         self._waiting = 0
+        self._alone_left = MOST_ALONE
         self.done = trio.Event()
         """Is set when all of it is here, and nothing more is done for it."""
 
@@ -42,7 +76,7 @@ class ArrivingHistory:
         """Whether something is missing and a fetch of it has not failed."""
         return self._on_its_way
 
-    def unless_awaited(self, give_way: GiveWay | None) -> GiveWay | None:
+    def unless_awaited(self, give_way: GiveWay | None) -> GiveWay:
         """`give_way` for a fetch of history, which gives way to nobody while programs wait for it.
 
         Its call is the sign that the fetch gets an answer.
@@ -50,7 +84,7 @@ class ArrivingHistory:
 
         async def give_way_or_not(seconds: float) -> None:
             self._on_its_way = True
-            if give_way is not None and not self._waiting:
+            if give_way is not None and not self._waiting and seconds > 0:
                 await give_way(seconds)
 
         return give_way_or_not
@@ -59,14 +93,31 @@ class ArrivingHistory:
         """Packs with some of it are in the gitdir."""
         self._change()
 
+    def commits_are_here(self, roots: RootTrees, fetch_tree: FetchTree) -> None:
+        """All commits are here, with `roots` as their trees. From now on only trees are waited for.
+
+        `fetch_tree` fetches one before its turn.
+        """
+        self._roots = roots
+        self._fetch_tree = fetch_tree
+        self._change()
+
+    def expect(self, trees: Collection[Oid]) -> None:
+        """These come with the next pack."""
+        self._expected = trees
+
     def fail(self) -> None:
         """The fetch has failed: nobody waits for it any more."""
         self._on_its_way = False
+        self._expected = ()
+        self._fetch_tree = None
         self._change()
 
     def finish(self) -> None:
         """All of it is here."""
         self._on_its_way = False
+        self._roots = self._fetch_tree = None
+        self._expected = ()
         self._change()
 
     def _change(self) -> None:
@@ -74,12 +125,42 @@ class ArrivingHistory:
         self._changed = trio.Event()
 
     async def names(self, oid: Oid) -> bool:
-        """Whether what is here names `oid` as part of history, and it is not here."""
+        """Whether what is here names `oid` as part of history, and it may be missing."""
+        if self._roots is not None:
+            return oid in self._roots
         return oid in await trio.to_thread.run_sync(self._frontier.oids)
 
     async def until_here(self, oid: Oid) -> None:
         """Wait for `oid`, as long as it may come."""
-        await self._until(partial(self._odb.contains, oid))
+        if not self._is_settled(oid):
+            await self._until(partial(self._is_settled, oid))
+        fetch = self._fetch_tree
+        if fetch is None or self._roots is None or oid not in self._roots:
+            return
+        if self._odb.contains(oid):
+            return
+        self._alone_left -= 1
+        with suppress(ArtifactFSError):  # git will fetch it, or say what is wrong
+            await fetch(oid)
+
+    def _is_settled(self, oid: Oid) -> bool:
+        """Whether it is not worth waiting for packs that are on their way."""
+        if self._odb.contains(oid):
+            return True
+        if self._roots is None or oid not in self._roots:
+            return self._roots is not None
+        return oid not in self._expected and self._alone_left > 0
+
+    async def until_resolvable(self, abbreviation: str) -> None:
+        """Wait until what `abbreviation` (hex digits of an oid) means can be told: until all
+        commits are here, unless it is long enough and an object that is here begins with it."""
+
+        def is_settled() -> bool:
+            if self._roots is not None:
+                return True
+            return len(abbreviation) >= _UNIQUE and self._odb.has_prefix(abbreviation)
+
+        await self._until(is_settled)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         self._waiting += 1
@@ -92,13 +173,3 @@ class ArrivingHistory:
                     await changed.wait()
         finally:
             self._waiting -= 1
-
-    async def until_resolvable(self, abbreviation: str) -> None:
-        """Wait until what `abbreviation` (hex digits of an oid) means can be told.
-
-        That is at once where it is long enough, and an object that is here begins with it.
-        """
-        if len(abbreviation) < _UNIQUE:
-            await self._until(lambda: False)
-        else:
-            await self._until(partial(self._odb.has_prefix, abbreviation))

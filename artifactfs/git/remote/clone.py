@@ -27,13 +27,12 @@ from artifactfs.git.command import GitFailed, feed_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.fetch import (
     BLOBLESS,
-    MAX_DEPTH_AT_ONCE,
     FetchResult,
     RefChange,
-    fetch_history,
     fetch_refs,
     tracked_refs,
 )
+from artifactfs.git.remote.history import MAX_DEPTH_AT_ONCE, fetch_history
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import (
     GitdirPlan,

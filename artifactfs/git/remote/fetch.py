@@ -1,4 +1,4 @@
-"""Fetching into a gitdir that is there: all of history once, and what is new from then on.
+"""Fetching into a gitdir that is there: packs, and what is new on the remote.
 
 Packs go into ``git index-pack``: it takes 190,000 commits and trees without holding this process.
 They are indexed in a folder of ours and moved when complete, so that nothing interrupted is ever
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +18,9 @@ from artifactfs.config import RepoSettings
 from artifactfs.errors import CorruptData, ObjectsMissing, RemoteNotFound, StateError
 from artifactfs.git.command import GitFailed, feed_git, run_git
 from artifactfs.git.objects.database import ObjectDatabase, Oid
-from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import (
     adopt_packs,
-    history_complete,
-    mark_history_complete,
     own_folder,
     read_shallow,
     write_shallow,
@@ -35,13 +31,6 @@ from artifactfs.git.wire.protocol import RefAdvertisement
 from artifactfs.paths import RepoLayout
 
 BLOBLESS = "blob:none"
-MAX_DEPTH_AT_ONCE = 100
-"""A `--depth` up to this is fetched whole before the mount; of a larger one, only the tip."""
-
-PAUSE_S = 1.0
-PAUSES_S = 10.0
-"""History waits so long between two chunks, and in all, for what somebody asked for: reading what
-the network brings and indexing it would take half of a small machine."""
 _MAX_HAVES = 256
 _REF_DEADLINE_S = 60.0
 _TRACKING = "refs/remotes/"
@@ -78,71 +67,22 @@ def tracked_refs(
     return refs, peeled
 
 
-async def fetch_history(
-    layout: RepoLayout,
-    settings: RepoSettings,
-    remote: Remote,
-    *,
-    give_way: Callable[[float], Awaitable[None]] | None = None,
-    arriving: ArrivingHistory | None = None,
-) -> None:
-    """Phase 2 of a clone: all commits and trees behind every ref. Returns at once when done.
-
-    `give_way` waits for what is more urgent, at most the seconds that it is given; `arriving` is
-    told what is here. Interrupted at any point it starts again; a pack cannot be resumed in its
-    middle. Raises: RemoteError, CorruptData.
-    """
-    gitdir = layout.gitdir
-    if await trio.to_thread.run_sync(history_complete, gitdir):
-        return
-    at_once = settings.depth is not None and settings.depth <= MAX_DEPTH_AT_ONCE
-    if remote.alternate is None and not at_once:
-        wants = set((await trio.to_thread.run_sync(read_refs, gitdir)).values())
-        if (head := read_head(gitdir).commit) is not None:
-            wants.add(head)
-        if arriving is not None:
-            give_way = arriving.unless_awaited(give_way)
-        await _fetch_known(remote, gitdir, wants, settings.depth, give_way)
-    if arriving is not None:
-        arriving.finish()
-    if settings.depth is None:
-        await _write_commit_graph(gitdir)
-    mark_history_complete(gitdir)
-
-
-async def _fetch_known(
-    remote: Remote,
-    gitdir: Path,
-    wants: set[Oid],
-    depth: int | None,
-    give_way: Callable[[float], Awaitable[None]] | None,
-) -> None:
-    """Fetch `wants` without haves; what the remote lost since is left out."""
-    while wants:
-        try:
-            await receive_pack(
-                remote, gitdir, sorted(wants), folder="history", depth=depth, give_way=give_way
-            )
-            return
-        except ObjectsMissing as error:
-            if not wants & error.oids:
-                raise
-            wants = wants - error.oids
-
-
 async def receive_pack(
     remote: Remote,
     gitdir: Path,
     wants: Collection[Oid],
     *,
     folder: str,
+    filter: str = BLOBLESS,
     haves: Collection[Oid] = (),
     depth: int | None = None,
-    give_way: Callable[[float], Awaitable[None]] | None = None,
+    give_way: Callable[[], Awaitable[None]] | None = None,
+    urgent: bool = False,
 ) -> None:
-    """Fetch a blobless pack into `gitdir`, by way of ``artifactfs/FOLDER``.
+    """Fetch a pack without blobs into `gitdir`, by way of ``artifactfs/FOLDER``.
 
-    Where the remote left out parents, ``shallow`` is brought up to date.
+    `give_way` is awaited after each chunk. `urgent`: somebody waits for it. Where the remote left
+    out parents, ``shallow`` is brought up to date.
     Raises: RemoteError, CorruptData.
     """
     staging = await trio.to_thread.run_sync(own_folder, gitdir, folder)
@@ -154,16 +94,18 @@ async def receive_pack(
         async with (
             feed_git(*arguments, gitdir=gitdir, env=environment) as sink,
             remote.fetch_pack(
-                wants, filter=BLOBLESS, haves=haves, depth=depth, shallow=known_shallow
+                wants,
+                filter=filter,
+                haves=haves,
+                depth=depth,
+                shallow=known_shallow,
+                urgent=urgent,
             ) as pack,
         ):
-            left_s = PAUSES_S if give_way is not None else 0.0
             async for chunk in pack:
                 await sink.send(chunk)
-                if give_way is not None and left_s > 0:
-                    started = trio.current_time()
-                    await give_way(min(PAUSE_S, left_s))
-                    left_s -= trio.current_time() - started
+                if give_way is not None:
+                    await give_way()
             await sink.finish()
         await trio.to_thread.run_sync(adopt_packs, staging, gitdir / "objects")
         shallow = (known_shallow | pack.shallow) - pack.unshallow
@@ -174,15 +116,6 @@ async def receive_pack(
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(staging, ignore_errors=True))
-
-
-async def _write_commit_graph(gitdir: Path) -> None:
-    """Makes `git log`, merge-base and ahead/behind of a long history several times faster.
-
-    Git works without it, so a failure (no space, say) is no reason to fail.
-    """
-    with suppress(GitFailed):
-        await run_git("commit-graph", "write", "--reachable", gitdir=gitdir, deadline_s=600)
 
 
 async def fetch_refs(layout: RepoLayout, settings: RepoSettings, remote: Remote) -> FetchResult:

@@ -24,6 +24,7 @@ from artifactfs.system.files import replace_file, sync_path
 Oid = bytes
 
 _HISTORY_COMPLETE = "history-complete"
+_COMMITS_COMPLETE = "commits-complete"
 _PACKED_HEADER = "# pack-refs with: peeled fully-peeled sorted \n"
 
 
@@ -200,6 +201,15 @@ def write_shallow(gitdir: Path, commits: frozenset[Oid]) -> None:
 def history_complete(gitdir: Path) -> bool:
     """Whether all commits and trees that the clone promised are here."""
     return (gitdir / OWN_FOLDER / _HISTORY_COMPLETE).exists()
+
+
+def commits_complete(gitdir: Path) -> bool:
+    """Whether all commits are here; of the trees some may be missing."""
+    return (gitdir / OWN_FOLDER / _COMMITS_COMPLETE).exists()
+
+
+def mark_commits_complete(gitdir: Path) -> None:
+    _replace(gitdir / OWN_FOLDER / _COMMITS_COMPLETE, "")
 
 
 def mark_history_complete(gitdir: Path) -> None:
