@@ -67,8 +67,8 @@ def _answering(handler: F) -> F:
     @functools.wraps(handler)
     async def answer(self: Operations, *args: Any) -> Any:
         self.requests[name] += 1
-        self._number = number = self._number + 1
-        self._unanswered[number] = (trio.current_time(), name, args)
+        self._sequence = request = self._sequence + 1
+        self._unanswered[request] = (trio.current_time(), name, args)
         try:
             return await handler(self, *args)
         except FUSEError:
@@ -87,7 +87,7 @@ def _answering(handler: F) -> F:
             log.exception("request failed", extra={"operation": name})
             raise FUSEError(errno.EIO) from error
         finally:
-            del self._unanswered[number]
+            del self._unanswered[request]
 
     return answer  # type: ignore[return-value]
 
@@ -122,7 +122,7 @@ class Operations(pyfuse3.Operations):
         self.started = trio.Event()
         self.requests: Counter[str] = Counter()
         """How many the kernel has sent, by what they ask for."""
-        self._number = 0
+        self._sequence = 0
         self._unanswered: dict[int, tuple[float, str, tuple[Any, ...]]] = {}
         self._session: Session | None = None
         self._no_open = self._no_opendir = False
