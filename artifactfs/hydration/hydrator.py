@@ -119,7 +119,7 @@ class Hydrator:
         self._memory = MemoryCache(memory_bytes)
         damage = DamageReport(settings.name) if damage is None else damage
         self._large = LargeBlobStore(state.large_blobs, damage)
-        self._sizes = SizeStore(state.sizes_db)
+        self._sizes = SizeStore(state.sizes_db, damage)
         self._reads_here = self._reads_waited = 0
         self._health = RemoteHealth(
             repo=settings.name,

@@ -125,6 +125,11 @@ class Mount:
             self.stop()
         return self.start()
 
+    def database(self) -> Path:
+        """The database of the overlay, to be changed while nobody serves it."""
+        (self.layout / "overlay.db-sums").unlink(missing_ok=True)
+        return self.layout / "overlay.db"
+
     def upper_files(self) -> list[Path]:
         """The data of written files, as it is on disk."""
         return [path for path in (self.layout / "upper").rglob("*") if path.is_file()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.mounting import Mount
+from tests.fs.mounting import Mount, MountFailed
 
 LARGE = os.urandom(3 << 20)
 MEDIUM = os.urandom(100_000)
@@ -218,7 +220,7 @@ def test_names_of_which_nothing_can_be_told_are_shown(mount: Mount) -> None:
 def test_two_names_with_one_number_never_show_each_other(mount: Mount, secret: bool) -> None:
     mount.stop()
     if not secret:  # an overlay that was made before there was one
-        with closing(sqlite3.connect(mount.layout / "overlay.db")) as database:
+        with closing(sqlite3.connect(mount.database())) as database:
             database.execute("UPDATE meta SET value = x'' WHERE key = 'ino_secret'")
             database.commit()
     contents = {name: f"int {name[:2]};\n" for name in ("f0.c", "f1.c")}
@@ -255,3 +257,57 @@ def test_numbers_stay_and_are_of_one_mount_alone(new_mount: Callable[..., Mount]
     assert numbers[0] != numbers[1]
     mounts[0].restart(kill=True)
     assert os.stat(mounts[0].path / "src/deep/er/x").st_ino == numbers[0]
+
+
+def test_a_changed_page_of_the_database_is_never_believed(mount: Mount) -> None:
+    """Whatever bit: names and attributes are right, or EIO, or the whole is refused by name."""
+    source = mount.path / "src"
+    for number in range(200):
+        (source / f"n{number:03}").write_bytes(b"%d" % number)
+        os.chmod(source / f"n{number:03}", 0o640)
+    os.symlink("t" * 3000, source / "long")  # has a page of its own that is none of a B-tree
+    names = sorted(os.listdir(source))
+    mount.stop()
+    kept = mount.directory / "kept"
+    shutil.copytree(mount.layout, kept, symlinks=True)
+    database = mount.layout / "overlay.db"
+    pages = database.stat().st_size // 2048
+    outcomes = set()
+    for number in (0, *sorted(random.Random(1).sample(range(1, pages), 4))):
+        content = bytearray(database.read_bytes())
+        content[number * 2048 + 1500] ^= 16
+        database.write_bytes(content)
+        try:
+            mount.start()
+        except MountFailed as error:
+            assert f"{database} is damaged" in str(error)
+            outcomes.add("refused")
+        else:
+            for _ in range(2):
+                mount.ask("settle")
+                outcomes.add(read_all(mount, source, names))
+                assert str(database) in {damage["file"] for damage in mount.ask("damage")}
+                mount.restart()
+            mount.stop()
+        assert str(database) in mount.stderr()
+        shutil.rmtree(mount.layout)
+        shutil.copytree(kept, mount.layout, symlinks=True)
+    assert "refused" in outcomes
+    assert outcomes & {"EIO for some", "EIO for all"}
+
+
+def read_all(mount: Mount, source: Path, names: list[str]) -> str:
+    try:
+        assert sorted(os.listdir(source)) == names
+    except OSError as error:
+        assert error.errno == errno.EIO
+        return "EIO for all"
+    wrong = 0
+    for name in names[-200:]:
+        try:
+            assert (source / name).read_bytes() == b"%d" % int(name[1:])
+            assert (source / name).stat().st_mode & 0o7777 == 0o640
+        except OSError as error:
+            assert error.errno == errno.EIO
+            wrong += 1
+    return "EIO for some" if wrong else "right"

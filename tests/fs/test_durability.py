@@ -35,7 +35,7 @@ def test_a_damaged_database_is_named_and_left_alone(mount: Mount) -> None:
 
 def test_a_newer_schema_is_refused(mount: Mount) -> None:
     mount.stop()
-    with sqlite3.connect(mount.layout / "overlay.db") as database:
+    with sqlite3.connect(mount.database()) as database:
         database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(StateError, match="schema version"):
         Overlay(mount.layout / "overlay.db")

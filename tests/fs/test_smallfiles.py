@@ -222,7 +222,7 @@ def test_numbers_of_segments_are_never_used_twice(mount: Mount) -> None:
 def test_a_database_from_before_is_migrated(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     (mount.path / "large").write_bytes(b"x" * 100_000)
     mount.stop()
-    database = mount.layout / "overlay.db"
+    database = mount.database()
     with closing(sqlite3.connect(database)) as connection:
         for column in ("segment", "segment_offset", "segment_size", "segment_crc"):
             connection.execute(f"ALTER TABLE inodes DROP COLUMN {column}")

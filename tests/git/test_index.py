@@ -31,6 +31,7 @@ from artifactfs.git.index.primed import (
     write_primed_index,
 )
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.hydration.local.sizes import checksum
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 from tests.git.pack_samples import SampleRepository, git
 
@@ -209,10 +210,13 @@ def test_unknown_sizes_are_trusted_until_the_hook_names_them(
     sizes = tmp_path / "sizes.db"
     with sqlite3.connect(sizes) as database:
         database.execute(
-            "CREATE TABLE sizes(oid BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID"
+            "CREATE TABLE sizes(oid BLOB PRIMARY KEY, size INTEGER NOT NULL, crc INTEGER)"
+            " WITHOUT ROWID"
         )
         text = sample.resolve("main:text")
-        database.execute("INSERT INTO sizes VALUES (?, ?)", (text, 4321))
+        damaged = sample.resolve("main:zeros")
+        for oid, size, crc in ((text, 4321, checksum(text, 4321)), (damaged, 7, 7)):
+            database.execute("INSERT INTO sizes VALUES (?, ?, ?)", (oid, size, crc))
     database.close()
     written = worktree.prime(sizes=sizes)
     assert written.unknown_sizes == written.entries - 1

@@ -13,7 +13,7 @@ import functools
 import os
 import stat
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import trio
 
@@ -27,6 +27,7 @@ from artifactfs.fs.inodes.scope import Scope
 from artifactfs.fs.inodes.seals import Seal
 from artifactfs.fs.kernel.interrupt import unless_interrupted
 from artifactfs.fs.kernel.refusal import fail
+from artifactfs.fs.kernel.stale import invalidate_attributes
 from artifactfs.fs.overlay.pending import delete_xattr, put_xattr
 from artifactfs.fs.overlay.smallfiles import LARGEST
 from artifactfs.fs.tree.changes import Change, replace_row
@@ -169,10 +170,23 @@ class Contents:
         else:
             blob = found
         if inode.oid == oid and inode.data is None:
-            if inode.size == UNKNOWN_SIZE:
-                inode.size = blob.size
+            if inode.size not in (UNKNOWN_SIZE, blob.size):
+                self._correct_size(inode, blob)
+            inode.size = blob.size
             self._opened.keep_blob(inode.ino, oid, blob)
         return blob
+
+    def _correct_size(self, inode: Inode, blob: Blob) -> NoReturn:
+        """The kernel was told a wrong size (of a damaged header in a pack, say), and cuts what it
+        reads by it: it has to ask again. Raises: Refused (EIO)."""
+        path = os.fsdecode(self._tree.path(inode) or b"")
+        self._tree.damage.mended(
+            path, f"was shown with {inode.size} bytes and has {blob.size}", "read it again"
+        )
+        inode.size = blob.size
+        blob.close()
+        invalidate_attributes(inode.ino)
+        fail(errno.EIO)
 
     async def link_target(self, inode: Inode, pid: int) -> bytes:
         row = inode.row

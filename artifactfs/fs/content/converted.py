@@ -16,11 +16,14 @@ from pathlib import Path
 
 import trio
 
+from artifactfs.damage import DamageReport
 from artifactfs.git.checkout.conversion import Conversion
 from artifactfs.git.checkout.filters import FilterFailed, Filters
 from artifactfs.git.checkout.smudge import to_worktree
 from artifactfs.git.objects.database import Oid
+from artifactfs.hydration.local import checksums
 from artifactfs.hydration.local.blobs import Blob, FileBlob, MemoryBlob
+from artifactfs.hydration.local.checksums import CheckedBlob
 from artifactfs.system.files import write_all
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,8 @@ _DRAFT = ".new"
 class ConvertedContents:
     """Makes and keeps converted contents."""
 
-    def __init__(self, directory: Path, filters: Filters) -> None:
+    def __init__(self, directory: Path, filters: Filters, damage: DamageReport) -> None:
+        self._damage = damage
         self._directory = directory
         self._filters = filters
         self._making: dict[str, trio.Event] = {}
@@ -50,10 +54,11 @@ class ConvertedContents:
         """The size of a content that is kept; None: it has to be made. Never waits."""
         if conversion.filter is None:
             return None
-        try:
-            return os.stat(self._place(oid, conversion, path)).st_size
-        except FileNotFoundError:
+        kept = self._open(self._place(oid, conversion, path))
+        if kept is None:
             return None
+        kept.close()
+        return kept.size
 
     async def open(
         self,
@@ -69,7 +74,7 @@ class ConvertedContents:
         """
         place = self._place(oid, conversion, path)
         while True:
-            kept = _open(place)
+            kept = self._open(place)
             if kept is not None:
                 return kept
             making = self._making.get(place.name)
@@ -86,6 +91,26 @@ class ConvertedContents:
         finally:
             del self._making[place.name]
             done.set()
+
+    def _open(self, place: Path) -> Blob | None:
+        try:
+            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        sums = checksums.load(place)
+        if sums is None:  # it was made by a version that kept none
+            return FileBlob(fd)
+        size = os.fstat(fd).st_size
+        if size == sums.size:
+            return CheckedBlob(fd, place, sums, self._drop)
+        os.close(fd)
+        self._drop(place, f"has {size} bytes in place of {sums.size}")
+        return None
+
+    def _drop(self, place: Path, what: str) -> None:
+        place.unlink(missing_ok=True)
+        checksums.sums_path(place).unlink(missing_ok=True)
+        self._damage.mended(place, what, "it was removed, and the filter makes it again")
 
     def _place(self, oid: Oid, conversion: Conversion, path: bytes) -> Path:
         """Filters are told the path, so their output may depend on it."""
@@ -114,14 +139,14 @@ class ConvertedContents:
                 os.lseek(fd, 0, os.SEEK_SET)
                 for piece in _pieces(source):
                     write_all(fd, piece)
-            await trio.to_thread.run_sync(os.fsync, fd)
+            await trio.to_thread.run_sync(_seal, fd, place)
             os.rename(draft, place)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
         finally:
             os.close(fd)
-        made = _open(place)
+        made = self._open(place)
         assert made is not None
         return made
 
@@ -150,11 +175,10 @@ async def _convert(blob: Blob, oid: Oid, conversion: Conversion) -> bytes:
     return convert() if blob.size <= _IN_HANDLER else await trio.to_thread.run_sync(convert)
 
 
-def _open(place: Path) -> Blob | None:
-    try:
-        return FileBlob(os.open(place, os.O_RDONLY | os.O_CLOEXEC))
-    except FileNotFoundError:
-        return None
+def _seal(fd: int, place: Path) -> None:
+    """Before the file gets its name: it is on the disk, and has checksums."""
+    os.fsync(fd)
+    checksums.save(place, checksums.make(fd))
 
 
 def _pieces(blob: Blob) -> Iterator[bytes]:

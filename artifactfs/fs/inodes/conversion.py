@@ -26,6 +26,7 @@ from typing import Protocol
 
 import trio
 
+from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.inodes.inode import Directory, Inode
 from artifactfs.fs.inodes.listings import Listings
@@ -62,7 +63,14 @@ _UNDECIDED = Scope(b"(undecided)")
 class Conversions:
     """The decisions for one mount. Only what says so waits."""
 
-    def __init__(self, layout: RepoLayout, listings: Listings, blobs: AttributeBlobs) -> None:
+    def __init__(
+        self,
+        layout: RepoLayout,
+        listings: Listings,
+        blobs: AttributeBlobs,
+        damage: DamageReport,
+    ) -> None:
+        self._damage = damage
         self._layout = layout
         self._listings = listings
         self._blobs = blobs
@@ -91,11 +99,14 @@ class Conversions:
 
     def _read_settings(self) -> ConversionSettings | None:
         try:
-            settings = ConversionSettings.from_json(self._layout.conversion.read_text())
+            settings = ConversionSettings.from_json(
+                self._layout.conversion.read_text(errors="replace")
+            )
         except FileNotFoundError:
             return None
         except ArtifactFSError as error:
-            log.warning("%s is read anew from git: %s", self._layout.conversion, error.message)
+            how = "the settings of git's configuration of now are taken"
+            self._damage.mended(self._layout.conversion, error.message, how)
             return None
         self._settings_known.set()
         return settings

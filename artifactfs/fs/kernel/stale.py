@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import pyfuse3
@@ -57,3 +58,10 @@ def _forget(names: list[Name], listings: list[int]) -> None:
             continue  # the kernel does not know it
         except OSError as error:
             log.warning("the kernel keeps %r of inode %d: %s", name, directory, error)
+
+
+def invalidate_attributes(ino: int) -> None:
+    """Have the kernel ask again. Safe in a handler: it takes no lock that somebody may hold who
+    waits for us."""
+    with contextlib.suppress(FileNotFoundError):  # the kernel has let go of it meanwhile
+        pyfuse3.invalidate_inode(ino, attr_only=True)

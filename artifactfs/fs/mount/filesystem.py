@@ -186,7 +186,7 @@ class FileSystem:
             power_lost=self._power_lost,
         )
         self._listings = Listings(self.odb)
-        self.conversions = Conversions(self.layout, self._listings, self.hydrator)
+        self.conversions = Conversions(self.layout, self._listings, self.hydrator, self.damage)
         self.filters = Filters(self.layout.gitdir, self._prepare_filter)
         self.tree = Tree(
             overlay=overlay,
@@ -211,7 +211,7 @@ class FileSystem:
             self.mutations,
             self.hydrator,
             self.conversions,
-            ConvertedContents(self.layout.converted, self.filters),
+            ConvertedContents(self.layout.converted, self.filters, self.damage),
         )
         self._workplace = FilterWorkplace(self.layout.filtering, self.tree, self.contents.stored)
         self._workplace.remove()  # what a crash left
@@ -454,12 +454,12 @@ class FileSystem:
 
     async def maintain(self) -> None:
         """Background work of a served mount; runs until cancelled."""
-        self._report_logs()
+        self._report_overlay()
         await look_for_damage(self.tree)
         self.looked_through.set()
         if self._power_lost:
             self._mark([put_meta("boot", seals.boot_id())])
-        if not self._overlay.logs_set_aside:
+        if not self._overlay.logs_set_aside and not self._overlay.has_unreadable_pages:
             if self._has_orphans:
                 await self._sweep_orphans()
             await self.collection.begin()
@@ -478,7 +478,15 @@ class FileSystem:
             if changes != self._dirty_bytes[0]:
                 await self._count_many(changes)
 
-    def _report_logs(self) -> None:
+    def _report_overlay(self) -> None:
+        if self._overlay.has_unreadable_pages:
+            self.damage.found(
+                self.layout.overlay_db,
+                "has damaged pages: names that were on them cannot be read, and the data that"
+                " they led to is kept",
+                "restore it from a backup with the mount unmounted, or get out what can be had:"
+                f" sqlite3 {self.layout.overlay_db}.damaged .recover",
+            )
         for path in self._overlay.logs_set_aside:
             self.damage.found(
                 path,

@@ -32,6 +32,7 @@ from typing import Any
 from artifactfs.errors import StateError
 from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.inode import Extent, Row
+from artifactfs.fs.overlay import pagesums
 from artifactfs.fs.overlay.commitlog import CommitLog
 from artifactfs.fs.overlay.pending import Edit, Pending, decode, delete_meta, put_meta
 from artifactfs.fs.overlay.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
@@ -94,6 +95,7 @@ class Overlay:
         if not path.exists() or path.stat().st_size == 0:
             raise damaged(path, "the file is missing or empty")
         self._pending = Pending()
+        self._check_pages(path)
         try:
             self.connection = _connect(path)
             """Public for tests alone, which make it refuse to write."""
@@ -104,6 +106,22 @@ class Overlay:
         except BaseException:
             self.connection.close()
             raise
+
+    def _check_pages(self, path: Path) -> None:
+        """Raises: StateError, OSError."""
+        changed, wrong = pagesums.compare(path)
+        if wrong is not None:
+            raise StateError(
+                f"overlay database {path} is damaged: {wrong}",
+                hint="restore it from a backup; written files are in 'upper' and 'small' beside it."
+                f" If it was changed on purpose: rm {pagesums.sums_path(path)}",
+            )
+        if changed:
+            copy = pagesums.make_unreadable(path, changed)
+            log.error("pages %s of %s are damaged; as it was: %s", changed, path, copy)
+        self.has_unreadable_pages = bool(changed) or pagesums.unreadable_pages(path)
+        """Some of what it said cannot be read any more."""
+        pagesums.forget(path)
 
     def _load(self, path: Path) -> None:
         try:
@@ -290,7 +308,13 @@ class Overlay:
         folded = self.fold()
         os.close(self._wal)
         self.connection.close()  # the last connection writes the WAL back, syncs and removes it
-        self._log.close(folded=folded and not Path(f"{self.path}-wal").exists())
+        whole = folded and not Path(f"{self.path}-wal").exists()
+        self._log.close(folded=whole)
+        if whole:
+            try:
+                pagesums.write(self.path)
+            except OSError as error:
+                log.warning("the overlay's database has no checksums: %s", error)
 
     # Questions
 

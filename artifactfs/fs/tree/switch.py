@@ -9,13 +9,10 @@ number: the kernel may still hold pages of what had the derived number before.
 
 from __future__ import annotations
 
-import contextlib
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-import pyfuse3
 
 from artifactfs.fs.gitview.journal import ChangeJournal
 from artifactfs.fs.inodes.inode import (
@@ -26,7 +23,7 @@ from artifactfs.fs.inodes.inode import (
     mode_of_entry,
 )
 from artifactfs.fs.inodes.listings import base_tree_of, is_directory_entry
-from artifactfs.fs.kernel.stale import StaleEntries
+from artifactfs.fs.kernel.stale import StaleEntries, invalidate_attributes
 from artifactfs.fs.overlay.pending import put_meta
 from artifactfs.fs.tree.changes import Change
 from artifactfs.fs.tree.compaction import holds_blob
@@ -319,13 +316,8 @@ class Switch:
         later, see `StaleEntries`."""
         for directory in self._effects.touched:
             if directory.nlookup > 0 or directory is self._tree.root:
-                _invalidate_attributes(directory.ino)
+                invalidate_attributes(directory.ino)
                 self._stale.add_listing(directory.ino)
         for directory, name in self._effects.entries:
             if directory.nlookup > 0 or directory is self._tree.root:
                 self._stale.add(directory.ino, name)
-
-
-def _invalidate_attributes(ino: int) -> None:
-    with contextlib.suppress(FileNotFoundError):  # the kernel has let go of it meanwhile
-        pyfuse3.invalidate_inode(ino, attr_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,13 +77,18 @@ class ConversionSettings:
         )
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """With the CRC-32 of what they say."""
+        said = json.dumps(asdict(self))
+        return json.dumps({**json.loads(said), "checksum": zlib.crc32(said.encode())})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote. Raises: CorruptData."""
         try:
             found = json.loads(text)
+            checksum = found.pop("checksum", None)  # earlier versions wrote none
+            if checksum is not None and checksum != zlib.crc32(json.dumps(found).encode()):
+                raise ValueError("they do not match their checksum")
             for name in ("filters", "cleans"):
                 found[name] = tuple(found[name])
             return cls(**found)

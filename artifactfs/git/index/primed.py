@@ -18,6 +18,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
@@ -146,11 +147,17 @@ def read_sizes(path: Path | None, oids: Sequence[Oid]) -> dict[Oid, int]:
             for start in range(0, len(ordered), _SIZES_A_QUERY):
                 some = ordered[start : start + _SIZES_A_QUERY]
                 marks = ",".join("?" * len(some))
-                query = f"SELECT oid, size FROM sizes WHERE oid IN ({marks})"
-                sizes.update(database.execute(query, some))
+                query = f"SELECT oid, size, crc FROM sizes WHERE oid IN ({marks})"
+                rows = database.execute(query, some)
+                sizes.update((oid, size) for oid, size, crc in rows if _is_sound(oid, size, crc))
     except sqlite3.Error as error:
         raise StateError(f"cannot read {path}: {error}") from None
     return sizes
+
+
+def _is_sound(oid: Oid, size: int, crc: int | None) -> bool:
+    """As `hydration/local/sizes.py` writes it."""
+    return crc == zlib.crc32(b"%d" % size, zlib.crc32(oid))
 
 
 def build_entries(
@@ -338,7 +345,9 @@ def read_settings(gitdir: Path) -> GitSettings:
 
 def _settings_of(path: Path | None) -> ConversionSettings | None:
     content = _read(path)
-    return None if content is None else ConversionSettings.from_json(content.decode())
+    if content is None:
+        return None
+    return ConversionSettings.from_json(content.decode(errors="replace"))
 
 
 def read_conversions(

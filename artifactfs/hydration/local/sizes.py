@@ -5,6 +5,9 @@ content has the last word: a size that turns out wrong is replaced.
 
 The table is ``WITHOUT ROWID`` (half the space, one B-tree look-up), which sqlite-utils cannot
 write, so the schema is plain SQL here. A look-up of one oid takes 5 µs, of many 2 µs each.
+
+Each row has the CRC-32 of its oid and size: a size that does not match is not known. (Rows of
+earlier versions have none.) A database that SQLite calls damaged is put aside.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import logging
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -22,11 +26,14 @@ from typing import Any
 
 import trio
 
+from artifactfs.damage import DamageReport
+
 log = logging.getLogger(__name__)
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS sizes(oid BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID"
 )
+_ADD_CHECKSUMS = "ALTER TABLE sizes ADD COLUMN crc INTEGER"
 _SELECT_MANY = 500
 """Oids a query: far under SQLite's limit of bound parameters."""
 _INSERT_MANY = 10_000
@@ -65,6 +72,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA cache_size=-1024")
             connection.execute(f"PRAGMA mmap_size={_MAPPED}")
             connection.execute(_SCHEMA)
+            _add_checksums(connection)
             return connection
         except sqlite3.OperationalError as error:
             connection.close()
@@ -84,17 +92,44 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
-        log.warning("sizes.db is damaged and starts anew: %s", error)
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        path.replace(path.with_name(path.name + ".damaged"))
+        log.warning("%s is damaged and starts anew: %s", path, error)
+        _put_aside(path)
         return _connect(path)
+
+
+def _put_aside(path: Path) -> None:
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.replace(path.with_name(path.name + ".damaged"))
 
 
 def _in_memory() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.execute(_SCHEMA)
+    connection.execute(_ADD_CHECKSUMS)
     return connection
+
+
+def _add_checksums(connection: sqlite3.Connection) -> None:
+    """Another process may be at it. Raises: sqlite3.Error."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(sizes)")}
+    if "crc" not in columns:
+        try:
+            connection.execute(_ADD_CHECKSUMS)
+        except sqlite3.OperationalError as error:
+            if "duplicate column" not in str(error):
+                raise
+
+
+def checksum(oid: bytes, size: int) -> int:
+    """What the row of `oid` keeps of its size."""
+    return zlib.crc32(b"%d" % size, zlib.crc32(oid))
+
+
+def _sound(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[bytes, int]]:
+    for oid, size, crc in rows:
+        if crc is not None and crc == checksum(oid, size):
+            yield oid, size
 
 
 def _chunks(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
@@ -106,14 +141,19 @@ def _chunks(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
 class SizeStore:
     """Known sizes in bytes, by oid. Look-ups are synchronous; bulk writes go to a thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, damage: DamageReport | None = None) -> None:
         """Open or create the database. Where the disk refuses (it is full), sizes are kept in
         memory: a mount needs them, and they can be had again."""
+        self._damage = DamageReport() if damage is None else damage
+        self._path: Path | None = path
+        self._inode = 0
         try:
             self._reader = _open(path)
             self.writer = _open(path)
+            self._inode = os.stat(path).st_ino
         except (OSError, sqlite3.OperationalError) as error:
             log.warning("sizes are kept in memory until the next start: %s", error)
+            self._path = None
             self._reader = self.writer = _in_memory()  # SQLite lets threads take turns
         self._refused = False
         self._write_lock = trio.Lock()
@@ -125,10 +165,10 @@ class SizeStore:
         if size is None:
             size = self._unsaved.get(oid)
         if size is None:
-            rows = self._query("SELECT size FROM sizes WHERE oid=?", (oid,))
+            rows = list(self._query("SELECT oid, size, crc FROM sizes WHERE oid=?", (oid,)))
             if not rows:
                 return None
-            size = int(rows[0][0])
+            size = rows[0][1]
             self._keep(oid, size)
         return size
 
@@ -146,21 +186,41 @@ class SizeStore:
                 found[oid] = size
         for chunk in _chunks(absent, _SELECT_MANY):
             marks = ",".join("?" * len(chunk))
-            query = f"SELECT oid, size FROM sizes WHERE oid IN ({marks})"
+            query = f"SELECT oid, size, crc FROM sizes WHERE oid IN ({marks})"
             for oid, size in self._query(query, chunk):
                 found[oid] = size
                 self._keep(oid, size)
         return found
 
-    def _query(self, sql: str, parameters: Sequence[bytes]) -> list[tuple[Any, ...]]:
+    def _query(self, sql: str, parameters: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
         """Nothing where the disk fails: then sizes are not known."""
         try:
-            return self._reader.execute(sql, parameters).fetchall()
+            rows = self._reader.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
             if not self._refused:
                 log.warning("sizes cannot be read: %s", error)
             self._refused = True
-            return []
+            if not isinstance(error, sqlite3.OperationalError):
+                self._start_anew(str(error))
+            return iter(())
+        return _sound(rows)
+
+    def _start_anew(self, why: str) -> None:
+        """The database is damaged. Connections of threads that still use it end by themselves."""
+        if self._path is None:
+            return
+        try:
+            if os.stat(self._path).st_ino == self._inode:  # else another process was faster
+                _put_aside(self._path)
+            self._reader, self.writer = _open(self._path), _open(self._path)
+            self._inode = os.stat(self._path).st_ino
+        except (OSError, sqlite3.Error) as error:
+            log.warning("sizes are kept in memory until the next start: %s", error)
+            self._path = None
+            self._reader = self.writer = _in_memory()
+        else:
+            self._refused = False
+            self._damage.mended(self._path, f"is damaged: {why}", "it was made anew: it is a cache")
 
     def lacking(self, oids: Sequence[bytes]) -> list[bytes]:
         """Those of `oids` whose size is not known, in their order."""
@@ -216,9 +276,10 @@ class SizeStore:
         connection.execute("BEGIN IMMEDIATE")
         try:
             connection.executemany(
-                "INSERT INTO sizes(oid, size) VALUES(?, ?) "
-                "ON CONFLICT(oid) DO UPDATE SET size=excluded.size WHERE size<>excluded.size",
-                rows,
+                "INSERT INTO sizes(oid, size, crc) VALUES(?, ?, ?)"
+                " ON CONFLICT(oid) DO UPDATE SET size=excluded.size, crc=excluded.crc"
+                " WHERE size<>excluded.size OR crc IS NOT excluded.crc",
+                [(oid, size, checksum(oid, size)) for oid, size in rows],
             )
             connection.execute("COMMIT")
         except BaseException:
