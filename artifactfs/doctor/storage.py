@@ -16,6 +16,7 @@ from pathlib import Path
 from artifactfs.config import RepoSettings
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.git.apart import git_environment, gitdir_environment
+from artifactfs.git.repository.soundness import Fault, faults
 from artifactfs.paths import RepoLayout, StateLayout
 from artifactfs.system.mountinfo import read_mountinfo
 
@@ -230,9 +231,15 @@ def _check_gitdir(
                 repo.name,
             )
             return
-    faults = list(_check_packs(patient, gitdir / "objects", repo.name))
-    if faults:  # what is wrong with HEAD then follows from them
-        yield from faults
+    found = [
+        problem(_code_of(fault), str(fault), fault.mend, repo.name)
+        for fault in faults(gitdir)
+        if not (fault.path.name == "index" and not patient.deep and _is_locked(gitdir))
+    ]
+    if patient.deep and not found:
+        found = list(_check_packs(patient, gitdir / "objects", repo.name))
+    if found:  # what is wrong with HEAD then follows from them
+        yield from found
         return
     head = _git(gitdir, "rev-parse", "--verify", "--quiet", "HEAD^{tree}")
     if head.returncode != 0:
@@ -248,6 +255,15 @@ def _check_gitdir(
         f"{gitdir} opens, HEAD^{{tree}} is {head.stdout.strip()[:12]}",
         repo.name,
     )
+
+
+def _code_of(fault: Fault) -> str:
+    return f"gitdir.{'pack' if fault.path.parent.name == 'pack' else 'file'}-damaged"
+
+
+def _is_locked(gitdir: Path) -> bool:
+    """Whether git is writing its index."""
+    return (gitdir / "index.lock").exists()
 
 
 def _git(gitdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,7 @@ from artifactfs.daemon.worker.old_versions import OldVersions
 from artifactfs.daemon.worker.other_user import serve_as_other_user
 from artifactfs.daemon.worker.requests import Requests
 from artifactfs.damage import DamageReport
-from artifactfs.errors import ArtifactFSError, DaemonError, MountError, StateError
+from artifactfs.errors import ArtifactFSError, CorruptData, DaemonError, MountError, StateError
 from artifactfs.fs.gitview.gate import HistoryGate
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
@@ -59,6 +59,7 @@ from artifactfs.git.repository.gitdir import config_text, history_complete
 from artifactfs.git.repository.offered import withdraw
 from artifactfs.git.repository.refs import read_head
 from artifactfs.git.repository.relocation import follow_state_root
+from artifactfs.git.repository.soundness import Fault, faults
 from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
@@ -190,6 +191,10 @@ class Worker:
             self.stop()
 
     async def _report(self, error: Exception) -> None:
+        if isinstance(error, CorruptData):
+            fault = await trio.to_thread.run_sync(_first_fault, self._layout.gitdir)
+            if fault is not None:
+                error = StateError(f"{fault} ({error})", hint=fault.mend)
         if isinstance(error, ArtifactFSError):
             await self.event("failed", error=error_fields(error))
             return
@@ -199,6 +204,13 @@ class Worker:
             damaged: ArtifactFSError = StateError(f"{where}: {error.strerror}")
         elif isinstance(error, sqlite3.Error):
             damaged = StateError(f"a database of {self._settings.name}: {error}")
+        elif fault := await trio.to_thread.run_sync(_first_fault, self._layout.gitdir):
+            damaged = StateError(f"{fault} ({error})", hint=fault.mend)
+        elif isinstance(error, MissingObject):
+            gitdir = self._layout.gitdir
+            damaged = StateError(
+                f"{gitdir}: {error}", hint=f"git --git-dir={gitdir} fetch --refetch origin"
+            )
         else:
             what = f"internal error: {type(error).__name__}: {error}"
             damaged = DaemonError(what, hint="see the daemon's log")
@@ -292,10 +304,20 @@ class Worker:
         """The daemon's mount root may be another than at the last start."""
         config = self._layout.gitdir / "config"
         section = config_text([("core", [("worktree", self._settings.mount_point)])])
-        if section.splitlines()[1] not in config.read_text(errors="surrogateescape"):
+        try:
+            known = config.read_text(errors="surrogateescape")
+        except OSError:  # `_look_at_gitdir` says so
+            return
+        if "[" in known and section.splitlines()[1] not in known:
             arguments = ("config", "--file", str(config), "core.worktree")
             with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
                 await run_git(*arguments, self._settings.mount_point)
+
+    async def _look_at_gitdir(self) -> None:
+        """Say which of its files are damaged; what can be read is served all the same."""
+        found = await trio.to_thread.run_sync(lambda: list(faults(self._layout.gitdir)))
+        for fault in found:
+            self._damage.found(fault.path, fault.what, fault.mend)
 
     def _tip_of_head(self, odb: ObjectDatabase) -> Tip | None:
         """What to mount if there is no overlay yet though the clone is there (a crash between)."""
@@ -335,6 +357,7 @@ class Worker:
         top, commit = self._settings.mount_point, filesystem.base.commit.hex()
         await self.event("mounted", state="mounted", mount_point=top, commit=commit)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_at_gitdir)
             nursery.start_soon(jobs.run)
             await filesystem.index_ready.wait()
             await self._git_place.open()
@@ -404,6 +427,10 @@ class Worker:
             unmount=partial(self._unmount, filesystem),
         )
         return old_versions, jobs, requests
+
+
+def _first_fault(gitdir: Path) -> Fault | None:
+    return next(faults(gitdir), None)
 
 
 @asynccontextmanager

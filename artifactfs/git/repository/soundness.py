@@ -1,0 +1,150 @@
+"""Looks whether the files of a gitdir are what git needs, without running git and in little time.
+
+Packs are looked at by their ends, indexes of packs and git's own index by their checksums.
+Whoever reads an object compares it with its name in any case; this is to tell people which file is
+damaged, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifactfs.errors import CorruptData
+from artifactfs.git.pack.index import PackIndex
+
+_HEX = re.compile(rb"[0-9a-f]{40}")
+_HEAD = re.compile(rb"(ref: refs/[^\0-\x20\x7f~^:?*\[\\]+|[0-9a-f]{40})\n?")
+_PACKED_REF = re.compile(rb"[0-9a-f]{40} refs/[^\0-\x20\x7f]+|\^[0-9a-f]{40}|#.*|")
+_REMOTE_URL = re.compile(rb"^\s*url\s*=\s*\S", re.MULTILINE)
+_TRAILER = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One damaged file: what is wrong with it, and what to do."""
+
+    path: Path
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.what}"
+
+
+def faults(gitdir: Path) -> Iterator[Fault]:
+    """What is wrong with `gitdir`. Reads some files whole: call it in a thread."""
+    yield from _head(gitdir)
+    yield from _config(gitdir)
+    yield from _refs(gitdir)
+    yield from _packs(gitdir)
+    yield from _index(gitdir)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _head(gitdir: Path) -> Iterator[Fault]:
+    path = gitdir / "HEAD"
+    content = _read(path)
+    if content is None or not _HEAD.fullmatch(content):
+        what = "is missing" if content is None else "names no branch and no commit"
+        mend = f"echo 'ref: refs/heads/BRANCH' >{shlex.quote(str(path))}  (what you were on)"
+        yield Fault(path, f"{what}: git finds no repository in the mount", mend)
+
+
+def _config(gitdir: Path) -> Iterator[Fault]:
+    path = gitdir / "config"
+    content = _read(path)
+    if content is not None and b"\0" not in content and _REMOTE_URL.search(content):
+        return
+    what = "is missing" if content is None else "is damaged: it names no remote"
+    yield Fault(
+        path,
+        f"{what}: git in the mount cannot fetch",
+        "restore it from a backup, or from a fresh clone of the same remote by"
+        " `artifact-fs add-repo` under another name (change core.worktree in it)",
+    )
+
+
+def _refs(gitdir: Path) -> Iterator[Fault]:
+    packed = gitdir / "packed-refs"
+    for number, line in enumerate((_read(packed) or b"").split(b"\n"), 1):
+        if not _PACKED_REF.fullmatch(line):
+            yield Fault(packed, f"is damaged in line {number}", _fetch_refs(gitdir))
+            break
+    for path in sorted((gitdir / "refs").rglob("*")):
+        if path.suffix == ".lock" or not path.is_file():
+            continue
+        content = _read(path)
+        if content is not None and not _HEAD.fullmatch(content):
+            mend = f"rm {shlex.quote(str(path))} && {_fetch_refs(gitdir)}"
+            yield Fault(path, "names no commit", mend)
+
+
+def _fetch_refs(gitdir: Path) -> str:
+    log = shlex.quote(str(gitdir / "logs"))
+    return f"git --git-dir={shlex.quote(str(gitdir))} fetch  (commits of yours: see {log})"
+
+
+def _packs(gitdir: Path) -> Iterator[Fault]:
+    folder = gitdir / "objects" / "pack"
+    for path in sorted(folder.glob("pack-*.pack")):
+        index = path.with_suffix(".idx")
+        quoted = shlex.quote(str(path))
+        again = f"rm -f {shlex.quote(str(index))}; git index-pack {quoted}"
+        if not index.exists():
+            yield Fault(index, "is missing: what is in its pack is not found", again)
+            continue
+        try:
+            opened = PackIndex(index)
+            opened.check()
+        except (CorruptData, OSError):
+            yield Fault(index, "is damaged: what is in its pack may not be found", again)
+            continue
+        if not _ends_with(path, opened.pack_checksum):
+            what = "is damaged: it does not end with its checksum"
+            yield Fault(path, what, _refetch(gitdir, path))
+    for index in sorted(folder.glob("pack-*.idx")):
+        path = index.with_suffix(".pack")
+        if not path.exists():
+            yield Fault(path, "is missing: what was in it cannot be read", _refetch(gitdir, path))
+
+
+def _refetch(gitdir: Path, pack: Path) -> str:
+    stem = shlex.quote(str(pack.with_suffix("")))
+    git = f"git --git-dir={shlex.quote(str(gitdir))}"
+    return f"rm -f {stem}.*; {git} fetch --all --refetch  (what was pushed is fetched again)"
+
+
+def _ends_with(path: Path, checksum: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PACK":
+                return False
+            file.seek(-_TRAILER, 2)
+            return file.read() == checksum
+    except OSError:
+        return False
+
+
+def _index(gitdir: Path) -> Iterator[Fault]:
+    path = gitdir / "index"
+    content = _read(path)
+    if content is None:
+        return
+    trailer = content[-_TRAILER:]
+    sound = content[:4] == b"DIRC" and len(content) > 32
+    if sound and trailer != bytes(_TRAILER):
+        sound = hashlib.sha1(content[:-_TRAILER], usedforsecurity=False).digest() == trailer
+    if not sound:
+        mend = f"rm {shlex.quote(str(path))}, then git reset in the mount  (nothing is staged then)"
+        yield Fault(path, "is damaged: it does not match its checksum", mend)
