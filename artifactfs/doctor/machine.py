@@ -26,9 +26,13 @@ IDLE_DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")
 HALT_POLLING = Path("/sys/module/haltpoll/parameters/guest_halt_poll_ns")
 
 OLDEST_GIT = (2, 30)
-"""Debian 11's: partial clone, protocol v2 and the second fsmonitor interface are all there."""
+"""Has all that is used: partial clone, protocol v2, the second interface of the fsmonitor."""
 OLDEST_LIBFUSE = (3, 10)
 OLDEST_KERNEL = (5, 4)
+TESTED_GIT = (2, 39)
+"""Debian 12's. Between the oldest and the oldest tested one, nobody has looked."""
+TESTED_LIBFUSE = (3, 14)
+TESTED_KERNEL = (6, 18)
 ENOUGH_DESCRIPTORS = 4096
 
 
@@ -80,9 +84,11 @@ def check_kernel(_: Patient) -> Iterator[Finding]:
     if found < OLDEST_KERNEL:
         yield warning(
             "kernel.old",
-            f"Linux {release} is older than {dotted(OLDEST_KERNEL)}, the oldest known to work",
+            f"Linux {release} is older than {dotted(OLDEST_KERNEL)}, which this needs",
             "update the kernel",
         )
+    elif found < TESTED_KERNEL:
+        yield ok("kernel.version", f"Linux {release} (tested with {dotted(TESTED_KERNEL)})")
     else:
         yield ok("kernel.version", f"Linux {release}")
     if not re.search(r"\bfuse$", Path("/proc/filesystems").read_text(), re.MULTILINE):
@@ -160,8 +166,13 @@ def check_libraries(_: Patient) -> Iterator[Finding]:
     if version_of(release) < OLDEST_LIBFUSE:
         yield warning(
             "fuse.old-libfuse",
-            f"libfuse {release} is older than {dotted(OLDEST_LIBFUSE)}",
+            f"libfuse {release} is older than {dotted(OLDEST_LIBFUSE)}, which this needs",
             "sudo apt-get install --only-upgrade 'libfuse3-*'",
+        )
+    elif version_of(release) < TESTED_LIBFUSE:
+        yield note(
+            "fuse.untested-libfuse",
+            f"libfuse {release} is older than {dotted(TESTED_LIBFUSE)}, the oldest that is tested",
         )
     yield ok("fuse.libraries", f"libfuse {release}, pyfuse3 {metadata.version('pyfuse3')}")
 
@@ -204,7 +215,13 @@ def check_git(_: Patient) -> Iterator[Finding]:
     if version_of(answer) < OLDEST_GIT:
         yield problem(
             "git.old",
-            f"{answer} is older than {dotted(OLDEST_GIT)}",
+            f"{answer} is older than {dotted(OLDEST_GIT)}, which this needs",
+            "sudo apt-get install --only-upgrade git",
+        )
+    elif version_of(answer) < TESTED_GIT:
+        yield note(
+            "git.untested",
+            f"{answer} is older than {dotted(TESTED_GIT)}, the oldest that is tested",
             "sudo apt-get install --only-upgrade git",
         )
     else:

@@ -130,6 +130,18 @@ def test_git_is_unusable(
     assert is_problem(sick.found(code), mend=mend)
 
 
+def test_git_is_older_than_any_that_is_tested(
+    sick: Sick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "git"
+    program.write_text("#!/bin/sh\necho git version 2.34.1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = sick.found("git.untested")
+    assert found.severity is Severity.NOTE
+    assert "older than 2.39" in found.what
+
+
 def test_git_is_missing(sick: Sick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     found = list(machine.check_git(Patient(sick.state, (), 1.0)))
