@@ -276,8 +276,16 @@ def test_an_empty_remote(clone: Clone, hosted: Sample) -> None:
     empty = hosted.bare.with_name("empty.git")
     git("init", "-q", "--bare", str(empty), cwd=hosted.work)
     clone.set(remote=str(empty))
-    with pytest.raises(RemoteNotFound, match="no commits"):
+    tip = clone.run(clone.tip)
+    assert (tip.commit, tip.ref) == (bytes(20), f"refs/heads/{git_default_branch()}")
+    assert read_head(clone.gitdir).ref == tip.ref
+    clone.set(require_commit=hosted.oid("main").hex(), name="other")
+    with pytest.raises(InvalidInput, match="no commits"):
         clone.run(clone.tip)
+
+
+def git_default_branch() -> str:
+    return git("var", "GIT_DEFAULT_BRANCH", cwd=Path("/")).strip()
 
 
 def test_a_required_commit(clone: Clone, hosted: Sample) -> None:

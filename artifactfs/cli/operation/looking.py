@@ -152,7 +152,7 @@ def describe(repo: Fields, verbose: bool = False) -> Iterator[str]:
         yield _line(more, damage["mend"])
     if repo.get("restarts"):
         yield _line("restarts", str(repo["restarts"]))
-    if repo.get("head"):
+    if repo.get("head") or repo.get("ref"):
         yield _line("head", _head(repo))
     if "last_fetch" in repo:
         yield _line("fetched", _last_fetch(repo))
@@ -185,6 +185,8 @@ def _line(label: str, text: str) -> str:
 
 def _head(repo: Fields) -> str:
     ref = repo.get("ref")
+    if repo["head"] is None:
+        return f"{ref or 'detached'} (no commits yet)"
     text = f"{ref or 'detached'} {repo['head'][:12]}"
     if repo.get("upstream") is None:
         return text

@@ -18,7 +18,7 @@ from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.configuration.listing import read_configuration
 from artifactfs.git.configuration.rewriting import effective_remote
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
-from artifactfs.git.remote.clone import Tip
+from artifactfs.git.remote.clone import Tip, unborn_tip
 from artifactfs.git.repository.gitdir import mark_history_complete, set_remote, write_own_config
 from artifactfs.git.repository.refs import read_head
 from artifactfs.git.repository.refspecs import tracked_remote
@@ -79,6 +79,8 @@ def _tip(gitdir: Path) -> Tip:
     try:
         head = read_head(gitdir)
         odb = ObjectDatabase(gitdir)
+        if head.commit is None and head.ref is not None:
+            return unborn_tip(head.ref)
         if head.commit is None:
             raise InvalidInput(f"HEAD of {gitdir} has no commit", hint=HINT)
         commit = odb.commit(head.commit)

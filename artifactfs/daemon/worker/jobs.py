@@ -28,7 +28,7 @@ from artifactfs.errors import ArtifactFSError
 from artifactfs.features import Version, version_of
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import run_git
-from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.git.objects.database import EMPTY_TREE, MissingObject, ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.history import fetch_history
 from artifactfs.git.repository.gitdir import history_complete
@@ -202,6 +202,8 @@ class Jobs:
     async def _wait_for_sizes(self) -> None:
         """Until all sizes are known, or will not be soon: git copes, so it is not worth waiting."""
         hydrator = self._hydrator
+        if self._filesystem.base.tree == EMPTY_TREE:
+            return
         end = trio.current_time() + SIZES_WAIT_S
         while trio.current_time() < end:
             stats = hydrator.stats()
@@ -233,7 +235,8 @@ class Jobs:
         except ArtifactFSError as error:
             log.warning("the index could not be primed, git reads the tree: %s", error.message)
             features.lacks("primed-index", error.message)
-        await run_git("read-tree", "HEAD", gitdir=self._layout.gitdir)
+        unborn = read_head(self._layout.gitdir).commit is None
+        await run_git("read-tree", "--empty" if unborn else "HEAD", gitdir=self._layout.gitdir)
 
     async def _write_index(self) -> None:
         filesystem, settings = self._filesystem, self.settings

@@ -28,6 +28,7 @@ from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.operations import Unanswered
 from artifactfs.git.configuration.kept import refresh, surroundings_of
+from artifactfs.git.remote.clone import commit_name
 from artifactfs.git.repository.gitdir import history_complete
 from artifactfs.git.repository.refs import read_head
 from artifactfs.git.surroundings import adopt
@@ -100,7 +101,7 @@ class Requests:
         oldest = self.filesystem.operations.oldest()
         return {
             **head_fields(head, counts),
-            "commit": self.filesystem.base.commit.hex(),
+            "commit": commit_name(self.filesystem.base.commit),
             "last_fetch": self.jobs.last_fetch(),
             "history_complete": history_complete(self.layout.gitdir),
             "index_primed": self.jobs.index_primed,
@@ -140,7 +141,7 @@ class Requests:
         }
 
     async def losses(self, _request: Request) -> Message:
-        mounted = self.filesystem.base.commit.hex()
+        mounted = commit_name(self.filesystem.base.commit)
         return await kept_only_here(self.layout, mounted)
 
     async def wait(self, request: Request) -> Message:

@@ -54,7 +54,7 @@ from artifactfs.git.command import run_git
 from artifactfs.git.configuration.kept import refresh, surroundings_of, write_settings
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
-from artifactfs.git.remote.clone import Tip, clone_tip, tip_wish
+from artifactfs.git.remote.clone import Tip, clone_tip, commit_name, tip_wish, unborn_tip
 from artifactfs.git.repository.gitdir import config_text, history_complete
 from artifactfs.git.repository.offered import withdraw
 from artifactfs.git.repository.refs import read_head
@@ -323,7 +323,7 @@ class Worker:
         """What to mount if there is no overlay yet though the clone is there (a crash between)."""
         head = read_head(self._layout.gitdir)
         if head.commit is None:
-            return None
+            return unborn_tip(head.ref)
         try:
             commit = odb.commit(head.commit)
         except MissingObject:
@@ -354,7 +354,7 @@ class Worker:
         await self._git_place.cover(filesystem.waiting_room)
         place = partial(redirects.place, self._redirected_tree(), self._redirected)
         await trio.to_thread.run_sync(place)
-        top, commit = self._settings.mount_point, filesystem.base.commit.hex()
+        top, commit = self._settings.mount_point, commit_name(filesystem.base.commit)
         await self.event("mounted", state="mounted", mount_point=top, commit=commit)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_at_gitdir)

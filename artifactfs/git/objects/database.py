@@ -58,7 +58,7 @@ _DIRECTORY = 0o040000
 _MANY = 8
 """As many look-ups of loose objects cost more than a listing of the folders that they may be in."""
 _LOOSE_FOLDER = re.compile(r"[0-9a-f]{2}")
-_EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")
+EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 """Known to every git without being stored."""
 
 
@@ -177,7 +177,7 @@ class ObjectDatabase:
         send the empty tree, although every git knows it."""
         if entry.mode & _KIND_BITS != _DIRECTORY:
             return False
-        return entry.oid == _EMPTY_TREE or (self._has_empty_tree and self._holds_no_file(entry.oid))
+        return entry.oid == EMPTY_TREE or (self._has_empty_tree and self._holds_no_file(entry.oid))
 
     def _holds_no_file(self, tree: Oid) -> bool:
         known = self._hollow.get(tree)
@@ -316,7 +316,7 @@ class ObjectDatabase:
                 yield pack, offset
 
     def _read(self, oid: Oid) -> tuple[Kind, Content] | None:
-        if oid == _EMPTY_TREE:
+        if oid == EMPTY_TREE:
             return "tree", b""
         for pack, offset in self._found(oid):
             try:
@@ -451,7 +451,7 @@ class ObjectDatabase:
                 self._packs = [p for d in self._directories for p in d.packs.values()]
                 self._last = None
             if gained and not self._has_empty_tree:
-                self._has_empty_tree = self._contains(_EMPTY_TREE)
+                self._has_empty_tree = self._contains(EMPTY_TREE)
             return gained
 
     def _open_pack(self, directory: _Directory, file: tuple[str, int]) -> bool:

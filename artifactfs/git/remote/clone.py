@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from artifactfs.errors import (
     ObjectsMissing,
     RemoteNotFound,
 )
-from artifactfs.git.command import GitFailed, feed_git
-from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.git.command import GitFailed, feed_git, run_git
+from artifactfs.git.objects.database import EMPTY_TREE, MissingObject, ObjectDatabase
 from artifactfs.git.remote.fetch import (
     BLOBLESS,
     FetchResult,
@@ -83,13 +84,34 @@ class Tip:
     commit_time: int
 
 
+NO_COMMIT = bytes(20)
+"""The commit of a branch that has none yet (git's null oid); its tree is the empty one."""
+
+
+def commit_name(oid: Oid) -> str | None:
+    """In hex; None for `NO_COMMIT`."""
+    return None if oid == NO_COMMIT else oid.hex()
+
+
+def unborn_tip(ref: str | None) -> Tip:
+    """What is mounted of a branch without commits: an empty tree, made now."""
+    return Tip(NO_COMMIT, EMPTY_TREE, ref, int(time.time()))
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a user's ref means at the remote: `want` is a commit, or the tag object of one."""
+    """What a user's ref means at the remote: `want` is a commit, or the tag object of one.
+
+    Of a branch without commits both are `NO_COMMIT`.
+    """
 
     ref: str | None
     want: Oid
     commit: Oid
+
+    @property
+    def unborn(self) -> bool:
+        return self.commit == NO_COMMIT
 
 
 def tip_wish(settings: RepoSettings) -> TipWish | None:
@@ -116,7 +138,7 @@ async def clone_tip(
     failed, it leaves nothing behind.
     Raises: RemoteError (RemoteNotFound for a ref that is not there), InvalidInput, StateError.
     """
-    advertised = await _advertised(remote, settings.ref)
+    advertised = with_head(await _advertised(remote, settings.ref), await default_branch())
     found = resolve(advertised, settings.ref)
     (shared_objects / "pack").mkdir(parents=True, exist_ok=True)
     alternates = (shared_objects, remote.alternate)
@@ -129,7 +151,7 @@ async def clone_tip(
     temporary = layout.directory / f"{_TEMPORARY}{secrets.token_hex(4)}"
     try:
         write_gitdir(temporary, plan)
-        if remote.alternate is None:
+        if remote.alternate is None and not found.unborn:
             shallow = await _fetch_tip(remote, temporary, found, _depth_at_once(settings))
             if settings.depth is not None:
                 write_shallow(temporary, shallow)
@@ -153,19 +175,47 @@ async def _advertised(remote: Remote, ref: str | None) -> RefAdvertisement:
     return refs
 
 
+async def default_branch() -> str:
+    """What git calls the first branch of a new repository (``init.defaultBranch``)."""
+    try:
+        output = await run_git("config", "init.defaultBranch", deadline_s=10)
+    except GitFailed:
+        return "master"
+    return output.decode("utf-8", "surrogateescape").strip() or "master"
+
+
+def with_head(advertised: RefAdvertisement, default: str) -> RefAdvertisement:
+    """`advertised` with the branch that `git clone` checks out where the server names none.
+
+    HEAD may be detached there: then it is a branch that is at the same commit. Or it leads to no
+    branch: then it is the one that HEAD names, or else `default`, there or unborn.
+    """
+    head = advertised.refs.get("HEAD")
+    if advertised.head is not None and advertised.head.startswith("refs/heads/"):
+        return advertised
+    usual = [f"refs/heads/{default}", "refs/heads/master"]
+    if head is None:
+        return replace(advertised, head=usual[0])
+    if advertised.head is not None:
+        return replace(advertised, head=None)
+    others = [name for name in advertised.refs if name.startswith("refs/heads/")]
+    for name in (*usual, *others):
+        if advertised.refs.get(name) == head:
+            return replace(advertised, head=name)
+    return replace(advertised, head=None)
+
+
 def resolve(advertised: RefAdvertisement, ref: str | None) -> Resolved:
     """What `ref` (branch, tag, full name or commit oid; None: HEAD) means at the remote.
 
-    Raises: RemoteNotFound, naming the branches where they are few.
+    Without commits on the default branch it is unborn. Raises: RemoteNotFound, naming the branches
+    where they are few.
     """
     if ref is None or ref == "HEAD":
         name = advertised.head
         oid = advertised.refs.get("HEAD") or advertised.refs.get(name or "")
         if oid is None:
-            raise RemoteNotFound(
-                "the remote has no commits on its default branch",
-                hint=_branches(advertised) or "push a commit, then try again",
-            )
+            return Resolved(name, NO_COMMIT, NO_COMMIT)
         return Resolved(name, oid, oid)
     for name in (ref, f"refs/heads/{ref}", f"refs/tags/{ref}", f"refs/{ref}"):
         if name.startswith("refs/") and (oid := advertised.refs.get(name)) is not None:
@@ -210,7 +260,7 @@ def _plan(
         fetch = f"+{found.ref}:{local}" if local else None
         tracked = replace(whole, refspecs=(parse_refspec(fetch),) if fetch else (), tags=False)
     refs, peeled = tracked_refs(advertised, tracked)
-    if branch:
+    if branch and not found.unborn:
         refs[branch] = found.commit
     remote_head = whole.tracking(advertised.head) if advertised.head else None
     return GitdirPlan(
@@ -257,6 +307,8 @@ async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) 
 
 
 def _read_tip(gitdir: Path, found: Resolved) -> Tip:
+    if found.unborn:
+        return unborn_tip(found.ref)
     try:
         commit = ObjectDatabase(gitdir).commit(found.commit)
     except (MissingObject, CorruptData) as error:
@@ -270,7 +322,9 @@ def _read_tip(gitdir: Path, found: Resolved) -> Tip:
 def _check_required(settings: RepoSettings, tip: Tip) -> None:
     required = settings.require_commit
     if required is not None and required.lower() != tip.commit.hex():
+        at = commit_name(tip.commit)
+        where = f"is at {at}" if at is not None else "has no commits"
         raise InvalidInput(
-            f"{settings.ref or 'HEAD'} is at {tip.commit.hex()}, not at the required {required}",
+            f"{settings.ref or 'HEAD'} {where}, not the required {required}",
             hint="mount that commit by --ref, or require the new one",
         )

@@ -147,10 +147,21 @@ class MirrorTransport(StreamTransport):
         filters = ["--filter=blob:none"] if self._partial else []
         await self._git("fetch", "--quiet", "--prune", *filters, "origin", seconds=seconds)
         answer = await self._git("ls-remote", "--symref", "origin", "HEAD", seconds=_UPDATE_S)
-        for line in answer.decode("utf-8", "surrogateescape").split("\n"):
-            if line.startswith("ref: refs/") and line.endswith("\tHEAD"):
-                branch = line.removeprefix("ref: ").removesuffix("\tHEAD")
-                await run_git("symbolic-ref", "HEAD", branch, gitdir=self._mirror)
+        lines = answer.decode("utf-8", "surrogateescape").split("\n")
+        heads = [line.removesuffix("\tHEAD") for line in lines if line.endswith("\tHEAD")]
+        branches = [head for head in heads if head.startswith("ref: refs/")]
+        if branches:
+            branch = branches[0].removeprefix("ref: ")
+            await run_git("symbolic-ref", "HEAD", branch, gitdir=self._mirror)
+        elif heads:
+            await self._detach(protocol.parse_oid(heads[0]))
+
+    async def _detach(self, commit: Oid) -> None:
+        """HEAD of the remote is detached, or nobody says what it is: perhaps of no branch."""
+        if await trio.to_thread.run_sync(_missing, self._mirror, (commit,)):
+            await self._git("fetch", "--quiet", "--no-tags", "origin", "HEAD", seconds=_UPDATE_S)
+        arguments = ("update-ref", "--no-deref", "HEAD", commit.hex())
+        await run_git(*arguments, gitdir=self._mirror)
 
     async def _git(self, *arguments: str, seconds: float, stdin: bytes = b"") -> bytes:
         self.counters.count("git")

@@ -177,7 +177,9 @@ async def greet(
         request = protocol.command("ls-refs", protocol.ls_refs_arguments(CLONE_PREFIXES, None))
         with hoping, _unfulfilled():
             packets = await ask(transport, "ls-refs", request, name, deadline_s, False)
-            found_refs.append(protocol.parse_refs(packets))
+            found = protocol.parse_refs(packets)
+            if "HEAD" in found.refs:  # else only `unborn` tells what it is, if the server knows it
+                found_refs.append(found)
 
     async def hope_for_tip(wish: TipWish) -> None:
         with hoping_for_tip, _unfulfilled():

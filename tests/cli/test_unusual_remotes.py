@@ -1,0 +1,115 @@
+"""Remotes that git clones although there is little, or nothing, to check out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import LocalRemote
+from tests.e2e.processes import DaemonProcess
+from tests.git.http_backend import http_backend
+
+
+def git(directory: Path, *arguments: str, check: bool = True) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(directory), *arguments], check=check, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def bare(template: Path, *commands: tuple[str, ...]) -> None:
+    """Make `template` what the git `commands` make of it."""
+    for command in commands:
+        git(template, *command)
+
+
+CHANGES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "empty": (("update-ref", "-d", "refs/heads/main"),),
+    "empty with another name": (
+        ("update-ref", "-d", "refs/heads/main"),
+        ("symbolic-ref", "HEAD", "refs/heads/a/ünï#1"),
+    ),
+    "tags only": (("tag", "v1", "main"), ("update-ref", "-d", "refs/heads/main")),
+    "dangling HEAD": (("symbolic-ref", "HEAD", "refs/heads/nowhere"),),
+    "detached HEAD": (("branch", "other", "main"), ("update-ref", "--no-deref", "HEAD", "main")),
+    "detached HEAD of master": (
+        ("branch", "master", "main"),
+        ("branch", "-m", "main", "a-first"),
+        ("update-ref", "--no-deref", "HEAD", "refs/heads/master"),
+    ),
+    "detached HEAD at no branch": (("update-ref", "--no-deref", "HEAD", "main~1"),),
+    "HEAD is no branch": (
+        ("update-ref", "refs/odd/one", "main"),
+        ("symbolic-ref", "HEAD", "refs/odd/one"),
+    ),
+}
+
+
+def seen(directory: Path) -> dict[str, str]:
+    """What a user sees of a working tree."""
+    return {
+        "files": " ".join(sorted(os.listdir(directory))),
+        "status": git(directory, "status", "-sb"),
+        "head": git(directory, "symbolic-ref", "-q", "HEAD", check=False),
+        "commit": git(directory, "rev-parse", "-q", "--verify", "HEAD", check=False),
+        "refs": git(directory, "for-each-ref", "--format=%(refname) %(objectname) %(symref)"),
+        "upstream": git(directory, "config", "--get-regexp", r"^branch\.", check=False),
+    }
+
+
+@pytest.mark.parametrize("scheme", ["path", "http", "http of old"])
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_is_there_is_what_git_clone_makes(
+    daemon: DaemonProcess, local_remote: LocalRemote, tmp_path: Path, kind: str, scheme: str
+) -> None:
+    local_remote.commit("second.txt", "2")
+    bare(local_remote.path, *CHANGES[kind])
+    with http_backend(local_remote.path.parent) as backend:
+        backend.version_2 = scheme == "http"
+        url = str(local_remote.path) if scheme == "path" else f"{backend.url}/remote.git"
+        plain = tmp_path / "plain"
+        subprocess.run(["git", "clone", "-q", url, str(plain)], check=True, capture_output=True)
+        mount = daemon.add_repo("r", url, "--refresh", "never")
+        assert seen(mount) == seen(plain)
+
+
+def test_the_first_commit_of_an_empty_repository(daemon: DaemonProcess, tmp_path: Path) -> None:
+    remote = tmp_path / "new.git"
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(remote)], check=True)
+    mount = daemon.add_repo("r", str(remote), "--refresh", "never")
+    assert "main (no commits yet)" in daemon.run("status", "--name", "r").stdout
+    assert daemon.status("r")["commit"] is None
+    daemon.run("fetch", "--name", "r")
+    (mount / "src").mkdir()
+    (mount / "src" / "a.c").write_text("int a;\n")
+    (mount / "draft.txt").write_text("later\n")
+    assert git(mount, "status", "--short") == "?? draft.txt\n?? src/"
+    git(mount, "add", "src")
+    git(mount, "commit", "-qm", "First")
+    refused = daemon.run("remove-repo", "--name", "r", check=False)
+    assert refused.returncode != 0
+    daemon.run("remount", "--name", "r", "--restart")
+    assert git(mount, "status", "-sb") == "## main...origin/main [gone]\n?? draft.txt"
+    git(mount, "push", "-q", "origin", "main")
+    assert git(remote, "rev-parse", "main") == git(mount, "rev-parse", "HEAD")
+    assert (mount / "src" / "a.c").read_text() == "int a;\n"
+    git(mount, "clean", "-fdq")
+    assert git(mount, "status", "-sb") == "## main...origin/main"
+    daemon.run("remove-repo", "--name", "r")
+
+
+def test_commits_that_come_later(daemon: DaemonProcess, local_remote: LocalRemote) -> None:
+    oid = git(local_remote.path, "rev-parse", "main")
+    git(local_remote.path, "update-ref", "-d", "refs/heads/main")
+    mount = daemon.add_repo("r", str(local_remote.path), "--refresh", "never")
+    git(local_remote.path, "update-ref", "refs/heads/main", oid)
+    daemon.run("fetch", "--name", "r")
+    assert git(mount, "rev-parse", "origin/main") == oid
+    git(mount, "pull", "-q")
+    assert (mount / "README.md").read_text() == "# Hello\n"
+    assert git(mount, "status", "-sb") == "## main...origin/main"
+    daemon.run("switch", "--name", "r", "--create", "topic")
+    assert git(mount, "symbolic-ref", "HEAD") == "refs/heads/topic"
