@@ -74,10 +74,10 @@ def _answering(handler: F) -> F:
         except FUSEError:
             raise
         except OSError as error:
-            number = errno_of(error)
-            if number != error.errno:
+            code = errno_of(error)
+            if code != error.errno:
                 self.log_failure(name, error)
-            raise FUSEError(number) from error
+            raise FUSEError(code) from error
         except ArtifactFSError as error:
             raise FUSEError(getattr(error, "errno", errno.EIO)) from error
         except MissingObject as error:
