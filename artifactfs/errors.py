@@ -58,6 +58,13 @@ class RemoteUnreachable(RemoteError):
     """No connection, a connection cut short, or a deadline that passed."""
 
 
+class RemoteBusy(RemoteUnreachable):
+    """A failure that is likely to pass: 429, 5xx, a connection that broke, no answer of the name
+    service. `retry_after_s` is how long the remote asks to wait, if it does."""
+
+    retry_after_s: float | None = None
+
+
 class AuthenticationFailed(RemoteError):
     """401 or 403: credentials missing, wrong or expired."""
 

@@ -57,6 +57,7 @@ class Backend:
     refuse_with: int = 401
     redirects: dict[str, str] = field(default_factory=dict)  # path prefix → new base
     status: int | None = None  # answer everything with it
+    busy: list[int] = field(default_factory=list)  # answer so, once each; 0: hang up
     cut_after: int | None = None  # bytes of a fetch's answer
     endless: bool = False  # each fetch brings one object of 1 TB of zeros
     given_up: threading.Event = field(default_factory=threading.Event)  # by who got such a thing
@@ -113,6 +114,13 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
             for prefix, base in backend.redirects.items():
                 if self.path.startswith(prefix):
                     return self.plain(302, b"", Location=base + self.path.removeprefix(prefix))
+            if backend.busy:
+                status = backend.busy.pop(0)
+                if status:
+                    return self.plain(status, b"busy", **{"Retry-After": "1"})
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+                return None
             if backend.status is not None:
                 return self.plain(backend.status, b"no")
             if backend.accept is not None and _pair(authorization) not in backend.accept:

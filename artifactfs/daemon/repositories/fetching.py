@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import partial
 from typing import Any
 
 from artifactfs.config import RepoSettings
 from artifactfs.errors import ArtifactFSError
 from artifactfs.git.configuration.kept import surroundings_of
+from artifactfs.git.remote.again import again
 from artifactfs.git.remote.fetch import FetchResult, fetch_refs
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.surroundings import adopt
@@ -35,7 +37,8 @@ def last_fetch(layout: RepoLayout) -> Record | None:
 async def fetch_recorded(layout: RepoLayout, settings: RepoSettings, remote: Remote) -> Record:
     """Fetch and remember it. Raises: RemoteError."""
     try:
-        result = await fetch_refs(layout, settings, remote)
+        attempt = partial(fetch_refs, layout, settings, remote)
+        result = await again(attempt, settings.deadline_s)
     except ArtifactFSError as error:
         remember(layout, ok=False, result=f"failed: {redact(error.message)}")
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -12,6 +13,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.daemon.repositories.registration import Secret, keep
 from artifactfs.errors import RemoteUnreachable
 from artifactfs.git.configuration.kept import refresh, surroundings_of
+from artifactfs.git.remote.again import again
 from artifactfs.git.remote.opening import Place, open_remote
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import set_remote
@@ -47,7 +49,16 @@ class RemoteConnection:
         self._open_scope = trio.CancelScope()  # of `shared`, while it waits
 
     async def open(self, *, expect_refs: bool = False, expect_tip: TipWish | None = None) -> Remote:
-        """A new remote, the caller's to close. Raises: RemoteError."""
+        """A new remote, the caller's to close. Raises: RemoteError.
+
+        What passes is tried again, within the repository's deadline.
+        """
+        attempt = partial(self._open_once, expect_refs=expect_refs, expect_tip=expect_tip)
+        return await again(attempt, self._deadline_s)
+
+    async def _open_once(
+        self, *, expect_refs: bool = False, expect_tip: TipWish | None = None
+    ) -> Remote:
         place = await self._find()
         remote = await open_remote(
             self.url,
@@ -103,7 +114,8 @@ class RemoteConnection:
     async def open_for_hydration(self) -> Remote:
         """What the hydrator connects with. Raises: RemoteError."""
         remote, self._cloned = self._cloned, None
-        return remote if remote is not None else await self.open()
+        # The hydrator tries again by itself, and has to know of each failure.
+        return remote if remote is not None else await self._open_once()
 
     async def shared(self) -> Remote:
         """The remote of the background jobs. Raises: RemoteError; the next call tries again."""

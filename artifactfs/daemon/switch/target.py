@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -18,9 +19,12 @@ from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
+from artifactfs.git.remote.again import again
 from artifactfs.git.remote.fetch import fetch_commit
 from artifactfs.git.repository.refs import read_refs, valid_ref
 
+AGAIN_S = 30.0
+"""What passes is tried again for so long."""
 HISTORY_WAIT_S = 60.0
 """For a revision that older commits have to tell: git would fetch each of them by itself."""
 _OID = re.compile(r"[0-9a-f]{40}")
@@ -67,7 +71,8 @@ class Commits:
 
     async def fetch_trees(self, oid: Oid) -> None:
         """Fetch a commit and its trees. Raises: RemoteError."""
-        await fetch_commit(self.gitdir, await self.remotes.shared(), oid)
+        remote = await self.remotes.shared()
+        await again(partial(fetch_commit, self.gitdir, remote, oid), AGAIN_S)
         self.odb.refresh()
 
 

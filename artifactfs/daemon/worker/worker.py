@@ -53,6 +53,7 @@ from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.command import run_git
 from artifactfs.git.configuration.kept import refresh, surroundings_of, write_settings
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.git.remote.again import again
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.clone import Tip, clone_tip, commit_name, tip_wish, unborn_tip
 from artifactfs.git.repository.gitdir import config_text, history_complete
@@ -296,9 +297,14 @@ class Worker:
                 self._layout, self._settings, shared_objects=self._state.shared_objects
             )
         remote = await self._remotes.open_for_clone(tip_wish(self._settings))
-        return await clone_tip(
-            self._layout, self._settings, remote, shared_objects=self._state.shared_objects
+        clone = partial(
+            clone_tip,
+            self._layout,
+            self._settings,
+            remote,
+            shared_objects=self._state.shared_objects,
         )
+        return await again(clone, self._settings.deadline_s)
 
     async def _follow_mount_point(self) -> None:
         """The daemon's mount root may be another than at the last start."""

@@ -20,6 +20,7 @@ import trio
 from artifactfs.errors import (
     AuthenticationFailed,
     ObjectsMissing,
+    RemoteBusy,
     RemoteError,
     RemoteNotFound,
     RemoteUnreachable,
@@ -31,6 +32,7 @@ from artifactfs.git.streams.process import local_connector, process_failure, use
 from artifactfs.git.streams.stream import StreamTransport
 from artifactfs.git.wire import protocol
 from artifactfs.git.wire.credentials import CredentialFile, credential_helper
+from artifactfs.git.wire.sideband import passes
 from artifactfs.git.wire.transport import Advertisement, RequestCounters
 from artifactfs.git.wire.url import RemoteURL
 
@@ -202,7 +204,8 @@ def _remote_error(url: RemoteURL, error: GitFailed) -> RemoteError:
         return RemoteUnreachable(error.message)
     if isinstance(failed := process_failure(url.url, error.stderr), RemoteNotFound):
         return failed
-    return RemoteUnreachable(f"{url.url}: {error.message}")
+    kind = RemoteBusy if passes(error.stderr) else RemoteUnreachable
+    return kind(f"{url.url}: {error.message}")
 
 
 def _missing(mirror: Path, oids: Iterable[Oid]) -> list[Oid]:

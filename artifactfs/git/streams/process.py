@@ -13,6 +13,7 @@ import trio
 from artifactfs.errors import (
     AuthenticationFailed,
     InvalidInput,
+    RemoteBusy,
     RemoteError,
     RemoteNotFound,
     RemoteUnreachable,
@@ -27,6 +28,7 @@ from artifactfs.git.command import (
     run_git,
 )
 from artifactfs.git.streams.stream import Connector, StreamConnection, StreamTransport
+from artifactfs.git.wire.sideband import passes
 from artifactfs.git.wire.transport import UNREACHABLE_HINT, RequestCounters
 from artifactfs.git.wire.url import DEFAULT_PORTS, RemoteURL
 from artifactfs.redact import redact
@@ -109,7 +111,8 @@ def process_failure(name: str, stderr: str) -> RemoteError:
             f"{name} belongs to another user, and git does not trust it",
             hint=f"where it lies: git config --global --add safe.directory {foreign[1]}",
         )
-    return RemoteUnreachable(
+    kind = RemoteBusy if passes(stderr) else RemoteUnreachable
+    return kind(
         f"{name} ended the connection" + (f": {said}" if said else ""), hint=UNREACHABLE_HINT
     )
 

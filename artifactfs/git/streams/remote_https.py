@@ -22,6 +22,7 @@ import trio
 from artifactfs.errors import (
     AuthenticationFailed,
     ProtocolError,
+    RemoteBusy,
     RemoteError,
     RemoteNotFound,
     RemoteUnreachable,
@@ -32,6 +33,7 @@ from artifactfs.git.streams.process import ProcessConnection
 from artifactfs.git.streams.stream import StreamConnection, StreamExchange, StreamTransport
 from artifactfs.git.surroundings import Setting
 from artifactfs.git.wire.credentials import Credential, CredentialFile, credential_helper
+from artifactfs.git.wire.sideband import passes
 from artifactfs.git.wire.transport import UNREACHABLE_HINT, Advertisement, RequestCounters
 from artifactfs.git.wire.url import RemoteURL
 
@@ -124,7 +126,8 @@ def helper_failure(name: str, stderr: str) -> RemoteError:
             hint="check the URL; it should be the one that `git clone` takes",
         )
     reason = f": {said}" if said else ""
-    return RemoteUnreachable(f"no answer from {name}{reason}", hint=UNREACHABLE_HINT)
+    kind = RemoteBusy if passes(stderr) else RemoteUnreachable
+    return kind(f"no answer from {name}{reason}", hint=UNREACHABLE_HINT)
 
 
 class AnswerEnd:

@@ -18,7 +18,13 @@ from typing import IO, Literal
 
 import trio
 
-from artifactfs.errors import ArtifactFSError, ProtocolError, RemoteError, RemoteUnreachable
+from artifactfs.errors import (
+    ArtifactFSError,
+    ProtocolError,
+    RemoteBusy,
+    RemoteError,
+    RemoteUnreachable,
+)
 from artifactfs.git.wire import protocol
 from artifactfs.git.wire.protocol import RefAdvertisement
 from artifactfs.git.wire.sideband import SideBands, side_band_data
@@ -63,7 +69,7 @@ class PackStream:
                 raise StopAsyncIteration
             chunk = await self._exchange.receive()
             if not chunk:
-                raise RemoteUnreachable("the remote's answer was cut short")
+                raise RemoteBusy("the remote's answer was cut short")
             await self._take(chunk)
         return self._pieces.popleft()
 

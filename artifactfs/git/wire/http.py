@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import base64
 import gzip
+import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import trio
@@ -24,6 +27,7 @@ import trio
 from artifactfs.errors import (
     AuthenticationFailed,
     ProtocolError,
+    RemoteBusy,
     RemoteError,
     RemoteNotFound,
     RemoteUnreachable,
@@ -342,9 +346,11 @@ class HttpTransport:
                 f"{where} has no such repository", hint="check the URL, and the token's rights"
             )
         if status == 429 or status >= 500:
-            retry = response.headers.get("retry-after", "")
-            hint = f"the server asks to wait {retry} s" if retry.isdigit() else None
-            return RemoteUnreachable(f"{where} answered {status}{said}", hint=hint)
+            wait_s = retry_after(response.headers.get("retry-after", ""))
+            hint = None if wait_s is None else f"the server asks to wait {wait_s:.0f} s"
+            busy = RemoteBusy(f"{where} answered {status}{said}", hint=hint)
+            busy.retry_after_s = wait_s
+            return busy
         return ProtocolError(f"{where} answered {status}{said}")
 
 
@@ -370,15 +376,44 @@ class _HttpErrors:
             if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError)
             else None
         )
+        kind_of = RemoteUnreachable
         if isinstance(error, httpx.ConnectTimeout):
             message = f"no connection to {where} in time"
         elif isinstance(error, httpx.TimeoutException):
             message = f"{where} sent nothing for {self._deadline_s:g} s"
         elif isinstance(error, httpx.ConnectError):
             message = f"no connection to {where}: {_reason(error)}"
+            kind_of = RemoteBusy if _passes(error) else RemoteUnreachable
         else:
             message = f"the connection to {where} broke: {_reason(error)}"
-        raise RemoteUnreachable(message, hint=hint) from error
+            kind_of = RemoteBusy
+        raise kind_of(message, hint=hint) from error
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds, of the header Retry-After: a number or a date (RFC 9110, 10.2.3)."""
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether a connection could not be made for a reason that is likely to pass."""
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        if isinstance(cause, socket.gaierror):
+            return cause.errno == socket.EAI_AGAIN
+        if isinstance(cause, ConnectionResetError):
+            return True
+        if cause is None:
+            break
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _reason(error: BaseException) -> str:
@@ -419,7 +454,7 @@ def _smart_packets(body: bytes) -> tuple[Packet, ...]:
     decoder = PacketDecoder()
     packets = decoder.feed(body)
     if decoder.pending:
-        raise RemoteUnreachable("the remote's answer was cut short")
+        raise RemoteBusy("the remote's answer was cut short")
     # Versions 0 and 1 (and 2 on some servers) announce the service first.
     if packets and isinstance(packets[0], bytes) and packets[0].startswith(b"# service="):
         packets = packets[2:] if len(packets) > 1 and packets[1] is FLUSH else packets[1:]

@@ -45,6 +45,19 @@ def side_band_data(packet: bytes) -> bytes:
     raise ProtocolError("the remote sent an unknown side band")
 
 
+_PASSES = re.compile(
+    r"temporary failure in name resolution|could not resolve host|connection reset|"
+    r"connection timed out|connection closed by|remote end hung up|early eof|"
+    r"returned error: (?:429|5\d\d)|RPC failed",
+    re.IGNORECASE,
+)
+
+
+def passes(said: str) -> bool:
+    """Whether what git or ssh said is of a failure that is likely to pass."""
+    return _PASSES.search(said) is not None
+
+
 class SideBands:
     """Turns chunks of any size into the data of side band 1, without waiting for whole packets.
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from artifactfs.errors import ProtocolError, RemoteError, RemoteUnreachable
+from artifactfs.errors import ProtocolError, RemoteBusy, RemoteError, RemoteUnreachable
 from artifactfs.git.wire.sideband import check_error
 from artifactfs.pktline import DELIM, FLUSH, Packet, PacketDecoder, Special
 
@@ -124,7 +124,7 @@ class PacketReader:
                 return check_error(packet)
             chunk = await self._exchange.receive()
             if not chunk:
-                raise RemoteUnreachable("the remote's answer was cut short")
+                raise RemoteBusy("the remote's answer was cut short")
             self._note(chunk)
             self._ready = iter(self._decoder.feed(chunk))
 

@@ -20,6 +20,7 @@ from artifactfs.errors import (
     ArtifactFSError,
     CorruptData,
     ObjectsMissing,
+    RemoteBusy,
     RemoteError,
     RemoteUnreachable,
 )
@@ -206,7 +207,8 @@ class FlightControl:
                 return
             if attempt >= BACKGROUND_ATTEMPTS and not flight.urgent:
                 return
-            await trio.sleep(_backoff_s(attempt))
+            asked_s = error.retry_after_s if isinstance(error, RemoteBusy) else None
+            await trio.sleep(max(_backoff_s(attempt), min(asked_s or 0.0, self._deadline_s / 2)))
 
     async def _without_space(self, flight: Flight) -> bool:
         """After a full disk: whether there is another way to serve the readers of `flight`."""
