@@ -209,6 +209,19 @@ def versions(
     return mount
 
 
+def test_a_log_of_names_brings_no_contents(versions: Path, proxy: DelayProxy) -> None:
+    first = len(proxy.requests)
+    for arguments in (
+        ("log", "--oneline", "--", "sub/long.txt"),
+        ("log", "--name-status", "-n", "30"),
+        ("log", "--format=%h %s", "--raw", "sub"),
+    ):
+        done = Traced(versions, *arguments)
+        assert (done.status, done.fetches) == (0, 0), done.errors
+        assert len(done.output.splitlines()) >= 30
+    assert len(proxy.requests) == first
+
+
 @pytest.mark.parametrize(
     ("arguments", "cwd"),
     [

@@ -12,6 +12,7 @@ once more, too): who looks at the first page of ``git log -p`` needs little of i
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -48,6 +49,11 @@ MAX_OF_COMMIT = 500
 """What a commit changed beyond that git fetches in one batch itself, at no loss."""
 _READERS_KEPT = 32
 
+_CONTENTS = re.compile(
+    r"-[pucW]$|-[ULGS]|--(patch|unified|stat|numstat|shortstat|dirstat|cumulative|check|cc$|follow"
+    r"|word-diff|color-words|remerge-diff|diff-merges|compact-summary|function-context|binary)"
+)
+"""Options for which ``git log`` reads files (git-log(1))."""
 _COUNT = re.compile(r"(?:-n|-|--max-count=)(\d+)")
 
 
@@ -141,6 +147,8 @@ class OldVersions:
             return None
         if not self._history_done.is_set() or command.parent() == os.getpid():
             return None
+        if command.name in _OF_COMMITS and not _reads_contents(command.arguments):
+            return None
         reader = _Reader(command, self._paths(command), _count(command.arguments))
         reader.done = command.name in _OF_A_FILE and not reader.paths
         self._readers[command.pid] = reader
@@ -208,6 +216,12 @@ def _given_paths(command: GitCommand) -> tuple[list[str], bool]:
     ranges = [argument for argument in arguments if argument.startswith("-L")]
     paths = [argument.rpartition(":")[2] for argument in ranges if ":" in argument]
     return paths + [argument for argument in arguments if not argument.startswith("-")], False
+
+
+def _reads_contents(arguments: Sequence[str]) -> bool:
+    """Whether ``git log`` with these arguments reads files: not to list commits or names."""
+    options = itertools.takewhile(lambda argument: argument != "--", arguments)
+    return any(_CONTENTS.match(option) for option in options)
 
 
 def _count(arguments: Sequence[str]) -> int:
