@@ -14,6 +14,7 @@ from artifactfs.errors import InvalidInput, RemoteError, RemoteNotFound, RemoteU
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.clone import fetch_history, fetch_refs
+from artifactfs.git.remote.history import write_changed_paths
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import history_complete
 from artifactfs.git.repository.refs import read_head, read_refs
@@ -203,7 +204,15 @@ def test_history_comes_in_steps_and_nothing_twice(
     assert [oid for oid in commits if len(packed(clone)[oid]) > 1 and oid not in tip] == []
     listed = clone.git_offline("rev-list", "--objects", "--all", "--filter=blob:none")
     assert len(listed.splitlines()) > len(commits)
-    assert clone.git_offline("log", "--format=%H", "--", "README.md")
+    found = clone.git_offline("log", "--format=%H", "--", "README.md")
+    trio.run(write_changed_paths, clone.gitdir)
+    graph = clone.gitdir / "objects" / "info" / "commit-graph"
+    assert b"BIDX" in graph.read_bytes()[:256] and not graph.is_symlink()
+    assert clone.git_offline("log", "--format=%H", "--", "README.md") == found
+    assert clone.git_offline("commit-graph", "verify") == ""
+    written = graph.stat().st_ino
+    trio.run(write_changed_paths, clone.gitdir)
+    assert graph.stat().st_ino == written
     assert clone.git("fsck", "--no-dangling") == ""
 
 

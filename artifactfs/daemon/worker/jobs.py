@@ -30,7 +30,7 @@ from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import run_git
 from artifactfs.git.objects.database import EMPTY_TREE, MissingObject, ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
-from artifactfs.git.remote.history import fetch_history
+from artifactfs.git.remote.history import fetch_history, write_changed_paths
 from artifactfs.git.repository.gitdir import history_complete
 from artifactfs.git.repository.refs import read_head
 from artifactfs.hydration.hydrator import Hydrator
@@ -129,6 +129,8 @@ class Jobs:
             self._hydrator.start_recent(head)
         parts = (self._layout.gitdir, self._odb, self._filesystem, self._hydrator)
         self._background.start(learn_sizes, *parts)
+        if self.settings.depth is None and not self._layout.gitdir.is_symlink():
+            self._background.start(write_changed_paths, self._layout.gitdir)
 
     async def fetch(self) -> Record:
         """Fetch the remote's refs now. Raises: RemoteError."""

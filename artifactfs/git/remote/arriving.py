@@ -76,6 +76,11 @@ class ArrivingHistory:
         """Whether something is missing and a fetch of it has not failed."""
         return self._on_its_way
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a program waits for some of it now."""
+        return self._waiting > 0
+
     def unless_awaited(self, give_way: GiveWay | None) -> GiveWay:
         """`give_way` for a fetch of history, which gives way to nobody while programs wait for it.
 

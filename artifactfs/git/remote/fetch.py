@@ -78,10 +78,12 @@ async def receive_pack(
     depth: int | None = None,
     give_way: Callable[[], Awaitable[None]] | None = None,
     urgent: bool = False,
+    background: bool = False,
 ) -> None:
     """Fetch a pack without blobs into `gitdir`, by way of ``artifactfs/FOLDER``.
 
-    `give_way` is awaited after each chunk. `urgent`: somebody waits for it. Where the remote left
+    `give_way` is awaited after each chunk. `urgent`: somebody waits for it;
+    `background`: nobody does. Where the remote left
     out parents, ``shallow`` is brought up to date.
     Raises: RemoteError, CorruptData.
     """
@@ -92,7 +94,7 @@ async def receive_pack(
     try:
         (staging / "pack").mkdir()
         async with (
-            feed_git(*arguments, gitdir=gitdir, env=environment) as sink,
+            feed_git(*arguments, gitdir=gitdir, env=environment, background=background) as sink,
             remote.fetch_pack(
                 wants,
                 filter=filter,

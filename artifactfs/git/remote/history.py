@@ -51,7 +51,11 @@ one twice as large. A request of 64,000 has 3 MB."""
 
 _ALONE = "tree-"
 _GRAPH_DEADLINE_S = 600.0
+_BLOOM_INDEX = b"BIDX"
+_GRAPH_HEADER = 256
+"""Bytes: 8 and 12 for each of at most some ten chunks."""
 _LIST_DEADLINE_S = 300.0
+_CHANGED_PATHS_DEADLINE_S = 3_600.0
 
 
 async def fetch_history(
@@ -77,9 +81,38 @@ async def fetch_history(
     if remote.alternate is None and not at_once:
         await _Fetch(gitdir, remote, settings.depth, arriving, give_way).run()
     arriving.finish()
-    if settings.depth is None:
+    if settings.depth is None and not commits_complete(gitdir):
         await _write_commit_graph(gitdir)
     mark_history_complete(gitdir)
+
+
+async def write_changed_paths(gitdir: Path) -> None:
+    """Writes down in the commit-graph which paths each commit changed, in Bloom filters
+    (gitformat-commit-graph(5)): `git log -- PATH` and `git blame` read few trees then.
+
+    In the background: it reads all trees. A failure (no space, say) is no reason to fail.
+    """
+    if await trio.to_thread.run_sync(_has_changed_paths, gitdir):
+        return
+    with suppress(GitFailed):
+        await run_git(
+            *("commit-graph", "write", "--reachable", "--changed-paths"),
+            gitdir=gitdir,
+            deadline_s=_CHANGED_PATHS_DEADLINE_S,
+            background=True,
+        )
+
+
+def _has_changed_paths(gitdir: Path) -> bool:
+    """Whether there is such a commit-graph, or one of several files, which is not ours."""
+    info = gitdir / "objects" / "info"
+    if (info / "commit-graphs").exists():
+        return True
+    try:
+        with (info / "commit-graph").open("rb") as file:
+            return _BLOOM_INDEX in file.read(_GRAPH_HEADER)
+    except FileNotFoundError:
+        return False
 
 
 class _Fetch:
@@ -126,14 +159,21 @@ class _Fetch:
         for left_by_a_crash in (self._gitdir / OWN_FOLDER).glob(f"{_ALONE}*"):
             shutil.rmtree(left_by_a_crash, ignore_errors=True)
 
-    async def _receive(self, wants: set[Oid], filter: str) -> None:
+    async def _receive(self, wants: set[Oid], filter: str, *, background: bool = False) -> None:
         """Fetch `wants` without haves; what the remote lost since is left out."""
-        receive = partial(receive_pack, self._remote, self._gitdir, folder="history")
+        receive = partial(
+            receive_pack,
+            self._remote,
+            self._gitdir,
+            folder="history",
+            filter=filter,
+            depth=self._depth,
+            give_way=self._give_way,
+            background=background,
+        )
         while wants:
             try:
-                await receive(
-                    sorted(wants), filter=filter, depth=self._depth, give_way=self._give_way
-                )
+                await receive(sorted(wants))
                 return
             except ObjectsMissing as error:
                 if not wants & error.oids:
@@ -160,7 +200,7 @@ class _Fetch:
             oids = dict.fromkeys(part[i : i + OID] for i in range(0, len(part), OID))
             missing = set(await trio.to_thread.run_sync(self._odb.missing, oids))
             self._arriving.expect(missing)
-            await self._receive(missing, BLOBLESS)
+            await self._receive(missing, BLOBLESS, background=not self._arriving.is_awaited)
             self._arriving.note_packs()
             size = min(2 * size, LARGEST_PART)
         return True
