@@ -101,6 +101,40 @@ def test_the_first_commit_of_an_empty_repository(daemon: DaemonProcess, tmp_path
     daemon.run("remove-repo", "--name", "r")
 
 
+@pytest.mark.parametrize("kind", ["HEAD and main", "main", "two branches", "without its suffix"])
+def test_a_bundle_is_a_remote(
+    daemon: DaemonProcess, local_remote: LocalRemote, tmp_path: Path, kind: str
+) -> None:
+    bundle = tmp_path / "demo.bundle"
+    other = git(local_remote.path, "commit-tree", "main^{tree}", "-m", "x")
+    git(local_remote.path, "branch", "other", other)
+    refs = {"main": ("main",), "two branches": ("HEAD", "--all")}.get(kind, ("HEAD", "main"))
+    git(local_remote.path, "bundle", "create", "-q", str(bundle), *refs)
+    url = str(bundle.with_suffix("") if kind == "without its suffix" else bundle)
+    plain = tmp_path / "plain"
+    subprocess.run(["git", "clone", "-q", url, str(plain)], check=True, capture_output=True)
+    mount = daemon.add_repo("r", url, "--refresh", "never")
+    assert seen(mount) == seen(plain)
+    if kind != "main":  # without a HEAD, git looks for a branch of its own default name
+        assert (mount / "README.md").read_text() == "# Hello\n"
+    assert "is a bundle" in daemon.run("status", "--name", "r").stdout
+    new = local_remote.commit("new.txt", "x")
+    git(local_remote.path, "bundle", "create", "-q", str(bundle), *refs)
+    daemon.run("fetch", "--name", "r")
+    assert git(mount, "rev-parse", "origin/main") == new
+    git(mount, "merge", "-q", "--ff-only", "origin/main", check=kind != "main")
+    git(mount, "switch", "-qC", "main", "origin/main")
+    assert (mount / "new.txt").read_text() == "x"
+
+
+def test_a_file_that_is_no_bundle(daemon: DaemonProcess, tmp_path: Path) -> None:
+    (tmp_path / "file.bundle").write_text("# v9 git bundle\n")
+    command = ("add-repo", "--name", "r", "--remote", str(tmp_path / "file.bundle"))
+    refused = daemon.run(*command, check=False)
+    assert refused.returncode != 0
+    assert "file.bundle" in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_commits_that_come_later(daemon: DaemonProcess, local_remote: LocalRemote) -> None:
     oid = git(local_remote.path, "rev-parse", "main")
     git(local_remote.path, "update-ref", "-d", "refs/heads/main")

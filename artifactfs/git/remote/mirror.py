@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +49,10 @@ LIMIT_DUMB = (
     "the remote is a static (dumb) HTTP server: everything is downloaded once before the first "
     "mount, and kept in a mirror"
 )
+LIMIT_BUNDLE = (
+    "the remote is a bundle, a file: everything in it is copied before the first mount, and kept "
+    "in a mirror"
+)
 LIMIT_OLD = (
     "the remote speaks Git protocol {version} and cannot send single objects: everything is "
     "downloaded once before the first mount, and kept in a mirror"
@@ -57,7 +62,7 @@ LIMIT_OLD_FILTER = (
     "files through a mirror by a git process for each batch, and sizes are not known before"
 )
 
-Version = Literal[2, 1, 0, "dumb"]
+Version = Literal[2, 1, 0, "dumb", "bundle"]
 
 
 class MirrorTransport(StreamTransport):
@@ -213,6 +218,24 @@ def _missing(mirror: Path, oids: Iterable[Oid]) -> list[Oid]:
     return [oid for oid in sorted(oids) if not database.contains(oid)]
 
 
+_BUNDLE = (b"# v2 git bundle\n", b"# v3 git bundle\n")
+
+
+def bundle_of(url: RemoteURL) -> RemoteURL | None:
+    """The bundle (gitformat-bundle(5)) that a path names, with or without its suffix; None for
+    anything else. Blocks."""
+    if url.scheme != "file" or Path(url.path).is_dir():
+        return None
+    for suffix in ("", ".bundle"):
+        try:
+            with Path(url.path + suffix).open("rb") as file:
+                if file.read(len(_BUNDLE[0])) in _BUNDLE:
+                    return replace(url, url=url.url + suffix, path=url.path + suffix)
+        except OSError:
+            continue
+    return None
+
+
 async def open_mirrored(
     url: RemoteURL,
     credentials: CredentialFile | None,
@@ -281,4 +304,6 @@ def _offered(advertisement: Advertisement) -> frozenset[str]:
 def _limit(version: Version, partial: bool) -> str:
     if version == "dumb":
         return LIMIT_DUMB
+    if version == "bundle":
+        return LIMIT_BUNDLE
     return (LIMIT_OLD_FILTER if partial else LIMIT_OLD).format(version=version)

@@ -19,13 +19,13 @@ from artifactfs.git.configuration.entries import Configuration
 from artifactfs.git.configuration.listing import read_configuration
 from artifactfs.git.configuration.rewriting import effective_remote
 from artifactfs.git.identity import other_user_of
-from artifactfs.git.remote.mirror import mirrored_capabilities, open_mirrored
+from artifactfs.git.remote.mirror import bundle_of, mirrored_capabilities, open_mirrored
 from artifactfs.git.remote.remote import Capabilities, Remote, version_2_capabilities
 from artifactfs.git.repository.refspecs import DEFAULT_NAME
 from artifactfs.git.wire import protocol
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.git.wire.greeting import CLONE_PREFIXES, Greeting, TipWish, greet
-from artifactfs.git.wire.transport import NeedsGit, RequestCounters, Transport
+from artifactfs.git.wire.transport import Advertisement, NeedsGit, RequestCounters, Transport
 from artifactfs.git.wire.url import RemoteURL
 
 _CLOSE_S = 3.0
@@ -66,6 +66,16 @@ async def open_remote(
     nothing. Raises: RemoteError, InvalidInput.
     """
     opening = await _opening(url, credentials, deadline_s, _trusted(place))
+    if (bundle := await trio.to_thread.run_sync(bundle_of, opening.url)) is not None:
+        return await open_mirrored(
+            bundle,
+            credentials,
+            Advertisement(()),
+            "bundle",
+            mirror=mirror,
+            deadline_s=deadline_s,
+            counters=opening.counters,
+        )
     async with opening.greeted(expect_refs, expect_tip) as (transport, greeting):
         remote_url, counters = opening.url, opening.counters
         if greeting.version != 2:
@@ -110,6 +120,8 @@ async def probe_remote(
     Raises: RemoteError, InvalidInput.
     """
     opening = await _opening(url, credentials, deadline_s, _trusted(place))
+    if await trio.to_thread.run_sync(bundle_of, opening.url) is not None:
+        return mirrored_capabilities(Advertisement(()), "bundle")
     async with opening.greeted(False, None) as (transport, greeting):
         await transport.aclose()
     packets = greeting.advertisement.packets

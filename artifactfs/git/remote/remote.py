@@ -42,7 +42,7 @@ class Capabilities:
     `git_because` says why git reaches it for us; None: our own transport does.
     """
 
-    protocol: Literal[2, 1, 0, "dumb"]
+    protocol: Literal[2, 1, 0, "dumb", "bundle"]
     filter: bool
     object_info: bool
     any_oid: bool
