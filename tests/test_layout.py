@@ -41,8 +41,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "daemon": ("control", "host", "repositories", "switch", "worker", "supervisor"),
     "cli": ("terminal", "operation", "repositories", "main"),
     "server": (
-        *("problems", "connections", "metadata", "storage", "wire", "events", "context", "git"),
-        *("content", "jobs", "api", "web", "app", "service", "commands", "cli"),
+        *("problems", "connections", "cross_origin", "metadata", "storage", "wire", "events"),
+        *("context", "git", "content", "jobs", "api", "web", "app", "service", "commands", "cli"),
     ),
 }
 """Rooms (and modules that stand alone) of each floor: each imports those before it."""

@@ -20,9 +20,11 @@ from artifactfs.server.api.base import (
     Caller,
     caller_by_path,
     caller_by_token,
+    error_answer,
     install_error_handlers,
 )
 from artifactfs.server.context import Context
+from artifactfs.server.cross_origin import CrossOrigin
 from artifactfs.server.events.access_log import RequestRecord
 from artifactfs.server.events.events import Event, error_type
 from artifactfs.server.git.exchange import (
@@ -115,20 +117,37 @@ class Application:
         self.jobs = Jobs(context, self.repositories)
         self.api = build_api(context, self.repositories, self.jobs)
         self._git = GitHTTP(context)
+        self._cross_origin = CrossOrigin(context.settings.cors_origins)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})  # before it is accepted: a 403
         if scope["type"] != "http":
             return
+        headers = dict(scope["headers"])
+        preflight = self._cross_origin.preflight(scope["method"], scope["path"], headers)
+        if preflight is not None:
+            await send({"type": "http.response.start", "status": 204, "headers": preflight})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        shared = self._cross_origin.headers(scope["path"], headers.get(b"origin"))
+
+        async def send_to_origin(message: Message) -> None:
+            if message["type"] == "http.response.start" and shared:
+                message = {**message, "headers": [*message["headers"], *shared]}
+            await send(message)
+
         route = route_of(scope["path"])
         if route is not None:
-            await self._git(route, scope, receive, send)
+            await self._git(route, scope, receive, send_to_origin)
         else:
-            await self._control(scope, receive, send)
+            await self._control(scope, receive, send_to_origin)
 
     async def _control(self, scope: Message, receive: Receive, send: Send) -> None:
         record = RequestRecord(scope["method"], scope["path"])
+        head = scope["method"] == "HEAD"
+        if head:  # wherever GET is: the same answer without its body
+            scope = {**scope, "method": "GET", "head": True}
         limits = self._context.limits
         patience = Patience(receive, limits.client_idle_s)
         state: dict[str, Any] = {}
@@ -157,25 +176,34 @@ class Application:
                 record.status = message["status"]
                 close_if_unread(message, scope, body_read=state.get("body_read", False))
             elif message["type"] == "http.response.body":
+                if head:
+                    message = {**message, "body": b""}
                 record.bytes_out += len(message.get("body", b""))
                 if not message.get("more_body", False):
                     self._context.access_log.write(record)
                     self._report(scope, state, record)
             await send(message)
 
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            problem = Problem(Code.INVALID_INPUT, "NUL is not part of any name")
+            await error_answer(problem)(scope, bounded_receive, logged_send)
+            return
         await self.api(scope, bounded_receive, logged_send)
 
     def _report(self, scope: Message, state: dict[str, Any], record: RequestRecord) -> None:
-        """Record a failed request of a known caller as an event."""
+        """Record a failed request of a known caller as an event. One that is refused because there
+        are too many counts for the account, whatever it was about."""
         caller = state.get("caller")
         params = scope.get("path_params", {})
-        if record.status < 400 or not isinstance(caller, Caller) or "namespace" not in params:
+        if record.status < 400 or not isinstance(caller, Caller):
+            return
+        if "namespace" not in params and record.status != Code.RATE_LIMITED.status:
             return
         problem = state.get("problem")
         self._context.events.record(
             Event(
                 caller.account_id,
-                params["namespace"],
+                params.get("namespace", ""),
                 params.get("name", ""),
                 error_type(record.status),
                 record.ms,

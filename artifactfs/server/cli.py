@@ -118,6 +118,14 @@ def check_origin(url: str) -> str:
     return url
 
 
+def check_cors_origin(text: str) -> str:
+    """``*``, or an origin without a path: it is compared as it is. Raises: InvalidInput."""
+    parts = urlsplit(text)
+    if text != "*" and (not parts.scheme or not parts.netloc or parts.path.strip("/")):
+        raise InvalidInput(f"{text!r} is not an origin such as https://app.example.org, nor '*'")
+    return text
+
+
 def _allow_many_files() -> None:
     """A connection is a file or more: the usual 1,024 would be few."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -144,6 +152,14 @@ def _allow_many_files() -> None:
 @click.option("--log-oids", is_flag=True, help="List the wanted oids in the access log.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning"]))
 @click.option("--allow-private-networks", is_flag=True, help="Import from private addresses.")
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Pages of that origin may use the REST and Git routes; '*': all. Can be repeated.",
+)
+@_bound("--stop-timeout", _SECONDS, 30.0, "Seconds that transfers may go on after SIGTERM.")
 @_bound("--max-requests", _COUNT, _LIMITS.control_requests, "Control plane requests in 10 s.")
 @_bound("--max-git-requests", _COUNT, _LIMITS.git_requests, "Git requests in 10 s and namespace.")
 @_bound(
@@ -165,6 +181,8 @@ def serve(
     log_oids: bool,
     log_level: str,
     allow_private_networks: bool,
+    cors_origins: tuple[str, ...],
+    stop_timeout: float,
     max_requests: int,
     max_git_requests: int,
     max_repo_bytes: int,
@@ -209,6 +227,8 @@ def serve(
         allow_private_networks=allow_private_networks,
         access_log=access_log,
         log_oids=log_oids,
+        cors_origins=tuple(check_cors_origin(origin) for origin in cors_origins),
+        stop_s=stop_timeout,
         secure_cookies=tls_cert is not None or (public_url or "").startswith("https://"),
     )
     with locked(layout):

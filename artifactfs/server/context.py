@@ -13,6 +13,7 @@ from artifactfs.server.events.webhooks import Webhooks
 from artifactfs.server.metadata.catalog import Catalog
 from artifactfs.server.metadata.database import Store
 from artifactfs.server.metadata.limits import RateLimiter
+from artifactfs.server.storage.open_marks import OpenMarks
 from artifactfs.server.storage.settings import DataLayout, Limits, ServerSettings
 
 
@@ -30,6 +31,7 @@ class Context:
     webhooks: Webhooks
     metrics: Metrics
     access_log: AccessLog
+    marks: OpenMarks
     control_limiter: RateLimiter
     git_limiter: RateLimiter
     git_turns: trio.Semaphore

@@ -24,6 +24,7 @@ from artifactfs.server.events.eventlog import EventLog
 from artifactfs.server.events.metrics import Metrics
 from artifactfs.server.events.webhooks import Webhooks
 from artifactfs.server.git.process import run_git
+from artifactfs.server.jobs.repositories import remove_tree
 from artifactfs.server.metadata.catalog import Catalog
 from artifactfs.server.metadata.database import Store, metadata_migrations
 from artifactfs.server.metadata.limits import RateLimiter
@@ -34,12 +35,11 @@ from artifactfs.server.storage.gitdir import (
     mend_gitdir,
     write_git_config,
 )
+from artifactfs.server.storage.open_marks import OpenMarks, marked_ids
 from artifactfs.server.storage.settings import DataLayout, ServerSettings
 from artifactfs.system.locks import locked_at_once
 
 log = logging.getLogger(__name__)
-
-_GRACE_S = 5.0
 
 
 @contextmanager
@@ -107,6 +107,7 @@ async def run_server(
                     webhooks=webhooks,
                     metrics=metrics,
                     access_log=access_log,
+                    marks=OpenMarks(layout.open),
                     control_limiter=RateLimiter(
                         settings.limits.control_requests, settings.limits.window_s
                     ),
@@ -116,8 +117,13 @@ async def run_server(
                     background=background,
                 )
                 _add_gauges(context)
-                if not _was_clean(layout):
-                    await trio.to_thread.run_sync(sweep, layout, _known_ids(store))
+                marks = _marks_of_last_run(layout)
+                if not _was_clean(layout) or marks:
+                    await trio.to_thread.run_sync(sweep, layout, store, marks)
+                layout.open.mkdir(mode=0o700, exist_ok=True)
+                for directory in layout.trash.iterdir():
+                    background.start_soon(remove_tree, directory)
+                services.start_soon(context.marks.run)
                 application = Application(context)
                 application.jobs.resume()
                 gc.freeze()
@@ -127,7 +133,7 @@ async def run_server(
                     sockets,
                     tls=tls,
                     shutdown=shutdown,
-                    grace_s=_GRACE_S,
+                    grace_s=settings.stop_s,
                     idle_s=settings.limits.client_idle_s,
                 )
                 background.cancel_scope.cancel()
@@ -136,7 +142,7 @@ async def run_server(
         access_log.close()
         store.close()
     if clean:
-        os.sync()  # what `mend_gitdir` is for cannot happen any more
+        await context.marks.settle()
         layout.clean.touch()
 
 
@@ -187,33 +193,51 @@ async def _until_signal(shutdown: trio.Event) -> None:
             shutdown.set()
 
 
-def _known_ids(store: Store) -> tuple[dict[str, str], frozenset[str]]:
-    """Default branches by id of all repositories, and the ids of all pools."""
-    rows = store.rows("SELECT id, default_branch FROM repos WHERE status <> 'importing'")
-    repos = {row["id"]: row["default_branch"] for row in rows}
-    pools = frozenset(row["id"] for row in store.rows("SELECT id FROM pools"))
-    return repos, pools
+def _marks_of_last_run(layout: DataLayout) -> list[str] | None:
+    """What was being written to when the last server ended; None: an older one, or a backup that
+    was put back, made no marks."""
+    try:
+        return os.listdir(layout.open)
+    except FileNotFoundError:
+        return None
 
 
-def sweep(layout: DataLayout, known: tuple[dict[str, str], frozenset[str]]) -> None:
-    """Mend what a crash left: folders that no row names, quarantines, the trash, empty files."""
-    repos, pools = known
-    for directory in layout.trash.iterdir():
-        shutil.rmtree(directory, ignore_errors=True)
-    for gitdir in layout.repos.glob("*/*.git"):
-        default_branch = repos.get(gitdir.name.removesuffix(".git"))
-        if default_branch is None:
-            log.info("removing a repository folder that was never finished: %s", gitdir.name)
-            shutil.rmtree(gitdir, ignore_errors=True)
-            continue
-        for quarantine in (gitdir / "objects").glob("tmp_objdir-*"):
-            shutil.rmtree(quarantine, ignore_errors=True)
-        _remove_stale_locks(gitdir)
-        if mend_gitdir(gitdir, default_branch):
-            log.warning("mended %s", gitdir)
-    for pool in layout.pools.iterdir():
-        if pool.name not in pools:
+def sweep(layout: DataLayout, store: Store, marks: list[str] | None) -> None:
+    """Mend what a crash left: folders that no row names, quarantines, lock files, empty files.
+
+    Of what `marks` name; without any, of everything.
+    """
+    if marks is None:
+        gitdirs = list(layout.repos.glob("*/*.git"))
+        pools = list(layout.pools.iterdir())
+    else:
+        repo_ids, pool_ids = marked_ids(marks)
+        gitdirs = [path for each in repo_ids if (path := layout.gitdir(each)).exists()]
+        pools = [path for each in pool_ids if (path := layout.pool(each)).exists()]
+    for gitdir in gitdirs:
+        _mend_repo(gitdir, store)
+    for pool in pools:
+        if store.row("SELECT 1 AS one FROM pools WHERE id = ?", (pool.name,)) is None:
             shutil.rmtree(pool, ignore_errors=True)
+    layout.open.mkdir(mode=0o700, exist_ok=True)
+    for mark in marks or ():
+        (layout.open / mark).unlink(missing_ok=True)
+
+
+def _mend_repo(gitdir: Path, store: Store) -> None:
+    row = store.row(
+        "SELECT default_branch FROM repos WHERE id = ? AND status <> 'importing'",
+        (gitdir.name.removesuffix(".git"),),
+    )
+    if row is None:
+        log.info("removing a repository folder that was never finished: %s", gitdir.name)
+        shutil.rmtree(gitdir, ignore_errors=True)
+        return
+    for quarantine in (gitdir / "objects").glob("tmp_objdir-*"):
+        shutil.rmtree(quarantine, ignore_errors=True)
+    _remove_stale_locks(gitdir)
+    if mend_gitdir(gitdir, row["default_branch"]):
+        log.warning("mended %s", gitdir)
 
 
 def _remove_stale_locks(gitdir: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.server.running import Git, Server, ServerFactory, with_token
@@ -148,3 +149,52 @@ def test_connections_given_up_halfway_end_nothing_else(
         list(pool.map(give_up, range(300)))
     assert server.process.poll() is None, server.errors()
     git("ls-remote", with_token(made["remote"], made["token"]))
+
+
+def _large_file(server: Server, git: Git, tmp_path: Path) -> str:
+    """The URL of a file that no socket buffer holds."""
+    made = server.create("large")
+    tree = tmp_path / "large"
+    git("init", "-q", "-b", "main", tree)
+    (tree / "file").write_bytes(os.urandom(1 << 20) * 24)
+    git("add", ".", cwd=tree)
+    git("commit", "-qm", "Large", cwd=tree)
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=tree)
+    return f"{server.url}/v1/api/namespaces/team/repos/large/raw/main/file"
+
+
+def test_a_transfer_ends_after_sigterm(
+    start_server: ServerFactory, git: Git, tmp_path: Path
+) -> None:
+    server = start_server()
+    url = _large_file(server, git, tmp_path)
+    token = {"Authorization": f"Bearer {server.api_token}"}
+    assert server.process is not None
+    with httpx.stream("GET", url, headers=token, timeout=60) as answer:
+        pieces = answer.iter_raw(1 << 20)
+        size = len(next(pieces))
+        server.process.terminate()
+        with pytest.raises(httpx.ConnectError):
+            for _ in range(200):
+                httpx.get(f"{server.url}/healthz", timeout=30)
+                time.sleep(0.05)
+        size += sum(len(piece) for piece in pieces)
+    assert size == 24 << 20
+    assert server.process.wait(30) == 0
+    assert (server.data / "clean").exists()
+
+
+def test_a_transfer_that_takes_too_long_is_ended_after_sigterm(
+    start_server: ServerFactory, git: Git, tmp_path: Path
+) -> None:
+    server = start_server("--stop-timeout", "1")
+    url = _large_file(server, git, tmp_path)
+    token = {"Authorization": f"Bearer {server.api_token}"}
+    assert server.process is not None
+    with httpx.stream("GET", url, headers=token, timeout=60) as answer:
+        pieces = answer.iter_raw(1 << 20)
+        next(pieces)
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        with pytest.raises(httpx.HTTPError):
+            list(pieces)

@@ -161,7 +161,11 @@ async def _fast_import(context: Context, repo: Repo, commands: bytes) -> str | N
             if not mine:
                 raise Problem(Code.BUSY, "Too much to do", retry_after=5)
             # Shielded: once it has begun, the branch moves and the database hears of it.
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _TIME_S):
+            deadline = trio.current_time() + _TIME_S
+            with (
+                trio.CancelScope(shield=True, deadline=deadline),
+                context.marks.open(repo.id),
+            ):
                 async with git_process(
                     words,
                     environment=environment_for(context, None),

@@ -46,7 +46,8 @@ class ReceivePack:
             return
         async with turn(self._context) as mine:
             if mine:
-                await self._run(repo, exchange, protocol, commands, head, body, remaining)
+                with self._context.marks.open(repo.id):
+                    await self._run(repo, exchange, protocol, commands, head, body, remaining)
             else:
                 await answer_busy(exchange)
 

@@ -22,6 +22,7 @@ from artifactfs.server.storage.gitdir import (
     sync_tree,
     write_alternates,
 )
+from artifactfs.server.storage.open_marks import pool_mark
 from artifactfs.server.storage.pools import PoolContents, fill_pool, has_all, own_object_files
 
 _REFS_S = 120.0
@@ -53,7 +54,8 @@ class Forking:
         lock = self._one_at_a_time.setdefault(parent.id, trio.Lock())
         async with lock:
             try:
-                return await self._fork(parent, fork, bool(fork.job["default_branch_only"]))
+                with self._context.marks.open(parent.id, fork.id):
+                    return await self._fork(parent, fork, bool(fork.job["default_branch_only"]))
             except OSError as error:
                 raise ForkFailed(f"the ancestor cannot be read: {error.strerror}") from error
             finally:
@@ -61,12 +63,20 @@ class Forking:
                     self._one_at_a_time.pop(parent.id, None)
 
     async def _fork(self, parent: Repo, fork: Repo, default_branch_only: bool) -> int:
-        layout = self._context.layout
-        source, target = layout.gitdir(parent.id), layout.gitdir(fork.id)
+        source = self._context.layout.gitdir(parent.id)
         # Refs first: all objects they need are there when the objects are linked afterwards.
         refs = await self._refs(source, parent.default_branch if default_branch_only else None)
         pools = self._context.catalog.pool_ids(parent.id)
-        new = await trio.to_thread.run_sync(self._pool_for, source, pools)
+        pool_id = tokens.new_id()
+        with self._context.marks.open(pool_mark(pool_id)):
+            new = await trio.to_thread.run_sync(self._pool_for, source, pools, pool_id)
+            return await self._fork_with(parent, fork, refs, pools, new)
+
+    async def _fork_with(
+        self, parent: Repo, fork: Repo, refs: str, pools: list[str], new: _NewPool | None
+    ) -> int:
+        layout = self._context.layout
+        source, target = layout.gitdir(parent.id), layout.gitdir(fork.id)
         if new is not None:
             pools = [*pools, new.id]
 
@@ -100,7 +110,7 @@ class Forking:
             await self._context.store.write(finish)
         return objects
 
-    def _pool_for(self, source: Path, pools: list[str]) -> _NewPool | None:
+    def _pool_for(self, source: Path, pools: list[str], new_id: str) -> _NewPool | None:
         """A new pool with the ancestor's own objects, unless a pool has them all."""
         objects = source / "objects"
         names = own_object_files(objects)
@@ -109,8 +119,7 @@ class Forking:
         for pool_id in reversed(pools):
             if has_all(self._context.layout.pool(pool_id), names):
                 return None
-        pool_id = tokens.new_id()
-        return _NewPool(pool_id, fill_pool(objects, self._context.layout.pool(pool_id)))
+        return _NewPool(new_id, fill_pool(objects, self._context.layout.pool(new_id)))
 
     async def _refs(self, source: Path, only_branch: str | None) -> str:
         """All refs of the ancestor, or one branch, as the text of a ``packed-refs`` file."""

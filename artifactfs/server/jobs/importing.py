@@ -167,6 +167,10 @@ class Importing:
 
     async def run(self, repo: Repo) -> None:
         """Fetch, and make the repository ready. Raises: ImportFailed."""
+        with self._context.marks.open(repo.id):
+            await self._run(repo)
+
+    async def _run(self, repo: Repo) -> None:
         assert repo.job is not None
         context = self._context
         gitdir = context.layout.gitdir(repo.id)

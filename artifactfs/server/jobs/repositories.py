@@ -29,7 +29,13 @@ _BAD_BRANCH = re.compile(r"\.\.|//|@\{|/\.|\.lock(/|$)|[\x00-\x20\x7f~^:?*\[\\]|
 
 
 def check_branch(name: str, pointer: str) -> str:
-    """Return a branch name that git-check-ref-format(1) allows. Raises: Problem."""
+    """Return a branch name that git-check-ref-format(1) allows; ``refs/heads/x`` means x.
+
+    Raises: Problem.
+    """
+    name = name.removeprefix("refs/heads/")
+    if name.startswith("refs/"):
+        raise Problem(Code.INVALID_INPUT, "The name is not that of a branch", pointer=pointer)
     if not name or len(name.encode()) > 200 or _BAD_BRANCH.search(name):
         raise Problem(Code.INVALID_INPUT, "The branch name is not valid", pointer=pointer)
     return name
@@ -83,12 +89,13 @@ class Repositories:
     ) -> tuple[Repo, str]:
         """Make an empty repository; returns it and a write token. Raises: Problem."""
         started = time.perf_counter()
+        default_branch = check_branch(default_branch, "/default_branch")
         repo = self.new_record(
             account_id,
             namespace,
             name,
             description=description,
-            default_branch=check_branch(default_branch, "/default_branch"),
+            default_branch=default_branch,
             read_only=read_only,
             anonymous_read=anonymous_read,
         )
@@ -99,7 +106,7 @@ class Repositories:
             catalog.add_repo(db, repo)
             return catalog.add_repo_token(db, repo.id, namespace, "write", FIRST_TOKEN_TTL_S)[1]
 
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
             await trio.to_thread.run_sync(create_gitdir, gitdir, default_branch)
             try:
                 plaintext = await self._context.store.write(insert)
@@ -156,9 +163,10 @@ class Repositories:
             "read_only": repo.read_only if read_only is None else read_only,
             "anonymous_read": repo.anonymous_read if anonymous_read is None else anonymous_read,
         }
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
             if default_branch is not None:
-                changes["default_branch"] = check_branch(default_branch, "/default_branch")
+                default_branch = check_branch(default_branch, "/default_branch")
+                changes["default_branch"] = default_branch
                 gitdir = self._context.layout.gitdir(repo.id)
                 await trio.to_thread.run_sync(point_head, gitdir, default_branch)
             await self._context.store.write(lambda db: catalog.update_repo(db, repo.id, **changes))
@@ -180,7 +188,7 @@ class Repositories:
         def remove(db: Database) -> None:
             catalog.remove_repo(db, found, tombstone=True)
 
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
             await self._context.store.write(remove)
             await self.discard(self._context.layout.gitdir(repo.id))
         self._report(repo, "delete", started)
@@ -204,12 +212,19 @@ class Repositories:
         self._notify(repo, "token.created", {"tokenId": token.id, "scope": scope})
         return token, plaintext
 
-    async def revoke_token(self, account_id: str, namespace: str, token_id: str) -> str:
-        """Revoke a token at once; again is fine. Raises: Problem (NOT_FOUND)."""
+    async def revoke_token(self, account_id: str, namespace: str, token_or_id: str) -> str:
+        """Revoke a token at once, named by its id or by itself; again is fine. Returns the id.
+
+        Raises: Problem (NOT_FOUND).
+        """
         known = self._context.catalog
-        token = known.token_by_id(token_id, namespace)
+        token = known.token_by_id(token_or_id, namespace)
+        if token is None:
+            presented = known.repo_token(token_or_id)
+            token = None if presented is None else known.token_by_id(presented.id, namespace)
         if token is None or known.namespace(namespace, account_id) is None:
             raise not_found("Token")
+        token_id = token.id
         if token.revoked_at is None:
             await self._context.store.write(
                 lambda db: db.conn.execute(

@@ -25,6 +25,7 @@ from artifactfs.server.storage.gitdir import (
     tree_bytes,
     write_alternates,
 )
+from artifactfs.server.storage.open_marks import marked
 from artifactfs.server.storage.settings import DataLayout
 
 MANY_POOLS = 8
@@ -120,9 +121,10 @@ class Caretaker:
                 continue
             before = own_bytes(gitdir)
             pools = self._pools(row["id"])
-            error = self._repack(gitdir, borrowing=bool(pools))
-            if error is None and len(pools) > MANY_POOLS:
-                error = self._stand_alone(row["id"], gitdir, pools)
+            with marked(self._layout.open, row["id"]):
+                error = self._repack(gitdir, borrowing=bool(pools))
+                if error is None and len(pools) > MANY_POOLS:
+                    error = self._stand_alone(row["id"], gitdir, pools)
             after = own_bytes(gitdir)
             columns = {"own_bytes": after, "updated_at": row["updated_at"]}
             write_now(self._db, partial(update_repo, repo_id=row["id"], **columns))

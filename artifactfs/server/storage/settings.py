@@ -116,6 +116,11 @@ class DataLayout:
         """Directories on their way out."""
         return self.root / "trash"
 
+    @property
+    def open(self) -> Path:
+        """Marks of what is being written to (`open_marks`)."""
+        return self.root / "open"
+
     def gitdir(self, repo_id: str) -> Path:
         """The bare gitdir of the repository with that id."""
         return self.repos / repo_id[:2] / f"{repo_id}.git"
@@ -127,6 +132,11 @@ class DataLayout:
         """Make the folders that are missing, private to the owner."""
         for directory in (self.root, self.repos, self.pools, self.trash):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if directory.stat().st_mode & 0o077:  # made by somebody else: `mkdir /srv/git`
+                directory.chmod(0o700)
+        for file in (self.metadata_db, self.events_db, self.git_config):
+            if file.exists() and file.stat().st_mode & 0o077:
+                file.chmod(0o600)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,3 +153,7 @@ class ServerSettings:
     access_log: Path | None = None
     log_oids: bool = False
     secure_cookies: bool = False
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the REST and the Git routes; ``*``: all."""
+    stop_s: float = 30.0
+    """How long transfers may go on after SIGTERM."""

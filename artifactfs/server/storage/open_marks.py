@@ -1,0 +1,116 @@
+"""Which repositories and pools are being written to: one empty file each in the folder ``open``.
+
+A server that was killed leaves behind what it had begun there and nowhere else: a folder without a
+row, a quarantine, a lock file, files that a power failure emptied. So the next start looks at these
+alone, however many others there are. A mark outlives its work until the disk has everything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+log = logging.getLogger(__name__)
+
+SYNC_EVERY_S = 30.0
+_POOL = "pool."
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def pool_mark(pool_id: str) -> str:
+    """The mark of a pool; that of a repository is its id."""
+    return f"{_POOL}{pool_id}"
+
+
+def marked_ids(names: list[str]) -> tuple[set[str], set[str]]:
+    """The ids of the repositories and of the pools among marks."""
+    pools = {name.removeprefix(_POOL) for name in names if name.startswith(_POOL)}
+    repos = {name.partition(".")[0] for name in names if not name.startswith(_POOL)}
+    return repos, pools
+
+
+@contextmanager
+def marked(folder: Path, mark: str) -> Iterator[None]:
+    """For commands beside the server: a mark of their own, for as long as they work."""
+    path = folder / f"{mark}.{os.getpid()}"
+    if not folder.exists():  # of a server without marks: the next start looks at everything
+        yield
+        return
+    path.touch(mode=0o600)
+    yield  # not `finally`: who is interrupted leaves it
+    path.unlink(missing_ok=True)
+
+
+class OpenMarks:
+    """The marks of a running server."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._users: Counter[str] = Counter()
+        self._done: set[str] = set()
+        self._kept: set[str] = set()
+
+    @contextmanager
+    def open(self, *marks: str) -> Iterator[None]:
+        """While this lasts, what `marks` name is written to. What ends by an exception may have
+        left something: its marks stay for the next start."""
+        for mark in marks:
+            self._begin(mark)
+        ended = False
+        try:
+            yield
+            ended = True
+        finally:
+            for mark in marks:
+                self._end(mark, settled=ended)
+
+    def _begin(self, mark: str) -> None:
+        if not self._users[mark] and mark not in self._done:
+            (self._folder / mark).touch(mode=0o600)
+        self._users[mark] += 1
+        self._done.discard(mark)
+
+    def _end(self, mark: str, *, settled: bool) -> None:
+        self._users[mark] -= 1
+        if not settled:
+            self._kept.add(mark)
+        if self._users[mark] <= 0:
+            del self._users[mark]
+            if mark not in self._kept:
+                self._done.add(mark)
+
+    async def run(self) -> None:
+        """Take away marks whose work is on the disk, from time to time; until cancelled."""
+        while True:
+            await trio.sleep(SYNC_EVERY_S)
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Have everything on the disk, and take away the marks of what had ended by then."""
+        ended = set(self._done)
+        if not ended:
+            return
+        try:
+            await trio.to_thread.run_sync(self._sync)
+        except OSError as error:
+            log.error("the disk does not take what was written: %s", error.strerror)
+            return
+        for mark in ended & self._done:
+            self._done.discard(mark)
+            (self._folder / mark).unlink(missing_ok=True)
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if _libc.syncfs(descriptor) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        finally:
+            os.close(descriptor)
