@@ -14,7 +14,9 @@ from base64 import b64encode
 from urllib.parse import quote
 
 _USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^/@\s'\"]+)@")
-_TOKEN = re.compile(r"\bart_v\d_[A-Za-z0-9_]+(?:\?expires=\d+)?")
+_TOKEN = re.compile(
+    r"\b(?:art_v\d_[A-Za-z0-9_]+(?:(?:\?|%3[Ff])expires(?:=|%3[Dd])\d+)?|aft_[0-9a-f]{8,})"
+)
 _HEADER = re.compile(r"(?i)\b(authorization\s*[:=]\s*)(?:(?:basic|bearer)\s+)?[^\s,;'\"]+")
 _SCHEME_WORD = re.compile(
     r"(?i)\b((?:basic|bearer)\s+)(?=\S*[0-9+/=]|\S*(?-i:[a-z][A-Z]))[a-z0-9+/=_.?-]{8,}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import compile_path
 
 from artifactfs.server.api.schemas import ErrorEnvelope
 from artifactfs.server.context import Context
@@ -121,12 +122,12 @@ def remote_url(request: Request, context: Context, namespace: str, name: str) ->
     return f"{origin.rstrip('/')}/git/{namespace}/{name}.git"
 
 
-def error_answer(problem: Problem) -> JSONResponse:
-    """The envelope for a problem."""
+def error_answer(problem: Problem, more: Mapping[str, str] | None = None) -> JSONResponse:
+    """The envelope for a problem; `more` are headers."""
     item: dict[str, Any] = {"code": problem.code.number, "message": problem.message}
     if problem.pointer is not None:
         item["source"] = {"pointer": problem.pointer}
-    headers: dict[str, str] = {}
+    headers = dict(more or {})
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
     elif problem.code.status == 409:
@@ -136,6 +137,16 @@ def error_answer(problem: Problem) -> JSONResponse:
         status_code=problem.code.status,
         headers=headers,
     )
+
+
+def allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """The methods that `path` knows (RFC 9110, 10.2.1), by the document of the interface."""
+    methods: set[str] = set()
+    for template, operations in app.openapi()["paths"].items():
+        pattern, _, _ = compile_path(template.replace("/{path}", "/{path:path}"))
+        if pattern.match(path):
+            methods |= {method.upper() for method in operations}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]) -> None:
@@ -171,7 +182,12 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
         code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(status, Code.INVALID_INPUT)
         problem = Problem(code, str(cast(StarletteHTTPException, error).detail))
         request.state.problem = problem
-        return answer(request, problem)
+        response = answer(request, problem)
+        if status == 405:
+            said = (cast(StarletteHTTPException, error).headers or {}).get("Allow", "")
+            methods = allowed_methods(app, request.url.path)
+            response.headers["Allow"] = ", ".join(methods) or said
+        return response
 
     async def on_full_disk(request: Request, error: Exception) -> Response:
         log.error("%s %s failed: %s", request.method, request.url.path, error)

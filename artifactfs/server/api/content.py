@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import pygit2
 import trio
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from artifactfs.server.api.base import (
@@ -35,6 +35,11 @@ _BYTES: dict[int | str, dict[str, Any]] = {
         "description": "The bytes",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
+}
+_PARTS: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The bytes of a Range"},
+    304: {"description": "The client has it: If-None-Match names its ETag"},
+    416: {"description": "The Range lies behind the end"},
 }
 _DIFF: dict[int | str, dict[str, Any]] = {
     200: {"description": "The diff", "content": {"text/x-diff": {"schema": {"type": "string"}}}}
@@ -170,10 +175,11 @@ async def get_tree(
 @router.get(
     "/repos/{name}/blob/{hash}",
     response_class=Response,
-    responses=_BYTES,
+    responses=_BYTES | _PARTS,
     summary="The bytes of a blob",
 )
 async def get_blob(
+    request: Request,
     caller: CallerOf,
     context: ContextOf,
     repositories: RepositoriesOf,
@@ -184,16 +190,17 @@ async def get_blob(
     repo = repositories.get_ready(caller.account_id, namespace, name)
     held = context.limits.held_bytes
     blob = await read_content(context, repo, lambda content: content.blob(hash, held))
-    return blob_answer(context, repo, blob, sniffed=False)
+    return blob_answer(request, context, repo, blob, sniffed=False)
 
 
 @router.get(
     "/repos/{name}/file",
     response_class=Response,
-    responses=_BYTES,
+    responses=_BYTES | _PARTS,
     summary="The bytes of a file of a ref",
 )
 async def get_file(
+    request: Request,
     caller: CallerOf,
     context: ContextOf,
     repositories: RepositoriesOf,
@@ -205,16 +212,17 @@ async def get_file(
     repo = repositories.get_ready(caller.account_id, namespace, name)
     held = context.limits.held_bytes
     blob = await read_content(context, repo, lambda content: content.file(ref, path, held))
-    return blob_answer(context, repo, blob, sniffed=False)
+    return blob_answer(request, context, repo, blob, sniffed=False)
 
 
 @router.get(
     "/repos/{name}/raw/{ref}/{path:path}",
     response_class=Response,
-    responses=_ANY_BYTES,
+    responses=_ANY_BYTES | _PARTS,
     summary="A file of a ref with a guessed content type",
 )
 async def get_raw(
+    request: Request,
     caller: CallerOf,
     context: ContextOf,
     repositories: RepositoriesOf,
@@ -228,4 +236,4 @@ async def get_raw(
     blob = await read_content(
         context, repo, lambda content: content.file_below(f"{ref}/{path}", held)
     )
-    return blob_answer(context, repo, blob, sniffed=True)
+    return blob_answer(request, context, repo, blob, sniffed=True)

@@ -51,6 +51,8 @@ class _Request(BaseModel):
 
 
 BranchName = Annotated[str, StringConstraints(max_length=200)]
+Flag = Annotated[bool, Field(strict=True)]
+"""true or false, and nothing that only means it."""
 Description = Annotated[str, StringConstraints(max_length=1_000)]
 
 
@@ -71,8 +73,8 @@ class CreateRepo(_Request):
     name: str
     description: Description | None = None
     default_branch: BranchName = "main"
-    read_only: bool = False
-    anonymous_read: bool = Field(False, description="git may fetch without a token")
+    read_only: Flag = False
+    anonymous_read: Flag = Field(False, description="git may fetch without a token")
 
 
 class UpdateRepo(_Request):
@@ -80,17 +82,17 @@ class UpdateRepo(_Request):
 
     description: Description | None = None
     default_branch: BranchName | None = None
-    read_only: bool | None = None
-    anonymous_read: bool | None = None
+    read_only: Flag | None = None
+    anonymous_read: Flag | None = None
 
 
 class ForkRepo(_Request):
     name: str
     description: Description | None = None
     namespace: str | None = Field(None, description="where to; default: beside the ancestor")
-    read_only: bool = False
-    anonymous_read: bool = False
-    default_branch_only: bool = False
+    read_only: Flag = False
+    anonymous_read: Flag = False
+    default_branch_only: Flag = False
 
 
 class ImportRepo(_Request):
@@ -98,8 +100,8 @@ class ImportRepo(_Request):
     branch: BranchName | None = None
     depth: Annotated[int, Field(ge=1, le=2_147_483_647, strict=True)] | None = None
     description: Description | None = None
-    read_only: bool = False
-    anonymous_read: bool = False
+    read_only: Flag = False
+    anonymous_read: Flag = False
 
 
 class CreatedRepo(BaseModel):

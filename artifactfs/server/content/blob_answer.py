@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from artifactfs.server.connections import cut_connection
 from artifactfs.server.content.objects import Blob, sniff
+from artifactfs.server.content.ranges import Part, entity_tag, part_of
 from artifactfs.server.context import Context
 from artifactfs.server.git.process import GitProcess, git_process
 from artifactfs.server.git.stream import environment_for
@@ -23,12 +25,24 @@ SAFE = {
 }
 
 
-def blob_answer(context: Context, repo: Repo, blob: Blob, *, sniffed: bool) -> Response:
-    """Send a blob, with a guessed type or as bytes that nothing interprets."""
+def blob_answer(
+    request: Request, context: Context, repo: Repo, blob: Blob, *, sniffed: bool
+) -> Response:
+    """Send a blob, or the part that is asked for, with a guessed type or as bytes that nothing
+    interprets."""
+    tag = entity_tag(blob.hash)
+    part = part_of(request.headers, tag, blob.size)
+    headers = {**SAFE, **part.headers(tag)}
+    if part.status in (304, 416):
+        return Response(status_code=part.status, headers=headers)
     if blob.data is None:
-        return _Streamed(context, repo, blob, sniffed=sniffed)
+        return _Streamed(context, repo, blob, part, headers, sniffed=sniffed)
     kind = sniff(blob.data) if sniffed else _OPAQUE
-    return Response(blob.data, headers={**SAFE, "Content-Type": kind})
+    return Response(
+        blob.data[part.start : part.stop],
+        status_code=part.status,
+        headers={**headers, "Content-Type": kind},
+    )
 
 
 class _Streamed(Response):
@@ -37,11 +51,21 @@ class _Streamed(Response):
     A client that stops reading is cut off by the connection.
     """
 
-    def __init__(self, context: Context, repo: Repo, blob: Blob, *, sniffed: bool) -> None:
-        super().__init__(headers=SAFE)
+    def __init__(
+        self,
+        context: Context,
+        repo: Repo,
+        blob: Blob,
+        part: Part,
+        headers: dict[str, str],
+        *,
+        sniffed: bool,
+    ) -> None:
+        super().__init__(headers=headers)
         self._context = context
         self._repo = repo
         self._blob = blob
+        self._part = part
         self._sniffed = sniffed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,17 +83,25 @@ class _Streamed(Response):
             await self._send(git, scope, send)
 
     async def _send(self, git: GitProcess, scope: Scope, send: Send) -> None:
+        part = self._part
         data = await git.read()
         self.headers["Content-Type"] = sniff(data) if self._sniffed else _OPAQUE
-        self.headers["Content-Length"] = str(self._blob.size)
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        self.headers["Content-Length"] = str(part.stop - part.start)
+        start = {
+            "type": "http.response.start",
+            "status": part.status,
+            "headers": self.raw_headers,
+        }
         await send(start)
-        left = self._blob.size
-        while data and scope["method"] != "HEAD":
-            left -= len(data)
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-            data = await git.read()
-        if left and scope["method"] != "HEAD":
+        wants_body = scope["method"] != "HEAD" and not scope.get("head", False)
+        position = 0
+        while data and wants_body and position < part.stop:
+            piece = data[max(0, part.start - position) : part.stop - position]
+            position += len(data)
+            if piece:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            data = await git.read() if position < part.stop else b""
+        if wants_body and position < part.stop:
             log.error("git cat-file in %s stopped early: %s", self._repo.full_name, git.stderr)
             cut_connection()
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from artifactfs.redact import MASK, redact
 from artifactfs.server.metadata.clock import iso, now_ms
 
 log = logging.getLogger(__name__)
+
+_TOKEN_OR_ID = re.compile(r"(/tokens/)([^/]+)")
+_ID = re.compile(r"[0-9a-z]{16}")
+
+
+def _masked(match: re.Match[str]) -> str:
+    return match[1] + (match[2] if _ID.fullmatch(match[2]) else MASK)
 
 
 @dataclass(slots=True)
@@ -35,6 +44,10 @@ class RequestRecord:
     wants: int | None = None
     oids: list[str] | None = None
     logged: bool = False
+
+    def __post_init__(self) -> None:
+        """A path may hold a secret: ``DELETE …/tokens/TOKEN``."""
+        self.path = _TOKEN_OR_ID.sub(_masked, redact(self.path))
 
     @property
     def ms(self) -> float:

@@ -222,7 +222,7 @@ def _ready(repo: Repo) -> Repo:
 def _service_of(route: Route, exchange: Exchange) -> bytes:
     if route.what == "info/refs":
         if exchange.method not in ("GET", "HEAD"):
-            raise Refused(405, "Method not allowed", ((b"allow", b"GET"),))
+            raise Refused(405, "Method not allowed", ((b"allow", b"GET, HEAD"),))
         for part in exchange.query.split(b"&"):
             name, _, value = part.partition(b"=")
             if name == b"service" and value in _SERVICES:
