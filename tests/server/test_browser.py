@@ -113,6 +113,33 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     process.stdout.close()
 
 
+def test_no_page_is_wider_than_a_telephone(
+    server: Server, browser: Browser, git: Git, work: Path, name: str
+) -> None:
+    made = server.create(name, namespace="telephone", description="x" * 200)
+    url = with_token(made["remote"], made["token"])
+    git("push", "-q", url, "main", f"main:refs/heads/{'long-name-' * 8}", cwd=work)
+    for scope in ("read", "write"):
+        fields = {"repo": name, "scope": scope}
+        server.result("POST", "/namespaces/telephone/tokens", fields)
+    browser.go(server.url + "/")
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
+    browser.call("POST", "/goog/cdp/execute", command)
+    browser.type("#token", server.api_token)
+    browser.click(browser.find("main button"))
+    browser.sees("telephone")
+    base = f"/ui/ns/telephone/{name}"
+    for page in ("/", "/ui/ns/telephone", base, f"{base}/log", f"{base}/tokens"):
+        browser.go(server.url + page)
+        browser.find("main")
+        script = {"script": "return document.documentElement.scrollWidth", "args": []}
+        assert browser.call("POST", "/execute/sync", script) <= 390, page
+    browser.click(browser.find("main .card button"))
+    browser.sees("art_v1_", "#secret")
+    assert browser.call("POST", "/execute/sync", script) <= 390
+
+
 def test_a_person_walks_through(
     server: Server, browser: Browser, git: Git, work: Path, name: str, tmp_path: Path
 ) -> None:
