@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from artifactfs.errors import AuthenticationFailed, RemoteError
+from artifactfs.errors import AuthenticationFailed, InvalidInput, RemoteError
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.wire.credentials import CredentialFile
 from tests.git.http_backend import Backend, http_backend
 from tests.git.http_proxy import http_proxy
 from tests.git.sample_repository import Sample
 from tests.git.test_transport_http import certificate, list_refs, read_pack, with_remote
+from tests.git.test_transport_process import git_daemon
 
 __all__ = ["certificate"]  # a fixture
 
@@ -420,3 +421,141 @@ def test_old_and_static_servers_are_mirrored_by_git(backend: Backend, git: Git) 
     protocol, refs = with_remote(url, body)
     assert protocol == 0
     assert "refs/heads/main" in refs
+
+
+# -- ssh and git:// ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(tmp_path: Path, git: Git) -> Path:
+    """A folder of programs that stand for ssh: each logs its name and arguments, and runs the
+    command here. ``silent`` ones do not know ``-G``."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    log = folder / "log"
+    for name in ("ssh", "wrapper", "silent", "plink", "TortoisePlink.exe"):
+        knows = "exit 1" if name != "wrapper" else "exit 0"
+        script = folder / name
+        script.write_text(
+            f'#!/bin/sh\nfor one; do [ "$one" = -G ] && {knows}; done\n'
+            f'printf "%s\\n" "{name} $*" >> {log}\n'
+            'while [ $# -gt 2 ]; do shift; done\nexec sh -c "$2"\n'
+        )
+        script.chmod(0o755)
+    git.set(PATH=f"{folder}:{os.environ['PATH']}")
+    for name in ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT"):
+        git.monkeypatch.delenv(name, raising=False)
+    return log
+
+
+OURS = ("BatchMode", "ConnectTimeout", "ServerAliveInterval", "ServerAliveCountMax")
+
+
+def without_ours(line: str) -> str:
+    """A logged call without the options that keep OpenSSH from asking and from waiting."""
+    words = line.split(" ")
+    for place in range(len(words) - 2, -1, -1):
+        if words[place] == "-o" and words[place + 1].startswith(OURS):
+            del words[place : place + 2]
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("config", "variables"),
+    [
+        ("", {}),
+        ("[core]\n\tsshCommand = ssh -i key", {}),
+        ("[core]\n\tsshCommand = nonsense", {"GIT_SSH_COMMAND": "wrapper -x 'a b'"}),
+        ("[core]\n\tsshCommand = silent", {}),
+        ("[core]\n\tsshCommand = silent\n[ssh]\n\tvariant = plink", {}),
+        ("[core]\n\tsshCommand = silent\n[ssh]\n\tvariant = nonsense", {}),
+        ("[ssh]\n\tvariant = simple", {"GIT_SSH_VARIANT": "putty", "GIT_SSH": "silent"}),
+        ("", {"GIT_SSH": "wrapper"}),
+        ("", {"GIT_SSH": "plink"}),
+        ("", {"GIT_SSH": "TortoisePlink.exe"}),
+        ('[remote "origin"]\n\tuploadpack = env A=1 git-upload-pack', {}),
+    ],
+)
+@pytest.mark.parametrize("port", ["", ":2200"])
+def test_ssh_is_called_as_git_calls_it(
+    hosted: Sample,
+    git: Git,
+    programs: Path,
+    config: str,
+    variables: dict[str, str],
+    port: str,
+    tmp_path: Path,
+) -> None:
+    url = f"ssh://u@example.org{port}{hosted.bare}"
+    git.config(f'{config}\n[remote "origin"]\n\turl = {url}\n')
+    git.set(**variables)
+    reached = git.reaches("origin")
+    theirs = programs.read_text().splitlines() if programs.exists() else []
+    programs.write_text("")
+    try:
+        assert why(url) == OUR_OWN
+    except RemoteError:
+        assert not reached
+    except InvalidInput as refused:
+        assert not reached and "port" in refused.message
+    ours = programs.read_text().splitlines()
+    assert [without_ours(line) for line in ours[:1]] == theirs[:1]
+
+
+@pytest.mark.parametrize("way", ["core.gitProxy", "GIT_PROXY_COMMAND", "none", "another host"])
+def test_git_proxies(hosted: Sample, git: Git, tmp_path: Path, way: str) -> None:
+    log, script = tmp_path / "log", tmp_path / "proxy"
+    script.write_text(
+        "#!/usr/bin/env python3\nimport os, sys\n"
+        f'open("{log}", "a").write(" ".join(sys.argv[1:]))\n'
+        "os.execvp('python3', ['python3', '-c', '''\n"
+        "import socket, sys, threading, os\n"
+        "s = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+        "def up():\n"
+        "    while (d := os.read(0, 65536)): s.sendall(d)\n"
+        "    s.shutdown(1)\n"
+        "threading.Thread(target=up, daemon=True).start()\n"
+        "while (d := s.recv(65536)): os.write(1, d)\n"
+        "''', *sys.argv[1:]])\n"
+    )
+    script.chmod(0o755)
+    with git_daemon(hosted.bare.parent) as url:
+        host = url.removeprefix("git://")
+        if way == "GIT_PROXY_COMMAND":
+            git.set(GIT_PROXY_COMMAND=str(script))
+        else:
+            git.config(
+                "[core]\n"
+                + {
+                    "core.gitProxy": f"\tgitProxy = no for example.org\n\tgitProxy = {script}",
+                    "none": f"\tgitProxy = none for {host}\n\tgitProxy = {script}",
+                    "another host": f"\tgitProxy = {script} for 1.{host}",
+                }[way]
+            )
+        assert git.reaches(f"{url}/sample.git")
+        theirs = log.read_text() if log.exists() else ""
+        log.write_text("")
+        assert why(f"{url}/sample.git", blob=hosted.blobs()["README.md"]) == OUR_OWN
+        assert (host.replace(":", " ") in log.read_text()) == bool(theirs)
+        assert bool(theirs) == (way in ("core.gitProxy", "GIT_PROXY_COMMAND"))
+
+
+@pytest.mark.parametrize("way", ["longest", "chain of secrets", "to another scheme"])
+def test_urls_are_rewritten(backend: Backend, git: Git, hosted: Sample, way: str) -> None:
+    if way == "longest":
+        git.config(
+            f'[url "http://127.0.0.1:1/"]\n\tinsteadOf = gh:\n'
+            f'[url "{backend.url}/"]\n\tinsteadOf = gh:org/\n\tinsteadOf = other:\n'
+        )
+        given = "gh:org/sample.git"
+    elif way == "chain of secrets":
+        backend.accept = {"u:geheim"}
+        git.config(
+            f'[url "{backend.url.replace("://", "://u:geheim@")}/"]\n\tinsteadOf = {backend.url}/\n'
+        )
+        given = f"{backend.url}/sample.git"
+    else:
+        git.config(f'[url "{hosted.bare.parent}/"]\n\tinsteadOf = https://example.org/\n')
+        given = "https://example.org/sample.git"
+    assert git.reaches(given)
+    assert why(given) == OUR_OWN

@@ -27,10 +27,12 @@ from artifactfs.errors import (
     RemoteUnreachable,
 )
 from artifactfs.git.command import GitFailed, run_git
+from artifactfs.git.configuration.listing import read_configuration
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.git.remote.remote import Capabilities, Remote
-from artifactfs.git.streams.process import local_connector, process_failure, user_ssh_command
+from artifactfs.git.streams.process import local_connector, process_failure
 from artifactfs.git.streams.stream import StreamTransport
+from artifactfs.git.surroundings import variable
 from artifactfs.git.wire import protocol
 from artifactfs.git.wire.credentials import CredentialFile, credential_helper
 from artifactfs.git.wire.sideband import passes
@@ -143,10 +145,11 @@ class MirrorTransport(StreamTransport):
 
     async def _environment(self) -> dict[str, str]:
         """An ssh that does not ask, unless the user has a command of their own."""
-        if self._url.scheme != "ssh":
+        if self._url.scheme != "ssh" or variable("GIT_SSH_COMMAND") or variable("GIT_SSH"):
             return {}
-        command = await user_ssh_command()
-        return {"GIT_SSH_COMMAND": command or "ssh -o BatchMode=yes -o ServerAliveInterval=15"}
+        if (await read_configuration()).last("core.sshcommand") is not None:
+            return {}
+        return {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o ServerAliveInterval=15"}
 
     async def _update(self, seconds: float) -> None:
         """Every ref, and HEAD. The URL is set each time: it may have changed."""

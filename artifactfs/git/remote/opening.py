@@ -189,14 +189,28 @@ class _Opening:
             return self._helper()
         if url.is_http:
             return await self._http()
-        from artifactfs.git.streams import process
-
+        last, remote = self.configuration.last, self.place.name
+        program = last(f"remote.{remote}.uploadpack")
         if url.scheme == "file":
-            return process.local_transport(url, deadline_s=deadline_s, counters=counters)
+            from artifactfs.git.streams.process import local_transport
+
+            return local_transport(url, deadline_s=deadline_s, counters=counters, program=program)
         if url.scheme == "ssh":
-            return await process.ssh_transport(url, deadline_s=deadline_s, counters=counters)
+            from artifactfs.git.streams.ssh import SshSettings, ssh_transport
+
+            settings = SshSettings(last("core.sshcommand"), last("ssh.variant"), program)
+            return await ssh_transport(url, settings, deadline_s=deadline_s, counters=counters)
         if url.scheme == "git":
-            return process.daemon_transport(url, deadline_s=deadline_s, counters=counters)
+            from artifactfs.git.streams.git_daemon import daemon_transport
+
+            proxies = self.configuration.all("core.gitproxy")
+            return daemon_transport(
+                url,
+                proxies,
+                deadline_s=deadline_s,
+                counters=counters,
+                program=program or "git-upload-pack",
+            )
         raise InvalidInput(f"remotes of the kind {url.scheme} are not supported")
 
     async def _http(self) -> Transport:

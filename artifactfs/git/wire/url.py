@@ -140,7 +140,10 @@ def _parse_git(rest: str) -> RemoteURL:
     if len(path) < 2:
         raise InvalidInput("the remote names a host but no repository", hint=_USE)
     url = f"git://{_bracketed(host)}{_port_suffix(port)}{path}"
-    return RemoteURL("git", url, None, None, _no_option(host), port, _decoded(path))
+    path = _decoded(path)
+    if path.startswith("/~"):
+        path = path[1:]
+    return RemoteURL("git", url, None, None, _no_option(host), port, path)
 
 
 def _parse_file(rest: str) -> RemoteURL:
