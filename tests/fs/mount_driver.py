@@ -157,7 +157,7 @@ class Commands:
         await self.fs.sealing.run()
 
     async def do_miscount(self) -> None:
-        self.fs.tree.small.learn({number: -(1 << 30) for number in range(100)})
+        self.fs.written.small.learn({number: -(1 << 30) for number in range(100)})
 
     async def do_requests(self) -> dict[str, int]:
         """What the kernel has asked for so far, by operation."""

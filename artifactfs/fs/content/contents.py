@@ -30,6 +30,7 @@ from artifactfs.fs.kernel.refusal import fail
 from artifactfs.fs.kernel.stale import invalidate_attributes
 from artifactfs.fs.overlay.pending import delete_xattr, put_xattr
 from artifactfs.fs.overlay.smallfiles import LARGEST
+from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.changes import Change, replace_row
 from artifactfs.fs.tree.compaction import holds_blob, holds_content, is_blob
 from artifactfs.fs.tree.mutations import Mutations
@@ -69,6 +70,7 @@ class Contents:
     def __init__(
         self,
         tree: Tree,
+        written: Written,
         mutations: Mutations,
         blobs: BlobSource,
         conversions: Conversions,
@@ -77,10 +79,11 @@ class Contents:
         self._tree = tree
         self._conversions = conversions
         self._converted = converted
-        self._overlay = tree.overlay
-        self._upper = tree.upper
-        self._small = tree.small
-        self._opened = tree.opened
+        self._written_data = written
+        self._overlay = written.overlay
+        self._upper = written.upper
+        self._small = written.small
+        self._opened = written.opened
         self.caller: Callable[[], int] = _nobody
         """The process that a read or write is for; 0: not known. See `extension.Session`."""
         self._mutations = mutations
@@ -290,7 +293,7 @@ class Contents:
         links = self._tree.links(inode)
         if all(self._conversions.shows_blob_at(place, name) for place, name in links):
             if inode.extent is not None:
-                return holds_blob(self._tree, inode, oid)
+                return holds_blob(self._written_data, inode, oid)
             return await trio.to_thread.run_sync(is_blob, upper, oid)
         conversion = self._conversions.decided(inode)
         if conversion is None or conversion.filter is not None:
@@ -302,7 +305,7 @@ class Contents:
         content = await self._converted.open(oid, conversion, b"", open_blob)
         try:
             if inode.extent is not None:
-                return holds_content(self._tree, inode, content.read(0, LARGEST + 1))
+                return holds_content(self._written_data, inode, content.read(0, LARGEST + 1))
             return await trio.to_thread.run_sync(copying.has_content, upper, content)
         finally:
             content.close()

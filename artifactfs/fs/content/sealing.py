@@ -14,6 +14,7 @@ from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.inode import EMPTY
 from artifactfs.fs.inodes.seals import Seal
 from artifactfs.fs.overlay.pending import Edit, put_xattr
+from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.changes import replace_row
 from artifactfs.fs.tree.tree import Tree
 
@@ -28,8 +29,10 @@ _AT_ONCE = 100
 class Sealing:
     """The seals of one mount."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, written: Written) -> None:
         self._tree = tree
+        self._overlay = written.overlay
+        self._upper = written.upper
         self._seen: dict[int, int] = {}
 
     async def run(self) -> None:
@@ -46,17 +49,17 @@ class Sealing:
 
     async def _seal(self, ino: int, version: int) -> None:
         self._tree.unsealed.discard(ino)
-        make = partial(self._tree.upper.seal, ino, content=True, synced=False)
+        make = partial(self._upper.seal, ino, content=True, synced=False)
         try:
             sealed = await trio.to_thread.run_sync(make)
             if self._version(ino) == version and ino not in self._tree.unsealed:
-                self._tree.overlay.apply(list(self._edits(ino, sealed)))
+                self._overlay.apply(list(self._edits(ino, sealed)))
         except OSError as error:
             log.warning("a written file has no checksum yet: %s", error)
             self._tree.unsealed.add(ino)
 
     def _edits(self, ino: int, sealed: Seal | None) -> Iterator[Edit]:
-        overlay = self._tree.overlay
+        overlay = self._overlay
         if sealed is None or not overlay.has_upper(ino):
             return
         before = seals.decode(overlay.xattrs(ino).get(seals.NAME))
@@ -70,29 +73,27 @@ class Sealing:
         budget = _READ_AT_THE_END
         edits: list[Edit] = []
         for ino in self._tree.unsealed:
-            if not self._tree.overlay.has_upper(ino):
+            if not self._overlay.has_upper(ino):
                 continue
             size = self._size(ino)
-            edits += self._edits(
-                ino, self._tree.upper.seal(ino, content=size <= budget, synced=False)
-            )
+            edits += self._edits(ino, self._upper.seal(ino, content=size <= budget, synced=False))
             budget -= min(budget, size)
         for start in range(0, len(edits), _AT_ONCE):
-            self._tree.overlay.apply(edits[start : start + _AT_ONCE])
+            self._overlay.apply(edits[start : start + _AT_ONCE])
 
     def _size(self, ino: int) -> int:
         try:
-            return self._tree.upper.stat(ino).st_size
+            return self._upper.stat(ino).st_size
         except OSError:
             return 0
 
 
-async def look_for_damage(tree: Tree) -> None:
+async def look_for_damage(tree: Tree, written: Written) -> None:
     """Find the written files whose data is missing or cut, so that somebody is told before
     anybody reads them."""
     try:
-        sizes = await trio.to_thread.run_sync(tree.upper.sizes)
-        places = await trio.to_thread.run_sync(tree.overlay.places)
+        sizes = await trio.to_thread.run_sync(written.upper.sizes)
+        places = await trio.to_thread.run_sync(written.overlay.places)
     except (OSError, sqlite3.Error) as error:
         log.error("what the overlay names cannot be looked through: %s", error)
         return
@@ -100,7 +101,7 @@ async def look_for_damage(tree: Tree) -> None:
         if number % _AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
         if extent is not None:
-            sound = tree.small.has(extent)
+            sound = written.small.has(extent)
         else:
             seal = seals.decode(sealed)
             sound = ino in sizes and (seal is None or sizes[ino] == seal.size)

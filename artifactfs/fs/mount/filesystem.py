@@ -36,9 +36,11 @@ from artifactfs.fs.inodes.listings import Listings, base_tree_of
 from artifactfs.fs.kernel.stale import StaleEntries
 from artifactfs.fs.mount.operations import Operations
 from artifactfs.fs.overlay.database import Overlay, create_overlay, damaged
+from artifactfs.fs.overlay.opened import Opened
 from artifactfs.fs.overlay.pending import Edit, delete_meta, put_inode, put_meta
 from artifactfs.fs.overlay.smallfiles import SmallFiles
 from artifactfs.fs.overlay.upper import Upper
+from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree import places
 from artifactfs.fs.tree.collection import Collection
 from artifactfs.fs.tree.compaction import Compaction
@@ -185,13 +187,12 @@ class FileSystem:
             synced=overlay.synced_segments(),
             power_lost=self._power_lost,
         )
+        self.written = Written(overlay, self._upper, self._small, Opened(self._upper))
         self._listings = Listings(self.odb)
         self.conversions = Conversions(self.layout, self._listings, self.hydrator, self.damage)
         self.filters = Filters(self.layout.gitdir, self._prepare_filter)
         self.tree = Tree(
-            overlay=overlay,
-            upper=self._upper,
-            small=self._small,
+            written=self.written,
             listings=self._listings,
             owner=owner,
             known_size=self.hydrator.known_size,
@@ -199,15 +200,16 @@ class FileSystem:
             damage=self.damage,
             after_clean_end="closed" in meta,
         )
-        self.sealing = Sealing(self.tree)
+        self.sealing = Sealing(self.tree, self.written)
         self._has_orphans = "closed" not in meta or "orphans" in meta
         if self._has_orphans:
             self._mark([put_meta("orphans", 1)])  # until they are swept, however this ends
         self._load_journal(meta.pop("closed", None))
         self.walker = Walker(overlay, self._listings)
-        self.mutations = Mutations(self.tree, self.journal)
+        self.mutations = Mutations(self.tree, overlay, self.journal)
         self.contents = Contents(
             self.tree,
+            self.written,
             self.mutations,
             self.hydrator,
             self.conversions,
@@ -215,7 +217,7 @@ class FileSystem:
         )
         self._workplace = FilterWorkplace(self.layout.filtering, self.tree, self.contents.stored)
         self._workplace.remove()  # what a crash left
-        self.collection = Collection(self.tree)
+        self.collection = Collection(self.tree, self.written)
         self._compaction = Compaction(
             self.tree, self.walker, self.layout.gitdir, self.contents.equals_blob
         )
@@ -232,10 +234,11 @@ class FileSystem:
         self.operations = Operations(
             name=self.settings.name,
             tree=self.tree,
+            written=self.written,
             mutations=self.mutations,
             contents=self.contents,
             virtual=self._virtual,
-            xattrs=Xattrs(self.tree) if self.settings.xattrs else None,
+            xattrs=Xattrs(self.tree, overlay) if self.settings.xattrs else None,
             index_ready=self.index_ready,
         )
 
@@ -368,7 +371,15 @@ class FileSystem:
         return switch.compare(self.base.tree, tree)
 
     def _switch(self, time_ns: int) -> Switch:
-        return Switch(self.tree, self.mutations, self.journal, self.stale, time_ns)
+        return Switch(
+            self.tree,
+            self.written,
+            self._listings,
+            self.mutations,
+            self.journal,
+            self.stale,
+            time_ns,
+        )
 
     def switch_tree(
         self, tree: Oid, commit: Oid, time_ns: int | None = None, *, whole: bool = False
@@ -455,7 +466,7 @@ class FileSystem:
     async def maintain(self) -> None:
         """Background work of a served mount; runs until cancelled."""
         self._report_overlay()
-        await look_for_damage(self.tree)
+        await look_for_damage(self.tree, self.written)
         self.looked_through.set()
         if self._power_lost:
             self._mark([put_meta("boot", seals.boot_id())])
@@ -466,7 +477,7 @@ class FileSystem:
         for round_number in itertools.count():
             await trio.sleep(_MAINTENANCE_S)
             if round_number % _IDLE_ROUNDS == 0:
-                self.tree.opened.close_idle()
+                self.written.opened.close_idle()
             if round_number % _SEAL_ROUNDS == 0:
                 await self.sealing.run()
             if self._overlay.needs_checkpoint:
@@ -527,7 +538,7 @@ class FileSystem:
         for inode in self.tree.inodes():
             if inode.data is not None and not inode.linked and inode.extent is None:
                 self._upper.remove(inode.ino)
-        self.tree.opened.close_all()
+        self.written.opened.close_all()
         self._finish_data()
         # Where this fails, the next start looks for orphans and git stats everything once.
         self._mark([put_meta("closed", self.journal.dump())])

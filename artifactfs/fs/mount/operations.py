@@ -43,6 +43,7 @@ from artifactfs.fs.kernel.privileges import (
 )
 from artifactfs.fs.kernel.refusal import errno_of
 from artifactfs.fs.mount.unfinished import Listing, UnfinishedListings
+from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.mutations import (
     NAME_MAX,
     RENAME_EXCHANGE,
@@ -111,6 +112,7 @@ class Operations(pyfuse3.Operations):
         *,
         name: str,
         tree: Tree,
+        written: Written,
         mutations: Mutations,
         contents: Contents,
         virtual: VirtualFiles,
@@ -130,6 +132,7 @@ class Operations(pyfuse3.Operations):
         """By file: who opened it last. Only where the kernel says when it is opened and closed."""
         self._asked = 0
         self._tree = tree
+        self._written = written
         self._mutations = mutations
         self._contents = contents
         self._virtual = virtual
@@ -483,7 +486,7 @@ class Operations(pyfuse3.Operations):
         """What is known of the rows of a directory in one query; the rest is asked one by one."""
         try:
             if len(self._tree.names(directory)) > 1:
-                return self._tree.overlay.rows_in(directory.ino)
+                return self._written.overlay.rows_in(directory.ino)
         except OSError as error:
             self.log_failure("readdir", error)
         return {}
@@ -515,7 +518,7 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        found = self._tree.upper.free_space()
+        found = self._written.upper.free_space()
         reply = pyfuse3.StatvfsData()
         reply.f_bsize = found.f_bsize
         reply.f_frsize = found.f_frsize

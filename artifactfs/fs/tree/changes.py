@@ -20,19 +20,8 @@ def replace_row(tree: Tree, inode: Inode, row: Row) -> None:
     Raises: OSError; then nothing has changed.
     """
     if row.nlink > 0:
-        tree.overlay.apply((put_inode(inode.ino, row),))
-    _take(tree, inode, row)
-
-
-def _take(tree: Tree, inode: Inode, row: Row) -> None:
-    """Let `row`, which is written down, replace what is in memory."""
-    before = inode.extent if inode.linked else None
-    after = row.extent if row.nlink > 0 else None
-    if before is not after:
-        tree.small.account(before, after)
-    inode.row = row
-    inode.mode = row.mode
-    inode.oid = row.oid
+        tree.apply((put_inode(inode.ino, row),))
+    tree.take_row(inode, row)
 
 
 def copy_row(tree: Tree, inode: Inode, row: Row) -> Row:
@@ -109,12 +98,12 @@ class Change:
         for (parent, name), ino in self._dirents.items():
             edits.append(put_dirent(parent.ino, name, ino))
         if edits:
-            self._tree.overlay.apply(edits, frees=self._frees)
+            self._tree.apply(edits, frees=self._frees)
         for ino, row in self._rows.items():
             inode = self._inodes[ino]
             if inode.row is None and type(inode) is Directory:
                 inode.names = {}  # it had no row, so it has no dirents
-            _take(self._tree, inode, row)
+            self._tree.take_row(inode, row)
         for (parent, name), ino in self._dirents.items():
             names = parent.names
             assert names is not None, "a directory with changed names has a row and its names"

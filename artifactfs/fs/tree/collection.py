@@ -14,6 +14,7 @@ import sqlite3
 import trio
 
 from artifactfs.fs.inodes.inode import Extent
+from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.changes import replace_row
 from artifactfs.fs.tree.tree import Tree
 
@@ -26,15 +27,16 @@ _MOVED_AT_ONCE = 50
 class Collection:
     """Collects the segments of one mount."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, written: Written) -> None:
         self._tree = tree
-        self._small = tree.small
+        self._overlay = written.overlay
+        self._small = written.small
         self._lock = trio.Lock()  # what is being moved is named by no row yet
 
     async def begin(self) -> None:
         """Learn what is named; nothing is collected before."""
         try:
-            use = self._tree.overlay.segment_use()
+            use = self._overlay.segment_use()
             self._small.count_from_here()
             self._small.learn(await trio.to_thread.run_sync(use))
         except (OSError, sqlite3.Error) as error:
@@ -58,7 +60,7 @@ class Collection:
 
     async def _remove(self, numbers: set[int]) -> None:
         """Remove segments. Counting is quick, but the rows have the last word."""
-        overlay = self._tree.overlay
+        overlay = self._overlay
         await trio.to_thread.run_sync(overlay.sync)
         inos = await trio.to_thread.run_sync(overlay.inodes_in_segments, numbers)
         named = overlay.segments_named(inos)
@@ -72,12 +74,12 @@ class Collection:
 
     async def _clear(self, numbers: set[int]) -> None:
         """Move what is in these segments to the current one, so that they can go."""
-        find = self._tree.overlay.inodes_in_segments
+        find = self._overlay.inodes_in_segments
         inos = await trio.to_thread.run_sync(find, numbers)
         for at in range(0, len(inos), _MOVED_AT_ONCE):
             moved: dict[int, tuple[Extent, Extent]] = {}
             for ino in inos[at : at + _MOVED_AT_ONCE]:
-                row = self._tree.overlay.row(ino)
+                row = self._overlay.row(ino)
                 if row is not None and row.extent is not None and row.extent.segment in numbers:
                     content = self._content(row.extent)
                     if content is not None:

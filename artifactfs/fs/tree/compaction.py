@@ -19,6 +19,7 @@ import trio
 
 from artifactfs.errors import CorruptData
 from artifactfs.fs.inodes.inode import Inode
+from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.changes import Change
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.fs.tree.walk import Walker
@@ -119,22 +120,22 @@ class Compaction:
         self._tree.give_up_data(inode)
 
 
-def holds_blob(tree: Tree, inode: Inode, oid: Oid) -> bool:
+def holds_blob(written: Written, inode: Inode, oid: Oid) -> bool:
     """Whether the data of `inode` is the blob `oid`. Reads all of it."""
     extent = inode.extent
     if extent is None:
-        return is_blob(tree.upper.file(inode.ino), oid)
+        return is_blob(written.upper.file(inode.ino), oid)
     try:
-        return object_id("blob", tree.small.read(extent)) == oid
+        return object_id("blob", written.small.read(extent)) == oid
     except OSError:  # it is damaged, and that was said
         return False
 
 
-def holds_content(tree: Tree, inode: Inode, content: bytes) -> bool:
+def holds_content(written: Written, inode: Inode, content: bytes) -> bool:
     """Whether the data of a small file is `content`."""
     assert inode.extent is not None
     try:
-        return tree.small.read(inode.extent) == content
+        return written.small.read(inode.extent) == content
     except OSError:  # it is damaged, and that was said
         return False
 

@@ -18,6 +18,7 @@ from artifactfs.fs.gitview.journal import ChangeJournal
 from artifactfs.fs.inodes.clock import advance_to, now_ns
 from artifactfs.fs.inodes.inode import EMPTY, Data, Directory, Inode, Row
 from artifactfs.fs.kernel.refusal import fail
+from artifactfs.fs.overlay.database import Overlay
 from artifactfs.fs.overlay.pending import put_meta
 from artifactfs.fs.tree.changes import Change, copy_row, replace_row
 from artifactfs.fs.tree.tree import Tree
@@ -49,9 +50,9 @@ def check_name(name: bytes) -> None:
 class Mutations:
     """Changes of one tree. All raise OSError with the errno that POSIX gives the case."""
 
-    def __init__(self, tree: Tree, journal: ChangeJournal) -> None:
+    def __init__(self, tree: Tree, overlay: Overlay, journal: ChangeJournal) -> None:
         self._tree = tree
-        self._overlay = tree.overlay
+        self._overlay = overlay
         self._journal = journal
         self._next_ino = int(self._overlay.meta.get("next_ino", FIRST_ALLOCATED_INO))
         self._reserved = self._next_ino

@@ -22,9 +22,10 @@ from artifactfs.fs.inodes.inode import (
     Row,
     mode_of_entry,
 )
-from artifactfs.fs.inodes.listings import base_tree_of, is_directory_entry
+from artifactfs.fs.inodes.listings import Listings, base_tree_of, is_directory_entry
 from artifactfs.fs.kernel.stale import StaleEntries, invalidate_attributes
 from artifactfs.fs.overlay.pending import put_meta
+from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.changes import Change
 from artifactfs.fs.tree.compaction import holds_blob
 from artifactfs.fs.tree.mutations import Mutations
@@ -76,12 +77,16 @@ class Switch:
     def __init__(
         self,
         tree: Tree,
+        written: Written,
+        listings: Listings,
         mutations: Mutations,
         journal: ChangeJournal,
         stale: StaleEntries,
         time_ns: int,
     ) -> None:
         self._tree = tree
+        self._written = written
+        self._listings = listings
         self._stale = stale
         self._mutations = mutations
         self._journal = journal
@@ -89,7 +94,7 @@ class Switch:
         self._change = Change(tree)
         self._effects = _Effects()
         self._to_hash = _HASHED_BYTES
-        self.result = SwitchResult(time_ns, tree.overlay.ino_secret)
+        self.result = SwitchResult(time_ns, written.overlay.ino_secret)
 
     def run(
         self, old: Oid, new: Oid, commit: Oid, *, in_kernel: bool, whole: bool = False
@@ -130,13 +135,13 @@ class Switch:
     # Planning: below, nothing in memory is changed but the table of inodes.
 
     def _directory(self, directory: Directory, prefix: bytes, old: Oid, new: Oid) -> None:
-        listings, names = self._tree.listings, self._tree.names(directory)
+        listings, names = self._listings, self._tree.names(directory)
         before, after = listings.entries(old), listings.entries(new)
         row = self._change.edit(directory)
         row.oid = new
         self._effects.directories.append(directory)
         touched = False
-        rows = self._tree.overlay.rows_in(directory.ino) if len(names) > 1 else {}
+        rows = self._written.overlay.rows_in(directory.ino) if len(names) > 1 else {}
         for name in sorted({*before, *after}):
             was, now = before.get(name), after.get(name)
             if was is not None and now is not None and (was.oid, was.mode) == (now.oid, now.mode):
@@ -194,7 +199,7 @@ class Switch:
     def _holds(self, inode: Inode, oid: Oid) -> bool:
         """Whether the data of a written file is the blob `oid`."""
         self._to_hash -= max(inode.size, 1 << 10)
-        return self._to_hash > 0 and holds_blob(self._tree, inode, oid)
+        return self._to_hash > 0 and holds_blob(self._written, inode, oid)
 
     def _move_on(
         self,
@@ -302,7 +307,7 @@ class Switch:
     def _drop_old_contents(self) -> None:
         for inode in self._effects.files:
             inode.size = UNKNOWN_SIZE
-            self._tree.opened.forget(inode)
+            self._written.opened.forget(inode)
             if inode.data is not None:
                 self._tree.give_up_data(inode)
         for directory in self._effects.directories:

@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -30,10 +30,8 @@ from artifactfs.fs.inodes.inode import (
 )
 from artifactfs.fs.inodes.listings import Entries, Listings, base_tree_of, is_directory_entry
 from artifactfs.fs.kernel.refusal import fail
-from artifactfs.fs.overlay.database import Overlay
-from artifactfs.fs.overlay.opened import Opened
-from artifactfs.fs.overlay.smallfiles import SmallFiles
-from artifactfs.fs.overlay.upper import Upper
+from artifactfs.fs.overlay.pending import Edit
+from artifactfs.fs.overlay.written import Written
 from artifactfs.git.objects.database import Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 
@@ -49,9 +47,7 @@ class Tree:
     def __init__(
         self,
         *,
-        overlay: Overlay,
-        upper: Upper,
-        small: SmallFiles,
+        written: Written,
         listings: Listings,
         owner: Owner,
         known_size: Callable[[Oid], int | None],
@@ -66,12 +62,12 @@ class Tree:
         """Inodes whose upper file was written since its seal was made."""
         self._compared: set[int] = set()
         """Inodes whose upper file is what its seal says, or was written by this process."""
-        self._ino_secret = overlay.ino_secret
-        self.overlay = overlay
-        self.upper = upper
-        self.small = small
-        self.opened = Opened(upper)
-        self.listings = listings
+        self._overlay = written.overlay
+        self._upper = written.upper
+        self._small = written.small
+        self._opened = written.opened
+        self._ino_secret = written.overlay.ino_secret
+        self._listings = listings
         self.owner = owner
         self._known_size = known_size
         self._conversions = conversions
@@ -112,12 +108,12 @@ class Tree:
             return names
         if directory.row is None:
             return _NO_NAMES
-        directory.names = names = self.overlay.names(directory.ino)
+        directory.names = names = self._overlay.names(directory.ino)
         return names
 
     def entries(self, directory: Directory) -> Entries:
         """The entries of its base tree, whether or not the overlay hides them."""
-        return self.listings.entries(directory.oid)
+        return self._listings.entries(directory.oid)
 
     def lookup(
         self, directory: Directory, name: bytes, rows: Mapping[int, Row] = _NO_ROWS
@@ -142,7 +138,7 @@ class Tree:
             elif inode.name != name or inode.parent is not directory:
                 self._check_link(inode, directory, name)
             return inode
-        entry = self.listings.entries(directory.oid).get(name)
+        entry = self._listings.entries(directory.oid).get(name)
         return None if entry is None else self._clean(directory, entry)
 
     def listing(self, directory: Directory) -> list[bytes]:
@@ -169,7 +165,7 @@ class Tree:
         inode = self._table.get(ino)
         if inode is not None:
             return inode
-        links = self.overlay.links(ino)
+        links = self._overlay.links(ino)
         if not links:
             return None
         parent_ino, name = links[0]
@@ -182,7 +178,7 @@ class Tree:
         if inode.row is None or inode.row.nlink < 2 or type(inode) is Directory:
             return [(parent, inode.name)] if parent is not None else []
         found = []
-        for parent_ino, name in self.overlay.links(inode.ino):
+        for parent_ino, name in self._overlay.links(inode.ino):
             directory = self.by_number(parent_ino)
             if type(directory) is Directory:
                 found.append((directory, name))
@@ -194,7 +190,7 @@ class Tree:
         """Fill in `subdirectories`, which link counts need."""
         count = directory.subdirectories
         if count < 0:
-            count = self.listings.subdirectories(directory.oid)
+            count = self._listings.subdirectories(directory.oid)
             names = self.names(directory)
             if names:
                 count -= sum(
@@ -202,7 +198,7 @@ class Tree:
                     for name in names
                     if (entry := self.entries(directory).get(name)) and is_directory_entry(entry)
                 )
-                count += self.overlay.count_directories(directory.ino)
+                count += self._overlay.count_directories(directory.ino)
             directory.subdirectories = count
         return count
 
@@ -248,7 +244,7 @@ class Tree:
         if data.lost:
             data.blocks = 0
             return
-        found = os.stat(data.fd) if data.fd >= 0 else self.upper.stat(inode.ino)
+        found = os.stat(data.fd) if data.fd >= 0 else self._upper.stat(inode.ino)
         data.blocks = found.st_blocks
         if found.st_mtime_ns != row.mtime_ns:
             row.mtime_ns = row.ctime_ns = found.st_mtime_ns
@@ -257,17 +253,17 @@ class Tree:
     def give_up_data(self, inode: Inode) -> None:
         """The content of `inode` is not ours any more: its row says so already."""
         if inode.data is not None:
-            self.opened.close(inode.data)
+            self._opened.close(inode.data)
             inode.data = None
         self.forget_upper(inode.ino)
 
     def forget_upper(self, ino: int) -> None:
         """Remove an upper file that no row names any more."""
-        self.upper.remove(ino)
+        self._upper.remove(ino)
         self.unsealed.discard(ino)
         self._compared.discard(ino)
         if self.damage:
-            self.damage.gone(self.upper.file(ino))
+            self.damage.gone(self._upper.file(ino))
 
     def stamp(self, inode: Inode, mtime_ns: int) -> None:
         """Set the mtime of the upper file."""
@@ -278,7 +274,7 @@ class Tree:
         if data is not None and data.fd >= 0:
             os.utime(data.fd, ns=(mtime_ns, mtime_ns))
         else:
-            self.upper.set_mtime(inode.ino, mtime_ns)
+            self._upper.set_mtime(inode.ino, mtime_ns)
 
     def path(self, inode: Inode) -> bytes | None:
         """The path from the root, None where it has no name any more."""
@@ -320,7 +316,7 @@ class Tree:
         if parent is not None:
             parent.children += 1
         elif inode.extent is not None:
-            self.small.held[inode.ino] = inode.extent.segment
+            self._small.held[inode.ino] = inode.extent.segment
         elif inode.nlookup > 0 and inode.oid is not None and not inode.has_data:
             self._conversions.orphaned(inode)
         inode.parent = parent
@@ -343,17 +339,33 @@ class Tree:
                 return
             if self._table.pop(inode.ino, None) is None:
                 return
-            self.opened.forget(inode)
+            self._opened.forget(inode)
             if not inode.linked:
                 self._conversions.dropped(inode)
                 if inode.extent is not None:
-                    self.small.held.pop(inode.ino, None)
+                    self._small.held.pop(inode.ino, None)
                 elif inode.has_data:
                     self.forget_upper(inode.ino)
             parent = inode.parent
             if parent is not None:
                 parent.children -= 1
             inode = parent
+
+    # For changes of it
+
+    def apply(self, edits: Sequence[Edit], *, frees: bool = False) -> None:
+        """Have `edits` written down. Raises: OSError; then nothing has changed."""
+        self._overlay.apply(edits, frees=frees)
+
+    def take_row(self, inode: Inode, row: Row) -> None:
+        """Let `row`, which is written down, replace what is in memory."""
+        before = inode.extent if inode.linked else None
+        after = row.extent if row.nlink > 0 else None
+        if before is not after:
+            self._small.account(before, after)
+        inode.row = row
+        inode.mode = row.mode
+        inode.oid = row.oid
 
     # Making inodes
 
@@ -381,7 +393,7 @@ class Tree:
     def check_number(self, inode: Inode) -> None:
         """Before a clean inode gets a row: that no other name has one under this number."""
         if not self._ino_secret:
-            for parent, name in self.overlay.links(inode.ino):
+            for parent, name in self._overlay.links(inode.ino):
                 if inode.parent is None or (parent, name) != (inode.parent.ino, inode.name):
                     self._refuse_number(inode, inode.parent or self.root, name)
 
@@ -397,7 +409,7 @@ class Tree:
         fail(errno.EIO)
 
     def _from_row(self, parent: Directory | None, name: bytes, ino: int) -> Inode:
-        row = self.overlay.row(ino)
+        row = self._overlay.row(ino)
         if row is None:
             raise OSError(5, f"inode {ino} has no row")
         return self._with_row(parent, name, ino, row)
@@ -422,12 +434,12 @@ class Tree:
         row = inode.row
         assert row is not None
         if row.extent is not None:
-            if not self.small.has(row.extent):
-                if self.small.may_have_been_lost(row.extent):
+            if not self._small.has(row.extent):
+                if self._small.may_have_been_lost(row.extent):
                     log.warning("inode %d: what was written was lost with the power", inode.ino)
                     row.extent = EMPTY
                 else:
-                    self.small.report_missing(row.extent)
+                    self._small.report_missing(row.extent)
                     data.lost = True
             inode.size = row.extent.size
         else:
@@ -436,10 +448,10 @@ class Tree:
     def _find_upper(self, inode: Inode, data: Data) -> None:
         """Of an upper file that was lost the name stays, to be looked at, moved and removed; its
         content is EIO."""
-        seal = seals.decode(self.overlay.xattrs(inode.ino).get(seals.NAME))
+        seal = seals.decode(self._overlay.xattrs(inode.ino).get(seals.NAME))
         wrong: str | None
         try:
-            inode.size = self.upper.stat(inode.ino).st_size
+            inode.size = self._upper.stat(inode.ino).st_size
         except (FileNotFoundError, NotADirectoryError):
             wrong = "is missing"
         else:
@@ -457,13 +469,13 @@ class Tree:
 
     def lose(self, inode: Inode, data: Data, wrong: str) -> None:
         """The upper file of `inode` cannot be trusted: `wrong` says why."""
-        self.opened.close(data)
+        self._opened.close(data)
         data.lost = True
         data.seal = None
         data.blocks = 0
         path = os.fsdecode(self.path(inode) or b"(a file without a name)")
         self.damage.found(
-            self.upper.file(inode.ino),
+            self._upper.file(inode.ino),
             f"{wrong}: {path} cannot be read",
             f"restore it from a backup with the mount unmounted, or remove or overwrite {path}"
             " in the mount",

@@ -7,6 +7,7 @@ import errno
 from artifactfs.fs.inodes.clock import now_ns
 from artifactfs.fs.inodes.inode import Inode
 from artifactfs.fs.kernel.refusal import fail
+from artifactfs.fs.overlay.database import Overlay
 from artifactfs.fs.overlay.pending import Edit, delete_xattr, put_xattr
 from artifactfs.fs.tree.changes import Change
 from artifactfs.fs.tree.tree import Tree
@@ -17,9 +18,9 @@ _PREFIX = b"user."
 class Xattrs:
     """Attributes by inode. They are stored in the overlay and go with the inode's row."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, overlay: Overlay) -> None:
         self._tree = tree
-        self._overlay = tree.overlay
+        self._overlay = overlay
 
     def get(self, ino: int, name: bytes) -> bytes:
         _check(name)
