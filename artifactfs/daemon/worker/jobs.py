@@ -24,7 +24,7 @@ from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.daemon.worker.background import Background, Refresh, run_quietly
 from artifactfs.daemon.worker.following import Following
 from artifactfs.daemon.worker.other_tips import learn_sizes
-from artifactfs.errors import ArtifactFSError
+from artifactfs.errors import ArtifactFSError, StateError
 from artifactfs.features import Version, version_of
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import run_git
@@ -124,9 +124,10 @@ class Jobs:
             log.info("history is complete")
             self._background.start(self._follow)  # a fetch before may have stopped for want of it
         self.history_done.set()
-        head = read_head(self._layout.gitdir).commit
-        if head is not None:
-            self._hydrator.start_recent(head)
+        with suppress(StateError):  # a damaged HEAD: there is nothing that is read ahead of it
+            head = read_head(self._layout.gitdir).commit
+            if head is not None:
+                self._hydrator.start_recent(head)
         parts = (self._layout.gitdir, self._odb, self._filesystem, self._hydrator)
         self._background.start(learn_sizes, *parts)
         if self.settings.depth is None and not self._layout.gitdir.is_symlink():

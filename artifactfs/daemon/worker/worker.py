@@ -321,18 +321,22 @@ class Worker:
 
     async def _look_at_gitdir(self) -> None:
         """Say which of its files are damaged; what can be read is served all the same."""
-        found = await trio.to_thread.run_sync(lambda: list(faults(self._layout.gitdir)))
+        try:
+            found = await trio.to_thread.run_sync(lambda: list(faults(self._layout.gitdir)))
+        except OSError as error:
+            log.warning("the gitdir cannot be looked through: %s", error)
+            return
         for fault in found:
             self._damage.found(fault.path, fault.what, fault.mend)
 
     def _tip_of_head(self, odb: ObjectDatabase) -> Tip | None:
         """What to mount if there is no overlay yet though the clone is there (a crash between)."""
-        head = read_head(self._layout.gitdir)
-        if head.commit is None:
-            return unborn_tip(head.ref)
         try:
+            head = read_head(self._layout.gitdir)
+            if head.commit is None:
+                return unborn_tip(head.ref)
             commit = odb.commit(head.commit)
-        except MissingObject:
+        except (StateError, CorruptData, MissingObject):  # where there is one, it is not needed
             return None
         return Tip(commit.oid, commit.tree, head.ref, commit.commit_time)
 
