@@ -15,6 +15,7 @@ import ctypes
 import errno
 import logging
 import os
+import shlex
 import signal
 import socket
 import sqlite3
@@ -60,7 +61,7 @@ from artifactfs.git.repository.gitdir import config_text, history_complete
 from artifactfs.git.repository.offered import withdraw
 from artifactfs.git.repository.refs import read_head
 from artifactfs.git.repository.relocation import follow_state_root
-from artifactfs.git.repository.soundness import Fault, faults
+from artifactfs.git.repository.soundness import Fault, faults, mend_indexes
 from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
@@ -192,10 +193,8 @@ class Worker:
             self.stop()
 
     async def _report(self, error: Exception) -> None:
-        if isinstance(error, CorruptData):
-            fault = await trio.to_thread.run_sync(_first_fault, self._layout.gitdir)
-            if fault is not None:
-                error = StateError(f"{fault} ({error})", hint=fault.mend)
+        if isinstance(error, (MissingObject, CorruptData)):
+            error = await self._explain(error)
         if isinstance(error, ArtifactFSError):
             await self.event("failed", error=error_fields(error))
             return
@@ -205,17 +204,23 @@ class Worker:
             damaged: ArtifactFSError = StateError(f"{where}: {error.strerror}")
         elif isinstance(error, sqlite3.Error):
             damaged = StateError(f"a database of {self._settings.name}: {error}")
-        elif fault := await trio.to_thread.run_sync(_first_fault, self._layout.gitdir):
-            damaged = StateError(f"{fault} ({error})", hint=fault.mend)
-        elif isinstance(error, MissingObject):
-            gitdir = self._layout.gitdir
-            damaged = StateError(
-                f"{gitdir}: {error}", hint=f"git --git-dir={gitdir} fetch --refetch origin"
-            )
         else:
             what = f"internal error: {type(error).__name__}: {error}"
             damaged = DaemonError(what, hint="see the daemon's log")
         await self.event("failed", error=error_fields(damaged))
+
+    async def _explain(self, error: MissingObject | CorruptData) -> ArtifactFSError:
+        """An object that the mount needs cannot be read: the file that is to blame."""
+        gitdir = self._layout.gitdir
+        if await self._mend_indexes(deep=True):
+            return StateError(f"{gitdir}: {error}", hint="git has mended it, and it is tried again")
+        fault = await trio.to_thread.run_sync(_first_fault, gitdir)
+        if fault is not None:
+            return StateError(f"{fault} ({error})", hint=fault.mend)
+        if isinstance(error, CorruptData):
+            return error
+        refetch = f"git --git-dir={shlex.quote(str(gitdir))} fetch --all --refetch"
+        return StateError(f"{gitdir}: {error}", hint=refetch)
 
     async def _answer_requests(self) -> None:
         try:
@@ -246,6 +251,7 @@ class Worker:
             withdraw(self._layout.gitdir)  # a worker that was killed has left it
             tip = await self._clone_if_needed()
             await keep_protection(self._layout.gitdir)
+            await self._mend_indexes(deep=False)
             odb = ObjectDatabase(self._layout.gitdir)
             hydrator = Hydrator(
                 state=self._state,
@@ -319,9 +325,18 @@ class Worker:
             with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
                 await run_git(*arguments, self._settings.mount_point)
 
-    async def _look_at_gitdir(self) -> None:
-        """Say which of its files are damaged; what can be read is served all the same."""
+    async def _mend_indexes(self, *, deep: bool) -> int:
+        """Have those of the gitdir's packs made anew that are damaged. Returns how many were."""
+        mended = await mend_indexes(self._layout.gitdir, deep=deep)
+        for fault in mended:
+            self._damage.mended(fault.path, fault.what, fault.mend)
+        return len(mended)
+
+    async def _look_at_gitdir(self, odb: ObjectDatabase) -> None:
+        """Mend or say which of its files are damaged; what can be read is served all the same."""
         try:
+            if await self._mend_indexes(deep=True):
+                odb.refresh()
             found = await trio.to_thread.run_sync(lambda: list(faults(self._layout.gitdir)))
         except OSError as error:
             log.warning("the gitdir cannot be looked through: %s", error)
@@ -367,7 +382,7 @@ class Worker:
         top, commit = self._settings.mount_point, commit_name(filesystem.base.commit)
         await self.event("mounted", state="mounted", mount_point=top, commit=commit)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_at_gitdir)
+            nursery.start_soon(self._look_at_gitdir, odb)
             nursery.start_soon(jobs.run)
             await filesystem.index_ready.wait()
             await self._git_place.open()

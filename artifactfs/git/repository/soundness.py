@@ -14,8 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
 from artifactfs.errors import CorruptData
+from artifactfs.git.command import GitFailed
 from artifactfs.git.pack.index import PackIndex
+from artifactfs.git.pack.index_pack import write_index
 
 _HEX = re.compile(rb"[0-9a-f]{40}")
 _HEAD = re.compile(rb"(ref: refs/[^\0-\x20\x7f~^:?*\[\\]+|[0-9a-f]{40})\n?")
@@ -117,6 +121,38 @@ def _packs(gitdir: Path) -> Iterator[Fault]:
         path = index.with_suffix(".pack")
         if not path.exists():
             yield Fault(path, "is missing: what was in it cannot be read", _refetch(gitdir, path))
+
+
+async def mend_indexes(gitdir: Path, *, deep: bool) -> list[Fault]:
+    """Have git make the indexes of packs anew that are missing or malformed; with `deep`, those as
+    well whose checksum is wrong, which reads all of them. Returns what was mended.
+    """
+    mended = []
+    for pack, what in await trio.to_thread.run_sync(_without_index, gitdir, deep):
+        index = pack.with_suffix(".idx")
+        temporary = pack.with_name(f"tmp_idx_{pack.stem}.idx")
+        try:
+            await write_index(pack, temporary)
+            temporary.rename(index)
+        except (GitFailed, OSError):  # the pack is damaged, too: `faults` says so
+            temporary.unlink(missing_ok=True)
+            continue
+        mended.append(Fault(index, what, "git has made it anew"))
+    return mended
+
+
+def _without_index(gitdir: Path, deep: bool) -> list[tuple[Path, str]]:
+    found = []
+    for pack in sorted((gitdir / "objects" / "pack").glob("pack-*.pack")):
+        try:
+            index = PackIndex(pack.with_suffix(".idx"))
+            if deep:
+                index.check()
+        except FileNotFoundError:
+            found.append((pack, "is missing"))
+        except (CorruptData, OSError):
+            found.append((pack, "is damaged"))
+    return found
 
 
 def _refetch(gitdir: Path, pack: Path) -> str:
