@@ -490,6 +490,8 @@ class FileSystem:
                 await self._count_many(changes)
 
     def _report_overlay(self) -> None:
+        for path in self._overlay.set_right:
+            self.damage.mended(path, "had a flipped bit", "its checksum told which it was")
         if self._overlay.has_unreadable_pages:
             self.damage.found(
                 self.layout.overlay_db,

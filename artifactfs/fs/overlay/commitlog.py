@@ -78,6 +78,9 @@ class _Segment:
     """Its name is known to be on the disk."""
 
 
+_SET_RIGHT = 2_048
+"""Bytes of a payload in which a wrong bit is looked for: some 20 ms."""
+
 _SKIPPED = 1_000
 """Records that may be damaged in a row: each costs a search of the rest."""
 
@@ -92,6 +95,8 @@ class CommitLog:
         """Number of the last record."""
         self.gaps: list[Gap] = []
         """What `replay` has missed."""
+        self.set_right: list[Path] = []
+        """Segments in which one bit of a record was wrong."""
         self._mark_path = Path(f"{database}-synced")
         self._mark_lock = threading.Lock()
         self._synced = 0
@@ -126,6 +131,8 @@ class CommitLog:
                     yield payload
                 path = segment.path
             path = segment.path
+            if end.set_right:
+                self.set_right.append(path)
         self._judge_end(path, end, synced)
 
     def _judge_end(self, path: Path, end: _End | None, synced: _Synced | None) -> None:
@@ -260,6 +267,8 @@ class _End:
 
     left: int = 0
     broken: bool = False
+    set_right: bool = False
+    """One bit of a record was wrong."""
 
 
 def _records(segment: _Segment, end: _End) -> Iterator[tuple[int, bytes]]:
@@ -270,10 +279,15 @@ def _records(segment: _Segment, end: _End) -> Iterator[tuple[int, bytes]]:
         payload = _record_at(content, at, expected)
         if payload is None:
             found = _next_record(content, at, expected)
-            if found is None:
+            behind = len(content) if found is None else found[0]
+            payload = _set_right(content, at, expected, behind)
+            if payload is not None:
+                end.set_right = True
+            elif found is None:
                 break
-            at, expected = found
-            continue
+            else:
+                at, expected = found
+                continue
         yield expected, payload
         at, expected = at + _HEADER.size + len(payload), expected + 1
     end.left = len(content) - at
@@ -291,6 +305,38 @@ def _record_at(content: bytes, at: int, expected: int) -> bytes | None:
     payload = content[begin : begin + length]
     whole = number == expected and len(payload) == length
     return payload if whole and checksum == _checksum(number, payload) else None
+
+
+def _set_right(content: bytes, at: int, number: int, behind: int) -> bytes | None:
+    """The payload of a record of which one bit is wrong, wherever it is: the CRC-32 tells which.
+    What comes after it is at `behind`."""
+    begin = at + _HEADER.size
+    if begin > len(content):
+        return None
+    length, checksum, numbered = _HEADER.unpack_from(content, at)
+    for end in dict.fromkeys((begin + length, behind)):
+        payload = content[begin:end]
+        if not payload or end > len(content):
+            continue
+        wrong = (numbered ^ number).bit_count() + (length ^ len(payload)).bit_count()
+        if wrong + (checksum ^ _checksum(number, payload)).bit_count() == 1:
+            return payload  # the bit is in the header
+        found = None if wrong else _with_one_bit_changed(payload, number, checksum)
+        if found is not None:
+            return found
+    return None
+
+
+def _with_one_bit_changed(payload: bytes, number: int, checksum: int) -> bytes | None:
+    if len(payload) > _SET_RIGHT:
+        return None
+    tried = bytearray(payload)
+    for at in range(8 * len(payload)):
+        tried[at >> 3] ^= 1 << (at & 7)
+        if _checksum(number, tried) == checksum:
+            return bytes(tried)
+        tried[at >> 3] ^= 1 << (at & 7)
+    return None
 
 
 def _next_record(content: bytes, at: int, expected: int) -> tuple[int, int] | None:
@@ -314,7 +360,7 @@ def _is_of_this_boot(synced: _Synced | None) -> bool:
     return synced is not None and synced.boot == seals.boot_id()
 
 
-def _checksum(number: int, payload: bytes) -> int:
+def _checksum(number: int, payload: bytes | bytearray) -> int:
     return zlib.crc32(payload, number & 0xFFFFFFFF)
 
 

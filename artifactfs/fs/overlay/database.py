@@ -149,6 +149,11 @@ class Overlay:
         """Changes so far."""
         self.fold()
 
+    @property
+    def set_right(self) -> list[Path]:
+        """Parts of the log in which a wrong bit was found and corrected."""
+        return self._log.set_right
+
     def _set_aside(self) -> None:
         """Keep a damaged log. Raises: OSError."""
         for gap in self._log.gaps:
