@@ -7,6 +7,7 @@ transport has to be chosen; an empty one is our own.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -18,6 +19,7 @@ import pytest
 import trio
 
 from artifactfs.errors import AuthenticationFailed, InvalidInput, RemoteError
+from artifactfs.git.configuration.choice import OWN_KEYS
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.wire.credentials import CredentialFile
 from tests.git.http_backend import Backend, http_backend
@@ -149,6 +151,12 @@ def test_certificates_of_servers(hosted: Sample, certificate: Path, git: Git, wa
             git.set(GIT_SSL_NO_VERIFY="1")
         assert git.reaches(url)
         assert why(url, blob=hosted.blobs()["README.md"]) == OUR_OWN
+
+
+def test_the_documentation_names_what_our_own_transport_does() -> None:
+    table = Path(__file__).parent.parent.parent / "docs" / "configuration.md"
+    named = {word.lower() for word in re.findall(r"`(http\.[A-Za-z]+)`", table.read_text())}
+    assert set(OWN_KEYS) <= named
 
 
 # -- what git does for us ------------------------------------------------------------------------

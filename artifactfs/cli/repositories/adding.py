@@ -23,7 +23,7 @@ DEFAULT_REFRESH_S = 300.0
 @click.option("--name", required=True, type=RepoName(), help="How the repository is called here.")
 @click.option(
     "--remote",
-    help="https, http, ssh or file URL, or a path; - reads it from standard input. "
+    help="https, http, ssh, git or file URL, a path or a bundle; - reads it from standard input. "
     "Credentials in it are taken out and kept in a 0600 file.",
 )
 @click.option("--branch", help="Branch to mount. [default: the remote's HEAD]")

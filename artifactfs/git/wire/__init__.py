@@ -1,1 +1,1 @@
-"""The wire: URLs, credentials, pkt-lines, protocol version 2 and the transports below it."""
+"""The wire: URLs, credentials, pkt-lines, protocol version 2 and our own HTTP below it."""
