@@ -9,6 +9,7 @@ connection whose time is over.
 from __future__ import annotations
 
 import logging
+import resource
 import select
 import socket
 import ssl
@@ -34,6 +35,8 @@ from artifactfs.errors import StateError
 log = logging.getLogger(__name__)
 
 _PEEK_S = 0.2
+_FEWEST_CONNECTIONS = 16
+_MANY_DESCRIPTORS = 1 << 20
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 _connection: ContextVar[trio.socket.SocketType | None] = ContextVar("connection", default=None)
@@ -111,17 +114,20 @@ async def serve_connections(
     shutdown: trio.Event,
     grace_s: float,
     idle_s: float,
+    reserved: int = 0,
 ) -> bool:
     """Serve `app` on `sockets` until `shutdown`; then let open requests end for `grace_s`.
 
-    A connection ends when its client takes nothing of an answer for `idle_s`. True if every
-    request ended by itself.
+    There are never so many connections that fewer than `reserved` descriptors would be left: more
+    wait in the kernel's queue. A connection ends when its client takes nothing of an answer for
+    `idle_s`. True if every request ended by itself.
     """
     config = http_config(idle_s)
     context = WorkerContext(None)
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
-    listeners = [_listener(sock, tls) for sock in sockets]
-    handler = partial(_handle, wrapped, config, context, idle_s)
+    room = trio.Semaphore(max(_FEWEST_CONNECTIONS, _descriptors() - reserved))
+    listeners = [_Bounded(_listener(sock, tls), room) for sock in sockets]
+    handler = partial(_handle, wrapped, config, context, idle_s, room)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             accepting.start_soon(
@@ -137,6 +143,30 @@ async def serve_connections(
 def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> Any:
     plain = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
     return plain if tls is None else trio.SSLListener(plain, tls, https_compatible=True)
+
+
+def _descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else _MANY_DESCRIPTORS
+
+
+class _Bounded(trio.abc.Listener[Any]):
+    """Accepts a connection when there is room for it; `_handle` gives the room back."""
+
+    def __init__(self, listener: Any, room: trio.Semaphore) -> None:
+        self._listener = listener
+        self._room = room
+
+    async def accept(self) -> Any:
+        await self._room.acquire()
+        try:
+            return await self._listener.accept()
+        except BaseException:
+            self._room.release()
+            raise
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
 
 
 class _Server(TCPServer):
@@ -159,7 +189,12 @@ def _waits_for_http2(protocol: ProtocolWrapper) -> bool:
 
 
 async def _handle(
-    app: Any, config: Config, context: WorkerContext, idle_s: float, stream: Any
+    app: Any,
+    config: Config,
+    context: WorkerContext,
+    idle_s: float,
+    room: trio.Semaphore,
+    stream: Any,
 ) -> None:
     try:
         transport = getattr(stream, "transport_stream", stream)
@@ -172,3 +207,5 @@ async def _handle(
     except* Exception as failed:
         # Whatever one client does to the HTTP layer ends its own connection and no other.
         log.warning("a connection failed: %r", failed, exc_info=failed)
+    finally:
+        room.release()

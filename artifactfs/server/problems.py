@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import Enum
 
 
@@ -57,6 +58,14 @@ class Problem(Exception):
         self.message = message
         self.pointer = pointer
         self.retry_after = retry_after
+
+
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+
+
+def is_scarcity(error: OSError) -> bool:
+    """Whether the machine has no descriptor, process or memory left: it will have, later."""
+    return error.errno in _SCARCE
 
 
 def not_found(what: str) -> Problem:

@@ -36,10 +36,13 @@ from artifactfs.server.storage.gitdir import (
     write_git_config,
 )
 from artifactfs.server.storage.open_marks import OpenMarks, marked_ids
-from artifactfs.server.storage.settings import DataLayout, ServerSettings
+from artifactfs.server.storage.settings import DataLayout, Limits, ServerSettings
 from artifactfs.system.locks import locked_at_once
 
 log = logging.getLogger(__name__)
+
+_OWN_FILES = 100
+_FILES_OF_GIT = 10
 
 
 @contextmanager
@@ -135,6 +138,7 @@ async def run_server(
                     shutdown=shutdown,
                     grace_s=settings.stop_s,
                     idle_s=settings.limits.client_idle_s,
+                    reserved=_reserved_descriptors(settings.limits),
                 )
                 background.cancel_scope.cancel()
             services.cancel_scope.cancel()
@@ -144,6 +148,11 @@ async def run_server(
     if clean:
         await context.marks.settle()
         layout.clean.touch()
+
+
+def _reserved_descriptors(limits: Limits) -> int:
+    """What git processes (pipes, a pidfd, a file for stderr) and our own files need."""
+    return _OWN_FILES + _FILES_OF_GIT * (limits.git_processes + limits.content_streams)
 
 
 def _add_gauges(context: Context) -> None:

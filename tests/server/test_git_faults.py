@@ -8,12 +8,14 @@ import hashlib
 import itertools
 import os
 import random
+import resource
 import socket
 import struct
 import subprocess
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -380,3 +382,22 @@ def test_a_push_over_the_storage_limit_leaves_nothing(
         body = client.post("/client/v4/graphql", json={"query": query}).json()
     rows = body["data"]["viewer"]["accounts"][0]["artifactsEventsAdaptiveGroups"]
     assert {"count": 1, "dimensions": {"eventType": "storageLimitReached"}} in rows
+
+
+def test_more_clients_than_descriptors(start_server: ServerFactory, git: Git, work: Path) -> None:
+    """Git processes that find no descriptor wait for one: nobody is told 500, nor nothing."""
+    server = start_server()
+    made = server.create("scarce")
+    url = with_token(made["remote"], made["token"])
+    git("push", "-q", url, "main", cwd=work)
+    assert server.process is not None
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (90, 90))
+    idle = [
+        socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port))
+        for _ in range(40)
+    ]
+    with ThreadPoolExecutor(12) as pool:
+        refs = list(pool.map(lambda _: git("ls-remote", url), range(24)))
+    assert all("refs/heads/main" in each for each in refs)
+    for sock in idle:
+        sock.close()

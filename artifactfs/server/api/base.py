@@ -20,7 +20,7 @@ from artifactfs.server.context import Context
 from artifactfs.server.jobs.jobs import Jobs
 from artifactfs.server.jobs.repositories import Repositories
 from artifactfs.server.metadata.records import ApiToken
-from artifactfs.server.problems import Code, Problem
+from artifactfs.server.problems import Code, Problem, is_scarcity
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +191,8 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
 
     async def on_full_disk(request: Request, error: Exception) -> Response:
         log.error("%s %s failed: %s", request.method, request.url.path, error)
+        if isinstance(error, OSError) and is_scarcity(error):
+            return answer(request, Problem(Code.BUSY, "Too much to do", retry_after=5))
         return answer(request, Problem(Code.INTERNAL_ERROR, "The server cannot use its disk"))
 
     async def on_crash(request: Request, error: Exception) -> Response:

@@ -27,12 +27,13 @@ from artifactfs.server.git.exchange import (
 )
 from artifactfs.server.git.process import run_git
 from artifactfs.server.git.receive_pack import ReceivePack
-from artifactfs.server.git.stream import environment_for
+from artifactfs.server.git.stream import answer_busy, environment_for
 from artifactfs.server.git.upload_pack import UploadPack
 from artifactfs.server.metadata import tokens
 from artifactfs.server.metadata.clock import now_ms
 from artifactfs.server.metadata.limits import RateLimiter
 from artifactfs.server.metadata.records import Repo
+from artifactfs.server.problems import is_scarcity
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,11 @@ class GitHTTP:
             )
         except BadBody as error:
             await self._answer_unless_started(exchange, error.status, str(error))
+        except OSError as error:
+            if exchange.started or not is_scarcity(error):
+                raise
+            log.error("no room for git: %s", error.strerror)
+            await answer_busy(exchange)
         except ClientGone:
             record.status = record.status or 499
             self._context.access_log.write(record)

@@ -12,10 +12,14 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
+from artifactfs.server.problems import is_scarcity
+
 CHUNK = 256 * 1024
 MEMORY_BYTES = 2 * 1024**3
 _STDERR_KEPT = 4_096
 _PIPE_SIZE = 512 * 1024
+_ROOM_S = 30.0
+_ROOM_POLL_S = 0.2
 _GRACE_S = 2.0
 
 
@@ -73,6 +77,27 @@ class GitProcess:
                 await self._process.wait()
 
 
+async def _start(argv: Sequence[str], environment: Mapping[str, str], cwd: str) -> trio.Process:
+    """Where descriptors or processes have run out, others end soon: it is tried again for
+    `_ROOM_S`. Raises: OSError."""
+    end = trio.current_time() + _ROOM_S
+    while True:
+        try:
+            return await trio.lowlevel.open_process(
+                list(argv),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(environment),
+                cwd=cwd,
+                start_new_session=True,
+            )
+        except OSError as error:
+            if not is_scarcity(error) or trio.current_time() > end:
+                raise
+        await trio.sleep(_ROOM_POLL_S)
+
+
 @asynccontextmanager
 async def git_process(
     argv: Sequence[str],
@@ -89,15 +114,7 @@ async def git_process(
     files do not count. `gently`: its input ends first, and it gets two seconds to clean up (git
     removes a quarantine then, but not on a signal).
     """
-    process = await trio.lowlevel.open_process(
-        list(argv),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=dict(environment),
-        cwd=cwd,
-        start_new_session=True,
-    )
+    process = await _start(argv, environment, cwd)
     with suppress(ProcessLookupError, PermissionError):  # `serve` tells if it is not permitted
         resource.prlimit(process.pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     git = GitProcess(process)

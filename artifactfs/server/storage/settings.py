@@ -62,7 +62,7 @@ class Limits:
     content_streams: int = 8
     """How many larger ones are sent at once."""
     git_processes: int = field(default_factory=lambda: 8 * (os.cpu_count() or 1))
-    git_queue_s: float = 60.0
+    git_queue_s: float = 300.0
     """How long a request waits for its turn before it is told 503."""
     git_time_s: float = 3_600.0
     git_memory_bytes: int = 2 * GiB
