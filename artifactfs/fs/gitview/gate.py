@@ -45,6 +45,7 @@ class History(Protocol):
 
     @property
     def on_its_way(self) -> bool: ...
+    def note_fetch(self) -> None: ...
     async def names(self, oid: Oid) -> bool: ...
     async def until_here(self, oid: Oid) -> None: ...
     async def until_resolvable(self, abbreviation: str) -> None: ...
@@ -62,7 +63,10 @@ class HistoryGate:
             return False
         if command is None:
             return True
-        return command.name not in _NEVER_WAIT and _LAZY_FETCH not in command.arguments
+        if _LAZY_FETCH in command.arguments:
+            self._history.note_fetch()
+            return False
+        return command.name not in _NEVER_WAIT
 
     async def before_object(self, command: GitCommand | None, oid: Oid, pid: int) -> None:
         """Wait until `oid` is here, if it is on its way; `pid` can be killed meanwhile.

@@ -8,7 +8,6 @@ after `LONGEST_S`. After a failure nothing waits until the next try has received
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +29,9 @@ LONGEST_S = 1_800.0
 MOST_ALONE = 50
 """Trees that are fetched before their turn, each in a pack of its own, for who needs but some. Who
 walks through all of history is served sooner if it waits for the large packs."""
+OF_GIT_S = 1.0
+"""A fetch of git's takes about so long after it was last seen to look for an object."""
+LOOK_EVERY_S = 0.05
 _UNIQUE = 7
 """Digits by which git names an object in short: fewer may mean another one when all are here."""
 
@@ -68,6 +70,8 @@ class ArrivingHistory:
         self._changed = trio.Event()
         self._waiting = 0
         self._alone_left = MOST_ALONE
+        self._alone = 0
+        self._git_fetched = float("-inf")
         self.done = trio.Event()
         """Is set when all of it is here, and nothing more is done for it."""
 
@@ -89,10 +93,22 @@ class ArrivingHistory:
 
         async def give_way_or_not(seconds: float) -> None:
             self._on_its_way = True
-            if give_way is not None and not self._waiting and seconds > 0:
-                await give_way(seconds)
+            left = seconds
+            while left > 0 and not self._waiting and self._git_fetches:
+                await trio.sleep(LOOK_EVERY_S)
+                left -= LOOK_EVERY_S
+            if give_way is not None and not self._waiting and left > 0:
+                await give_way(left)
 
         return give_way_or_not
+
+    def note_fetch(self) -> None:
+        """Git fetches something that it misses, and somebody waits for that."""
+        self._git_fetched = trio.current_time()
+
+    @property
+    def _git_fetches(self) -> bool:
+        return self._alone > 0 or trio.current_time() < self._git_fetched + OF_GIT_S
 
     def note_packs(self) -> None:
         """Packs with some of it are in the gitdir."""
@@ -145,8 +161,13 @@ class ArrivingHistory:
         if self._odb.contains(oid):
             return
         self._alone_left -= 1
-        with suppress(ArtifactFSError):  # git will fetch it, or say what is wrong
+        self._alone += 1
+        try:
             await fetch(oid)
+        except ArtifactFSError:
+            pass  # git will fetch it, or say what is wrong
+        finally:
+            self._alone -= 1
 
     def _is_settled(self, oid: Oid) -> bool:
         """Whether it is not worth waiting for packs that are on their way."""
