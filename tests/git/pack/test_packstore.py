@@ -407,7 +407,7 @@ import os, sys, trio
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from artifactfs.git.pack.store import PackStore
-from tests.git.test_packstore import blob_pack
+from tests.git.pack.test_packstore import blob_pack
 from tests.git.pack_samples import in_chunks
 store = PackStore(Path(sys.argv[1]))
 for number in range(40):
@@ -418,7 +418,7 @@ for number in range(40):
 
 
 def test_several_processes_at_work(store: PackStore, gitdir: Path) -> None:
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     processes = [
         subprocess.Popen([sys.executable, "-c", WORKS, str(store.objects_dir), root, name])
         for name in ("a", "b", "c")

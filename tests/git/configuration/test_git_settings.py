@@ -25,8 +25,8 @@ from artifactfs.git.wire.credentials import CredentialFile
 from tests.git.http_backend import Backend, http_backend
 from tests.git.http_proxy import http_proxy
 from tests.git.sample_repository import Sample
-from tests.git.test_transport_http import certificate, list_refs, read_pack, with_remote
-from tests.git.test_transport_process import git_daemon
+from tests.git.wire.test_transport_http import certificate, list_refs, read_pack, with_remote
+from tests.git.wire.test_transport_process import git_daemon
 
 __all__ = ["certificate"]  # a fixture
 

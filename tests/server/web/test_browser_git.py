@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.server.running import Git, Server, ServerFactory, with_token
-from tests.server.test_browser import Browser, browser  # noqa: F401 - a fixture
+from tests.server.web.test_browser import Browser, browser  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 PACKAGES = ["isomorphic-git@1", "@isomorphic-git/lightning-fs@4", "buffer@6"]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fs import burst
 from tests.fs.mounting import Mount, git
-from tests.fs.test_model import dirty_count, snapshot
+from tests.fs.tree.test_model import dirty_count, snapshot
 
 
 def kill_in_a_burst(mount: Mount, plain: Path, seed: int, after_s: float) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.server.running import ACCOUNT, Git, Server, with_token
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def run_example(server: Server, script: str, *arguments: str, **extra: str) -> str:

@@ -294,7 +294,7 @@ def test_every_command_explains_itself() -> None:
 def test_the_version_is_that_of_the_package(idle_daemon: DaemonProcess) -> None:
     import tomllib
 
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
     assert version in idle_daemon.run("--version").stdout
 

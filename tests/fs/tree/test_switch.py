@@ -14,7 +14,7 @@ import pytest
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.git.objects.tree_diff import diff_trees
 from tests.fs.mounting import Mount, git
-from tests.fs.test_model import differences, snapshot
+from tests.fs.tree.test_model import differences, snapshot
 
 
 @pytest.fixture

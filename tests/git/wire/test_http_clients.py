@@ -15,7 +15,7 @@ from artifactfs.errors import RemoteUnreachable
 from artifactfs.git.remote.remote import Remote
 from tests.git.http_backend import Backend, http_backend
 from tests.git.sample_repository import Sample
-from tests.git.test_transport_http import (
+from tests.git.wire.test_transport_http import (
     certificate,
     http2_server,
     list_refs,

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.server.git.test_git_faults import memory_mib, pkt, wait_until_no_children
 from tests.server.running import Git, Server, ServerFactory, with_token
-from tests.server.test_git_faults import memory_mib, pkt, wait_until_no_children
 
 PUSH = pkt(f"{'0' * 40} {'1' * 40} refs/heads/x\0report-status")
 

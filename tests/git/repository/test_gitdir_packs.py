@@ -7,8 +7,8 @@ from pathlib import Path
 
 from artifactfs.git.pack.store import PackStore
 from artifactfs.git.repository.packs import consolidate_gitdir
+from tests.git.pack.test_packstore import blob_pack, gitdir, store
 from tests.git.pack_samples import ingest
-from tests.git.test_packstore import blob_pack, gitdir, store
 
 __all__ = ["gitdir", "store"]  # fixtures
 

@@ -14,8 +14,8 @@ from artifactfs.errors import InvalidInput
 from artifactfs.features import FEATURES, Features, disabled_features
 from artifactfs.fs.mount import session
 from tests.fs.expectations import as_nobody
+from tests.fs.mount.test_requests import Sent
 from tests.fs.mounting import Mount
-from tests.fs.test_requests import Sent
 
 CHANGES_LIBFUSE = [feature.name for feature in FEATURES if "extension" in feature.needs]
 
@@ -212,5 +212,5 @@ def shared(mount: Mount) -> Mount:
 
 
 def test_every_feature_is_in_the_documentation() -> None:
-    text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/configuration.md").read_text()
     assert [feature.name for feature in FEATURES if f"`{feature.name}`" not in text] == []
