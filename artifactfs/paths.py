@@ -9,6 +9,8 @@ from pathlib import Path
 
 from artifactfs.errors import InvalidInput
 
+_MOST_LINKS = 40
+"""As path_resolution(7) has it."""
 _REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -50,6 +52,36 @@ def _home() -> Path:
             "there is no home directory to keep things in",
             hint="set $HOME, or both $ARTIFACT_FS_ROOT and $ARTIFACT_FS_MOUNT_ROOT",
         ) from None
+
+
+def leads_into(path: str, directory: str) -> bool:
+    """Whether `path` is `directory` or below it, also by way of symlinks.
+
+    Never asks for anything in `directory`, so that it may be a mount that this process serves.
+    """
+    left = os.path.abspath(path).split("/")[:0:-1]
+    place, target, links = "/", real_path(directory), 0
+    while left:
+        name = left.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            place = os.path.dirname(place)
+            continue
+        step = os.path.join(place, name)
+        if step == target:
+            return True
+        try:
+            link = os.readlink(step)
+        except OSError:
+            place = step
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            return False
+        place = "/" if link.startswith("/") else place
+        left += link.split("/")[::-1]
+    return False
 
 
 def real_path(mount_point: str) -> str:

@@ -34,8 +34,12 @@ class RemoteConnection:
     gets is the one that cloned, whose connections are warm.
     """
 
-    def __init__(self, layout: RepoLayout, url: str, deadline_s: float) -> None:
+    def __init__(
+        self, layout: RepoLayout, url: str, deadline_s: float, *, mount_point: str | None = None
+    ) -> None:
+        """`mount_point`: where this process serves the repository, if it does."""
         self.url = url
+        self._mount_point = mount_point
         self._deadline_s = deadline_s
         self._credentials = CredentialFile(layout.credentials)
         self._mirror = mirror_of(layout)
@@ -77,11 +81,11 @@ class RemoteConnection:
     async def _find(self) -> Place:
         """What the gitdir says of its remote, once there is one: the user may have changed it."""
         if not self._layout.gitdir.exists():
-            return Place(None, await default_remote_name())
+            return Place(None, await default_remote_name(), self._mount_point)
         tracked = await tracked_remote(self._layout.gitdir, self.url)
         if tracked.url:
             self.url = tracked.url
-        return Place(self._layout.gitdir, tracked.name)
+        return Place(self._layout.gitdir, tracked.name, self._mount_point)
 
     @property
     def git_because(self) -> str | None:

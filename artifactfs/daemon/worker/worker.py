@@ -65,7 +65,7 @@ from artifactfs.git.repository.soundness import Fault, faults, mend_indexes
 from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
-from artifactfs.paths import RepoLayout, StateLayout
+from artifactfs.paths import RepoLayout, StateLayout, leads_into
 from artifactfs.system.locks import open_lock_file, try_lock
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def run_worker(spec: dict[str, Any], channel: int) -> int:
     settings = RepoSettings.from_mapping(spec["settings"])
     logs.configure(spec["log_level"], repo=settings.name)
     _set_process_name(f"afs:{settings.name}")
+    _forget_programs_in(settings.mount_point)
     stream = socket.socket(fileno=channel)
     stream.setblocking(False)
     limit = DEFAULT_CACHE_LIMIT if spec["cache_limit"] is None else int(spec["cache_limit"])
@@ -95,6 +96,14 @@ def run_worker(spec: dict[str, Any], channel: int) -> int:
 def _set_process_name(name: str) -> None:
     """What ``ps -o comm`` and ``top`` show; 15 bytes."""
     ctypes.CDLL(None).prctl(PR_SET_NAME, os.fsencode(name)[:15], 0, 0, 0)
+
+
+def _forget_programs_in(mount_point: str) -> None:
+    """A shell in the mount that has started us may have ``bin`` of the mount in its PATH: looking
+    for git would then ask ourselves."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    kept = [folder for folder in folders if not leads_into(folder or ".", mount_point)]
+    os.environ["PATH"] = os.pathsep.join(kept)
 
 
 class Worker:
@@ -115,7 +124,12 @@ class Worker:
         self._settings = settings
         self._damage = DamageReport()
         self._layout: RepoLayout = state.repo(settings.name)
-        self._remotes = RemoteConnection(self._layout, settings.remote, settings.deadline_s)
+        self._remotes = RemoteConnection(
+            self._layout,
+            settings.remote,
+            settings.deadline_s,
+            mount_point=settings.mount_point,
+        )
         self._git_place = CoveredGitdir(self._layout.gitdir, settings)
         self._commands = {
             "ping": Command(self._ping, STOP_S),

@@ -69,7 +69,9 @@ class Conversions:
         listings: Listings,
         blobs: AttributeBlobs,
         damage: DamageReport,
+        mount_point: str,
     ) -> None:
+        self._mount_point = mount_point
         self._damage = damage
         self._layout = layout
         self._listings = listings
@@ -120,7 +122,10 @@ class Conversions:
             if error.returncode != 1:  # 1: nothing is configured
                 log.warning("conversions are decided without git's settings: %s", error.message)
             printed = b""
-        settings = ConversionSettings.read(printed, self._layout.gitdir)
+        read = functools.partial(
+            ConversionSettings.read, printed, self._layout.gitdir, self._mount_point
+        )
+        settings = await trio.to_thread.run_sync(read)
         text = settings.to_json().encode()
         try:
             write = functools.partial(replace_file, self._layout.conversion, text, sync=True)

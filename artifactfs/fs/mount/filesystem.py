@@ -189,7 +189,9 @@ class FileSystem:
         )
         self.written = Written(overlay, self._upper, self._small, Opened(self._upper))
         self._listings = Listings(self.odb)
-        self.conversions = Conversions(self.layout, self._listings, self.hydrator, self.damage)
+        self.conversions = Conversions(
+            self.layout, self._listings, self.hydrator, self.damage, self.settings.mount_point
+        )
         self.filters = Filters(self.layout.gitdir, self._prepare_filter)
         self.tree = Tree(
             written=self.written,

@@ -17,6 +17,7 @@ from typing import Literal, Self
 
 from artifactfs.errors import CorruptData
 from artifactfs.git.checkout.attributes import Attributes, Source, Value, parse
+from artifactfs.paths import leads_into
 
 NAMES = (b"text", b"crlf", b"eol", b"ident", b"filter", b"working-tree-encoding")
 
@@ -57,8 +58,11 @@ class ConversionSettings:
     """Contents by place: "system", "global", "info"; latin-1, so that any bytes survive."""
 
     @classmethod
-    def read(cls, config: bytes, gitdir: Path) -> Self:
-        """From the output of ``git config``, and the attribute files that are there now."""
+    def read(cls, config: bytes, gitdir: Path, mount: str | None = None) -> Self:
+        """From the output of ``git config``, and the attribute files that are there now.
+
+        Those in `mount` do not count: who serves it must not look into it.
+        """
         items = [item.partition("\n") for item in os.fsdecode(config).split("\0") if item]
         last = {key: value if newline else "true" for key, newline, value in items}
         files = {
@@ -66,7 +70,11 @@ class ConversionSettings:
             "global": _global_attributes(last.get("core.attributesfile")),
             "info": gitdir / "info" / "attributes",
         }
-        texts = {place: _text(path) for place, path in files.items() if path is not None}
+        texts = {
+            place: _text(path)
+            for place, path in files.items()
+            if path is not None and not (mount and leads_into(str(path), mount))
+        }
         eol = last.get("core.eol", "").lower()
         return cls(
             _autocrlf(last.get("core.autocrlf")),

@@ -39,7 +39,7 @@ from artifactfs.git.index.extensions import (
 from artifactfs.git.index.file import IndexEntry, StatData, encode_index
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
-from artifactfs.paths import real_path
+from artifactfs.paths import leads_into, real_path
 
 _TREE = 0o040000
 _GITLINK = 0o160000
@@ -230,7 +230,7 @@ def write_primed_index(
     for oid in oids:
         if oid not in known and (size := odb.header_size(oid)) is not None:
             known[oid] = size
-    settings = read_settings(gitdir)
+    settings = read_settings(gitdir, str(worktree))
     conversions = read_conversions(listing, odb, _settings_of(conversion) or settings.conversion)
     entries = build_entries(
         listing, known, uid=uid, gid=gid, time_ns=time_ns, conversions=conversions
@@ -319,8 +319,8 @@ class GitSettings:
     conversion: ConversionSettings
 
 
-def read_settings(gitdir: Path) -> GitSettings:
-    """Ask git, since settings come from many files."""
+def read_settings(gitdir: Path, mount: str | None = None) -> GitSettings:
+    """Ask git, since settings come from many files. Files in `mount` are not looked at."""
     command = ["git", "--git-dir", str(gitdir), "config", "-z", "--get-regexp"]
     command.append(rf"{CONFIG_KEYS}|^core\.excludesfile$")
     environment = gitdir_environment(gitdir)
@@ -339,8 +339,10 @@ def read_settings(gitdir: Path) -> GitSettings:
     if excludes is None:
         home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
         excludes = os.path.join(home, "git", "ignore")
-    conversion = ConversionSettings.read(printed, gitdir)
-    return GitSettings(Path(os.path.expanduser(excludes)), conversion)
+    excludes = os.path.expanduser(excludes)
+    conversion = ConversionSettings.read(printed, gitdir, mount)
+    hidden = mount is not None and leads_into(excludes, mount)
+    return GitSettings(None if hidden else Path(excludes), conversion)
 
 
 def _settings_of(path: Path | None) -> ConversionSettings | None:

@@ -27,22 +27,27 @@ from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.git.wire.greeting import CLONE_PREFIXES, Greeting, TipWish, greet
 from artifactfs.git.wire.transport import Advertisement, NeedsGit, RequestCounters, Transport
 from artifactfs.git.wire.url import RemoteURL
+from artifactfs.paths import leads_into
 
 _CLOSE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Whose configuration counts: that of the remote `name` of `gitdir` (None: not made yet)."""
+    """Whose configuration counts: that of the remote `name` of `gitdir` (None: not made yet).
+
+    `mount_point` is where this process serves it, and so must not look.
+    """
 
     gitdir: Path | None = None
     name: str = DEFAULT_NAME
+    mount_point: str | None = None
 
 
 def _trusted(place: Place | None) -> Place:
     """Without a gitdir that is another user's: what its config names would run with our rights."""
     if place is None or other_user_of(place.gitdir) is not None:
-        return Place(name=place.name) if place is not None else Place()
+        return replace(place, gitdir=None) if place is not None else Place()
     return place
 
 
@@ -192,9 +197,17 @@ class _Opening:
         last, remote = self.configuration.last, self.place.name
         program = last(f"remote.{remote}.uploadpack")
         if url.scheme == "file":
+            served = self.place.mount_point
+            if served is not None and leads_into(url.path, served):
+                raise InvalidInput(
+                    f"{url.path} is in the mount of this repository: it cannot be its own remote",
+                    hint="name the one that it came from: artifact-fs set-remote",
+                )
             from artifactfs.git.streams.process import local_transport
 
-            return local_transport(url, deadline_s=deadline_s, counters=counters, program=program)
+            return await local_transport(
+                url, deadline_s=deadline_s, counters=counters, program=program
+            )
         if url.scheme == "ssh":
             from artifactfs.git.streams.ssh import SshSettings, ssh_transport
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
+
+import trio
 
 from artifactfs.errors import (
     AuthenticationFailed,
@@ -22,7 +25,7 @@ from artifactfs.git.command import (
 )
 from artifactfs.git.streams.stream import Connector, StreamConnection, StreamTransport
 from artifactfs.git.wire.sideband import passes
-from artifactfs.git.wire.transport import UNREACHABLE_HINT, RequestCounters
+from artifactfs.git.wire.transport import UNREACHABLE_HINT, RequestCounters, deadline
 from artifactfs.git.wire.url import RemoteURL
 
 _KEEP_REMOTE_S = 60.0
@@ -33,6 +36,7 @@ _LOCAL_CONFIG = (
     "uploadpack.allowAnySHA1InWant=true",
     "transfer.advertiseObjectInfo=true",
     "pack.window=0",
+    "core.attributesFile=/dev/null",  # it may be in a mount of ours, and only knows of deltas
 )
 _NOT_FOUND = re.compile(
     r"does not appear to be a git repository|repository .*not (found|exported)|not found|"
@@ -88,14 +92,18 @@ def process_failure(name: str, stderr: str) -> RemoteError:
     )
 
 
-def local_transport(
+async def local_transport(
     url: RemoteURL, *, deadline_s: float, counters: RequestCounters, program: str | None = None
 ) -> StreamTransport:
     """``git upload-pack`` on a path: 4 ms to start, so none is kept.
 
     `program` is what ``remote.NAME.uploadpack`` names in its place.
+    The path may be on a disk, or in a mount, that does not answer. Raises: RemoteError.
     """
-    connect = local_connector(local_repository(url), url.url)
+    find = partial(local_repository, url)
+    with deadline(deadline_s, url.url):
+        gitdir = await trio.to_thread.run_sync(find, abandon_on_cancel=True)
+    connect = local_connector(gitdir, url.url)
     if program is not None:
         words = ["/bin/sh", "-c", f"{program} {quoted_path(url.path)}"]
 
