@@ -450,7 +450,8 @@ class Contents:
     def _written(self, inode: Inode, data: Data) -> None:
         data.blocks = -1  # and the times are those of an upper file: see `Tree.refresh_attributes`
         data.version += 1
-        self._tree.unsealed.add(inode.ino)
+        if inode.extent is None:
+            self._tree.unsealed.add(inode.ino)
         self._mutations.note_write(inode)
 
     async def copy_up(self, inode: Inode, pid: int, *, limit: int | None = None) -> None:
