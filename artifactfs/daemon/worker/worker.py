@@ -61,7 +61,7 @@ from artifactfs.git.repository.gitdir import config_text, history_complete
 from artifactfs.git.repository.offered import withdraw
 from artifactfs.git.repository.refs import read_head
 from artifactfs.git.repository.relocation import follow_state_root
-from artifactfs.git.repository.soundness import Fault, faults, mend_indexes
+from artifactfs.git.repository.soundness import Fault, faults, mend_indexes, refetch
 from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
@@ -267,6 +267,7 @@ class Worker:
             await keep_protection(self._layout.gitdir)
             await self._mend_indexes(deep=False)
             odb = ObjectDatabase(self._layout.gitdir)
+            odb.on_corrupt = self._met_corrupt
             hydrator = Hydrator(
                 state=self._state,
                 repo=self._layout,
@@ -345,6 +346,12 @@ class Worker:
         for fault in mended:
             self._damage.mended(fault.path, fault.what, fault.mend)
         return len(mended)
+
+    def _met_corrupt(self, pack: Path) -> None:
+        """Those of the cache are dropped and fetched again by themselves."""
+        if self._layout.gitdir in pack.parents:
+            what = "is damaged: an object in it cannot be read"
+            self._damage.found(pack, what, refetch(self._layout.gitdir, pack))
 
     async def _look_at_gitdir(self, odb: ObjectDatabase) -> None:
         """Mend or say which of its files are damaged; what can be read is served all the same."""

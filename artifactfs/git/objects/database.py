@@ -18,7 +18,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -147,6 +147,8 @@ class ObjectDatabase:
         self._packs: list[_Pack] = []
         self._last: _Pack | None = None  # where the last object was: the next is often there too
         self._corrupt: set[Path] = set()
+        self.on_corrupt: Callable[[Path], None] = _ignore
+        """Told of each pack in which a corrupt object is met. Any thread calls it."""
         self._next_key = 1
         self._protection = Protection.kept_in(gitdir)
         self._hollow: dict[Oid, bool] = {}
@@ -430,6 +432,7 @@ class ObjectDatabase:
     def _distrust(self, pack: _Pack, oid: Oid) -> None:
         pack.bad.add(oid)
         self._corrupt.add(pack.path)
+        self.on_corrupt(pack.path)
 
     # What is on disk
 
@@ -475,6 +478,10 @@ class ObjectDatabase:
         known = {directory.path: directory for directory in self._directories}
         self._directories = [known.get(path) or _Directory(path) for path in paths]
         return True
+
+
+def _ignore(_: Path) -> None:
+    """Nobody wants to know."""
 
 
 def _object_directory(gitdir: Path) -> Path:

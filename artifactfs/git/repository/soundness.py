@@ -116,11 +116,11 @@ def _packs(gitdir: Path) -> Iterator[Fault]:
             continue
         if not _ends_with(path, opened.pack_checksum):
             what = "is damaged: it does not end with its checksum"
-            yield Fault(path, what, _refetch(gitdir, path))
+            yield Fault(path, what, refetch(gitdir, path))
     for index in sorted(folder.glob("pack-*.idx")):
         path = index.with_suffix(".pack")
         if not path.exists():
-            yield Fault(path, "is missing: what was in it cannot be read", _refetch(gitdir, path))
+            yield Fault(path, "is missing: what was in it cannot be read", refetch(gitdir, path))
 
 
 async def mend_indexes(gitdir: Path, *, deep: bool) -> list[Fault]:
@@ -155,7 +155,8 @@ def _without_index(gitdir: Path, deep: bool) -> list[tuple[Path, str]]:
     return found
 
 
-def _refetch(gitdir: Path, pack: Path) -> str:
+def refetch(gitdir: Path, pack: Path) -> str:
+    """What to do about a damaged pack."""
     stem = shlex.quote(str(pack.with_suffix("")))
     git = f"git --git-dir={shlex.quote(str(gitdir))}"
     return f"rm -f {stem}.*; {git} fetch --all --refetch  (what was pushed is fetched again)"
