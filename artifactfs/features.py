@@ -118,6 +118,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("offered-objects", "git finds the blobs of the tree here, and fetches none by itself"),
     Feature("fsmonitor", "git status asks what has changed, and looks at no file", git=(2, 30)),
     Feature("fsmonitor-diff", "git diff asks as well", git=(2, 43), needs=("fsmonitor",)),
+    Feature("git-folder", ".git is the gitdir itself, a folder as in a clone"),
     Feature("primed-index", "the first git status looks at no file", git=(2, 30)),
 )
 

@@ -105,7 +105,7 @@ def test_a_gitfile_where_the_gitdir_cannot_be_mounted(
     mount_program.write_text("#!/bin/sh\necho refused >&2; exit 32\n")
     mount_program.chmod(0o755)
     path = {"PATH": f"{mount_program.parent}:{os.environ['PATH']}"}
-    for how in (path, {"ARTIFACT_FS_GITFILE": "1"}):
+    for how in (path, {"ARTIFACT_FS_DISABLE": "git-folder"}):
         idle_daemon.extra_environment = how
         idle_daemon.start()
         name = f"odd-{len(how)}-{next(iter(how)).lower().replace('_', '-')}"

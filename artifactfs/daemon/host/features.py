@@ -8,6 +8,7 @@ import subprocess
 from artifactfs.errors import MountError
 from artifactfs.features import Features, version_of
 from artifactfs.fs.kernel import extension
+from artifactfs.system.processes import may_mount
 
 _GIT_WAIT_S = 10.0
 
@@ -27,6 +28,8 @@ def find_features() -> Features:
         features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
     if os.geteuid() != 0:
         features.lacks("kernel-limits", "only root may set them", expected=True)
+    if not may_mount():
+        features.lacks("git-folder", "only root may mount the gitdir there", expected=True)
     try:
         printed = subprocess.run(
             ["git", "--version"], capture_output=True, text=True, timeout=_GIT_WAIT_S, check=True

@@ -3,7 +3,7 @@
 A gitfile tells git everything, but not other programs: what looks for ``.git/`` (IDEs, build
 tools), ``git worktree list``, ``includeIf "gitdir:…"`` and ``git clone PATH`` name or expect the
 folder. So it is bind-mounted there, at the disk's speed. Ordinary users, and trees of another
-user than the daemon's, keep the gitfile: ``$ARTIFACT_FS_GITFILE`` set to 1 keeps it for all.
+user than the daemon's, keep the gitfile; so do all with ``ARTIFACT_FS_DISABLE=git-folder``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.daemon.host import mounts
 from artifactfs.daemon.host.binds import bind, unbind
 from artifactfs.errors import MountError
+from artifactfs.features import Features, disabled_features
 from artifactfs.fs.gitview.virtual import GitdirPlace
 from artifactfs.paths import real_path
 from artifactfs.system.processes import may_mount
@@ -32,11 +33,11 @@ class CoveredGitdir:
         self._gitdir = gitdir
         self._mount_point = settings.mount_point
         own = settings.uid is None or settings.uid == os.geteuid()
-        wanted = own and os.environ.get("ARTIFACT_FS_GITFILE") != "1"
+        wanted = own and "git-folder" not in disabled_features()
         self._waits = False
         self.place = GitdirPlace(can_be_covered=wanted and may_mount())
 
-    async def cover(self, waiting_room: bytes) -> None:
+    async def cover(self, waiting_room: bytes, features: Features) -> None:
         """Mount the gitdir; where that fails, ``.git`` is a gitfile. `waiting_room` (a path in the
         mount) covers it until `open` where git has no index yet."""
         if not self.place.is_folder:
@@ -47,6 +48,7 @@ class CoveredGitdir:
             await trio.to_thread.run_sync(self._bind, None if has_index else room)
         except (MountError, OSError) as error:
             log.warning(".git is a gitfile: the gitdir cannot be mounted there: %s", error)
+            features.lacks("git-folder", f"it cannot be mounted: {error}")
             await self.place.give_up()
 
     async def open(self) -> None:

@@ -187,7 +187,7 @@ class Worker:
             await self._git_place.uncover()
             await trio.to_thread.run_sync(mounts.unmount, self._settings.mount_point)
         except MountError:
-            await self._git_place.cover(filesystem.waiting_room)
+            await self._git_place.cover(filesystem.waiting_room, filesystem.features)
             prepared = self._prepare_redirects(filesystem)
             await trio.to_thread.run_sync(redirects.place, tree, prepared)
             raise
@@ -397,7 +397,7 @@ class Worker:
         old_versions, jobs, requests = self._compose(filesystem, odb, hydrator, background)
         self._commands.update(requests.table())
         await trio.to_thread.run_sync(old_versions.offer_objects)
-        await self._git_place.cover(filesystem.waiting_room)
+        await self._git_place.cover(filesystem.waiting_room, filesystem.features)
         place = partial(redirects.place, self._redirected_tree(), self._redirected)
         await trio.to_thread.run_sync(place)
         top, commit = self._settings.mount_point, commit_name(filesystem.base.commit)

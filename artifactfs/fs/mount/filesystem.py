@@ -135,6 +135,9 @@ class FileSystem:
         """
         self._place = place
         self.features = Features()
+        if place is None or not place.is_folder:
+            why = "only root may mount the gitdir there, for a tree of its own"
+            self.features.lacks("git-folder", why, expected=True)
         self._offer = offer
         self.damage = DamageReport(settings.name) if damage is None else damage
         self.layout = layout
