@@ -22,6 +22,7 @@ from artifactfs.git.surroundings import within, write_private
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.git.wire.greeting import TipWish
 from artifactfs.paths import RepoLayout
+from artifactfs.redact import redact
 
 CLOSE_S = 3.0
 
@@ -86,6 +87,11 @@ class RemoteConnection:
         if tracked.url:
             self.url = tracked.url
         return Place(self._layout.gitdir, tracked.name, self._mount_point)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL that is used, as the gitdir's configuration has it, without any secret."""
+        return redact(self.url)
 
     @property
     def git_because(self) -> str | None:

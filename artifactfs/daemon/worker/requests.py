@@ -101,6 +101,7 @@ class Requests:
         oldest = self.filesystem.operations.oldest()
         return {
             **head_fields(head, counts),
+            "remote": self.remotes.shown_url,
             "commit": commit_name(self.filesystem.base.commit),
             "last_fetch": self.jobs.last_fetch(),
             "history_complete": history_complete(self.layout.gitdir),

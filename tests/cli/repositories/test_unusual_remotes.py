@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import LocalRemote
-from tests.e2e.processes import DaemonProcess
+from tests.e2e.processes import DaemonProcess, ServedRepository
 from tests.git.http_backend import http_backend
 
 
@@ -147,3 +148,22 @@ def test_commits_that_come_later(daemon: DaemonProcess, local_remote: LocalRemot
     assert git(mount, "status", "-sb") == "## main...origin/main"
     daemon.run("switch", "--name", "r", "--create", "topic")
     assert git(mount, "symbolic-ref", "HEAD") == "refs/heads/topic"
+
+
+def test_a_new_repository_of_the_bundled_server(
+    daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository], tmp_path: Path
+) -> None:
+    served = remote_repo(None)
+    plain = tmp_path / "plain"
+    subprocess.run(["git", "clone", "-q", served.url, str(plain)], check=True, capture_output=True)
+    mount = daemon.add_repo("r", served.url, "--refresh", "never")
+    assert seen(mount) == seen(plain)
+    (mount / "a").write_text("a\n")
+    git(mount, "add", "a")
+    git(mount, "commit", "-qm", "First")
+    git(mount, "push", "-q", "origin", "HEAD")
+    subprocess.run(["git", "-C", str(plain), "pull", "-q"], check=True, capture_output=True)
+    assert git(plain, "rev-parse", "HEAD") == git(mount, "rev-parse", "HEAD")
+    daemon.run("fetch", "--name", "r")
+    branch = git(mount, "branch", "--show-current")
+    assert git(mount, "status", "-sb") == f"## {branch}...origin/{branch}"

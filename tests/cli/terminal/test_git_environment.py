@@ -146,10 +146,18 @@ def test_new_settings_come_by_set_remote_and_bad_ones_do_not_stay(
     assert (mount / "src" / "main.c").read_text().startswith("int main")
 
 
-def test_without_a_daemon(guarded: Backend) -> None:
+@pytest.mark.parametrize(
+    "environment",
+    [
+        given(("http.extraHeader", HEADER)),
+        {"GIT_CONFIG_PARAMETERS": f"'http.extraHeader={HEADER}' 'user.name'='n'"},
+    ],
+    ids=["count", "parameters"],
+)
+def test_without_a_daemon(guarded: Backend, environment: dict[str, str]) -> None:
     daemon = DaemonProcess()
     try:
-        daemon.extra_environment = given(("http.extraHeader", HEADER))
+        daemon.extra_environment = environment
         url = f"{guarded.url}/remote.git"
         daemon.run("add-repo", "--name", "r", "--remote", url, "--hydrate", "none")
         daemon.run("fetch", "--name", "r")
@@ -193,3 +201,17 @@ def test_conditions_by_the_place_of_the_mount(daemon: DaemonProcess, guarded: Ba
     git(daemon, mount, "config", "user.email", "mine@example.org")
     assert git(daemon, mount, "config", "user.email") == "mine@example.org"
     daemon.run("fetch", "--name", "r")
+
+
+def test_the_url_that_git_is_told_in_the_mount(
+    daemon: DaemonProcess, local_remote: LocalRemote, tmp_path: Path
+) -> None:
+    mount = daemon.add_repo("r", str(local_remote.path), "--refresh", "never")
+    moved = tmp_path / "moved.git"
+    local_remote.path.rename(moved)
+    assert daemon.run("fetch", "--name", "r", check=False).returncode != 0
+    git(daemon, mount, "remote", "set-url", "origin", str(moved))
+    daemon.run("fetch", "--name", "r")
+    assert daemon.status("r")["remote"] == str(moved)
+    daemon.run("remount", "--name", "r", "--restart")
+    assert (mount / "src" / "main.c").read_text().startswith("int main")
