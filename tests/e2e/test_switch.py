@@ -293,6 +293,29 @@ def test_a_name_that_is_nothing(sides: Sides) -> None:
     assert "invalid reference: nonesuch" in done.stderr
 
 
+def test_the_hook_runs_in_the_tree_whoever_switches(sides: Sides) -> None:
+    """We, or git where the index holds what only git moves right: both in the user's process."""
+    gitdir = Path(sides.git(sides.ours, "rev-parse", "--absolute-git-dir", check=True).strip())
+    before = sides.git(sides.ours, "rev-parse", "HEAD", check=True).strip()
+    hook = gitdir / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text('#!/bin/sh\ntest -e README && echo "$@" >hook.o\n')
+    hook.chmod(0o755)
+    sides.daemon.run("switch", "--name", "work", "topic")
+    after = sides.git(sides.ours, "rev-parse", "HEAD", check=True).strip()
+    assert (sides.ours / "hook.o").read_text() == f"{before} {after} 1\n"
+    (sides.ours / "hook.o").unlink()
+    sides.git(sides.ours, "update-index", "--assume-unchanged", "README", check=True)
+    answer = sides.daemon.json("switch", "--name", "work", "other")
+    assert (answer["ref"], "left_to_git" in answer) == ("other", False)
+    assert (sides.ours / "hook.o").read_text().startswith(f"{after} {answer['commit']}")
+    failing = hook.read_text() + "echo no >&2; exit 3\n"
+    hook.write_text(failing)
+    sides.git(sides.ours, "update-index", "--no-assume-unchanged", "README", check=True)
+    switched = sides.daemon.run("switch", "--name", "work", "topic")
+    assert "post-checkout: no" in switched.stderr
+
+
 def test_a_merge_that_is_not_finished_refuses(sides: Sides) -> None:
     (sides.ours / "README").write_text("ours\n")
     sides.git(sides.ours, "commit", "-qam", "Ours", check=True)

@@ -41,6 +41,9 @@ CANCELLABLE = frozenset({"losses", "prefetch", "set-remote", "wait"})
 STUCK_AFTER_S = 15.0
 """A request that waits so much longer than for its repository's deadline waits for nothing."""
 
+_LOOKS = frozenset({"getattr", "getxattr", "listxattr", "lookup", "readdir", "readlink", "statfs"})
+"""Requests that copy nothing, however large the file is."""
+
 DEADLINE_S = 24 * 3600.0  # the supervisor has its own, and its end cancels
 
 
@@ -128,6 +131,8 @@ class Requests:
         for: no answer of a remote, and no bytes of one, have come for the repository's deadline."""
         settings = self.jobs.settings
         if oldest is None or oldest.seconds < settings.deadline_s + STUCK_AFTER_S:
+            return {}
+        if oldest.operation not in _LOOKS:
             return {}
         expected = not (self.jobs.history_done.is_set() and self.jobs.index_primed)
         if expected or self.hydrator.stats().readers or self.filesystem.filters.at_work:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from artifactfs.daemon.control.client import ControlClient
+from artifactfs.errors import StateError
 from artifactfs.paths import StateLayout
 from tests.e2e.mount_table import mounted_at
 from tests.e2e.odd_repository import OddRepository
@@ -163,6 +164,16 @@ def test_remove_repo_refuses_to_lose_work(hello: Path, daemon: DaemonProcess, lo
     assert daemon.run("remove-repo", "--name", "hello", check=False).returncode == 1
     daemon.run("remove-repo", "--name", "hello", "--force")
     assert daemon.json("list-repos") == []
+
+
+def test_who_removes_a_mounted_repository_has_asked_git(hello: Path, daemon: DaemonProcess) -> None:
+    """The daemon does not look into the mount, and takes no silence for an answer."""
+    with ControlClient(StateLayout(daemon.state)) as client:
+        with pytest.raises(StateError, match="git status"):
+            client.request("remove", name="hello")
+        with pytest.raises(StateError, match="1 local change"):
+            client.request("remove", name="hello", changes=["notes.txt"])
+    assert (hello / "README.md").exists()
 
 
 def test_remove_repo_after_a_push(hello: Path, daemon: DaemonProcess) -> None:
