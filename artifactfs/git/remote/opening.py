@@ -17,6 +17,7 @@ from artifactfs.errors import InvalidInput
 from artifactfs.git.configuration.choice import own_settings
 from artifactfs.git.configuration.entries import Configuration
 from artifactfs.git.configuration.listing import read_configuration
+from artifactfs.git.configuration.policy import check_allowed
 from artifactfs.git.configuration.rewriting import effective_remote
 from artifactfs.git.identity import other_user_of
 from artifactfs.git.remote.mirror import bundle_of, mirrored_capabilities, open_mirrored
@@ -143,6 +144,7 @@ async def _opening(
     """Raises: InvalidInput."""
     configuration = await read_configuration(place.gitdir)
     remote_url = effective_remote(url, configuration)
+    check_allowed(remote_url.scheme, configuration)
     return _Opening(remote_url, credentials, deadline_s, place, configuration)
 
 

@@ -154,7 +154,7 @@ def test_certificates_of_servers(hosted: Sample, certificate: Path, git: Git, wa
 
 
 def test_the_documentation_names_what_our_own_transport_does() -> None:
-    table = Path(__file__).parent.parent.parent / "docs" / "configuration.md"
+    table = Path(__file__).parents[3] / "docs" / "configuration.md"
     named = {word.lower() for word in re.findall(r"`(http\.[A-Za-z]+)`", table.read_text())}
     assert set(OWN_KEYS) <= named
 
@@ -567,3 +567,35 @@ def test_urls_are_rewritten(backend: Backend, git: Git, hosted: Sample, way: str
         given = "https://example.org/sample.git"
     assert git.reaches(given)
     assert why(given) == OUR_OWN
+
+
+@pytest.mark.parametrize(
+    ("config", "variables"),
+    [
+        ("", {}),
+        ("[protocol]\n\tallow = never", {}),
+        ('[protocol]\n\tallow = never\n[protocol "KIND"]\n\tallow = always', {}),
+        ('[protocol "KIND"]\n\tallow = never', {}),
+        ('[protocol "KIND"]\n\tallow = user', {}),
+        ('[protocol "KIND"]\n\tallow = user', {"GIT_PROTOCOL_FROM_USER": "0"}),
+        ("[protocol]\n\tallow = never", {"GIT_ALLOW_PROTOCOL": "ssh:KIND"}),
+        ("", {"GIT_ALLOW_PROTOCOL": "ssh"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["http", "file"])
+def test_kinds_that_git_may_not_use(
+    backend: Backend,
+    hosted: Sample,
+    git: Git,
+    config: str,
+    variables: dict[str, str],
+    kind: str,
+) -> None:
+    url = f"{backend.url}/sample.git" if kind == "http" else str(hosted.bare)
+    git.config(config.replace("KIND", kind))
+    git.set(**{name: value.replace("KIND", kind) for name, value in variables.items()})
+    try:
+        ours = why(url) == OUR_OWN
+    except InvalidInput:
+        ours = False
+    assert ours == git.reaches(url)
