@@ -337,11 +337,9 @@ def check(used: Used, kind: str, files: list[Path]) -> str:
 
 
 SHORT = {
-    ("upper file", "missing"),
-    ("log of changes", "one bit"),
     ("cache, index of a pack", "one bit"),
     ("gitdir, index of a pack", "missing"),
-    ("config", "missing"),
+    ("overlay", "zeroed page"),
     ("registry", "zeroed page"),
 }
 """Those that every run tries; the others are for the long tests."""

@@ -6,13 +6,19 @@ import contextlib
 import os
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from artifactfs.damage import DamageReport
 from artifactfs.errors import StateError
 from artifactfs.fs.overlay.database import Overlay
 from artifactfs.fs.overlay.schema import MIGRATIONS
+from artifactfs.fs.overlay.smallfiles import SmallFiles
+from artifactfs.fs.overlay.upper import Upper
 from tests.fs.mounting import Mount, MountFailed
 
 
@@ -163,3 +169,43 @@ def test_local_changes_are_listed(mount: Mount) -> None:
         ["src/f1.c", "deleted"],
     ]
     assert mount.ask("stats") == {"dirty_files": 3, "dirty_bytes": 7}
+
+
+@pytest.mark.parametrize("what", ["names of upper files", "segments"])
+def test_no_sync_returns_before_it_is_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """While another one is at it: what that one has begun is not on the disk yet."""
+    upper = Upper(tmp_path / "upper")
+    small = SmallFiles(
+        tmp_path / "small", lambda: 1, damage=DamageReport(), synced={}, power_lost=False
+    )
+    os.close(upper.create_draft(16))
+    upper.publish(16)
+    small.append(b"content")
+    sync: Callable[[], None] = upper.sync if what.startswith("names") else partial(small.sync, 1)
+    begun, go_on, fsync, synced = threading.Event(), threading.Event(), os.fsync, []
+
+    def slow(fd: int) -> None:
+        if threading.current_thread() is first:
+            begun.set()
+            go_on.wait(30)
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    first = threading.Thread(target=sync)
+    first.start()
+    assert begun.wait(30)
+    sync()
+    folders = {str(tmp_path / "upper/00"), str(tmp_path / "upper")}
+    if what == "segments":
+        folders = {str(tmp_path / "small/1"), str(tmp_path / "small")}
+    assert set(synced) == folders
+    go_on.set()
+    first.join()
+    synced.clear()
+    sync()
+    assert set(synced) <= {str(tmp_path / "small/1")}
+    small.close()
+    upper.close()
