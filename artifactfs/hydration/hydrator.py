@@ -94,6 +94,11 @@ class Parts:
     upkeep: Upkeep
 
 
+LATE_S = 2.0
+"""A deadline that is noticed so late passed while this process was stopped, or starved: what the
+remote has sent meanwhile was not read, so it begins anew."""
+
+
 class Hydrator:
     """The contents of one mount. See the module's docstring for who may call what when."""
 
@@ -268,7 +273,9 @@ class Hydrator:
                 with trio.move_on_at(ends):
                     return await self._hydrate(oid, context, found)
                 found = None
-                ends = self._control.moved(oid) + deadline_s
+                late_s = trio.current_time() - ends
+                began = trio.current_time() if late_s > LATE_S else self._control.moved(oid)
+                ends = began + deadline_s
             want = self._queue.get(oid)
             trouble = f": {want.trouble}" if want is not None and want.trouble else ""
             raise HydrationTimeout(f"not here after {deadline_s:g} s{trouble}")

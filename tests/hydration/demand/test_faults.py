@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -381,5 +383,29 @@ def test_a_download_ends_when_nobody_waits_for_it(
             assert backend.given_up.is_set()
             await mount.landed()
             assert not list((tmp_path / "cache" / "objects" / "tmp").iterdir())
+
+    trio.run(main)
+
+
+def test_a_process_that_was_stopped_goes_on_waiting(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    """As by SIGSTOP, or where a machine sleeps: no deadline passes in the time it did not run."""
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=1.5) as mount:
+            await mount.read(OTHER)
+            line.stall()
+            got: list[bytes] = []
+
+            async def read() -> None:
+                got.append(await mount.read(PATH))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await trio.sleep(0.3)
+                threading.Thread(target=line.resume).start()
+                time.sleep(4.0)  # noqa: ASYNC251 - this process does not run
+            assert got == [tree_repository.contents[PATH]]
 
     trio.run(main)
