@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,8 +24,8 @@ GITS = ["", *filter(None, os.environ.get("ARTIFACT_FS_TEST_GITS", "").split(":")
 DEADLINE = 60.0
 
 
-def make_history(path: Path, commits: int) -> None:
-    """Commits on one branch; every 20th has an annotated tag and a branch of its own."""
+def make_history(path: Path, commits: int, every: int = 20) -> None:
+    """Commits on one branch; some have an annotated tag and a branch of their own."""
     text = [f"line {number}" for number in range(60)]
     with FastImport(path) as stream:
         for number in range(commits):
@@ -33,11 +34,11 @@ def make_history(path: Path, commits: int) -> None:
             other = stream.blob(b"%d\n" % number)
             files = {b"src/lines.txt": (FILE, lines), b"d%d/f" % (number % 9): (FILE, other)}
             stream.commit(f"Change {number}", files)
-    for back in range(10, commits, 20):
+    for back in range(10, commits, every):
         commit = f"main~{back}"
         run = ["git", "-C", str(path)]
         subprocess.run([*run, "tag", "-am", "release", f"v{back}", commit], check=True)
-        tree = [*run, "commit-tree", "-p", commit, "-m", f"topic {back}", f"{commit}~1^{{tree}}"]
+        tree = [*run, "commit-tree", "-p", commit, "-m", f"topic {back}", f"{commit}^{{tree}}"]
         topic = subprocess.run(tree, check=True, capture_output=True, text=True).stdout.strip()
         subprocess.run([*run, "branch", f"topic-{back}", topic], check=True)
 
@@ -251,3 +252,47 @@ def test_the_daemon_does_not_wait_for_itself(
     assert daemon.status("early")["state"] == "mounted"
     waiting.kill()
     waiting.wait()
+
+
+MOMENTS = 20
+MANY_COMMITS = 5_200
+SLOW = 250_000
+"""Bytes per second of each connection: the history takes some five seconds."""
+AT_A_MOMENT = (
+    "git log --format=%H",
+    "git status -sb; git rev-parse HEAD~40",
+    "git branch -avv --no-abbrev | grep -v HEAD",
+    "git blame -s --abbrev=40 src/lines.txt",
+    "git switch -qc w origin/topic-10 && git rebase -q main && git rev-parse HEAD^{tree}"
+    " && git log --format=%s -3 && git status --short",
+)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_git_is_right_at_every_moment_of_the_start(
+    tmp_path: Path,
+    daemon: DaemonProcess,
+    proxy: DelayProxy,
+    remote_repo: Callable[..., ServedRepository],
+    shell: Shell,
+) -> None:
+    make_history(tmp_path / "many.git", MANY_COMMITS, every=500)
+    subprocess.run(["git", "clone", "-q", tmp_path / "many.git", tmp_path / "full"], check=True)
+    expected = [shell.run(line, tmp_path / "full") for line in AT_A_MOMENT]
+    assert {status for status, _ in expected} == {0}
+    url = proxy.url(remote_repo(tmp_path / "many.git").url)
+    proxy.rtt, proxy.bandwidth = 0.05, SLOW
+    early = 0
+    for moment in range(MOMENTS):
+        # Git in one mount reads while git in the other rebases.
+        mounts = [daemon.add_repo(f"{use}-{moment}", url) for use in ("read", "write")]
+        time.sleep(moment * 0.4)
+        early += not daemon.status(f"read-{moment}")["history_complete"]
+        where = [mounts[0]] * (len(AT_A_MOMENT) - 1) + [mounts[1]]
+        running = [shell.start(*pair) for pair in zip(AT_A_MOMENT, where, strict=True)]
+        for line, process, right in zip(AT_A_MOMENT, running, expected, strict=True):
+            assert result(process) == right, (moment, line)
+        for use in ("read", "write"):
+            daemon.run("remove-repo", "--name", f"{use}-{moment}", "--force")
+    assert early >= MOMENTS // 4, "the link was too fast to say anything"
