@@ -13,7 +13,7 @@ import pytest
 from artifactfs.daemon.host import redirects
 from artifactfs.daemon.host.mounts import mounts_at
 from artifactfs.daemon.host.redirects import Tree
-from artifactfs.errors import AlreadyExists, InvalidInput, MountError, NotRegistered
+from artifactfs.errors import AlreadyExists, CorruptData, InvalidInput, MountError, NotRegistered
 from artifactfs.paths import RepoLayout
 from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
 
@@ -214,6 +214,14 @@ def test_a_damaged_list_costs_the_redirections_alone(
     assert (mount / "README.md").exists()
     assert "no folder is redirected" in daemon.log.read_text()
     daemon.run("unmount", "--name", "odd")
+
+
+def test_a_changed_entry_is_never_followed(tree: Tree) -> None:
+    redirects.add(tree, "target", method="symlink")
+    file = tree.layout.redirects / "list.json"
+    file.write_text(file.read_text().replace('"target"', '"tarfet"'))
+    with pytest.raises(CorruptData, match=r"list\.json is damaged: an entry does not match"):
+        redirects.redirects_of(tree.layout)
 
 
 def test_what_is_not_redirected_cannot_be_removed(tree: Tree) -> None:

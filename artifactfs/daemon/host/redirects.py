@@ -21,11 +21,13 @@ import logging
 import os
 import shutil
 import subprocess
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from artifactfs.daemon.host import mounts
 from artifactfs.daemon.host.binds import bind, unbind
@@ -81,7 +83,7 @@ def redirects_of(layout: RepoLayout) -> list[Redirect]:
     """The redirections of a repository, by path. Raises: CorruptData."""
     file = layout.redirects / "list.json"
     try:
-        return [Redirect(**entry) for entry in json.loads(file.read_text())]
+        return [_entry(fields) for fields in json.loads(file.read_text())]
     except FileNotFoundError:
         return []
     except (ValueError, TypeError) as error:
@@ -89,6 +91,18 @@ def redirects_of(layout: RepoLayout) -> list[Redirect]:
             f"{file} is damaged: {error}",
             hint="move it away and add the redirections again; their data is beside it",
         ) from error
+
+
+def _entry(fields: dict[str, Any]) -> Redirect:
+    """Raises: ValueError, TypeError."""
+    checksum = fields.pop("checksum", None)  # earlier versions wrote none
+    if checksum is not None and checksum != _checksum(fields):
+        raise ValueError("an entry does not match its checksum")
+    return Redirect(**fields)
+
+
+def _checksum(fields: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 @contextmanager
@@ -99,7 +113,8 @@ def _changing(layout: RepoLayout) -> Iterator[dict[str, Redirect]]:
         known = {redirect.path: redirect for redirect in redirects_of(layout)}
         yield known
         file = layout.redirects / "list.json"
-        entries = [asdict(known[path]) for path in sorted(known)]
+        listed = [asdict(known[path]) for path in sorted(known)]
+        entries = [{**fields, "checksum": _checksum(fields)} for fields in listed]
         replace_file(file, json.dumps(entries, indent=1), sync=True)
 
 
