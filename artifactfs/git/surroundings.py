@@ -95,11 +95,14 @@ class Surroundings:
     """Environment variables, and settings that were given for one command alone.
 
     `includes` are files of settings that apply for the place of the mount (``includeIf``).
+    `configuration` is what git said of all that (a `Configuration`): until there is a gitdir, it
+    need not be asked again.
     """
 
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     settings: tuple[Setting, ...] = field(default=(), repr=False)
     includes: tuple[str, ...] = ()
+    configuration: object = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.variables or self.settings or self.includes)

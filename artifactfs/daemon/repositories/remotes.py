@@ -12,12 +12,13 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.repositories.registration import Secret, keep
 from artifactfs.errors import RemoteUnreachable
+from artifactfs.git.configuration.defaults import default_remote_name
 from artifactfs.git.configuration.kept import refresh, surroundings_of
 from artifactfs.git.remote.again import again
 from artifactfs.git.remote.opening import Place, open_remote
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import set_remote
-from artifactfs.git.repository.refspecs import default_remote_name, tracked_remote
+from artifactfs.git.repository.refspecs import tracked_remote
 from artifactfs.git.surroundings import within, write_private
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.git.wire.greeting import TipWish

@@ -22,8 +22,11 @@ _DEPTH = 10  # as deep as git follows includes
 _CONDITIONS = {"gitdir:": False, "gitdir/i:": True}
 
 
-async def included_for(mount_point: Path, gitdir: Path | None) -> tuple[str, ...]:
-    """The files that a clone at `mount_point` would include and a gitdir at `gitdir` does not.
+async def included_for(
+    mount_point: Path, gitdir: Path | None
+) -> tuple[tuple[str, ...], Configuration | None]:
+    """The files that a clone at `mount_point` would include and a gitdir at `gitdir` does not; and
+    the whole configuration with them.
 
     Takes git processes: one, and one more for each level of files with conditions in them.
     Returns nothing where git cannot read its configuration: it says so itself.
@@ -35,15 +38,12 @@ async def included_for(mount_point: Path, gitdir: Path | None) -> tuple[str, ...
             configuration = await read_configuration(more=more)
         except InvalidInput:
             break
-        new = [
-            path
-            for path in _matching(configuration, mount_point / ".git", gitdir)
-            if path not in found
-        ]
+        matching = _matching(configuration, mount_point / ".git", gitdir)
+        new = [path for path in matching if path not in found]
         if not new:
-            break
+            return tuple(found), configuration
         found += new
-    return tuple(found)
+    return tuple(found), None
 
 
 def _matching(configuration: Configuration, place: Path, gitdir: Path | None) -> Iterator[str]:

@@ -36,8 +36,8 @@ async def surroundings_of(layout: RepoLayout, mount_point: str) -> Surroundings:
     own = await trio.to_thread.run_sync(captured_settings, dict(os.environ))
     kept = load(layout.git_environment).over(Surroundings({}, own))
     with within(kept):
-        includes = await included_for(Path(mount_point), layout.gitdir)
-    return replace(kept, includes=includes)
+        includes, configuration = await included_for(Path(mount_point), layout.gitdir)
+    return replace(kept, includes=includes, configuration=configuration)
 
 
 def write_settings(layout: RepoLayout, uid: int | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.configuration.entries import Configuration, parsed, parsed_entry
-from artifactfs.git.surroundings import Setting
+from artifactfs.git.surroundings import Setting, current
 
 NO_GITDIR = {"GIT_DIR": os.devnull}
 """For a git that is to know the user's configuration alone, whatever folder it runs in."""
@@ -19,8 +19,13 @@ _DEADLINE_S = 10.0
 async def read_configuration(
     gitdir: Path | None = None, *, more: tuple[Setting, ...] = ()
 ) -> Configuration:
-    """All of it, that of `gitdir` too. Takes a git process. Raises: InvalidInput where git does
-    not understand a file of it."""
+    """All of it, that of `gitdir` too. Takes a git process, unless it is known already.
+
+    Raises: InvalidInput where git does not understand a file of it.
+    """
+    known = current().configuration
+    if gitdir is None and not more and isinstance(known, Configuration):
+        return known
     try:
         output = await run_git(
             *("config", "--list", "-z", "--show-origin", "--includes"),

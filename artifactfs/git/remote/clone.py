@@ -24,7 +24,8 @@ from artifactfs.errors import (
     ObjectsMissing,
     RemoteNotFound,
 )
-from artifactfs.git.command import GitFailed, feed_git, run_git
+from artifactfs.git.command import GitFailed, feed_git
+from artifactfs.git.configuration.defaults import default_branch, default_remote_name
 from artifactfs.git.objects.database import EMPTY_TREE, MissingObject, ObjectDatabase
 from artifactfs.git.remote.fetch import (
     BLOBLESS,
@@ -45,7 +46,6 @@ from artifactfs.git.repository.gitdir import (
 from artifactfs.git.repository.refspecs import (
     default_refspec,
     default_remote,
-    default_remote_name,
     parse_refspec,
 )
 from artifactfs.git.wire.greeting import CLONE_PREFIXES, TipWish
@@ -173,15 +173,6 @@ async def _advertised(remote: Remote, ref: str | None) -> RefAdvertisement:
         more = await remote.ls_refs((ref,))
         refs = replace(refs, refs=refs.refs | more.refs, peeled=refs.peeled | more.peeled)
     return refs
-
-
-async def default_branch() -> str:
-    """What git calls the first branch of a new repository (``init.defaultBranch``)."""
-    try:
-        output = await run_git("config", "init.defaultBranch", deadline_s=10)
-    except GitFailed:
-        return "master"
-    return output.decode("utf-8", "surrogateescape").strip() or "master"
 
 
 def with_head(advertised: RefAdvertisement, default: str) -> RefAdvertisement:

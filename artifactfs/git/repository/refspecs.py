@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
-from artifactfs.git.repository.refs import valid_ref
 
 DEFAULT_NAME = "origin"
 _HEADS = "refs/heads/"
@@ -110,18 +108,6 @@ def default_refspec(name: str) -> str:
 def default_remote(url: str, name: str = DEFAULT_NAME) -> TrackedRemote:
     """A remote as `git clone` makes it."""
     return TrackedRemote(name, url, (parse_refspec(default_refspec(name)),))
-
-
-async def default_remote_name() -> str:
-    """``clone.defaultRemoteName``, else origin. Raises: InvalidInput."""
-    try:
-        output = await run_git("config", "clone.defaultRemoteName", deadline_s=_DEADLINE_S)
-    except GitFailed:
-        return DEFAULT_NAME
-    name = output.decode("utf-8", "surrogateescape").rstrip("\n")
-    if not valid_ref(f"refs/remotes/{name}/HEAD") or name.startswith("-"):
-        raise InvalidInput(f"clone.defaultRemoteName is {name!r}, which cannot name a remote")
-    return name
 
 
 async def tracked_remote(gitdir: Path, url: str, *, whole: bool = True) -> TrackedRemote:
