@@ -169,7 +169,9 @@ class Contents:
             fail(errno.EIO)
         found = self._find(inode, oid)
         if found is None or isinstance(found, InPack):
-            blob = await self._hydrate(inode, oid, self.caller(), found)
+            pid = self.caller()
+            hydrate = functools.partial(self._hydrate, inode, oid, pid, found)
+            blob = await unless_interrupted(pid, hydrate)
         else:
             blob = found
         if inode.oid == oid and inode.data is None:

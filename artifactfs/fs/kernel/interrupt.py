@@ -1,9 +1,10 @@
 """Lets the programs that wait for us die.
 
 The kernel does not tell us that a caller wants to be interrupted (pyfuse3 does not offer
-FUSE_INTERRUPT). A reader that waits for a page dies at once all the same; one that waits in
-`lookup`, `getattr`, `open` or `write` stays until it is answered, SIGKILL or not. So whoever waits
-there looks at the caller's pending signals from time to time.
+FUSE_INTERRUPT). A reader that waits for readahead dies at once all the same; one that waits in
+`lookup`, `getattr`, `open` or `write`, or for a page that could not be read before, stays until it
+is answered, SIGKILL or not. So whoever waits looks at the caller's pending signals from time to
+time.
 """
 
 from __future__ import annotations

@@ -117,10 +117,11 @@ def test_read(mount: Mount) -> None:
     mount.ask("fail", on=True)
     with failing(errno.EIO):
         (mount.path / "README").read_text()
+    asked = len(downloads(mount))  # the kernel may ask again for a page that it could not read
     mount.ask("fail", on=False)
     mount.close_gate()
     reader = subprocess.Popen(["cat", mount.path / "README"], stdout=subprocess.PIPE)
-    wait_for(lambda: len(downloads(mount)) == 2)
+    wait_for(lambda: len(downloads(mount)) > asked)
     reader.kill()
     assert reader.wait(10) == -9
 
