@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "hydration": ("errors", "local", "order", "link", "background", "demand", "stats", "hydrator"),
     "fs": ("kernel", "inodes", "overlay", "gitview", "tree", "content", "mount"),
-    "daemon": ("control", "host", "repositories", "switch", "worker", "supervisor"),
+    "daemon": ("control", "host", "repositories", "switch", "background", "worker", "supervisor"),
     "cli": ("terminal", "operation", "repositories", "main"),
     "server": (
         *("problems", "connections", "cross_origin", "metadata", "storage", "wire", "events"),
@@ -47,7 +47,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """Rooms (and modules that stand alone) of each floor: each imports those before it."""
 
-MOST_MODULES = 11
+MOST_MODULES = 10
 """In one room."""
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -10,9 +10,9 @@ from functools import partial
 
 import trio
 
+from artifactfs.daemon.background.tasks import Background
 from artifactfs.daemon.control.messages import Message
 from artifactfs.daemon.control.server import Request
-from artifactfs.daemon.worker.background import Background
 from artifactfs.errors import InvalidInput
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.objects.database import ObjectDatabase, Oid

@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.background.jobs import Jobs
 from artifactfs.daemon.control.messages import Message
 from artifactfs.daemon.control.server import Command, Request
 from artifactfs.daemon.host import logs
@@ -24,7 +25,6 @@ from artifactfs.daemon.repositories.remotes import (
 from artifactfs.daemon.switch.switching import Switched, Switching
 from artifactfs.daemon.switch.target import Commits, resolve
 from artifactfs.daemon.worker.content import ContentRequests
-from artifactfs.daemon.worker.jobs import Jobs
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.operations import Unanswered
 from artifactfs.git.configuration.kept import refresh, surroundings_of

@@ -2,7 +2,7 @@
 
 The way to a tree that can be read is kept short: clone the tip where there is no gitdir yet, open
 the object database, the hydrator and the overlay, mount, report. Everything else happens behind
-the mount (`artifactfs.daemon.worker.jobs`).
+the mount (`artifactfs.daemon.background.jobs`).
 
 The worker ends when its mount ends, when it is asked to, or when the supervisor is gone (the
 channel's end of file): it unmounts first in every case, so that a new daemon finds a free mount
@@ -28,6 +28,10 @@ from typing import Any
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.background.following import Following
+from artifactfs.daemon.background.jobs import Jobs
+from artifactfs.daemon.background.old_versions import OldVersions
+from artifactfs.daemon.background.tasks import Background
 from artifactfs.daemon.control.messages import Message, error_fields
 from artifactfs.daemon.control.server import Command, LineStream, Request, innermost, serve_requests
 from artifactfs.daemon.host import logs, mounts, redirects
@@ -36,13 +40,9 @@ from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.daemon.switch.recovery import recover
 from artifactfs.daemon.switch.switching import Switching
 from artifactfs.daemon.switch.target import Commits
-from artifactfs.daemon.worker.background import Background
 from artifactfs.daemon.worker.content import ContentRequests
 from artifactfs.daemon.worker.copies import Copies
 from artifactfs.daemon.worker.covered_gitdir import CoveredGitdir
-from artifactfs.daemon.worker.following import Following
-from artifactfs.daemon.worker.jobs import Jobs
-from artifactfs.daemon.worker.old_versions import OldVersions
 from artifactfs.daemon.worker.other_user import serve_as_other_user
 from artifactfs.daemon.worker.requests import Requests
 from artifactfs.damage import DamageReport

@@ -18,12 +18,12 @@ from functools import partial
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.background.following import Following
+from artifactfs.daemon.background.other_tips import learn_sizes
+from artifactfs.daemon.background.tasks import Background, Refresh, run_quietly
 from artifactfs.daemon.repositories.fetching import Record, fetch_recorded, last_fetch
 from artifactfs.daemon.repositories.heads import Tracking, ahead_behind, read_tracking
 from artifactfs.daemon.repositories.remotes import RemoteConnection
-from artifactfs.daemon.worker.background import Background, Refresh, run_quietly
-from artifactfs.daemon.worker.following import Following
-from artifactfs.daemon.worker.other_tips import learn_sizes
 from artifactfs.errors import ArtifactFSError, StateError
 from artifactfs.features import Version, version_of
 from artifactfs.fs.mount.filesystem import FileSystem

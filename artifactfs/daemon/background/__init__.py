@@ -1,0 +1,1 @@
+"""What a worker does behind a mount: history, sizes, the index, fetches, following a branch."""
