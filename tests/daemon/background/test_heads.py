@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.background import jobs
 from artifactfs.daemon.background.jobs import Jobs
 from artifactfs.daemon.background.tasks import Background
-from artifactfs.daemon.background import jobs
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.repository.gitdir import mark_history_complete
 from artifactfs.paths import RepoLayout
