@@ -13,8 +13,8 @@ import resource
 import select
 import socket
 import ssl
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -60,8 +60,12 @@ def cut_connection() -> None:
     """End the connection of this request at once; a blocked write to it fails."""
     connection = _connection.get()
     if connection is not None:
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+        _shut_down(connection)
+
+
+def _shut_down(connection: trio.socket.SocketType) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -127,7 +131,8 @@ async def serve_connections(
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     room = trio.Semaphore(max(_FEWEST_CONNECTIONS, _descriptors() - reserved))
     listeners = [_Bounded(_listener(sock, tls), room) for sock in sockets]
-    handler = partial(_handle, wrapped, config, context, idle_s, room)
+    live = _Live()
+    handler = partial(_handle, wrapped, config, context, idle_s, room, live)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             accepting.start_soon(
@@ -136,8 +141,36 @@ async def serve_connections(
             await shutdown.wait()
             accepting.cancel_scope.cancel()
         await context.terminated.set()
-        connections.cancel_scope.deadline = trio.current_time() + grace_s
-    return not connections.cancel_scope.cancelled_caught
+        with trio.move_on_after(grace_s):
+            await live.until_none()
+        ended = not live.sockets
+        # hypercorn shields what it sends from cancellation: who takes nothing is cut off.
+        for connection in live.sockets:
+            _shut_down(connection)
+        connections.cancel_scope.cancel()
+    return ended
+
+
+class _Live:
+    """The sockets of all connections of a server."""
+
+    def __init__(self) -> None:
+        self.sockets: set[trio.socket.SocketType] = set()
+        self._fewer = trio.Event()
+
+    @contextmanager
+    def holding(self, connection: trio.socket.SocketType) -> Iterator[None]:
+        self.sockets.add(connection)
+        try:
+            yield
+        finally:
+            self.sockets.discard(connection)
+            self._fewer.set()
+            self._fewer = trio.Event()
+
+    async def until_none(self) -> None:
+        while self.sockets:
+            await self._fewer.wait()
 
 
 def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> Any:
@@ -194,10 +227,26 @@ async def _handle(
     context: WorkerContext,
     idle_s: float,
     room: trio.Semaphore,
+    live: _Live,
     stream: Any,
 ) -> None:
+    transport = getattr(stream, "transport_stream", stream)
     try:
-        transport = getattr(stream, "transport_stream", stream)
+        with live.holding(transport.socket):
+            await _serve_one(app, config, context, idle_s, stream, transport)
+    finally:
+        room.release()
+
+
+async def _serve_one(
+    app: Any,
+    config: Config,
+    context: WorkerContext,
+    idle_s: float,
+    stream: Any,
+    transport: trio.SocketStream,
+) -> None:
+    try:
         transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # hypercorn's writes have no deadline of their own; with this the kernel fails them.
         transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(idle_s * 1000))
@@ -207,5 +256,3 @@ async def _handle(
     except* Exception as failed:
         # Whatever one client does to the HTTP layer ends its own connection and no other.
         log.warning("a connection failed: %r", failed, exc_info=failed)
-    finally:
-        room.release()
