@@ -14,6 +14,7 @@ from artifactfs.features import VARIABLE
 from tests.watching import check_trespasses, watch_environment
 
 ROOT = Path(__file__).resolve().parents[2]
+DRIVER = "import runpy; runpy.run_module('tests.fs.mount_driver', run_name='__main__')"
 
 
 class MountFailed(Exception):
@@ -35,6 +36,8 @@ class Mount:
         self.config: dict[str, Any] = {}
         self.environment: dict[str, str] = {}
         """Of the process, beside ours."""
+        self.first = ""
+        """Python that the process runs before anything of ours."""
         self.process: subprocess.Popen[bytes] | None = None
         self.path.mkdir(parents=True, exist_ok=True)
         self.layout.mkdir(exist_ok=True)
@@ -52,7 +55,7 @@ class Mount:
         }
         with open(self.directory / "stderr", "ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fs.mount_driver", json.dumps(full)],
+                [sys.executable, "-c", f"{self.first}\n{DRIVER}", json.dumps(full)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -159,14 +159,11 @@ def test_limits_of_the_kernel(new_mount: Callable[..., Mount]) -> None:
         ),
     ],
 )
-def test_without_the_extension(
-    new_mount: Callable[..., Mount], tmp_path: Path, before: str, why: str
-) -> None:
+def test_without_the_extension(new_mount: Callable[..., Mount], before: str, why: str) -> None:
     """pyfuse3 has bound its names before; the installation had no compiler; libfuse is older than
     the header: each is noticed, and the mount is right."""
-    (tmp_path / "sitecustomize.py").write_text(before)
     mount = shared(new_mount())
-    mount.environment["PYTHONPATH"] = os.pathsep.join((str(tmp_path), os.getcwd()))
+    mount.first = before
     mount.start()
     states = mount.ask("features")
     assert why in states["extension"]["why"]
