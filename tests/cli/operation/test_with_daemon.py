@@ -110,7 +110,7 @@ def test_remounts_at_the_same_time(hello: Path, daemon: DaemonProcess) -> None:
     command = [PROGRAMS / "artifact-fs", "remount", "--name", "hello"]
     started = [subprocess.Popen(command, env=daemon.environment) for _ in range(4)]
     assert [process.wait(60) for process in started] == [0] * 4
-    assert len([line for line in mount_lines() if str(hello) in line]) == 1
+    assert len([line for line in mount_lines() if f" {hello} " in line]) == 1
     daemon.run("unmount", "--name", "hello")
     assert not mounted_at(hello)
 
