@@ -304,7 +304,7 @@ class AsyncRepo:
             page += 1
 
     async def revoke_token(self, token: CreatedToken | TokenInfo | str) -> bool:
-        """Revoke a token: what `create_token` or a list returned, or its id.
+        """Revoke a token: what `create_token` or a list returned, its id, or its plaintext.
 
         False if the server knows no such token.
         """

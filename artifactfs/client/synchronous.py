@@ -306,7 +306,7 @@ class Repo:
             page += 1
 
     def revoke_token(self, token: CreatedToken | TokenInfo | str) -> bool:
-        """Revoke a token: what `create_token` or a list returned, or its id.
+        """Revoke a token: what `create_token` or a list returned, its id, or its plaintext.
 
         False if the server knows no such token.
         """

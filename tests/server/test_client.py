@@ -67,7 +67,7 @@ def test_a_handle_has_what_the_server_knows(artifacts: Artifacts) -> None:
     token = repo.create_token("read")
     tokens = repo.list_tokens()
     assert tokens.total == len(tokens) == 2 and tokens[1] in tokens.tokens
-    assert repo.revoke_token(token.id) is True and repo.list_tokens().total == 1
+    assert repo.revoke_token(token.plaintext) is True and repo.list_tokens().total == 1
 
 
 def test_contents_by_oid(artifacts: Artifacts, git: Git, work: Path) -> None:
