@@ -70,6 +70,11 @@ def remember_secret(secret: str | None, username: str | None = None) -> None:
         del _in_use[next(iter(_in_use))]
 
 
+def forget_secrets() -> None:
+    """Mask none of them any more: for tests, which share one process."""
+    _in_use.clear()
+
+
 def _without_used(text: str) -> str:
     for secret in sorted(_in_use, key=len, reverse=True):
         if secret in text:

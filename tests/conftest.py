@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from artifactfs.redact import forget_secrets
 from tests.e2e.delay_proxy import DelayProxy
 from tests.e2e.odd_repository import OddRepository, make_odd_repository
 from tests.e2e.processes import (
@@ -110,3 +111,10 @@ def impatient(
     mount = daemon.add_repo("odd", url, "--deadline", str(IMPATIENCE_S))
     daemon.wait_for("odd", "history")
     return mount
+
+
+@pytest.fixture(autouse=True)
+def secrets_of_its_own() -> Iterator[None]:
+    """No test finds its words masked for what another one has used as a password."""
+    yield
+    forget_secrets()
