@@ -221,7 +221,7 @@ def _check_gitdir(
 ) -> Iterator[Finding]:
     quoted = shlex.quote(str(gitdir))
     alternates = gitdir / "objects" / "info" / "alternates"
-    for line in alternates.read_text().splitlines() if alternates.exists() else ():
+    for line in alternates.read_text(errors="replace").splitlines() if alternates.exists() else ():
         place = gitdir / "objects" / line
         if line and not line.startswith("#") and not place.is_dir():
             yield problem(

@@ -168,13 +168,16 @@ def make_apart(gitdir: Path) -> Path:
 
 
 def alternates_of(objects: Path) -> Iterator[Path]:
-    """The object directories that ``info/alternates`` of `objects` names (gitrepository-layout)."""
+    """The object directories that ``info/alternates`` of `objects` names (gitrepository-layout).
+
+    A line with a NUL is damage of the disk: no path has one.
+    """
     try:
         lines = (objects / "info" / "alternates").read_bytes().split(b"\n")
     except OSError:
         return
     for line in lines:
-        if line and not line.startswith(b"#"):
+        if line and not line.startswith(b"#") and b"\0" not in line:
             yield Path(os.path.normpath(objects / os.fsdecode(_unquote(line))))
 
 

@@ -42,6 +42,7 @@ KINDS = {
     "cache, mark of a pack": r"cache/objects/pack/.*\.promisor",
     "large blob": r"cache/blobs/../[0-9a-f]{38}",
     "checksums of a large blob": r"cache/blobs/../.*\.sums",
+    "large blob that is being unpacked": r"cache/blobs/tmp-.*",
     "HEAD": r"repos/./git/HEAD",
     "config": r"repos/./git/config",
     "packed refs": r"repos/./git/packed-refs",

@@ -23,6 +23,7 @@ from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.changes import Change
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.fs.tree.walk import Walker
+from artifactfs.git.apart import alternates_of
 from artifactfs.git.objects.database import Oid
 from artifactfs.git.pack.format import object_id
 from artifactfs.git.pack.index import PackIndex
@@ -41,12 +42,7 @@ class PromisedObjects:
 
 
 def _promisor_indexes(objects: Path) -> Iterator[PackIndex]:
-    directories = [objects]
-    alternates = objects / "info" / "alternates"
-    if alternates.exists():
-        lines = alternates.read_bytes().splitlines()
-        directories += [objects / os.fsdecode(line) for line in lines if line]
-    for directory in directories:
+    for directory in (objects, *alternates_of(objects)):
         for mark in directory.glob("pack/pack-*.promisor"):
             try:
                 yield PackIndex(mark.with_suffix(".idx"))
