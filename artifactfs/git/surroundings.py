@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifactfs.errors import StateError
+from artifactfs.system.files import replace_file
 
 Setting = tuple[str, str | None]
 """A key of git-config(1) and its value; None for a key without one, which means true."""
@@ -238,15 +239,4 @@ def decoded(fields: object) -> Surroundings:
 
 def write_private(path: Path, content: bytes) -> None:
     """Replace a file by one of mode 0600, synced. Raises: OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(path, content, mode=0o600, sync=True)

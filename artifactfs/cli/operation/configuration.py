@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +16,7 @@ from artifactfs.cli.terminal.configuration import (
 )
 from artifactfs.cli.terminal.context import json_option
 from artifactfs.errors import ArtifactFSError, InvalidInput
+from artifactfs.system.files import replace_file
 
 
 @click.group()
@@ -84,7 +83,8 @@ def set_value(key: str, value: tuple[str, ...]) -> None:
     changed = _with(text, _normal(key), value)
     root = click.get_current_context().find_root()
     check_settings(root, parse_configuration(changed, path))
-    _replace(path, changed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, changed)
     click.echo(f"{_normal(key)} = {_shown(value[0] if len(value) == 1 else list(value))}")
 
 
@@ -127,10 +127,3 @@ def _with(text: str, key: str, words: tuple[str, ...]) -> str:
 def _there(table: Any, name: str) -> str:
     """The name as the file has it, with ``-`` or ``_``."""
     return next((each for each in table if _normal(each) == name), name)
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    os.replace(temporary, path)
