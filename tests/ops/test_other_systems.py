@@ -52,6 +52,8 @@ def test_it_says_why_it_cannot_run(environment: dict[str, str]) -> None:
     assert "which system?" in refusal(environment)
     assert "debian99 is not a system" in refusal(environment, "debian99")
     assert "only with --all" in refusal(environment, "debian13", "--git", "1", "--git", "2")
+    source = ("--git", "2.43", "--git-source", str(environment["XDG_CACHE_HOME"]))
+    assert "is no clone of git's repository" in refusal(environment, "debian13", *source)
     assert "only root" in refusal(environment, "debian13", user=65534)
 
 
@@ -66,6 +68,28 @@ def test_a_system_that_cannot_be_made_leaves_nothing(
     assert (cache / "debian13.log").read_text() == "E: no archive\n"
     assert not (cache / "debian13").exists()
     assert not list((cache / "runs").iterdir())
+
+
+@as_root
+def test_all_goes_on_where_it_was(environment: dict[str, str], tmp_path: Path) -> None:
+    def run() -> subprocess.CompletedProcess[str]:
+        words = [SCRIPT, "--all", "--git", "2.50", *ARCHIVE]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+
+    ran = run()
+    assert ran.returncode == 1
+    rows = [row for row in ran.stdout.splitlines() if "error: debootstrap failed" in row]
+    names = [row.split()[0] for row in rows]
+    gits = ("2.39", "2.47", "newest", "2.50", "2.39-plain", "newest-plain")
+    assert names == [f"{system}-{git}" for system in ("debian12", "debian13") for git in gits]
+    (output,) = (tmp_path / "cache" / "artifactfs-test-on").glob("all-*")
+    for name in names[:-1]:
+        (output / f"{name}.exit").write_text("0\n")
+        (output / f"{name}.row").write_text(f"{name} passed before\n")
+    ran = run()
+    assert ran.returncode == 1
+    assert "error: debootstrap failed" in ran.stdout.splitlines()[-1]
+    assert ran.stdout.count("passed before") == len(names) - 1
 
 
 @as_root
