@@ -16,7 +16,7 @@ import click
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, Size, json_option, state
 from artifactfs.cli.terminal.context import daemon as connect_to_daemon
-from artifactfs.cli.terminal.remote_argument import TOKEN_VARIABLE
+from artifactfs.daemon.control.remote_argument import TOKEN_VARIABLES
 from artifactfs.errors import DaemonError, NotRegistered
 from artifactfs.features import VARIABLE, disabled_features
 from artifactfs.paths import default_mount_root
@@ -103,7 +103,8 @@ def daemon(
     from artifactfs.daemon.host import logs
     from artifactfs.daemon.supervisor.supervisor import Supervisor
 
-    os.environ.pop(TOKEN_VARIABLE, None)  # of add-repo: no program that we start needs it
+    for name in TOKEN_VARIABLES:  # of add-repo
+        os.environ.pop(name, None)
     logs.configure(log_level)
     if disable is not None:
         os.environ[VARIABLE] = ",".join(sorted(disabled_features(disable)))  # for the workers

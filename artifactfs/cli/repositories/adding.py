@@ -12,8 +12,8 @@ import click
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, Size, connect, json_option, state
 from artifactfs.cli.terminal.names import RepoName
-from artifactfs.cli.terminal.remote_argument import RemoteArgument, read_remote
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.control.remote_argument import RemoteArgument, read_remote
 from artifactfs.errors import InvalidInput
 
 DEFAULT_REFRESH_S = 300.0

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,10 @@ from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import connect, json_option, state
 from artifactfs.cli.terminal.known import known_repos
 from artifactfs.cli.terminal.names import RepoName
-from artifactfs.cli.terminal.remote_argument import TOKEN_VARIABLE, RemoteArgument, read_remote
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.control.remote_argument import RemoteArgument, read_remote
+from artifactfs.daemon.control.starting import ensure_daemon
 from artifactfs.errors import DaemonError, InvalidInput, NameTaken, NotRegistered
-
-START_WAIT_S = 15.0
-IDLE_END = "10m"
-"""How long a daemon that nobody asked for stays after its last mount is gone."""
 
 
 @click.command()
@@ -61,7 +55,7 @@ def mount(
     """
     parsed = read_remote(remote)
     where = (directory or Path(_last_part(parsed.url))).absolute()
-    ensure_daemon()
+    ensure_daemon(state())
     known = _registered_at(where)
     if known is not None and known["remote"] == parsed.url:
         answer = _remount(known["name"], parsed, quiet=quiet or as_json)
@@ -108,60 +102,6 @@ def umount(directory: Path, force: bool, as_json: bool) -> None:
         output.print_json(answer)
     else:
         click.echo(f"{known['name']}: unmounted")
-
-
-def ensure_daemon() -> None:
-    """Start a daemon of the user's own where none runs. Raises: DaemonError."""
-    from artifactfs.doctor.liveness import daemon_holds_lock
-
-    client = connect()
-    if client is not None:
-        client.close()
-        return
-    root = state().root
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log_path = root / "daemon.log"
-    command = [sys.executable, "-P", "-m", "artifactfs.cli.main", "--state-root", str(root)]
-    with open(log_path, "ab", opener=_private) as log:
-        began_at = log.tell()
-        process = subprocess.Popen(
-            [*command, "daemon", "--exit-when-idle", IDLE_END],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-            env={k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", TOKEN_VARIABLE)},
-        )
-    end = time.monotonic() + START_WAIT_S
-    while time.monotonic() < end:
-        client = connect()
-        if client is not None:
-            client.close()
-            return
-        if process.poll() is not None and not daemon_holds_lock(state()):
-            raise _not_started(
-                log_path, began_at
-            )  # else another was faster, and is about to listen
-        time.sleep(0.02)
-    raise DaemonError("the daemon does not answer", hint=f"see {log_path}")
-
-
-def _not_started(log_path: Path, began_at: int) -> DaemonError:
-    """The error that the daemon itself ended with, as far as it wrote one from `began_at` on."""
-    with open(log_path, encoding="utf-8", errors="replace") as log:
-        log.seek(began_at)
-        written = log.read()
-    causes = re.findall(r"^error: (.*)$", written, re.MULTILINE)
-    hints = re.findall(r"^hint: (.*)$", written, re.MULTILINE)
-    cause = f": {causes[-1]}" if causes else ""
-    return DaemonError(
-        f"the daemon did not start{cause}", hint=hints[-1] if hints else f"see {log_path}"
-    )
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _remount(name: str, remote: RemoteArgument, *, quiet: bool) -> dict[str, Any]:

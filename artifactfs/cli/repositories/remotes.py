@@ -9,7 +9,7 @@ import click
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, connect, json_option, state
 from artifactfs.cli.terminal.names import name_argument_or_here_option, name_or_here_option
-from artifactfs.cli.terminal.remote_argument import read_remote
+from artifactfs.daemon.control.remote_argument import read_remote
 
 
 @click.command()

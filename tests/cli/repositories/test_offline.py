@@ -227,7 +227,7 @@ def test_data_that_is_not_registered_is_never_deleted(
 
 SECRET_PLACES = """
 import sys
-from artifactfs.cli.terminal.remote_argument import read_remote
+from artifactfs.daemon.control.remote_argument import read_remote
 found = read_remote(sys.argv[1])
 print(found.url, found.secret["username"], found.secret["password"])
 assert found.secret["password"] not in repr(found)

@@ -1,9 +1,10 @@
-"""``--remote``: where the credentials in it, or beside it, go."""
+"""A remote as a user gives it: where the credentials in it, or beside it, go."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from artifactfs.git.configuration.rewriting import effective_remote, rewritten, 
 from artifactfs.git.surroundings import encoded
 
 TOKEN_VARIABLE = "ARTIFACT_FS_TOKEN"
+TOKEN_VARIABLES = (TOKEN_VARIABLE, "ARTIFACTS_TOKEN", "ARTIFACTS_API_TOKEN", "ARTIFACT_TOKEN")
+"""What holds a token of ours: no program that we start needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,15 @@ class RemoteArgument:
     secret: dict[str, Any] = field(repr=False)
 
 
-def read_remote(given: str) -> RemoteArgument:
+def without_tokens(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` for another program: without our tokens."""
+    return {key: value for key, value in environment.items() if key not in TOKEN_VARIABLES}
+
+
+def read_remote(given: str, *, token: str | None = None) -> RemoteArgument:
     """Take the credentials out of `given`; ``-`` reads the URL from standard input.
 
-    ``$ARTIFACT_FS_TOKEN`` is the password where the URL has none. Raises: InvalidInput.
+    Where the URL has no password, it is `token`, else ``$ARTIFACT_FS_TOKEN``. Raises: InvalidInput.
     """
     if given == "-":
         given = sys.stdin.readline().strip() if sys.stdin is not None else ""
@@ -40,7 +48,7 @@ def read_remote(given: str) -> RemoteArgument:
     if rewritten(given, configuration) != given:
         password = username = None  # what is in the configuration stays there
     if password is None and remote.is_http:
-        token = os.environ.get(TOKEN_VARIABLE)
+        token = token or os.environ.get(TOKEN_VARIABLE)
         if token:
             password = token
         elif username:  # https://TOKEN@host: a token alone stands in the user's place
