@@ -73,6 +73,11 @@ class RemoteNotFound(RemoteError):
     """The remote answers, but has no such repository, ref or commit."""
 
 
+class RemoteUnusable(RemoteError):
+    """The remote was not asked: what says here how to reach it (git's configuration, a file of
+    credentials) cannot be read."""
+
+
 class ProtocolError(RemoteError):
     """The remote spoke something that is not the Git protocol, or said ``ERR``."""
 

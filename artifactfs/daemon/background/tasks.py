@@ -13,7 +13,7 @@ from functools import partial
 
 import trio
 
-from artifactfs.errors import ArtifactFSError
+from artifactfs.errors import ArtifactFSError, DaemonError
 from artifactfs.git.identity import other_user_of
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Background:
     def __init__(self, repo: str) -> None:
         self._repo = repo
         self._nursery: trio.Nursery
+        self._running = False
 
     async def run(
         self,
@@ -59,11 +60,20 @@ class Background:
             self._nursery = nursery
             for service in services:
                 nursery.start_soon(service)
+            self._running = True
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._running = False
 
     def start(self, job: Callable[..., Awaitable[object]], *arguments: object) -> None:
-        """Run `job` beside the others. Its failure is logged, and touches nothing else."""
+        """Run `job` beside the others. Its failure is logged, and touches nothing else.
+
+        Raises: DaemonError where the mount is ending.
+        """
+        if not self._running:
+            raise DaemonError("the mount is ending")
         self._nursery.start_soon(self._alone, job, arguments)
 
     async def _alone(

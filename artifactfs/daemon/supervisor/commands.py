@@ -166,6 +166,9 @@ class Commands:
         try:
             answer.update(await supervision.request("status", deadline_s=STATUS_S))
         except DaemonError as error:
+            if supervision.error is not None:  # it ended meanwhile, and has said why
+                answer.update(state=supervision.state, error=supervision.error)
+                return
             answer["state"] = "not answering"
             hint = f"artifact-fs remount --name {answer['name']} --restart --force"
             answer["error"] = {"message": error.message, "hint": hint}

@@ -61,7 +61,13 @@ from artifactfs.git.repository.gitdir import config_text, history_complete
 from artifactfs.git.repository.offered import withdraw
 from artifactfs.git.repository.refs import read_head
 from artifactfs.git.repository.relocation import follow_state_root
-from artifactfs.git.repository.soundness import Fault, faults, mend_indexes, refetch
+from artifactfs.git.repository.soundness import (
+    Fault,
+    drop_damaged_own_config,
+    faults,
+    mend_indexes,
+    refetch,
+)
 from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
@@ -308,6 +314,7 @@ class Worker:
     async def _clone_if_needed(self) -> Tip | None:
         if self._layout.gitdir.exists():
             follow_state_root(self._state, self._layout)
+            self._mended(*drop_damaged_own_config(self._layout.gitdir))
             await refresh(self._layout, self._settings)
             await self._follow_mount_point()
             return None
@@ -343,9 +350,12 @@ class Worker:
     async def _mend_indexes(self, *, deep: bool) -> int:
         """Have those of the gitdir's packs made anew that are damaged. Returns how many were."""
         mended = await mend_indexes(self._layout.gitdir, deep=deep)
-        for fault in mended:
-            self._damage.mended(fault.path, fault.what, fault.mend)
+        self._mended(*mended)
         return len(mended)
+
+    def _mended(self, *faults: Fault) -> None:
+        for fault in faults:
+            self._damage.mended(fault.path, fault.what, fault.mend)
 
     def _met_corrupt(self, pack: Path) -> None:
         """Those of the cache are dropped and fetched again by themselves."""

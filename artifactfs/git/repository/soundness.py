@@ -20,12 +20,27 @@ from artifactfs.errors import CorruptData
 from artifactfs.git.command import GitFailed
 from artifactfs.git.pack.index import PackIndex
 from artifactfs.git.pack.index_pack import write_index
+from artifactfs.git.surroundings import OWN_CONFIG_PATH
 
 _HEX = re.compile(rb"[0-9a-f]{40}")
 _HEAD = re.compile(rb"(ref: refs/[^\0-\x20\x7f~^:?*\[\\]+|[0-9a-f]{40})\n?")
 _PACKED_REF = re.compile(rb"[0-9a-f]{40} refs/[^\0-\x20\x7f]+|\^[0-9a-f]{40}|#.*|")
 _REMOTE_URL = re.compile(rb"^\s*url\s*=\s*\S", re.MULTILINE)
 _TRAILER = 20
+_VALUE = rb'(?:[^"\\\n]|\\(?:["\\ntb]|\r?\n))'
+_CONFIG_ITEM = re.compile(
+    rb"""
+    [ \t\r\n]*(?:
+        [#;][^\n]*
+      | \[ [a-zA-Z0-9.-]+ (?:[ \t]+ "(?:[^"\\\n]|\\[^\n])*" )? \]
+      | [a-zA-Z][a-zA-Z0-9-]* [ \t]*
+        (?: = (?: "%(inside)s*" | (?![#;])%(inside)s )* (?:[#;][^\n]*)? )? \r? (?=\n|\Z)
+      | \Z
+    )"""
+    % {b"inside": _VALUE},
+    re.VERBOSE,
+)
+"""A section's head, a variable or a comment, as git-config(1) has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +83,43 @@ def _head(gitdir: Path) -> Iterator[Fault]:
 def _config(gitdir: Path) -> Iterator[Fault]:
     path = gitdir / "config"
     content = _read(path)
-    if content is not None and b"\0" not in content and _REMOTE_URL.search(content):
+    if content is None:
+        what = "is missing"
+    elif (line := malformed_line(content)) is not None:
+        what = f"is damaged in line {line}"
+    elif not _REMOTE_URL.search(content):
+        what = "is damaged: it names no remote"
+    else:
         return
-    what = "is missing" if content is None else "is damaged: it names no remote"
     yield Fault(
         path,
         f"{what}: git in the mount cannot fetch",
         "restore it from a backup, or from a fresh clone of the same remote by"
         " `artifact-fs add-repo` under another name (change core.worktree in it)",
     )
+
+
+def malformed_line(config: bytes) -> int | None:
+    """The number of the first line for which git refuses a configuration file."""
+    place = 3 if config.startswith(b"\xef\xbb\xbf") else 0  # a byte order mark
+    while place < len(config):
+        item = _CONFIG_ITEM.match(config, place)
+        if item is None or b"\0" in item[0]:
+            blank = len(config[place:]) - len(config[place:].lstrip())
+            return config.count(b"\n", 0, place + blank) + 1
+        place = item.end()
+    return None
+
+
+def drop_damaged_own_config(gitdir: Path) -> list[Fault]:
+    """Remove the file of ours that the gitdir's config includes, where git would refuse to work
+    for it: it is written anew at each start. Returns what was wrong with it."""
+    path = gitdir / OWN_CONFIG_PATH
+    line = malformed_line(_read(path) or b"")
+    if line is None:
+        return []
+    path.unlink()
+    return [Fault(path, f"was damaged in line {line}", "it was made anew")]
 
 
 def _refs(gitdir: Path) -> Iterator[Fault]:

@@ -6,7 +6,13 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from artifactfs.errors import AuthenticationFailed, RemoteError, RemoteNotFound
+from artifactfs.errors import (
+    ArtifactFSError,
+    AuthenticationFailed,
+    RemoteError,
+    RemoteNotFound,
+    RemoteUnusable,
+)
 from artifactfs.git.remote.remote import Remote
 from artifactfs.hydration.link.health import RemoteHealth
 
@@ -47,12 +53,22 @@ class RemoteLink:
                 if self._remote is not None:
                     break
                 resets = self._resets
-                remote = await self._connect()
+                remote = await self._open()
                 if resets == self._resets:
                     self._remote = remote
                 else:  # it was opened with what is out of date by now
                     self._old.append(remote)
         return self._remote
+
+    async def _open(self) -> Remote:
+        """A configuration that is damaged is a remote that cannot be reached, until it is mended:
+        nothing else of the mount needs it."""
+        try:
+            return await self._connect()
+        except RemoteError:
+            raise
+        except (ArtifactFSError, OSError) as error:
+            raise RemoteUnusable(str(error)) from error
 
     def note_failure(self, error: RemoteError, epoch: int) -> None:
         """A request that began in `epoch` of `health` failed. Where the remote refused it, the

@@ -27,6 +27,7 @@ from artifactfs.errors import (
     ProtocolError,
     RemoteError,
     RemoteNotFound,
+    RemoteUnusable,
 )
 from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.redact import redact
@@ -54,7 +55,7 @@ WAITS_WITHIN_S = 10.0
 be back by then; but a scan of absent files is not to take as long as all of their waits."""
 
 
-_FINAL = (AuthenticationFailed, RemoteNotFound)
+_FINAL = (AuthenticationFailed, RemoteNotFound, RemoteUnusable)
 _FINAL_KINDS = tuple(kind.__name__ for kind in _FINAL)
 
 

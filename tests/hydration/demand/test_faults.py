@@ -63,6 +63,30 @@ def test_reads_fail_while_the_remote_is_down_and_work_when_it_is_back(
     trio.run(main)
 
 
+def test_a_damaged_configuration_ends_nothing_but_requests(
+    url: str,
+    tree_repository: TreeRepository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, deadline_s=20.0, hydrate="all") as mount:
+            config = tmp_path / "gitconfig"
+            config.write_bytes(bytes(100))
+            monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+            mount.hydrator.start_sweep(mount.tip.tree)
+            with pytest.raises(HydrationFailed, match=f"bad config line 1 in file {config}"):
+                await mount.read(PATH)
+            await mount.until(lambda stats: str(config) in stats.outage_cause)
+            assert str(config) in caplog.text
+            config.write_bytes(b"")
+            await mount.until(lambda stats: stats.remote == "up")
+            assert await mount.read(PATH) == tree_repository.contents[PATH]
+
+    trio.run(main)
+
+
 def test_the_first_read_after_a_short_pause_works_when_the_remote_is_back(
     url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
 ) -> None:
