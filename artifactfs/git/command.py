@@ -226,16 +226,14 @@ class GitSink:
     def __init__(self, process: PipedProcess, arguments: Sequence[str]) -> None:
         self._process = process
         self._arguments = arguments
-        self._died = False
 
-    async def send(self, chunk: bytes) -> None:
-        """Pass `chunk` on. A process that died swallows the rest: `finish` says why."""
-        if self._died:
-            return
+    async def send(self, chunk: bytes) -> bool:
+        """Pass `chunk` on; False where the process has ended: `finish` says why."""
         try:
             await self._process.stdin.send_all(chunk)
         except trio.BrokenResourceError:
-            self._died = True
+            return False
+        return True
 
     async def finish(self, *, deadline_s: float = 600.0) -> bytes:
         """End its input, wait, and return its output. Raises: GitFailed."""

@@ -60,6 +60,7 @@ class Backend:
     busy: list[int] = field(default_factory=list)  # answer so, once each; 0: hang up
     cut_after: int | None = None  # bytes of a fetch's answer
     endless: bool = False  # each fetch brings one object of 1 TB of zeros
+    pack_version: int = 2  # of what is endless; git refuses others at once
     given_up: threading.Event = field(default_factory=threading.Event)  # by who got such a thing
     stall: threading.Event | None = None  # answer no POST before it is set
     stalled: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -139,7 +140,8 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "application/x-git-upload-pack-result")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            header = struct.pack(">4sLL", b"PACK", 2, 1) + packformat.encode_entry(3, 1 << 40)
+            header = struct.pack(">4sLL", b"PACK", backend.pack_version, 1)
+            header += packformat.encode_entry(3, 1 << 40)
             deflater = zlib.compressobj(1)
             try:
                 self.wfile.write(b"d\r\n000dpackfile\n\r\n")

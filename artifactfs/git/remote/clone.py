@@ -31,7 +31,9 @@ from artifactfs.git.remote.fetch import (
     BLOBLESS,
     FetchResult,
     RefChange,
+    feed_pack,
     fetch_refs,
+    most_of_commit,
     tracked_refs,
 )
 from artifactfs.git.remote.history import MAX_DEPTH_AT_ONCE, fetch_history
@@ -285,9 +287,7 @@ async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) 
             feed_git(*arguments, gitdir=gitdir) as sink,
             remote.fetch_pack([found.want], filter=BLOBLESS, depth=depth) as pack,
         ):
-            async for chunk in pack:
-                await sink.send(chunk)
-            await sink.finish()
+            await feed_pack(pack, sink, gitdir, most=most_of_commit(remote))
             return pack.shallow
     except ObjectsMissing as error:
         raise RemoteNotFound(

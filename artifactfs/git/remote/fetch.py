@@ -7,8 +7,10 @@ taken for a pack.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.errors import CorruptData, ObjectsMissing, RemoteNotFound, StateError
-from artifactfs.git.command import GitFailed, feed_git, run_git
+from artifactfs.git.command import GitFailed, GitSink, feed_git, run_git
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import (
@@ -27,10 +29,17 @@ from artifactfs.git.repository.gitdir import (
 )
 from artifactfs.git.repository.refs import read_head, read_refs, valid_ref
 from artifactfs.git.repository.refspecs import TrackedRemote, tracked_remote
+from artifactfs.git.wire.greeting import PackStream, TipPack
 from artifactfs.git.wire.protocol import RefAdvertisement
 from artifactfs.paths import RepoLayout
 
 BLOBLESS = "blob:none"
+MAX_HISTORY = 16 << 30
+"""Bytes of a pack of commits and trees: those of all of Linux have 1.3 GB."""
+MAX_COMMIT = 1 << 30
+"""The same for one commit: a tree of a million files has 60 MB."""
+SHARE_OF_DISK = 0.9
+"""Of the space that is free when it begins to come: the most for a remote that sends blobs, too."""
 _MAX_HAVES = 256
 _REF_DEADLINE_S = 60.0
 _TRACKING = "refs/remotes/"
@@ -87,37 +96,88 @@ async def receive_pack(
     out parents, ``shallow`` is brought up to date.
     Raises: RemoteError, CorruptData.
     """
-    staging = await trio.to_thread.run_sync(own_folder, gitdir, folder)
     known_shallow = read_shallow(gitdir)
+    fetching = remote.fetch_pack(
+        wants, filter=filter, haves=haves, depth=depth, shallow=known_shallow, urgent=urgent
+    )
+    pack = await _store(
+        fetching,
+        gitdir,
+        folder=folder,
+        most=MAX_HISTORY if remote.capabilities.filter else None,
+        give_way=give_way,
+        background=background,
+    )
+    shallow = (known_shallow | pack.shallow) - pack.unshallow
+    if shallow != known_shallow:
+        write_shallow(gitdir, shallow)
+
+
+def most_of_commit(remote: Remote) -> int | None:
+    """The bytes that one commit with its trees may have: see `feed_pack`."""
+    return MAX_COMMIT if remote.capabilities.filter else None
+
+
+async def _store(
+    fetching: AbstractAsyncContextManager[PackStream | TipPack],
+    gitdir: Path,
+    *,
+    folder: str,
+    most: int | None,
+    give_way: Callable[[], Awaitable[None]] | None = None,
+    background: bool = False,
+) -> PackStream | TipPack:
+    """Index what `fetching` brings in ``artifactfs/FOLDER``, and move it when it is whole.
+    `most` as `feed_pack` has it.
+
+    Raises: RemoteError, CorruptData.
+    """
+    staging = await trio.to_thread.run_sync(own_folder, gitdir, folder)
     environment = {"GIT_OBJECT_DIRECTORY": str(staging)}
     arguments = ("index-pack", "--promisor", "--stdin")
     try:
         (staging / "pack").mkdir()
         async with (
             feed_git(*arguments, gitdir=gitdir, env=environment, background=background) as sink,
-            remote.fetch_pack(
-                wants,
-                filter=filter,
-                haves=haves,
-                depth=depth,
-                shallow=known_shallow,
-                urgent=urgent,
-            ) as pack,
+            fetching as pack,
         ):
-            async for chunk in pack:
-                await sink.send(chunk)
-                if give_way is not None:
-                    await give_way()
-            await sink.finish()
+            await feed_pack(pack, sink, staging, most=most, give_way=give_way)
         await trio.to_thread.run_sync(adopt_packs, staging, gitdir / "objects")
-        shallow = (known_shallow | pack.shallow) - pack.unshallow
-        if shallow != known_shallow:
-            write_shallow(gitdir, shallow)
+        return pack
     except GitFailed as error:
         raise CorruptData(f"a fetched pack is not usable: {error.message}") from error
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(staging, ignore_errors=True))
+
+
+async def feed_pack(
+    pack: PackStream | TipPack,
+    sink: GitSink,
+    directory: Path,
+    *,
+    most: int | None,
+    give_way: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Give `pack` to ``index-pack``, which stores it in `directory`, and wait for it.
+
+    Raises: RemoteError; CorruptData where it is larger than `most` bytes, or nearly fills the
+    disk; GitFailed, at once where git refuses what has come so far.
+    """
+    disk = await trio.to_thread.run_sync(os.statvfs, directory)
+    room = int(disk.f_bavail * disk.f_frsize * SHARE_OF_DISK)
+    most = room if most is None else min(most, room)
+    received = 0
+    async for chunk in pack:
+        received += len(chunk)
+        if received > most:
+            why = "there is no room for more" if most == room else "commits and trees have less"
+            raise CorruptData(f"the remote sent more than {most} bytes in one pack: {why}")
+        if not await sink.send(chunk):
+            break
+        if give_way is not None:
+            await give_way()
+    await sink.finish()
 
 
 async def fetch_refs(layout: RepoLayout, settings: RepoSettings, remote: Remote) -> FetchResult:
@@ -207,15 +267,8 @@ async def fetch_commit(gitdir: Path, remote: Remote, oid: Oid) -> None:
     ``shallow`` stays as it is: parents that are not here are promised objects. One round trip.
     Raises: RemoteError (RemoteNotFound where the remote does not have it), CorruptData.
     """
+    fetching = remote.fetch_pack([oid], filter=BLOBLESS, depth=1)
     try:
-        async with (
-            feed_git("index-pack", "--promisor", "--stdin", gitdir=gitdir) as sink,
-            remote.fetch_pack([oid], filter=BLOBLESS, depth=1) as pack,
-        ):
-            async for chunk in pack:
-                await sink.send(chunk)
-            await sink.finish()
+        await _store(fetching, gitdir, folder=f"commit-{oid.hex()}", most=most_of_commit(remote))
     except ObjectsMissing as error:
         raise RemoteNotFound(f"the remote has no commit {oid.hex()}") from error
-    except GitFailed as error:
-        raise CorruptData(f"the pack of {oid.hex()} is not usable: {error.message}") from error

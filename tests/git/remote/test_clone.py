@@ -11,11 +11,19 @@ import pytest
 import trio
 
 from artifactfs.daemon.repositories.remotes import store_remote
-from artifactfs.errors import InvalidInput, RemoteError, RemoteNotFound, RemoteUnreachable
+from artifactfs.errors import (
+    CorruptData,
+    InvalidInput,
+    RemoteError,
+    RemoteNotFound,
+    RemoteUnreachable,
+)
 from artifactfs.features import version_of
 from artifactfs.git.objects.database import ObjectDatabase
+from artifactfs.git.remote import fetch
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.clone import fetch_history, fetch_refs
+from artifactfs.git.remote.fetch import fetch_commit
 from artifactfs.git.remote.history import write_changed_paths
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import history_complete
@@ -374,6 +382,62 @@ def test_a_cut_answer_leaves_nothing(clone: Clone, backend: Backend) -> None:
         assert leftovers(clone) == []
         backend.cut_after = None
         await clone.tip(remote)
+
+    clone.run(body)
+
+
+@pytest.mark.parametrize("what", ["tip", "history", "refs", "commit"])
+@pytest.mark.parametrize(
+    ("version", "message"), [(2, "more than 1000000 bytes"), (9, "pack version 9 unsupported")]
+)
+def test_a_pack_without_end_is_given_up(
+    clone: Clone,
+    hosted: Sample,
+    backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    version: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(fetch, "MAX_HISTORY", 1_000_000)
+    monkeypatch.setattr(fetch, "MAX_COMMIT", 1_000_000)
+    backend.pack_version = version
+
+    async def body(remote: Remote) -> None:
+        if what != "tip":
+            await clone.tip(remote)
+        packs = set(clone.gitdir.glob("objects/pack/*"))
+        git("commit", "--allow-empty", "-qm", "new", cwd=hosted.work)
+        git("push", "-q", "origin", "HEAD:main", cwd=hosted.work)
+        backend.endless = True
+        with pytest.raises(CorruptData, match=message):
+            match what:
+                case "tip":
+                    await clone.tip(remote)
+                case "history":
+                    await clone.history(remote)
+                case "refs":
+                    await fetch_refs(clone.layout, clone.settings, remote)
+                case "commit":
+                    await fetch_commit(clone.gitdir, remote, hosted.oid("main"))
+        assert await trio.to_thread.run_sync(backend.given_up.wait, 20)
+        assert set(clone.gitdir.glob("objects/pack/*")) == packs
+        assert leftovers(clone) == []
+        assert what == "tip" or os.listdir(clone.gitdir / "artifactfs") == ["config"]
+
+    clone.run(body)
+
+
+def test_a_pack_for_which_there_is_no_room_is_given_up(
+    clone: Clone, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a remote without filters, which may send blobs of any size."""
+    monkeypatch.setattr(fetch, "SHARE_OF_DISK", 0.0)
+
+    async def body(remote: Remote) -> None:
+        with pytest.raises(CorruptData, match="there is no room for more"):
+            await clone.tip(remote)
+        assert leftovers(clone) == []
 
     clone.run(body)
 
