@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,13 @@ from tests.e2e.comparison import tree
 from tests.e2e.git_script import STEPS
 from tests.e2e.processes import DaemonProcess, ServedRepository
 
+STATE = """
+git status --porcelain=v2 --branch; echo "→ $?"
+git ls-files -s
+git rev-parse HEAD^{tree}
+git stash list --format=%gd
+"""
+"""What scripts ask for, in the forms that they read."""
 LATER = FIRST_COMMIT_TIME + 1_000_000
 
 
@@ -64,15 +72,10 @@ class Side:
             text = text.replace(place, name)
         return text
 
-    def state(self) -> dict[str, str]:
-        """What git says of the tree, in the forms that scripts read."""
-        commands = (
-            "git status --porcelain=v2 --branch",
-            "git ls-files -s",
-            "git rev-parse HEAD^{tree}",
-            "git stash list --format=%gd",
-        )
-        return {command: self.run(0, command) for command in commands}
+    def step(self, number: int, command: str) -> tuple[str, str, object]:
+        """Run a step. Return what it printed, what git says of the tree then, and the tree."""
+        printed = self.run(number, command)
+        return printed, self.run(0, STATE), tree(self.top)
 
 
 @pytest.fixture
@@ -102,11 +105,11 @@ def make_sides(
 
 def compare_steps(plain: Side, ours: Side) -> None:
     """Run every step on both sides. Raises: AssertionError that names the step."""
-    for number, command in enumerate(STEPS, 1):
-        expected = plain.run(number, command)
-        assert ours.run(number, command) == expected, f"step {number}: {command}"
-        assert ours.state() == plain.state(), f"after step {number}: {command}"
-        assert tree(ours.top) == tree(plain.top), f"after step {number}: {command}"
+    with ThreadPoolExecutor(2) as pool:
+        for number, command in enumerate(STEPS, 1):
+            running = [pool.submit(side.step, number, command) for side in (plain, ours)]
+            expected, result = (step.result() for step in running)
+            assert result == expected, f"step {number}: {command}"
 
 
 @pytest.mark.timeout(300)
