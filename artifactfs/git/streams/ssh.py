@@ -81,7 +81,7 @@ async def ssh_command(url: RemoteURL, settings: SshSettings, deadline_s: float) 
     address = f"{url.username}@{url.host}" if url.username else url.host
     variant = _named_variant(settings, shell, program)
     if variant is None:
-        variant = await _detected(start, url, address)
+        variant = await _detected(start, url, address, min(_DETECT_S, deadline_s))
     options = [*_quiet(variant, deadline_s), *_port(variant, url.port)]
     upload_pack = f"{settings.upload_pack or UPLOAD_PACK} {quoted_path(url.path)}"
     return [*start, *options, address, upload_pack]
@@ -102,14 +102,14 @@ def _named_variant(settings: SshSettings, shell: str | None, program: str) -> Va
     return _BY_NAME.get(Path(name).name.lower())
 
 
-async def _detected(start: list[str], url: RemoteURL, address: str) -> Variant:
-    """It is an OpenSSH if it prints its configuration when asked as one."""
+async def _detected(start: list[str], url: RemoteURL, address: str, deadline_s: float) -> Variant:
+    """It is an OpenSSH if it prints its configuration within `deadline_s` when asked as one."""
     command = [*start, "-G", "-o", "SendEnv=GIT_PROTOCOL", *_port("ssh", url.port), address]
     try:
         process = await open_process(command, git_environment({"GIT_PROTOCOL": "version=2"}))
     except GitFailed:
         return "simple"
-    return "ssh" if await process.close(grace_s=_DETECT_S) == 0 else "simple"
+    return "ssh" if await process.close(grace_s=deadline_s) == 0 else "simple"
 
 
 def _quiet(variant: Variant, deadline_s: float) -> list[str]:

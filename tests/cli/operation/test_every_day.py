@@ -91,20 +91,23 @@ def test_the_daemon_restarts_reloads_and_stops(tmp_path: Path, local_remote: Any
         daemon.clean_up()
 
 
-def test_twenty_mounts_at_once(tmp_path: Path, local_remote: Any) -> None:
+MANY = 8
+
+
+def test_many_mounts_at_once(tmp_path: Path, local_remote: Any) -> None:
     """All work, though each would like to be called `tree`."""
     root = tmp_path / "state"
-    places = [tmp_path / str(number) / "tree" for number in range(20)]
+    places = [tmp_path / str(number) / "tree" for number in range(MANY)]
     for place in places:
         place.parent.mkdir()
     command = ("--state-root", str(root), "mount", "-q", str(local_remote.path))
     try:
-        with ThreadPoolExecutor(20) as pool:
+        with ThreadPoolExecutor(MANY) as pool:
             done = list(pool.map(lambda place: program(*command, str(place)), places))
-        assert [(each.returncode, each.stdout, each.stderr) for each in done] == [(0, "", "")] * 20
+        assert {(each.returncode, each.stdout, each.stderr) for each in done} == {(0, "", "")}
         assert all((place / "README.md").read_text() == "# Hello\n" for place in places)
         listed = json.loads(program("--state-root", str(root), "ls", "--json").stdout)
-        assert len({each["name"] for each in listed}) == 20
+        assert len({each["name"] for each in listed}) == MANY
         taken = program(*command, str(tmp_path / "more"), "--name", "tree")
         assert taken.returncode != 0 and "'tree' is registered already" in taken.stderr
     finally:

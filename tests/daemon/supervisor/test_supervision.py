@@ -117,8 +117,8 @@ def test_a_worker_that_was_late_is_kept(
     state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silent for a while, and then it answers; and stopped with all of us, for longer than that."""
-    monkeypatch.setattr(supervision, "SILENCE_S", 1.0)
-    monkeypatch.setattr(supervision, "ASK_S", 4.0)
+    monkeypatch.setattr(supervision, "SILENCE_S", 0.5)
+    monkeypatch.setattr(supervision, "ASK_S", 2.5)
 
     async def body(_pool: WorkerPool, one: Supervision) -> None:
         await one.wait_ready()
@@ -126,13 +126,13 @@ def test_a_worker_that_was_late_is_kept(
         assert worker is not None
         with open(Path(settings.mount_point) / "README.md") as opened:  # noqa: ASYNC230 - is here
             os.kill(worker, signal.SIGSTOP)
-            await trio.sleep(2.5)
+            await trio.sleep(1.5)
             os.kill(worker, signal.SIGCONT)
             await trio.sleep(0.6)
             os.kill(worker, signal.SIGSTOP)
-            time.sleep(5.5)  # noqa: ASYNC251 - the supervisor, this process, does not run either
+            time.sleep(3.5)  # noqa: ASYNC251 - the supervisor, this process, does not run either
             os.kill(worker, signal.SIGCONT)
-            await trio.sleep(2.0)
+            await trio.sleep(1.5)
             assert (one.pid, one.restarts) == (worker, 0)
             assert await trio.to_thread.run_sync(opened.read)
 
