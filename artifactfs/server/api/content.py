@@ -18,6 +18,7 @@ from artifactfs.server.api.base import (
     RepositoriesOf,
 )
 from artifactfs.server.api.schemas import Envelope
+from artifactfs.server.content.archives import Archive, ArchiveAnswer, Format
 from artifactfs.server.content.blob_answer import SAFE, blob_answer
 from artifactfs.server.content.differences import diff, two_ends
 from artifactfs.server.content.objects import Content, EntryType, NoSuchContent, TooLarge
@@ -41,13 +42,24 @@ _PARTS: dict[int | str, dict[str, Any]] = {
     304: {"description": "The client has it: If-None-Match names its ETag"},
     416: {"description": "The Range lies behind the end"},
 }
-_DIFF: dict[int | str, dict[str, Any]] = {
+DIFF_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {"description": "The diff", "content": {"text/x-diff": {"schema": {"type": "string"}}}}
 }
 _ANY_BYTES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The bytes, with a type guessed from them",
         "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+_ARCHIVE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The archive",
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in ("application/gzip", "application/x-tar", "application/zip")
+        },
     }
 }
 
@@ -115,7 +127,7 @@ async def get_refs(
 @router.get(
     "/repos/{name}/diff",
     response_class=Response,
-    responses=_DIFF,
+    responses=DIFF_ANSWER,
     summary="What changed between two commits, as a unified diff",
 )
 async def get_diff(
@@ -140,6 +152,34 @@ async def get_diff(
     if not found.whole:
         raise Problem(Code.MEMORY_LIMIT, "The diff is too large; make it with git")
     return Response(found.data, headers={**SAFE, "Content-Type": "text/x-diff; charset=utf-8"})
+
+
+@router.get(
+    "/repos/{name}/archive",
+    response_class=Response,
+    responses=_ARCHIVE,
+    summary="A ref, or a folder of it, as tar.gz, tar or zip",
+)
+async def get_archive(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    ref: Annotated[str, Query(max_length=500)] = "HEAD",
+    path: Annotated[str, Query(max_length=4_096, description="of a folder; default: all")] = "",
+    format: Format = "tar.gz",
+) -> Response:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    folder = path.strip("/")
+
+    def find(content: Content) -> str:
+        if folder and content.entry_at(ref, folder).type != "tree":
+            raise NoSuchContent(folder)
+        return str(content.commit_id(ref))
+
+    commit = await read_content(context, repo, find)
+    return ArchiveAnswer(context, Archive(repo, commit, folder, format))
 
 
 @router.get("/repos/{name}/commit/{hash}", summary="One commit")
