@@ -10,6 +10,7 @@ from fastapi_offline import FastAPIOffline
 
 import artifactfs
 from artifactfs.server.api import account as api_account
+from artifactfs.server.api import branches as api_branches
 from artifactfs.server.api import content as api_content
 from artifactfs.server.api import namespaces as api_namespaces
 from artifactfs.server.api import public as api_public
@@ -42,7 +43,7 @@ from artifactfs.server.problems import Code, Problem
 from artifactfs.server.web import pages
 from artifactfs.server.web.sessions import Sessions
 
-_IN_NAMESPACE = (api_repos.router, api_content.router, api_writing.router)
+_IN_NAMESPACE = (*(api_repos.router, api_content.router, api_writing.router, api_branches.router),)
 
 _BASES = (
     ("/client/v4/accounts/{account_id}/artifacts", caller_by_path),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -18,6 +20,7 @@ class Code(Enum):
     NOT_FOUND = (10200, 404)
     ALREADY_EXISTS = (10201, 409)
     CONFLICT = (10202, 409)
+    MERGE_CONFLICT = (10203, 409)
     IMPORT_IN_PROGRESS = (10302, 409)
     FORK_IN_PROGRESS = (10303, 409)
     INTERNAL_ERROR = (10400, 500)
@@ -38,11 +41,19 @@ class Code(Enum):
         return self.value[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A path that does not merge, and why, in git's words: ``contents``, ``modify/delete`` …"""
+
+    path: str
+    kind: str
+
+
 class Problem(Exception):
     """A request that cannot be granted; the answer is an envelope with this error.
 
     `pointer`: JSON pointer of the field at fault. `retry_after`: seconds after which the same
-    request may succeed.
+    request may succeed. `conflicts`: what does not merge.
     """
 
     def __init__(
@@ -52,12 +63,14 @@ class Problem(Exception):
         *,
         pointer: str | None = None,
         retry_after: int | None = None,
+        conflicts: Sequence[Conflict] = (),
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.pointer = pointer
         self.retry_after = retry_after
+        self.conflicts = conflicts
 
 
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)

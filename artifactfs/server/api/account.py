@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from artifactfs.server.api.base import CallerOf, ContextOf, RepositoriesOf
-from artifactfs.server.api.schemas import Deleted, Envelope
+from artifactfs.server.api.paging import RepoQuery, Sort, list_repos
+from artifactfs.server.api.repos import repo_info
+from artifactfs.server.api.schemas import Deleted, Envelope, RepoInfo
 from artifactfs.server.events.analytics import usage
 from artifactfs.server.events.eventlog import DAY_MS
 from artifactfs.server.events.events import NOTICE_KINDS
@@ -80,6 +82,33 @@ def _info(hook: Webhook) -> dict[str, Any]:
     }
 
 
+@router.get("/repos", summary="List the repositories of all namespaces")
+async def get_all_repos(
+    request: Request,
+    caller: CallerOf,
+    context: ContextOf,
+    limit: Annotated[int | None, Query(ge=1, le=200)] = None,
+    per_page: Annotated[int | None, Query(ge=1, le=200)] = None,
+    cursor: Annotated[str | None, Query(max_length=1_000)] = None,
+    page: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
+    search: Annotated[str | None, Query(max_length=200)] = None,
+    sort: Sort = "created_at",
+    direction: Literal["asc", "desc"] = "desc",
+) -> Envelope[list[RepoInfo]]:
+    query = RepoQuery(
+        caller.account_id,
+        caller.token.namespaces,
+        limit or per_page or 50,
+        cursor=cursor,
+        page=page,
+        search=search,
+        sort=sort,
+        descending=direction == "desc",
+    )
+    repos, info = list_repos(context.store, query)
+    return Envelope(result=[repo_info(request, context, repo) for repo in repos], result_info=info)
+
+
 @router.get("/usage", summary="Operations and GB-months")
 async def get_usage(
     caller: CallerOf,
@@ -87,6 +116,7 @@ async def get_usage(
     since: Annotated[date | None, Query(description="first day; default: 30 days ago")] = None,
     until: Annotated[date | None, Query(description="last day; default: today")] = None,
 ) -> Envelope[UsageReport]:
+    caller.check_namespace(None)
     first = str(since) if since else day_of(now_ms() - 30 * DAY_MS)
     last = str(until) if until else day_of(now_ms())
     await context.events.flush()
@@ -115,6 +145,7 @@ async def get_usage(
 async def create_webhook(
     caller: CallerOf, context: ContextOf, repositories: RepositoriesOf, body: CreateWebhook
 ) -> Envelope[CreatedWebhook]:
+    caller.check_namespace(body.namespace)
     kinds = [event.removeprefix(PREFIX) for event in body.events]
     if not set(kinds) <= set(NOTICE_KINDS) or not all(e.startswith(PREFIX) for e in body.events):
         raise Problem(Code.INVALID_INPUT, "Unknown event type", pointer="/events")
@@ -131,7 +162,12 @@ async def create_webhook(
 
 @router.get("/webhooks", summary="List subscriptions")
 async def get_webhooks(caller: CallerOf, context: ContextOf) -> Envelope[list[WebhookInfo]]:
-    hooks = context.webhooks.all(caller.account_id)
+    hooks = [
+        hook
+        for hook in context.webhooks.all(caller.account_id)
+        if caller.token.namespaces is None
+        or (hook.namespace is not None and caller.token.may_use(hook.namespace))
+    ]
     return Envelope(result=[WebhookInfo(**_info(hook)) for hook in hooks])
 
 
@@ -139,6 +175,9 @@ async def get_webhooks(caller: CallerOf, context: ContextOf) -> Envelope[list[We
 async def delete_webhook(
     caller: CallerOf, context: ContextOf, webhook_id: str
 ) -> Envelope[Deleted]:
+    for hook in context.webhooks.all(caller.account_id):
+        if hook.id == webhook_id:
+            caller.check_namespace(hook.namespace)
     if not await context.webhooks.remove(caller.account_id, webhook_id):
         raise not_found("Webhook")
     return Envelope(result=Deleted(id=webhook_id))
@@ -146,6 +185,7 @@ async def delete_webhook(
 
 @graphql_router.post("/graphql", summary="Analytics by GraphQL")
 async def graphql(caller: CallerOf, context: ContextOf, body: GraphQLRequest) -> GraphQLAnswer:
+    caller.check_namespace(None)
     await context.events.flush()
     account = caller.account_id
     answer = await context.events.store.read_in_thread(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, FastAPI, Path, Request
@@ -53,6 +53,14 @@ class Caller:
     def account_id(self) -> str:
         return self.token.account_id
 
+    def check_namespace(self, namespace: str | None) -> None:
+        """`None`: the whole account. Raises: Problem where the token is not for it."""
+        if namespace is None and self.token.namespaces is not None:
+            raise Problem(Code.AUTHENTICATION, "Authentication error: the token is for namespaces")
+        if namespace is not None and not self.token.may_use(namespace):
+            text = "Authentication error: the token is for other namespaces"
+            raise Problem(Code.AUTHENTICATION, text)
+
 
 def context_of(request: Request) -> Context:
     return cast(Context, request.app.state.context)
@@ -75,11 +83,13 @@ def _authenticate(request: Request, credentials: HTTPAuthorizationCredentials | 
         raise Problem(Code.AUTHENTICATION, "Authentication error")
     if request.method not in _READING and token.permission != "edit":
         raise Problem(Code.AUTHENTICATION, "Authentication error: the token may only read")
-    request.state.caller = Caller(token)
+    caller = request.state.caller = Caller(token)
     wait = context.control_limiter.take(token.account_id)
     if wait is not None:
         raise Problem(Code.RATE_LIMITED, "Too many requests", retry_after=wait)
-    return Caller(token)
+    if "namespace" in request.path_params:
+        caller.check_namespace(request.path_params["namespace"])
+    return caller
 
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
@@ -127,6 +137,8 @@ def error_answer(problem: Problem, more: Mapping[str, str] | None = None) -> JSO
     item: dict[str, Any] = {"code": problem.code.number, "message": problem.message}
     if problem.pointer is not None:
         item["source"] = {"pointer": problem.pointer}
+    if problem.conflicts:
+        item["conflicts"] = [asdict(conflict) for conflict in problem.conflicts]
     headers = dict(more or {})
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)

@@ -35,6 +35,7 @@ async def create_namespace(
     caller: CallerOf, context: ContextOf, repositories: RepositoriesOf, body: CreateNamespace
 ) -> Envelope[NamespaceInfo]:
     name = repositories.check_namespace(body.namespace, "/namespace")
+    caller.check_namespace(name)
     jurisdiction = body.jurisdiction or "unrestricted"
 
     def make(db: Database) -> bool:
@@ -58,7 +59,8 @@ async def get_namespaces(
     page: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
 ) -> Envelope[list[NamespaceInfo]]:
     found, info = list_namespaces(
-        context.store, caller.account_id, limit or per_page or 50, cursor, page
+        *(context.store, caller.account_id, limit or per_page or 50, cursor, page),
+        only=caller.token.namespaces,
     )
     return Envelope(result=[_info(*each) for each in found], result_info=info)
 

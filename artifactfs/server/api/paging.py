@@ -43,7 +43,8 @@ class RepoQuery:
     """Which repositories to list, and in which order."""
 
     account_id: str
-    namespace: str
+    namespaces: tuple[str, ...] | None
+    """None: all of the account."""
     limit: int
     cursor: str | None = None
     page: int | None = None
@@ -79,8 +80,10 @@ def pages_of(total: int, per_page: int) -> int:
 
 def list_repos(store: Store, query: RepoQuery) -> tuple[list[Repo], ResultInfo]:
     """One page of repositories. Raises: Problem for a bad cursor."""
-    where = "namespaces.account_id = :account AND repos.namespace = :namespace"
-    params: dict[str, Any] = {"account": query.account_id, "namespace": query.namespace}
+    where = "namespaces.account_id = :account"
+    params: dict[str, Any] = {"account": query.account_id}
+    if query.namespaces is not None:
+        where += f" AND {_one_of('repos.namespace', query.namespaces, params)}"
     if query.search:
         where += (
             " AND (repos.name LIKE :like ESCAPE '\\' OR repos.description LIKE :like ESCAPE '\\')"
@@ -140,24 +143,29 @@ def list_tokens(
 
 
 def list_namespaces(
-    store: Store, account_id: str, limit: int, cursor: str | None, page: int | None
+    store: Store,
+    account_id: str,
+    limit: int,
+    cursor: str | None,
+    page: int | None,
+    *,
+    only: tuple[str, ...] | None = None,
 ) -> tuple[list[tuple[Namespace, int]], ResultInfo]:
-    """One page of namespaces by name, each with its number of repositories."""
-    total = int(
-        _rows(
-            store,
-            "SELECT count(*) AS total FROM namespaces WHERE account_id = :account",
-            {"account": account_id},
-        )[0]["total"]
-    )
+    """One page of namespaces by name, each with its number of repositories; of `only` these."""
+    where = "account_id = :account"
+    params: dict[str, Any] = {"account": account_id}
+    if only is not None:
+        where += f" AND {_one_of('namespaces.name', only, params)}"
+    counted = _rows(store, f"SELECT count(*) AS total FROM namespaces WHERE {where}", params)
+    total = int(counted[0]["total"])
     after = decode_cursor(cursor, str)[0] if cursor else ""
     skip = (page - 1) * limit if page and not cursor else 0
     rows = _rows(
         store,
         "SELECT namespaces.*, (SELECT count(*) FROM repos WHERE repos.namespace = namespaces.name)"
-        " AS repo_count FROM namespaces WHERE account_id = :account AND name > :after"
+        f" AS repo_count FROM namespaces WHERE {where} AND name > :after"
         " ORDER BY name LIMIT :limit OFFSET :skip",
-        {"account": account_id, "after": after, "limit": limit + 1, "skip": skip},
+        {**params, "after": after, "limit": limit + 1, "skip": skip},
     )
     more = len(rows) > limit
     rows = rows[:limit]
@@ -174,6 +182,12 @@ def list_namespaces(
 
 def _rows(store: Store, sql: str, params: dict[str, Any]) -> list[Row]:
     return store.rows(sql, params)
+
+
+def _one_of(column: str, values: tuple[str, ...], params: dict[str, Any]) -> str:
+    """The condition; its values are added to `params`."""
+    params |= {f"only{number}": value for number, value in enumerate(values)}
+    return f"{column} IN ({', '.join(f':only{number}' for number in range(len(values)))})"
 
 
 def _escape_like(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
+from pydantic import SecretStr
 
 from artifactfs.server.api.base import (
     CallerOf,
@@ -33,12 +34,18 @@ from artifactfs.server.api.schemas import (
     ForkRepo,
     ImportRepo,
     RepoInfo,
+    SyncedRef,
+    SyncRepo,
+    SyncResult,
     TokenInfo,
     UpdateRepo,
 )
 from artifactfs.server.context import Context
+from artifactfs.server.jobs.remote_fetch import Credentials
+from artifactfs.server.jobs.syncing import SyncOrder, source_url, sync
 from artifactfs.server.metadata.clock import iso, iso_or_none, now_ms
 from artifactfs.server.metadata.records import Repo, RepoToken
+from artifactfs.server.problems import Code, Problem
 
 router = APIRouter(tags=["repos"])
 
@@ -47,6 +54,7 @@ def repo_info(request: Request, context: Context, repo: Repo) -> RepoInfo:
     """A repository as the API shows it."""
     return RepoInfo(
         id=repo.id,
+        namespace=repo.namespace,
         name=repo.name,
         description=repo.description,
         default_branch=repo.default_branch,
@@ -117,7 +125,7 @@ async def get_repos(
 ) -> Envelope[list[RepoInfo]]:
     query = RepoQuery(
         caller.account_id,
-        namespace,
+        (namespace,),
         limit or per_page or 50,
         cursor=cursor,
         page=page,
@@ -182,6 +190,8 @@ async def fork_repo(
     name: RepoName,
     body: ForkRepo,
 ) -> Envelope[ForkedRepo]:
+    if body.namespace is not None:
+        caller.check_namespace(body.namespace)
     parent = repositories.get_ready(caller.account_id, namespace, name)
     repo, token, objects = await jobs.fork(
         parent,
@@ -225,6 +235,7 @@ async def import_repo(
         description=body.description,
         read_only=body.read_only,
         anonymous_read=body.anonymous_read,
+        credentials=_credentials(body.url, body.username, body.password),
     )
     return Envelope(
         result=CreatedRepo(
@@ -236,6 +247,36 @@ async def import_repo(
             token=token,
         )
     )
+
+
+def _credentials(url: str, username: str | None, password: SecretStr | None) -> Credentials | None:
+    """Raises: Problem for a user name alone."""
+    if password is None and username is None:
+        return None
+    secret = "" if password is None else password.get_secret_value()
+    if not secret or any(c < " " or c == "\x7f" for c in secret):
+        raise Problem(Code.INVALID_INPUT, "The password is not valid", pointer="/password")
+    return Credentials(url, username or "x", secret)
+
+
+@router.post("/repos/{name}/sync", summary="Bring an import in step with its source")
+async def sync_repo(
+    caller: CallerOf,
+    context: ContextOf,
+    repositories: RepositoriesOf,
+    namespace: NamespaceName,
+    name: RepoName,
+    body: SyncRepo,
+) -> Envelope[SyncResult]:
+    repo = repositories.get_ready(caller.account_id, namespace, name)
+    order = SyncOrder(
+        credentials=_credentials(source_url(repo), body.username, body.password),
+        force=body.force,
+        prune=body.prune,
+    )
+    done = await sync(context, repo, order, actor=caller.token.id)
+    updated = [SyncedRef(ref=u.ref, before=u.before, after=u.after) for u in done.updates]
+    return Envelope(result=SyncResult(updated=updated, diverged=list(done.diverged)))
 
 
 @router.get("/repos/{name}/tokens", summary="List the tokens of a repository")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
 
 T = TypeVar("T")
 
@@ -13,11 +13,17 @@ class Source(BaseModel):
     pointer: str = Field(description="JSON pointer of the field at fault")
 
 
+class ConflictItem(BaseModel):
+    path: str
+    kind: str = Field(description="in git's words: contents, modify/delete, add/add …")
+
+
 class ErrorItem(BaseModel):
     code: int
     message: str
     documentation_url: str | None = None
     source: Source | None = None
+    conflicts: list[ConflictItem] | None = Field(None, description="what does not merge")
 
 
 class ResultInfo(BaseModel):
@@ -54,6 +60,9 @@ BranchName = Annotated[str, StringConstraints(max_length=200)]
 Flag = Annotated[bool, Field(strict=True)]
 """true or false, and nothing that only means it."""
 Description = Annotated[str, StringConstraints(max_length=1_000)]
+
+
+_NO_CONTROL = r"^[^:\x00-\x1f\x7f]*$"
 
 
 class CreateNamespace(_Request):
@@ -95,7 +104,32 @@ class ForkRepo(_Request):
     default_branch_only: Flag = False
 
 
-class ImportRepo(_Request):
+class _WithCredentials(_Request):
+    username: Annotated[str, StringConstraints(max_length=500, pattern=_NO_CONTROL)] | None = Field(
+        None, description="for the source; with a token for password, any will do"
+    )
+    password: SecretStr | None = Field(
+        None, description="for the source: used for this request, stored nowhere", max_length=5_000
+    )
+
+
+class SyncRepo(_WithCredentials):
+    force: Flag = Field(False, description="move refs that have other commits here, too")
+    prune: Flag = Field(False, description="delete refs here that the source lacks")
+
+
+class SyncedRef(BaseModel):
+    ref: str
+    before: str
+    after: str
+
+
+class SyncResult(BaseModel):
+    updated: list[SyncedRef] = Field(description="zeros: absent")
+    diverged: list[str] = Field(description="left alone: they have commits that the source lacks")
+
+
+class ImportRepo(_WithCredentials):
     url: Annotated[str, StringConstraints(max_length=2_000)]
     branch: BranchName | None = None
     depth: Annotated[int, Field(ge=1, le=2_147_483_647, strict=True)] | None = None
@@ -119,6 +153,7 @@ class ForkedRepo(CreatedRepo):
 
 class RepoInfo(BaseModel):
     id: str
+    namespace: str
     name: str
     description: str | None
     default_branch: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from artifactfs.server.metadata.catalog import add_api_token, set_setting, setti
 from artifactfs.server.metadata.clock import iso
 from artifactfs.server.metadata.database import metadata_migrations, open_database, write_now
 from artifactfs.server.metadata.records import Permission
+from artifactfs.server.storage.settings import NameRule, name_is_valid
 
 
 @click.group()
@@ -24,19 +26,36 @@ def token() -> None:
 @data_option
 @click.option("--account", help="Account id; default: the one of this data folder.")
 @click.option("--permission", type=click.Choice(["edit", "read"]), default="edit")
+@click.option(
+    "--namespace",
+    "namespaces",
+    multiple=True,
+    help="Only for this namespace; may be given again.  [all]",
+)
 @click.option("--name", default="", help="What it is for.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the token and nothing else.")
 @json_option
 def token_create(
-    data: Path, account: str | None, permission: Permission, name: str, quiet: bool, as_json: bool
+    data: Path,
+    account: str | None,
+    permission: Permission,
+    namespaces: tuple[str, ...],
+    name: str,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Make an API token. It is shown once: the server keeps a hash."""
+    for each in namespaces:
+        if not name_is_valid(each, NameRule.EXTENDED):
+            raise InvalidInput(f"{each!r} cannot be the name of a namespace")
     if account is not None and not _account_ok(account):
         raise InvalidInput("an account id has 1 to 64 characters of a-z, 0-9, '-' and '_'")
     db = open_database(layout_of(data).metadata_db, metadata_migrations)
     try:
         account_id = account or write_now(db, _default_account)
-        made, plaintext = write_now(db, lambda d: add_api_token(d, account_id, name, permission))
+        made, plaintext = write_now(
+            db, lambda d: add_api_token(d, account_id, name, permission, namespaces or None)
+        )
     finally:
         db.close()
     if quiet:
@@ -45,10 +64,13 @@ def token_create(
     found = {
         "account": made.account_id,
         "permission": made.permission,
+        **({"namespaces": list(made.namespaces)} if made.namespaces is not None else {}),
         "id": made.id,
         "token": plaintext,
     }
-    show(as_json, found, "\n".join(f"{key:10}  {value}" for key, value in found.items()))
+    shown = {**found, "namespaces": ", ".join(made.namespaces or ())}
+    text = "\n".join(f"{key:10}  {shown[key]}" for key in found)
+    show(as_json, found, text)
 
 
 def _account_ok(account: str) -> bool:
@@ -83,9 +105,11 @@ def token_list(data: Path, as_json: bool) -> None:
                 "account": row["account_id"],
                 "created_at": iso(row["created_at"]),
                 "name": row["name"],
+                "namespaces": None if row["namespaces"] is None else json.loads(row["namespaces"]),
             }
+            only = f"  ({', '.join(found['namespaces'])})" if found["namespaces"] else ""
             text = "{id}  {state:7}  {permission:4}  {account}  {created_at}  {name}"
-            show(as_json, found, text.format(**found))
+            show(as_json, found, text.format(**found) + only)
     finally:
         db.close()
 

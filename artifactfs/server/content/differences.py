@@ -7,6 +7,7 @@ its memory is bounded.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -50,24 +51,29 @@ async def diff(
     context: Context, repo: Repo, ends: tuple[str, str], paths: tuple[str, ...], limit: int
 ) -> Diff:
     """The diff between two objects of a repository, cut at `limit` bytes. Raises: Problem."""
-    gitdir = context.layout.gitdir(repo.id)
+    async with turn(context) as mine:
+        if mine:
+            return await diff_in(context, context.layout.gitdir(repo.id), ends, paths, limit)
+    raise Problem(Code.BUSY, "Too much to do", retry_after=5)
+
+
+async def diff_in(
+    context: Context, gitdir: Path, ends: tuple[str, str], paths: tuple[str, ...], limit: int
+) -> Diff:
+    """The same, for who has a place for Git processes already. Raises: Problem."""
     words = [context.git, f"--git-dir={gitdir}", "--literal-pathspecs", "diff-tree", *_OPTIONS]
     data = bytearray()
     with trio.move_on_after(_TIME_S):
-        async with (
-            turn(context) as mine,
-            git_process(
-                [*words, *ends, "--", *paths],
-                environment=environment_for(context, None),
-                memory_bytes=context.limits.git_memory_bytes,
-            ) as git,
-        ):
-            while mine and len(data) <= limit and (piece := await git.read()):
+        async with git_process(
+            [*words, *ends, "--", *paths],
+            environment=environment_for(context, None),
+            memory_bytes=context.limits.git_memory_bytes,
+        ) as git:
+            while len(data) <= limit and (piece := await git.read()):
                 data += piece
             if len(data) > limit:
                 return Diff(bytes(data[:limit]), whole=False)
-            if mine and await git.wait() == 0:
+            if await git.wait() == 0:
                 return Diff(bytes(data), whole=True)
-            if mine:
-                raise Problem(Code.INTERNAL_ERROR, "The commits cannot be compared")
+            raise Problem(Code.INTERNAL_ERROR, "The commits cannot be compared")
     raise Problem(Code.BUSY, "Comparing takes too long", retry_after=5)

@@ -186,6 +186,21 @@ class Content:
             found.append(Ref(raw.decode("utf-8", "replace"), str(target)))
         return found
 
+    def ref_target(self, name: str) -> str | None:
+        """The hex oid that the ref of that full name holds; None if there is none."""
+        try:
+            target = self._repo.lookup_reference(name).target
+        except (KeyError, ValueError, pygit2.GitError):
+            return None
+        return str(target) if isinstance(target, pygit2.Oid) else None
+
+    def descends(self, oid: str, ancestor: str) -> bool:
+        """True if a commit has another one in its history."""
+        try:
+            return bool(self._repo.descendant_of(pygit2.Oid(hex=oid), pygit2.Oid(hex=ancestor)))
+        except (KeyError, ValueError, pygit2.GitError):
+            return False
+
     def has(self, oid: pygit2.Oid) -> bool:
         """True if the object is there."""
         return bool(self._repo.odb.exists(oid))

@@ -6,7 +6,6 @@ or a missing branch is told at once; the transfer itself is `git fetch` in the b
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,27 +18,25 @@ import trio
 from artifactfs.redact import redact
 from artifactfs.server.context import Context
 from artifactfs.server.events.network_guard import Forbidden, Target, Unresolvable, check_url
-from artifactfs.server.git.process import git_process
+from artifactfs.server.jobs.remote_fetch import (
+    Credentials,
+    ImportFailed,
+    RemoteFetch,
+    refspecs_of,
+)
 from artifactfs.server.metadata import catalog
-from artifactfs.server.metadata.clock import now_ms, ticks
+from artifactfs.server.metadata.clock import now_ms
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.problems import Code, Problem
-from artifactfs.server.storage.gitdir import create_gitdir, git_environment, own_bytes
-
-log = logging.getLogger(__name__)
+from artifactfs.server.storage.gitdir import create_gitdir, own_bytes
 
 _REDIRECTS = 5
-_WATCH_S = 1.0
 _LOOK_S = 30.0
 _ADVERTISEMENT_BYTES = 64 * 1024 * 1024
 _REF = re.compile(rb"([0-9a-f]{40})[ \t](refs/heads/[^\0\n]+|HEAD)")
 _DUMB = re.compile(rb"[0-9a-f]{40}\trefs/")
 """``info/refs`` of a server that only hands out files (gitprotocol-http(5))."""
 _SYMREF = re.compile(rb"symref=HEAD:refs/heads/(\S+)")
-
-
-class ImportFailed(Exception):
-    """The transfer failed; the message can be shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,7 @@ class Look:
     branches: frozenset[str]
 
 
-async def _get(target: Target, path: str) -> httpx.Response:
+async def _get(target: Target, path: str, credentials: Credentials | None) -> httpx.Response:
     """One GET to the checked address, with the name it goes by in Host and TLS."""
     parts = urlsplit(target.url)
     shown = f"[{target.address}]" if ":" in target.address else target.address
@@ -62,7 +59,11 @@ async def _get(target: Target, path: str) -> httpx.Response:
         request = client.build_request(
             "GET",
             url,
-            headers={"Host": parts.netloc, "User-Agent": "git/2.39 artifacts-server"},
+            headers={
+                "Host": parts.netloc,
+                "User-Agent": "git/2.39 artifacts-server",
+                **({"Authorization": credentials.header} if credentials is not None else {}),
+            },
             extensions={"sni_hostname": target.host},
         )
         answer = await client.send(request, stream=True)
@@ -77,10 +78,11 @@ async def _get(target: Target, path: str) -> httpx.Response:
     return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(body))
 
 
-async def look(url: str, *, allow_private: bool) -> Look:
+async def look(url: str, *, allow_private: bool, credentials: Credentials | None = None) -> Look:
     """Ask the remote for its refs.
 
-    Follows redirects, each checked like the first URL. Raises: Problem.
+    Follows redirects, each checked like the first URL; `credentials` are for that alone.
+    Raises: Problem.
     """
     current = url.rstrip("/")
     try:
@@ -88,9 +90,10 @@ async def look(url: str, *, allow_private: bool) -> Look:
             for _ in range(_REDIRECTS + 1):
                 target = await check_url(current, allow_private=allow_private)
                 path = urlsplit(current).path + "/info/refs?service=git-upload-pack"
-                answer = await _get(target, path)
+                told = credentials if credentials and credentials.are_for(current) else None
+                answer = await _get(target, path, told)
                 if not answer.is_redirect:
-                    return _read_refs(target.url, answer)
+                    return _read_refs(target.url, answer, told)
                 current = _redirected(current, answer.headers.get("location", ""))
     except Forbidden as error:
         raise Problem(Code.INVALID_URL, f"Cannot import: {error}", pointer="/url") from None
@@ -107,10 +110,12 @@ def _redirected(current: str, location: str) -> str:
     return target.partition("?")[0].removesuffix("/info/refs")
 
 
-def _read_refs(url: str, answer: httpx.Response) -> Look:
+def _read_refs(url: str, answer: httpx.Response, told: Credentials | None) -> Look:
     status = answer.status_code
     if status in (401, 403):
-        raise Problem(Code.REMOTE_AUTH_REQUIRED, "The remote asks for credentials", pointer="/url")
+        text = "The remote asks for credentials" if told is None else "The remote refuses them"
+        pointer = "/url" if told is None else "/password"
+        raise Problem(Code.REMOTE_AUTH_REQUIRED, text, pointer=pointer)
     if status in (404, 410):
         raise Problem(Code.INVALID_URL, "The remote has no such repository", pointer="/url")
     kind = answer.headers.get("content-type", "").partition(";")[0]
@@ -148,15 +153,9 @@ def import_record(repo: Repo, url: str, found: Look, branch: str | None, depth: 
         repo,
         status="importing",
         source=f"git:{url}",
+        import_branch=branch,
         job={"url": found.url, "branch": branch, "depth": depth},
     )
-
-
-def _told(stderr: str) -> str:
-    """The line in which git says what is wrong: the first error, others follow from it."""
-    lines = stderr.splitlines()
-    wrong = [line for line in lines if line.startswith(("fatal: ", "error: "))]
-    return next(iter(wrong or lines), "git fetch failed")
 
 
 class Importing:
@@ -165,18 +164,18 @@ class Importing:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def run(self, repo: Repo) -> None:
+    async def run(self, repo: Repo, credentials: Credentials | None) -> None:
         """Fetch, and make the repository ready. Raises: ImportFailed."""
         with self._context.marks.open(repo.id):
-            await self._run(repo)
+            await self._run(repo, credentials)
 
-    async def _run(self, repo: Repo) -> None:
+    async def _run(self, repo: Repo, credentials: Credentials | None) -> None:
         assert repo.job is not None
         context = self._context
         gitdir = context.layout.gitdir(repo.id)
         await trio.to_thread.run_sync(lambda: shutil.rmtree(gitdir, ignore_errors=True))
         await trio.to_thread.run_sync(create_gitdir, gitdir, repo.default_branch)
-        await self._fetch(repo, repo.job)
+        await self._fetch(repo, repo.job, credentials)
         size = await trio.to_thread.run_sync(own_bytes, gitdir)
         limits = context.limits
         of_account = context.catalog.account_bytes(repo.account_id) + size
@@ -189,79 +188,18 @@ class Importing:
             )
         )
 
-    async def _fetch(self, repo: Repo, job: Mapping[str, object]) -> None:
-        context = self._context
-        url, branch, depth = str(job["url"]), job["branch"], job["depth"]
-        private = context.settings.allow_private_networks
-        try:
-            target = await check_url(url, allow_private=private)
-        except (Forbidden, Unresolvable) as error:
-            raise ImportFailed(str(error)) from None
-        environment = git_environment(
-            context.layout.git_config,
-            settings={
-                # The address that was checked is the address that is used.
-                "http.curloptResolve": target.curl_resolve,
-                "http.followRedirects": "false",
-                "http.proxy": "",
-                "http.lowSpeedLimit": "1000",
-                "http.lowSpeedTime": "60",
-                "credential.helper": "",
-                "fetch.fsckObjects": "true",
-            },
-        )
-        environment["GIT_ALLOW_PROTOCOL"] = "https:http" if private else "https"
-        refspecs = (
-            ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", "+refs/notes/*:refs/notes/*"]
-            if branch is None
-            else [f"+refs/heads/{branch}:refs/heads/{branch}"]
-        )
-        words = [
-            *[context.git, f"--git-dir={context.layout.gitdir(repo.id)}", "fetch"],
-            *[
-                "--quiet",
-                "--no-auto-maintenance",
-                "--no-write-fetch-head",
-                "--no-recurse-submodules",
-            ],
+    async def _fetch(
+        self, repo: Repo, job: Mapping[str, object], credentials: Credentials | None
+    ) -> None:
+        branch, depth = job["branch"], job["depth"]
+        gitdir = self._context.layout.gitdir(repo.id)
+        options = [
             *(["--no-tags"] if branch is not None else []),
             *([f"--depth={depth}"] if depth is not None else []),
-            *["--", url, *refspecs],
         ]
-        status, stderr = await self._run_bounded(repo, words, environment)
-        if status != 0:
-            text = redact(stderr)
-            log.warning("import of %s failed: %s", repo.full_name, text)
-            raise ImportFailed(_told(text))
-
-    async def _run_bounded(
-        self, repo: Repo, words: list[str], environment: dict[str, str]
-    ) -> tuple[int, str]:
-        """Run git fetch, and end it when it takes too long or brings too much."""
-        context = self._context
-        gitdir = context.layout.gitdir(repo.id)
-        left = context.limits.account_bytes - context.catalog.account_bytes(repo.account_id)
-        limit = min(context.limits.repo_bytes, left)
-        result: tuple[int, str] | None = None
-        reason = "the transfer took too long"
-
-        async def watch(scope: trio.CancelScope) -> None:
-            nonlocal reason
-            async for _ in ticks(_WATCH_S):
-                if await trio.to_thread.run_sync(own_bytes, gitdir) > limit:
-                    reason = "storage limit reached"
-                    scope.cancel()
-
-        with trio.move_on_after(context.limits.import_time_s):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch, nursery.cancel_scope)
-                memory = context.limits.git_memory_bytes
-                async with git_process(words, environment=environment, memory_bytes=memory) as git:
-                    await git.stdin.aclose()
-                    while await git.read():
-                        pass
-                    result = await git.wait(), git.stderr
-                nursery.cancel_scope.cancel()
-        if result is None:
-            raise ImportFailed(reason)
-        return result
+        url = str(job["url"])
+        if credentials is not None and not credentials.are_for(url):
+            credentials = None
+        refspecs = refspecs_of(None if branch is None else str(branch))
+        fetch = RemoteFetch(self._context, repo, gitdir, credentials)
+        await fetch.run(url, refspecs, *options)

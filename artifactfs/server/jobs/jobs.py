@@ -20,12 +20,12 @@ from artifactfs.server.context import Context
 from artifactfs.server.events.events import ActionType, Event, Notice
 from artifactfs.server.jobs.forking import ForkFailed, Forking, fork_record
 from artifactfs.server.jobs.importing import (
-    ImportFailed,
     Importing,
     choose_branch,
     import_record,
     look,
 )
+from artifactfs.server.jobs.remote_fetch import Credentials, ImportFailed
 from artifactfs.server.jobs.repositories import (
     FIRST_TOKEN_TTL_S,
     Repositories,
@@ -44,6 +44,7 @@ class Job:
     """Work under way. `done` is set when it ended, well or not."""
 
     repo: Repo
+    credentials: Credentials | None = None
     started: float = field(default_factory=time.perf_counter)
     done: trio.Event = field(default_factory=trio.Event)
     objects: int = 0
@@ -109,8 +110,13 @@ class Jobs:
         description: str | None,
         read_only: bool,
         anonymous_read: bool,
+        credentials: Credentials | None = None,
     ) -> tuple[Repo, str]:
-        """Import a repository: it, and a write token. Waits for a while. Raises: Problem."""
+        """Import a repository: it, and a write token. Waits for a while. Raises: Problem.
+
+        An import with `credentials` that a restart of the server interrupts is given up: nobody
+        has them any more.
+        """
         if branch is not None:
             check_branch(branch, "/branch")
         self._repositories.check_namespace(namespace)
@@ -118,7 +124,7 @@ class Jobs:
         if self._context.catalog.repo(namespace, name) is not None:
             raise Problem(Code.ALREADY_EXISTS, f"Repository {name!r} already exists")
         private = self._context.settings.allow_private_networks
-        found = await look(url, allow_private=private)
+        found = await look(url, allow_private=private, credentials=credentials)
         fresh = self._repositories.new_record(
             account_id,
             namespace,
@@ -130,7 +136,7 @@ class Jobs:
         )
         repo = import_record(fresh, url, found, branch, depth)
         token = await self._insert(repo)
-        await self._run(Job(repo))
+        await self._run(Job(repo, credentials))
         return repo, token
 
     async def _insert(self, repo: Repo) -> str:
@@ -183,7 +189,7 @@ class Jobs:
 
     async def _import(self, job: Job) -> None:
         async with self._imports_at_once:
-            await self._importing.run(job.repo)
+            await self._importing.run(job.repo, job.credentials)
         self._finished(job, "create", "imported")
 
     def _finished(self, job: Job, event: ActionType, notice: str) -> None:

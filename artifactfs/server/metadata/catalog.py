@@ -7,6 +7,7 @@ Functions that take a `Database` are single steps of a transaction; a caller com
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlite_utils import Database
@@ -141,13 +142,22 @@ def set_setting(db: Database, key: str, value: str) -> None:
 
 
 def add_api_token(
-    db: Database, account_id: str, name: str, permission: Permission
+    db: Database,
+    account_id: str,
+    name: str,
+    permission: Permission,
+    namespaces: Sequence[str] | None = None,
 ) -> tuple[ApiToken, str]:
-    """Make an API token; returns it and its plaintext, which is stored nowhere."""
+    """Make an API token; returns it and its plaintext, which is stored nowhere.
+
+    `namespaces`: the only ones that it is for.
+    """
     secret = tokens.new_api_token()
-    token = ApiToken(tokens.new_id(), account_id, name, permission, now_ms(), None)
+    only = None if namespaces is None else tuple(sorted({each.lower() for each in namespaces}))
+    token = ApiToken(tokens.new_id(), account_id, name, permission, now_ms(), None, only)
     db.conn.execute(
-        "INSERT INTO api_tokens VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
+        "INSERT INTO api_tokens (id, account_id, name, permission, prefix, digest, created_at,"
+        " namespaces) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             token.id,
             account_id,
@@ -156,6 +166,7 @@ def add_api_token(
             tokens.digest_prefix(secret.digest),
             secret.digest,
             token.created_at,
+            None if only is None else json.dumps(only),
         ),
     )
     return token, secret.plaintext
@@ -199,8 +210,8 @@ def add_repo(
         )
     db.conn.execute(
         "INSERT INTO repos (id, namespace, name, description, default_branch, read_only,"
-        " anonymous_read, status, source, job, created_at, updated_at, last_push_at, own_bytes)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " anonymous_read, status, source, job, created_at, updated_at, last_push_at, own_bytes,"
+        " import_branch) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             repo.id,
             repo.namespace,
@@ -216,6 +227,7 @@ def add_repo(
             repo.updated_at,
             repo.last_push_at,
             repo.own_bytes,
+            repo.import_branch,
         ),
     )
 

@@ -89,6 +89,18 @@ def m002_anonymous_read(db: Database) -> None:
     db.conn.execute("ALTER TABLE repos ADD COLUMN anonymous_read INTEGER NOT NULL DEFAULT 0")
 
 
+@metadata_migrations()
+def m003_token_namespaces(db: Database) -> None:
+    """A JSON list of names; NULL: all of the account."""
+    db.conn.execute("ALTER TABLE api_tokens ADD COLUMN namespaces TEXT")
+
+
+@metadata_migrations()
+def m004_import_branch(db: Database) -> None:
+    """The one branch that an import is of; NULL: all."""
+    db.conn.execute("ALTER TABLE repos ADD COLUMN import_branch TEXT")
+
+
 def open_database(path: Path, migrations: Migrations, *, durable: bool = True) -> Database:
     """Open (or create, mode 0600) a database and bring its schema up to date.
 

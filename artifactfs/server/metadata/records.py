@@ -16,7 +16,7 @@ TokenState = Literal["active", "expired", "revoked"]
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """A token for the control plane of one account."""
+    """A token for the control plane of one account, or (`namespaces`) a part of it."""
 
     id: str
     account_id: str
@@ -24,6 +24,11 @@ class ApiToken:
     permission: Permission
     created_at: int
     revoked_at: int | None
+    namespaces: tuple[str, ...] | None = None
+
+    def may_use(self, namespace: str) -> bool:
+        """Names are compared without case, as the database does."""
+        return self.namespaces is None or namespace.lower() in self.namespaces
 
     @classmethod
     def of(cls, row: Row) -> ApiToken:
@@ -34,6 +39,7 @@ class ApiToken:
             row["permission"],
             row["created_at"],
             row["revoked_at"],
+            None if row["namespaces"] is None else tuple(json.loads(row["namespaces"])),
         )
 
 
@@ -60,7 +66,8 @@ class Namespace:
 class Repo:
     """A repository. `job`: what the background still has to do while it is not ready.
 
-    `anonymous_read`: git may fetch from it without a token.
+    `anonymous_read`: git may fetch from it without a token. `import_branch`: the one branch that
+    an import is of, None where it is of all.
     """
 
     id: str
@@ -78,6 +85,7 @@ class Repo:
     updated_at: int
     last_push_at: int | None
     own_bytes: int
+    import_branch: str | None = None
 
     @classmethod
     def of(cls, row: Row) -> Repo:
@@ -97,6 +105,7 @@ class Repo:
             row["updated_at"],
             row["last_push_at"],
             row["own_bytes"],
+            row["import_branch"],
         )
 
     @property

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from artifactfs.server.api.base import ContextOf, RepositoriesOf, remote_url
+from artifactfs.server.api.base import Caller, ContextOf, RepositoriesOf, remote_url
 from artifactfs.server.api.content import read_content
 from artifactfs.server.api.paging import (
     PageQuery,
@@ -82,6 +82,10 @@ class Visitor:
         return self.token.account_id
 
     @property
+    def caller(self) -> Caller:
+        return Caller(self.token)
+
+    @property
     def may_edit(self) -> bool:
         return self.token.permission == "edit"
 
@@ -94,7 +98,10 @@ async def _visitor(request: Request) -> Visitor:
     found = _sessions(request).find(request.cookies.get(COOKIE))
     if found is None:
         raise LoginNeeded
-    return Visitor(*found)
+    visitor = Visitor(*found)
+    if "namespace" in request.path_params:
+        visitor.caller.check_namespace(request.path_params["namespace"])
+    return visitor
 
 
 VisitorOf = Annotated[Visitor, Depends(_visitor)]
@@ -182,13 +189,15 @@ async def log_out(request: Request) -> Response:
 @router.get("/")
 async def get_namespaces(visitor: VisitorOf, context: ContextOf, page: int = 1) -> Response:
     found, info = list_namespaces(
-        context.store, visitor.account_id, _PER_PAGE, None, max(1, min(page, 100_000))
+        *(context.store, visitor.account_id, _PER_PAGE, None, max(1, min(page, 100_000))),
+        only=visitor.token.namespaces,
     )
     return _page("namespaces.html", visitor, namespaces=found, info=info)
 
 
 @router.get("/ui/activity")
 async def get_activity(visitor: VisitorOf, context: ContextOf) -> Response:
+    visitor.caller.check_namespace(None)
     await context.events.flush()
     account = visitor.account_id
     shown = await context.events.store.read_in_thread(lambda db: activity(db, account))
@@ -203,7 +212,7 @@ async def get_repos(
 ) -> Response:
     query = RepoQuery(
         visitor.account_id,
-        namespace,
+        (namespace,),
         _PER_PAGE,
         page=max(1, min(page, 100_000)),
         search=search[:200],
