@@ -13,18 +13,23 @@ import httpx
 
 from artifactfs.client import calls
 from artifactfs.client.models import (
+    ArchiveFormat,
     ArtifactsError,
     Commit,
+    Comparison,
     CreatedRepo,
     CreatedToken,
     Direction,
     Jurisdiction,
+    MergeMethod,
+    MergeResult,
     Namespace,
     Ref,
     RepoInfo,
     RepoPage,
     Scope,
     Sort,
+    SyncResult,
     TokenInfo,
     TokenList,
     TreeEntry,
@@ -130,11 +135,15 @@ class AsyncArtifacts:
         search: str | None = None,
         sort: Sort | None = None,
         direction: Direction | None = None,
+        all_namespaces: bool = False,
     ) -> AsyncIterator[RepoInfo]:
-        """All repositories, page by page."""
+        """All repositories, page by page; of every namespace that the token is for."""
+        namespace = None if all_namespaces else self.namespace
         cursor: str | None = None
         while True:
-            page = await self.list(200, cursor, search=search, sort=sort, direction=direction)
+            page = await self._do(
+                calls.list_repos(namespace, 200, cursor, None, search, sort, direction)
+            )
             for repo in page.repos:
                 yield repo
             cursor = page.cursor
@@ -150,10 +159,18 @@ class AsyncArtifacts:
         depth: int | None = None,
         description: str | None = None,
         read_only: bool = False,
+        username: str | None = None,
+        password: str | None = None,
     ) -> CreatedRepo:
-        """Import a repository over https; it may still be under way when this returns."""
+        """Import a repository over https; it may still be under way when this returns.
+
+        `password` (or a token) and `username` are told to the source, this once.
+        """
         return await self._do(
-            calls.import_repo(self.namespace, name, url, branch, depth, description, read_only)
+            calls.import_repo(
+                *(self.namespace, name, url, branch, depth, description, read_only),
+                *(username, password),
+            )
         )
 
     async def delete(self, name: str) -> bool:
@@ -363,6 +380,115 @@ class AsyncRepo:
         """What changed from `base` (else the first parent) to `head`, as a unified diff."""
         return await self._artifacts._do(
             calls.diff(self._artifacts.namespace, self.name, head, base, paths)
+        )
+
+    async def compare(
+        self,
+        head: str = "HEAD",
+        base: str = "HEAD",
+        *,
+        head_repo: str | None = None,
+        limit: int = 50,
+    ) -> Comparison:
+        """How `head` lies to `base`, and what a merge would do; nothing changes.
+
+        `head_repo`: the fork that `head` is in, ``name`` or ``namespace/name``. At most `limit`
+        commits are listed.
+        """
+        return await self._artifacts._do(
+            calls.compare(
+                self._artifacts.namespace,
+                self.name,
+                head=head,
+                base=base,
+                head_repo=head_repo,
+                limit=limit,
+            )
+        )
+
+    async def compare_diff(
+        self, head: str = "HEAD", base: str = "HEAD", *, head_repo: str | None = None
+    ) -> bytes:
+        """What `head` changed since it left `base`, as a unified diff."""
+        return await self._artifacts._do(
+            calls.compare_diff(
+                self._artifacts.namespace, self.name, head=head, base=base, head_repo=head_repo
+            )
+        )
+
+    async def merge(
+        self,
+        head: str,
+        *,
+        head_repo: str | None = None,
+        base: str | None = None,
+        method: MergeMethod = "merge",
+        message: str | None = None,
+        author_name: str | None = None,
+        author_email: str | None = None,
+        expected: str | None = None,
+        expected_head: str | None = None,
+    ) -> MergeResult:
+        """Merge a branch, or one of the fork `head_repo`, into the branch `base` (the default one).
+
+        MERGE_CONFLICT, with `conflicts` in the error, changes nothing. `expected` and
+        `expected_head`: commits that base and head must be at, else CONFLICT.
+        """
+        return await self._artifacts._do(
+            calls.merge(
+                self._artifacts.namespace,
+                self.name,
+                head=head,
+                head_repo=head_repo,
+                base=base,
+                method=method,
+                message=message,
+                author_name=author_name,
+                author_email=author_email,
+                expected=expected,
+                expected_head=expected_head,
+            )
+        )
+
+    async def sync(
+        self,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        force: bool = False,
+        prune: bool = False,
+    ) -> SyncResult:
+        """Bring an import in step with its source.
+
+        Refs that have other commits here are left alone unless `force`; those that are gone there
+        go only with `prune`.
+        """
+        return await self._artifacts._do(
+            calls.sync(
+                self._artifacts.namespace,
+                self.name,
+                username=username,
+                password=password,
+                force=force,
+                prune=prune,
+            )
+        )
+
+    async def delete_ref(self, ref: str, *, expected: str | None = None) -> bool:
+        """Delete a ref such as ``heads/topic``; False if there is none.
+
+        `expected`: what it must be at, else CONFLICT.
+        """
+        return await self._artifacts._found(
+            calls.delete_ref(self._artifacts.namespace, self.name, ref, expected)
+        )
+
+    async def archive(
+        self, ref: str = "HEAD", *, path: str = "", format: ArchiveFormat = "tar.gz"
+    ) -> bytes:
+        """A ref, or the folder of it at `path`, as one file."""
+        return await self._artifacts._do(
+            calls.archive(self._artifacts.namespace, self.name, ref, path, format)
         )
 
     async def read_file(self, path: str, ref: str = "HEAD") -> bytes:

@@ -15,12 +15,15 @@ from urllib.parse import quote
 import httpx
 
 from artifactfs.client.models import (
+    ArchiveFormat,
     ArtifactsError,
     Commit,
+    Comparison,
     CreatedRepo,
     CreatedToken,
     Direction,
     Jurisdiction,
+    MergeResult,
     Namespace,
     NamespacePage,
     Ref,
@@ -28,6 +31,7 @@ from artifactfs.client.models import (
     RepoPage,
     Scope,
     Sort,
+    SyncResult,
     TokenList,
     TreeEntry,
     UsageReport,
@@ -145,7 +149,7 @@ def update(namespace: str, name: str, **changes: str | bool | None) -> Call[Repo
 
 
 def list_repos(
-    namespace: str,
+    namespace: str | None,
     limit: int,
     cursor: str | None,
     page: int | None,
@@ -156,7 +160,8 @@ def list_repos(
     params = _given(
         limit=limit, cursor=cursor, page=page, search=search, sort=sort, direction=direction
     )
-    return Call("GET", f"{_space(namespace)}/repos", RepoPage.of, params=params)
+    where = "/repos" if namespace is None else f"{_space(namespace)}/repos"
+    return Call("GET", where, RepoPage.of, params=params)
 
 
 def delete(namespace: str, name: str) -> Call[None]:
@@ -171,8 +176,18 @@ def import_repo(
     depth: int | None,
     description: str | None,
     read_only: bool,
+    username: str | None,
+    password: str | None,
 ) -> Call[CreatedRepo]:
-    body = _given(url=url, branch=branch, depth=depth, description=description, read_only=read_only)
+    body = _given(
+        url=url,
+        branch=branch,
+        depth=depth,
+        description=description,
+        read_only=read_only,
+        username=username,
+        password=password,
+    )
     return Call("POST", f"{_repo(namespace, name)}/import", _result(CreatedRepo.of), json=body)
 
 
@@ -225,6 +240,36 @@ def diff(
 ) -> Call[bytes]:
     params = _given(head=head, base=base, path=list(paths) or None)
     return Call("GET", f"{_repo(namespace, repo)}/diff", bytes, params=params, raw=True)
+
+
+def compare(namespace: str, repo: str, **params: str | int | None) -> Call[Comparison]:
+    where = f"{_repo(namespace, repo)}/compare"
+    return Call("GET", where, _result(Comparison.of), params=_given(**params))
+
+
+def compare_diff(namespace: str, repo: str, **params: str | None) -> Call[bytes]:
+    where = f"{_repo(namespace, repo)}/compare/diff"
+    return Call("GET", where, bytes, params=_given(**params), raw=True)
+
+
+def merge(namespace: str, repo: str, **options: str | None) -> Call[MergeResult]:
+    where = f"{_repo(namespace, repo)}/merge"
+    return Call("POST", where, _result(MergeResult.of), json=_given(**options))
+
+
+def sync(namespace: str, repo: str, **options: str | bool | None) -> Call[SyncResult]:
+    where = f"{_repo(namespace, repo)}/sync"
+    return Call("POST", where, _result(SyncResult.of), json=_given(**options))
+
+
+def delete_ref(namespace: str, repo: str, ref: str, expected: str | None) -> Call[None]:
+    where = f"{_repo(namespace, repo)}/refs/{quote(ref.removeprefix('refs/'))}"
+    return Call("DELETE", where, _nothing, params=_given(expected=expected))
+
+
+def archive(namespace: str, repo: str, ref: str, path: str, format: ArchiveFormat) -> Call[bytes]:
+    params = {"ref": ref, "path": path, "format": format}
+    return Call("GET", f"{_repo(namespace, repo)}/archive", bytes, params=params, raw=True)
 
 
 def read_file(namespace: str, repo: str, path: str, ref: str) -> Call[bytes]:

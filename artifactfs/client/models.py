@@ -26,6 +26,7 @@ _CODES = {
     10200: "NOT_FOUND",
     10201: "ALREADY_EXISTS",
     10202: "CONFLICT",
+    10203: "MERGE_CONFLICT",
     10302: "IMPORT_IN_PROGRESS",
     10303: "FORK_IN_PROGRESS",
     10400: "INTERNAL_ERROR",
@@ -39,18 +40,40 @@ _CODES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A path that does not merge, and why, in git's words: ``contents``, ``modify/delete`` …"""
+
+    path: str
+    kind: str
+
+    @classmethod
+    def of(cls, data: Json) -> Conflict:
+        return cls(data["path"], data["kind"])
+
+
 class ArtifactsError(ArtifactFSError):
     """The server refused, or could not be reached.
 
     `code` is a name such as ``ALREADY_EXISTS`` (``UNAVAILABLE`` without an answer), `numeric_code`
     its number (0 where the server gave none), `status` the HTTP status (0 without an answer).
+    `conflicts`: what does not merge, where `code` is ``MERGE_CONFLICT``.
     """
 
-    def __init__(self, message: str, *, code: str, numeric_code: int, status: int) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        numeric_code: int,
+        status: int,
+        conflicts: tuple[Conflict, ...] = (),
+    ) -> None:
         super().__init__(redact(message))
         self.code = code
         self.numeric_code = numeric_code
         self.status = status
+        self.conflicts = conflicts
 
     @classmethod
     def from_answer(cls, status: int, body: Any) -> ArtifactsError:
@@ -64,7 +87,13 @@ class ArtifactsError(ArtifactFSError):
             code=_CODES.get(number, "UNKNOWN"),
             numeric_code=int(number),
             status=status,
+            conflicts=tuple(Conflict.of(each) for each in _conflicts(first)),
         )
+
+
+def _conflicts(error: Any) -> Sequence[Json]:
+    found = error.get("conflicts") if isinstance(error, dict) else None
+    return found if isinstance(found, list) else []
 
 
 def _time(text: str) -> datetime:
@@ -91,6 +120,7 @@ class RepoInfo:
     anonymous_read: bool
     remote: str
     status: str
+    namespace: str = ""
 
     @classmethod
     def of(cls, data: Json) -> RepoInfo:
@@ -107,6 +137,7 @@ class RepoInfo:
             anonymous_read=data.get("anonymous_read", False),
             remote=data.get("remote", ""),
             status=data.get("status", "ready"),
+            namespace=data.get("namespace", ""),
         )
 
 
@@ -330,6 +361,51 @@ class Webhook:
         )
 
 
+MergeMethod = Literal["merge", "fast-forward", "squash"]
+ArchiveFormat = Literal["tar.gz", "tar", "zip"]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What became of a merge: the branch was at `before` and is at `hash`.
+
+    `outcome`: ``merged``, ``fast-forwarded``, ``squashed`` or ``up-to-date``.
+    """
+
+    outcome: str
+    before: str
+    hash: str
+
+    @classmethod
+    def of(cls, data: Json) -> MergeResult:
+        return cls(data["outcome"], data["before"], data["hash"])
+
+
+@dataclass(frozen=True, slots=True)
+class RefUpdate:
+    """A ref that moved. `before`, `after`: hex oids, zeros for absent."""
+
+    ref: str
+    before: str
+    after: str
+
+    @classmethod
+    def of(cls, data: Json) -> RefUpdate:
+        return cls(data["ref"], data["before"], data["after"])
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What a sync moved, and the refs that it left alone: they have commits of their own."""
+
+    updated: tuple[RefUpdate, ...]
+    diverged: tuple[str, ...]
+
+    @classmethod
+    def of(cls, data: Json) -> SyncResult:
+        return cls(tuple(RefUpdate.of(each) for each in data["updated"]), tuple(data["diverged"]))
+
+
 @dataclass(frozen=True, slots=True)
 class Ref:
     """A ref by its full name, and the oid that it points to."""
@@ -366,4 +442,37 @@ class Commit:
             parents=tuple(data["parents"]),
             authored_at=_time(data["authoredAt"]),
             committed_at=_time(data["committedAt"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How `head` lies to `base`, and what a merge would do.
+
+    `status`: ``identical``, ``ahead``, ``behind``, ``diverged`` or ``unrelated``. `commits`: what
+    head has and base lacks, newest first.
+    """
+
+    status: str
+    base: str
+    head: str
+    merge_base: str | None
+    ahead: int
+    behind: int
+    mergeable: bool
+    conflicts: tuple[Conflict, ...]
+    commits: tuple[Commit, ...]
+
+    @classmethod
+    def of(cls, data: Json) -> Comparison:
+        return cls(
+            status=data["status"],
+            base=data["base"],
+            head=data["head"],
+            merge_base=data["merge_base"],
+            ahead=data["ahead"],
+            behind=data["behind"],
+            mergeable=data["mergeable"],
+            conflicts=tuple(Conflict.of(each) for each in data["conflicts"]),
+            commits=tuple(Commit.of(each) for each in data["commits"]),
         )

@@ -11,8 +11,16 @@ import httpx
 import pytest
 import trio
 
-from artifactfs.client import Artifacts, ArtifactsError, AsyncArtifacts, AsyncFoundRepo, FoundRepo
+from artifactfs.client import (
+    Artifacts,
+    ArtifactsError,
+    AsyncArtifacts,
+    AsyncFoundRepo,
+    Conflict,
+    FoundRepo,
+)
 from artifactfs.server.problems import Code
+from tests.git.http_backend import http_backend
 from tests.server.running import ACCOUNT, Git, Server, with_token
 
 
@@ -113,6 +121,56 @@ def test_usage_analytics_and_webhooks(artifacts: Artifacts) -> None:
     assert [each.secret for each in artifacts.webhooks() if each.id == hook.id] == [None]
     assert artifacts.delete_webhook(hook.id) is True
     assert artifacts.delete_webhook(hook.id) is False
+
+
+def test_a_fork_is_merged(artifacts: Artifacts, git: Git, work: Path) -> None:
+    made = artifacts.create("task")
+    git("push", "-q", with_token(made.remote, made.token), "main", cwd=work)
+    task = artifacts.repo("task")
+    for fork, path in (("one", "one.txt"), ("two", "README.md")):
+        task.fork(fork)
+        artifacts.repo(fork).write_file(path, b"theirs\n")
+    ours = task.write_file("README.md", b"ours\n")
+
+    found = task.compare("main", head_repo="one")
+    assert (found.status, found.ahead, found.mergeable) == ("diverged", 1, True)
+    assert b"+theirs" in task.compare_diff("main", head_repo="one")
+    done = task.merge("main", head_repo="one", message="Take one", expected=ours.hash)
+    assert (done.outcome, done.before) == ("merged", ours.hash)
+    top = task.log()[0]
+    assert (top.hash, top.message, top.parents) == (done.hash, "Take one", (ours.hash, found.head))
+
+    assert [each.path for each in task.compare(head_repo="two").conflicts] == ["README.md"]
+    with pytest.raises(ArtifactsError) as caught:
+        task.merge("main", head_repo="two")
+    assert caught.value.code == "MERGE_CONFLICT"
+    assert caught.value.conflicts == (Conflict("README.md", "contents"),)
+    assert task.log()[0] == top and task.read_file("README.md") == b"ours\n"
+
+    assert task.archive(path="src", format="zip").startswith(b"PK")
+    git("push", "-q", with_token(made.remote, made.token), "main:topic", cwd=work)
+    assert task.delete_ref("heads/topic") is True and task.delete_ref("heads/topic") is False
+
+
+def test_imports_are_kept_in_step(artifacts: Artifacts, git: Git, work: Path) -> None:
+    source = work.parent / "elsewhere" / "demo.git"
+    git("clone", "-q", "--bare", work, source)
+    with http_backend(source.parent) as backend:
+        backend.accept = {"ann:secret"}
+        url = f"{backend.url}/demo.git"
+        artifacts.import_("copy", url, username="ann", password="secret")
+        git("branch", "side", "main", cwd=source)
+        done = artifacts.repo("copy").sync(username="ann", password="secret")
+    assert [(each.ref, each.before) for each in done.updated] == [("refs/heads/side", "0" * 40)]
+    assert done.diverged == ()
+
+
+def test_repositories_of_all_namespaces(artifacts: Artifacts, server: Server) -> None:
+    artifacts.create("here")
+    server.create(f"there-{artifacts.namespace}", namespace=f"{artifacts.namespace}-b")
+    found = {(r.namespace, r.name) for r in artifacts.repos(all_namespaces=True)}
+    assert (artifacts.namespace, "here") in found
+    assert (f"{artifacts.namespace}-b", f"there-{artifacts.namespace}") in found
 
 
 METHODS = re.compile(r"^\| `(\w+)\([^|]*\)` \| `(Artifacts|Repo)\.(\w+)` \|", re.MULTILINE)
@@ -224,6 +282,15 @@ async def use_async(server: Server, namespace: str) -> None:
         assert await repo.revoke_token(token)
         assert [r.name async for r in client.repos()] == ["task-2", "task"]
         assert await repo.log() == ()
+        await client.repo("task-2").write_file("new.txt", b"new\n")
+        await repo.write_file("old.txt", b"old\n")
+        with pytest.raises(ArtifactsError, match="no commit in common"):
+            await repo.merge("main", head_repo="task-2")
+        await repo.fork("task-3")
+        theirs = await client.repo("task-3").write_file("new.txt", b"new\n")
+        assert (await repo.compare("main", head_repo="task-3")).head == theirs.hash
+        done = await repo.merge("main", head_repo="task-3", method="fast-forward")
+        assert (done.outcome, done.hash) == ("fast-forwarded", theirs.hash)
         assert await client.delete("task") and not await client.delete("never")
         with pytest.raises(ArtifactsError):
             await client.get("task")
