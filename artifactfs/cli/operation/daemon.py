@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -98,35 +99,47 @@ def daemon(
     """
     if context.invoked_subcommand is not None:
         return
-    import trio
-
-    from artifactfs.daemon.host import logs
-    from artifactfs.daemon.supervisor.supervisor import Supervisor
-
-    for name in TOKEN_VARIABLES:  # of add-repo
+    for name in TOKEN_VARIABLES:  # of add-repo: no program that we start needs them
         os.environ.pop(name, None)
-    logs.configure(log_level)
     if disable is not None:
         os.environ[VARIABLE] = ",".join(sorted(disabled_features(disable)))  # for the workers
     if keep_cpus_awake:
         _check_latency_device()
-    root = (mount_root or default_mount_root()).absolute()
     address = None
     if metrics:
         from artifactfs.daemon.supervisor.metrics import parse_address
 
         address = parse_address(metrics)
-    supervisor = Supervisor(
-        state(),
-        root,
-        log_level,
-        metrics=address,
-        cache_limit=cache_limit,
-        idle_s=exit_when_idle,
-        keep_cpus_awake=keep_cpus_awake,
-    )
-    if trio.run(supervisor.run):
+    from artifactfs.daemon.supervisor import forkserver
+
+    started = forkserver.start(log_level)
+    try:
+        again = _serve(
+            mount_root,
+            log_level,
+            metrics=address,
+            cache_limit=cache_limit,
+            idle_s=exit_when_idle,
+            keep_cpus_awake=keep_cpus_awake,
+            fork_server=started,
+        )
+    finally:
+        started.end_unless_used()
+    if again:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _serve(mount_root: Path | None, log_level: str, **options: Any) -> bool:
+    """Run the supervisor; whether the daemon is to be started anew. What it imports is imported
+    here, while the fork server loads its own modules."""
+    import trio
+
+    from artifactfs.daemon.host import logs
+    from artifactfs.daemon.supervisor.supervisor import Supervisor
+
+    logs.configure(log_level)
+    root = (mount_root or default_mount_root()).absolute()
+    return trio.run(Supervisor(state(), root, log_level, **options).run)
 
 
 @daemon.command()

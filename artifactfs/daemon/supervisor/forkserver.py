@@ -25,9 +25,11 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,45 @@ def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 def attached(descriptor: int) -> list[tuple[int, int, array.array[int]]]:
     """Ancillary data that carries `descriptor`."""
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+
+
+@dataclass(slots=True)
+class ForkServerProcess:
+    """A fork server as its parent has it: when `connection` is closed, it ends."""
+
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+    used: bool = False
+
+    def end_unless_used(self) -> None:
+        """At once, where nobody has taken it over: it has no workers."""
+        if self.used:
+            return
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def start(log_level: str) -> ForkServerProcess:
+    """A fork server of its own session: a terminal's Ctrl-C is for the supervisor alone.
+
+    Needs no event loop, so that it can load its modules while the supervisor loads its own.
+    Blocks for some 2 ms. Raises: OSError.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-P", "-m", "artifactfs.daemon.supervisor.forkserver"]
+    try:
+        with theirs:
+            process = subprocess.Popen(
+                [*command, str(theirs.fileno()), log_level],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+    except BaseException:
+        ours.close()
+        raise
+    return ForkServerProcess(process, ours)
 
 
 class ForkServer:

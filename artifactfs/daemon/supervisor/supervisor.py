@@ -32,6 +32,7 @@ from artifactfs.system.files import replace_file
 from artifactfs.system.locks import locked_at_once
 
 if TYPE_CHECKING:
+    from artifactfs.daemon.supervisor.forkserver import ForkServerProcess
     from artifactfs.daemon.supervisor.metrics import MetricsAddress
 
 log = logging.getLogger(__name__)
@@ -55,14 +56,16 @@ class Supervisor:
         cache_limit: int | None = None,
         idle_s: float | None = None,
         keep_cpus_awake: bool = False,
+        fork_server: ForkServerProcess | None = None,
     ) -> None:
         """`cache_limit` is in bytes, None for the default. `keep_cpus_awake`: while there are many
         requests, see `fs.wakefulness`. After `idle_s` seconds without a mount
-        and without a command the daemon ends by itself."""
+        and without a command the daemon ends by itself. `fork_server`: one that was started
+        already; it is ours from `run` on."""
         self._repositories = Repositories(
             state,
             mount_root,
-            WorkerPool(log_level),
+            WorkerPool(log_level, fork_server),
             log_level,
             cache_limit=cache_limit,
             keep_cpus_awake=keep_cpus_awake,

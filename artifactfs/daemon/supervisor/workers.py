@@ -10,13 +10,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from artifactfs.daemon.supervisor.forkserver import MAX_MESSAGE, attached, descriptors
+from artifactfs.daemon.supervisor.forkserver import (
+    MAX_MESSAGE,
+    ForkServerProcess,
+    attached,
+    descriptors,
+    start,
+)
 from artifactfs.errors import DaemonError
 
 log = logging.getLogger(__name__)
@@ -51,11 +56,23 @@ class WorkerProcess:
         os.close(self.pidfd)
 
 
+async def _status_of(process: subprocess.Popen[bytes]) -> int:
+    """Of a process that ends by itself."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
+    return process.wait()
+
+
 class WorkerPool:
     """Runs the fork server, and starts it again when it dies (its workers live on meanwhile)."""
 
-    def __init__(self, log_level: str) -> None:
+    def __init__(self, log_level: str, started: ForkServerProcess | None = None) -> None:
+        """`started`: a fork server to begin with, so that it is ready sooner."""
         self.pid: int | None = None  # of the fork server
+        self._started = started
         self._log_level = log_level
         self._connection: trio.socket.SocketType | None = None
         self._ready = trio.Event()
@@ -79,7 +96,7 @@ class WorkerPool:
             finally:
                 self._lost()
                 connection.close()
-            log.error("the fork server ended", extra={"status": await process.wait()})
+            log.error("the fork server ended", extra={"status": await _status_of(process)})
             lived = trio.current_time() - began
             delay = FIRST_RESTART_DELAY_S if lived > STABLE_S else delay
             while True:
@@ -92,26 +109,17 @@ class WorkerPool:
                 else:
                     break
 
-    async def _start(self) -> tuple[trio.Process, trio.socket.SocketType]:
+    async def _start(self) -> tuple[subprocess.Popen[bytes], trio.socket.SocketType]:
         """Raises: OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-P", "-m", "artifactfs.daemon.supervisor.forkserver"]
-        try:
-            with theirs:
-                process = await trio.lowlevel.open_process(
-                    [*command, str(theirs.fileno()), self._log_level],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone
-                )
-        except BaseException:
-            ours.close()
-            raise
-        self.pid = process.pid
-        ours.setblocking(False)
-        self._connection = trio.socket.from_stdlib_socket(ours)
+        server, self._started = self._started, None
+        if server is None:
+            server = await trio.to_thread.run_sync(start, self._log_level)
+        server.used = True
+        self.pid = server.process.pid
+        server.connection.setblocking(False)
+        self._connection = trio.socket.from_stdlib_socket(server.connection)
         self._ready.set()
-        return process, self._connection
+        return server.process, self._connection
 
     async def _receive(self, connection: trio.socket.SocketType) -> None:
         space = socket.CMSG_SPACE(4)

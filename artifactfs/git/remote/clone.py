@@ -24,6 +24,8 @@ from artifactfs.errors import (
     ObjectsMissing,
     RemoteNotFound,
 )
+from artifactfs.git.apart import make_apart
+from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.command import GitFailed, feed_git
 from artifactfs.git.configuration.defaults import default_branch, default_remote_name
 from artifactfs.git.objects.database import EMPTY_TREE, MissingObject, ObjectDatabase
@@ -154,7 +156,7 @@ async def clone_tip(
     try:
         write_gitdir(temporary, plan)
         if remote.alternate is None and not found.unborn:
-            shallow = await _fetch_tip(remote, temporary, found, _depth_at_once(settings))
+            shallow = await _fetch_beside(remote, temporary, found, _depth_at_once(settings))
             if settings.depth is not None:
                 write_shallow(temporary, shallow)
         tip = await trio.to_thread.run_sync(_read_tip, temporary, found)
@@ -277,6 +279,20 @@ def _without_userinfo(url: str) -> str:
         return parse_remote(url).url
     except InvalidInput:
         return url
+
+
+async def _fetch_beside(
+    remote: Remote, gitdir: Path, found: Resolved, depth: int
+) -> frozenset[Oid]:
+    """As `_fetch_tip`. Meanwhile what else a mount would wait for is made: the object directory of
+    our own processes, whose 258 links take as long as a round trip, and `keep_protection`."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, make_apart, gitdir)
+            nursery.start_soon(keep_protection, gitdir)
+            return await _fetch_tip(remote, gitdir, found, depth)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) -> frozenset[Oid]:

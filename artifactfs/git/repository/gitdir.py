@@ -19,7 +19,7 @@ from artifactfs.git.command import run_git
 from artifactfs.git.surroundings import OWN_CONFIG_PATH, OWN_FOLDER, SETTINGS_FILE
 from artifactfs.git.wire.credentials import CredentialFile, credential_helper
 from artifactfs.git.wire.url import parse_remote
-from artifactfs.system.files import replace_file, sync_path
+from artifactfs.system.files import begin_writing, replace_file, sync_path
 
 Oid = bytes
 
@@ -73,12 +73,19 @@ def write_gitdir(gitdir: Path, plan: GitdirPlan) -> None:
 
 
 def sync_gitdir(gitdir: Path) -> None:
-    """fsync what `write_gitdir` wrote; the packs were synced by who wrote them."""
+    """fsync what `write_gitdir` wrote; the packs were synced by who wrote them.
+
+    All of it is handed to the disk first: else each fsync would be a commit of the journal.
+    """
+    paths: list[str] = []
     for folder, _, names in os.walk(gitdir):
         if not folder.endswith("objects/pack"):
-            for name in names:
-                sync_path(Path(folder, name))
-        sync_path(Path(folder))
+            paths += [path for name in names if not os.path.islink(path := f"{folder}/{name}")]
+        paths.append(folder)
+    for path in paths:
+        begin_writing(path)
+    for path in paths:
+        sync_path(Path(path))
 
 
 def publish(temporary: Path, gitdir: Path) -> None:

@@ -67,12 +67,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         )
         try:
             # The change of the mode does not go through SQLite's busy handler.
+            connection.execute("PRAGMA synchronous=OFF")  # an empty table is worth no waiting
             connection.execute(f"PRAGMA journal_mode={mode}")
-            connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA cache_size=-1024")
             connection.execute(f"PRAGMA mmap_size={_MAPPED}")
             connection.execute(_SCHEMA)
             _add_checksums(connection)
+            connection.execute("PRAGMA synchronous=NORMAL")
             return connection
         except sqlite3.OperationalError as error:
             connection.close()
