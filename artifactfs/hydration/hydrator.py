@@ -52,6 +52,7 @@ from artifactfs.damage import DamageReport
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.git.pack.store import PackStore
 from artifactfs.git.remote.remote import Remote
+from artifactfs.hydration.background.attention import Attention
 from artifactfs.hydration.background.planner import Planner
 from artifactfs.hydration.background.recent import RecentHistory
 from artifactfs.hydration.background.sweep import SUBTREE_BLOBS, Sweep
@@ -120,6 +121,7 @@ class Hydrator:
         first = compile_globs(settings.hydrate_first)
         self._complaints = FailureLog(settings.name)
         self.trace = FetchTrace()
+        self.attention = Attention()
         self._queue = WantQueue()
         self._memory = MemoryCache(memory_bytes)
         damage = DamageReport(settings.name) if damage is None else damage
@@ -161,7 +163,6 @@ class Hydrator:
             trace=self.trace,
             deadline_s=settings.deadline_s,
         )
-        self.give_way = self._control.give_way
         self.parts = Parts(
             self._memory, self._large, self._sizes, self._health, self._control, self._upkeep
         )
@@ -182,6 +183,7 @@ class Hydrator:
             size_of=self._sizes.get,
             absent_share=self._absent_share,
             my_turn=lambda: self._turn.mine,
+            somebody_works=self.attention.somebody_works,
         )
         self._lanes = Lanes(
             queue=self._queue,
@@ -440,6 +442,13 @@ class Hydrator:
     def start_sweep(self, tree: bytes) -> None:
         """The tree that the background works on from now on: its sizes, then its contents."""
         self._planner.start(tree)
+
+    async def give_way(self, seconds: float) -> None:
+        """Wait, at most so long, while requests are on that somebody asked for, or while somebody
+        works in the mount."""
+        with trio.move_on_after(seconds):
+            await self._control.give_way(seconds)
+            await self.attention.pause(seconds)
 
     def start_recent(self, commit: bytes) -> None:
         """Bring, after the sweep, what recent commits up to `commit` changed; history is here."""

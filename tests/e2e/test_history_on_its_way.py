@@ -173,6 +173,28 @@ def test_what_changes_the_tree_waits_for_history(
     assert result(process) == shell.run(line, tmp_path / "full")
 
 
+@pytest.mark.parametrize("when", ["at once", "with history"])
+def test_a_checkout_is_brought_in_one_batch_and_git_fetches_nothing(
+    early: Path, proxy: DelayProxy, daemon: DaemonProcess, shell: Shell, history: Path, when: str
+) -> None:
+    if when == "with history":
+        proxy.release()
+        daemon.wait_for("early", "history")
+    moves = ["git checkout -q HEAD~30", "git reset -q --hard HEAD~9", "git switch -q topic-50"]
+    process = shell.start(" && ".join(moves), early)
+    proxy.release()
+    assert result(process) == (0, "")
+    assert shell.run("git status --short; git rev-parse HEAD", early)[1] == (
+        subprocess.run(
+            ["git", "-C", history, "rev-parse", "topic-50"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
+    assert not [request for request in proxy.requests if b"agent=git/2" in request.text]
+
+
 def test_what_needs_no_history_does_not_wait(
     early: Path, daemon: DaemonProcess, shell: Shell
 ) -> None:

@@ -42,6 +42,8 @@ INDEX_DEADLINE_S = 300.0
 CONFIG_DEADLINE_S = 5.0  # less than the supervisor waits for the end
 SIZES_WAIT_S = 10.0
 SIZES_POLL_S = 0.02
+GIVE_WAY_S = 30.0
+"""Reading the trees of all commits is put off so long while somebody works in the mount."""
 GIT_FILES_WAIT_S = 5.0
 WATCH_S = 2.0
 """How often HEAD and the index are looked at: two `stat`, 4 µs."""
@@ -131,7 +133,11 @@ class Jobs:
         parts = (self._layout.gitdir, self._odb, self._filesystem, self._hydrator)
         self._background.start(learn_sizes, *parts)
         if self.settings.depth is None and not self._layout.gitdir.is_symlink():
-            self._background.start(write_changed_paths, self._layout.gitdir)
+            self._background.start(self._write_changed_paths)
+
+    async def _write_changed_paths(self) -> None:
+        await self._hydrator.give_way(GIVE_WAY_S)
+        await write_changed_paths(self._layout.gitdir)
 
     async def fetch(self) -> Record:
         """Fetch the remote's refs now. Raises: RemoteError."""

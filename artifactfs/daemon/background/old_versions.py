@@ -23,6 +23,7 @@ from pathlib import Path
 
 import trio
 
+from artifactfs.daemon.background.checkouts import Checkouts
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.gitview.callers import GitCommand
 from artifactfs.fs.mount.filesystem import FileSystem
@@ -89,8 +90,10 @@ class OldVersions:
         filesystem: FileSystem,
         hydrator: Hydrator,
         history_done: trio.Event,
+        checkouts: Checkouts,
     ) -> None:
         """`top` is the mount point; `history_done` is set when all commits and trees are here."""
+        self._checkouts = checkouts
         self._gitdir = gitdir
         self._top = top
         self._odb = odb
@@ -120,6 +123,8 @@ class OldVersions:
         Waits for the network, up to `WAIT_S`; raises nothing.
         """
         reader = self._reader(command)
+        if reader is None and command.name == "fetch" and oid is not None:
+            await self._checkouts.before_fetch(command, oid)
         if reader is None or reader.done:
             return
         certain = oid is not None and not self._odb.contains(oid)

@@ -28,6 +28,7 @@ from typing import Any
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.background.checkouts import Checkouts, target_of
 from artifactfs.daemon.background.following import Following
 from artifactfs.daemon.background.jobs import Jobs
 from artifactfs.daemon.background.old_versions import OldVersions
@@ -47,7 +48,8 @@ from artifactfs.daemon.worker.other_user import serve_as_other_user
 from artifactfs.daemon.worker.requests import Requests
 from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError, CorruptData, DaemonError, MountError, StateError
-from artifactfs.fs.gitview.gate import HistoryGate
+from artifactfs.fs.gitview.callers import GitCommand
+from artifactfs.fs.gitview.gate import LAZY_FETCH, HistoryGate
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
 from artifactfs.git.checkout.refused_names import keep_protection
@@ -69,6 +71,7 @@ from artifactfs.git.repository.soundness import (
     refetch,
 )
 from artifactfs.git.surroundings import adopt
+from artifactfs.hydration.background.attention import Attention
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.paths import RepoLayout, StateLayout, leads_into
@@ -428,8 +431,11 @@ class Worker:
         """What happens behind the mount, and what can be asked of it."""
         layout, top = self._layout, self._settings.mount_point
         history = ArrivingHistory(layout.gitdir, odb, complete=history_complete(layout.gitdir))
+        checkouts = Checkouts(layout.gitdir, odb=odb, filesystem=filesystem, hydrator=hydrator)
+        hydrator.attention.changes = filesystem.count_of_changes
         if filesystem.offered is not None:
-            filesystem.offered.gate = HistoryGate(history)
+            filesystem.offered.gate = HistoryGate(history, checkouts.before_tree)
+            filesystem.offered.on_work = partial(_note_work, hydrator.attention)
         commits = Commits(layout.gitdir, odb, self._remotes)
         old_versions = OldVersions(
             layout.gitdir,
@@ -438,6 +444,7 @@ class Worker:
             filesystem=filesystem,
             hydrator=hydrator,
             history_done=history.done,
+            checkouts=checkouts,
         )
         if filesystem.offered is not None:
             filesystem.offered.copying = Copies(
@@ -483,6 +490,14 @@ class Worker:
             unmount=partial(self._unmount, filesystem),
         )
         return old_versions, jobs, requests
+
+
+def _note_work(attention: Attention, command: GitCommand) -> None:
+    """`command` looks for objects; of a fetch or a checkout, somebody waits for the end."""
+    if LAZY_FETCH in command.arguments or target_of(command) is not None:
+        attention.note_process(command.pid)
+    else:
+        attention.note()
 
 
 def _first_fault(gitdir: Path) -> Fault | None:

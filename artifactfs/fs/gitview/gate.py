@@ -13,12 +13,15 @@ itself, or any where the command never writes.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
 from artifactfs.fs.gitview.callers import GitCommand, is_own
 from artifactfs.fs.kernel.interrupt import unless_interrupted
 from artifactfs.git.objects.database import Oid
+
+AfterTree = Callable[[GitCommand, Oid], Awaitable[None]]
 
 _NEVER_WAIT = frozenset(
     """
@@ -36,7 +39,14 @@ _NEVER_WRITE = frozenset(
 )
 """What these look for is meant to be there, whoever named it: by standard input, say."""
 
-_LAZY_FETCH = "--no-write-fetch-head"
+_FEW_TREES = frozenset(
+    """
+    archive checkout diff difftool ls-tree merge-tree read-tree reset restore show switch worktree
+    """.split()  # noqa: SIM905
+)
+"""What need the trees of a commit or two: these are fetched before their turn, at once."""
+
+LAZY_FETCH = "--no-write-fetch-head"
 """An argument of the fetch that git starts for an object that it misses."""
 
 
@@ -46,16 +56,19 @@ class History(Protocol):
     @property
     def on_its_way(self) -> bool: ...
     def note_fetch(self) -> None: ...
-    async def names(self, oid: Oid) -> bool: ...
-    async def until_here(self, oid: Oid) -> None: ...
+    async def names(self, oid: Oid, *, tree: bool = False) -> bool: ...
+    def is_root(self, oid: Oid) -> bool: ...
+    async def until_here(self, oid: Oid, *, alone: bool = False) -> None: ...
     async def until_resolvable(self, abbreviation: str) -> None: ...
 
 
 class HistoryGate:
     """Where the programs of one mount wait for its history."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, after_tree: AfterTree | None = None) -> None:
+        """`after_tree` is awaited when the tree of a commit is here that a command waited for."""
         self._history = history
+        self._after_tree = after_tree
 
     def concerns(self, command: GitCommand | None) -> bool:
         """Whether look-ups of `command`, or of a program that is not git, may have to wait."""
@@ -63,7 +76,7 @@ class HistoryGate:
             return False
         if command is None:
             return True
-        if _LAZY_FETCH in command.arguments:
+        if LAZY_FETCH in command.arguments:
             self._history.note_fetch()
             return False
         return command.name not in _NEVER_WAIT
@@ -74,14 +87,18 @@ class HistoryGate:
         Raises: InterruptedError.
         """
         sure = command is not None and (command.name in _NEVER_WRITE or command.is_given(oid.hex()))
-        if (sure or await self._history.names(oid)) and not is_own(pid):
-            await unless_interrupted(pid, partial(self._history.until_here, oid))
+        few = command is not None and command.name in _FEW_TREES
+        if (sure or await self._history.names(oid, tree=few)) and not is_own(pid):
+            await unless_interrupted(pid, partial(self._history.until_here, oid, alone=few))
+            if few and command is not None and self._after_tree and self._history.is_root(oid):
+                await unless_interrupted(pid, partial(self._after_tree, command, oid))
 
     async def before_folder(self, command: GitCommand | None, digits: str, pid: int) -> None:
         """Git lists the objects that begin with `digits`: wait where it may do so to find out what
         an abbreviation means. Raises: InterruptedError."""
-        if command is None or is_own(pid):
+        abbreviations = command.abbreviations(digits) if command is not None else []
+        if not abbreviations or is_own(pid):
             return
-        for abbreviation in command.abbreviations(digits):
+        for abbreviation in abbreviations:
             wait = partial(self._history.until_resolvable, abbreviation)
             await unless_interrupted(pid, wait)

@@ -112,6 +112,8 @@ class OfferedObjects:
         (None); and where its lazy fetch looks whether the objects have come meanwhile."""
         self.told_of: frozenset[str] = frozenset()
         """The commands that it is awaited for."""
+        self.on_work: Callable[[GitCommand], None] | None = None
+        """Is told of each look of a git command."""
         self.gate: HistoryGate | None = None
         """Where programs wait for history that is on its way."""
         self.copying: Copying | None = None
@@ -151,6 +153,8 @@ class OfferedObjects:
         if self.is_object(parent) or not _is_hex(name, digits):
             return negative_entry()
         command = git_command(pid)
+        if command is not None and self.on_work is not None:
+            self.on_work(command)
         oid = bytes.fromhex(f"{parent & 0xFF:02x}{name.decode()}") if digits == 38 else None
         gate = self.gate
         if gate is None or not gate.concerns(command):

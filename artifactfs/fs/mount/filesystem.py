@@ -307,6 +307,10 @@ class FileSystem:
         """The key of the inode numbers of what is clean."""
         return self._overlay.ino_secret
 
+    def count_of_changes(self) -> int:
+        """How often the tree was changed so far."""
+        return self._overlay.changes
+
     @property
     def offered_alternate(self) -> bytes:
         """The line of an alternates file that names what git is offered; empty: there is none."""

@@ -65,6 +65,7 @@ class ArrivingHistory:
         self._frontier = Frontier(gitdir, odb)
         self._on_its_way = not complete
         self._roots: RootTrees | None = None
+        self._has_commits = False
         self._expected: Collection[Oid] = ()
         self._fetch_tree: FetchTree | None = None
         self._changed = trio.Event()
@@ -114,11 +115,17 @@ class ArrivingHistory:
         """Packs with some of it are in the gitdir."""
         self._change()
 
-    def commits_are_here(self, roots: RootTrees, fetch_tree: FetchTree) -> None:
-        """All commits are here, with `roots` as their trees. From now on only trees are waited for.
+    def commits_are_here(self) -> None:
+        """All commits are here; their trees will be known in a moment."""
+        self._has_commits = True
+        self._change()
+
+    def roots_are_known(self, roots: RootTrees, fetch_tree: FetchTree) -> None:
+        """The commits have `roots` as their trees. From now on only trees are waited for.
 
         `fetch_tree` fetches one before its turn.
         """
+        self._has_commits = True
         self._roots = roots
         self._fetch_tree = fetch_tree
         self._change()
@@ -129,7 +136,7 @@ class ArrivingHistory:
 
     def fail(self) -> None:
         """The fetch has failed: nobody waits for it any more."""
-        self._on_its_way = False
+        self._on_its_way = self._has_commits = False
         self._expected = ()
         self._fetch_tree = None
         self._change()
@@ -145,16 +152,27 @@ class ArrivingHistory:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def names(self, oid: Oid) -> bool:
-        """Whether what is here names `oid` as part of history, and it may be missing."""
+    async def names(self, oid: Oid, *, tree: bool = False) -> bool:
+        """Whether what is here names `oid` as part of history, and it may be missing.
+
+        Where it may be a `tree`, and all commits are here, it waits until their trees are known.
+        """
+        if tree and self._has_commits:
+            await self._until(lambda: self._roots is not None)
         if self._roots is not None:
             return oid in self._roots
         return oid in await trio.to_thread.run_sync(self._frontier.oids)
 
-    async def until_here(self, oid: Oid) -> None:
-        """Wait for `oid`, as long as it may come."""
-        if not self._is_settled(oid):
-            await self._until(partial(self._is_settled, oid))
+    def is_root(self, oid: Oid) -> bool:
+        """Whether `oid` is the tree of a commit, as far as that is known."""
+        return self._roots is not None and oid in self._roots
+
+    async def until_here(self, oid: Oid, *, alone: bool = False) -> None:
+        """Wait for `oid`, as long as it may come; a tree comes `alone`, before its turn, also where
+        the next pack has it."""
+        settled = partial(self._is_settled, oid, alone=alone)
+        if not settled():
+            await self._until(settled)
         fetch = self._fetch_tree
         if fetch is None or self._roots is None or oid not in self._roots:
             return
@@ -169,13 +187,13 @@ class ArrivingHistory:
         finally:
             self._alone -= 1
 
-    def _is_settled(self, oid: Oid) -> bool:
+    def _is_settled(self, oid: Oid, *, alone: bool) -> bool:
         """Whether it is not worth waiting for packs that are on their way."""
         if self._odb.contains(oid):
             return True
         if self._roots is None or oid not in self._roots:
             return self._roots is not None
-        return oid not in self._expected and self._alone_left > 0
+        return (alone or oid not in self._expected) and self._alone_left > 0
 
     async def until_resolvable(self, abbreviation: str) -> None:
         """Wait until what `abbreviation` (hex digits of an oid) means can be told: until all

@@ -143,8 +143,7 @@ class _Fetch:
             if not commits_complete(self._gitdir):
                 await self._receive(wants, TREELESS)
                 mark_commits_complete(self._gitdir)
-            self._arriving.note_packs()
-            await _write_commit_graph(self._gitdir)
+            self._arriving.commits_are_here()
             if await self._fetch_trees(wants):
                 return
         await self._receive(wants, BLOBLESS)
@@ -192,7 +191,7 @@ class _Fetch:
         except GitFailed:
             return False
         roots = await trio.to_thread.run_sync(RootTrees, newest_first)
-        self._arriving.commits_are_here(roots, self._fetch_alone)
+        self._arriving.roots_are_known(roots, self._fetch_alone)
         size, at = FIRST_PART, 0
         while at < len(newest_first):
             part = newest_first[at : at + size * OID]
@@ -202,6 +201,8 @@ class _Fetch:
             self._arriving.expect(missing)
             await self._receive(missing, BLOBLESS, background=not self._arriving.is_awaited)
             self._arriving.note_packs()
+            if size == FIRST_PART and at < len(newest_first):
+                await _write_commit_graph(self._gitdir)
             size = min(2 * size, LARGEST_PART)
         return True
 

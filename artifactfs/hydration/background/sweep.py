@@ -80,8 +80,10 @@ class Sweep:
         size_of: Callable[[bytes], int | None],
         absent_share: Callable[[bytes], float],
         my_turn: Callable[[], bool],
+        somebody_works: Callable[[], bool] = lambda: False,
     ) -> None:
         self._my_turn = my_turn
+        self._somebody_works = somebody_works
         self._absent_share = absent_share
         self.reach = reach
         self._budget = budget
@@ -164,6 +166,8 @@ class Sweep:
         if not (self._stages or self._recent) or self._spent:
             return float("inf")
         left = self._last_read + QUIET_S - trio.current_time()
+        if left <= 0 and self._somebody_works():
+            return QUIET_S
         return left if left > 0 else float("inf")
 
     def next(self) -> SweepBatch | None:
@@ -268,7 +272,7 @@ class Sweep:
         return SweepProgress("waiting" if waiting else "running", stage.name.lower())
 
     def _disturbed(self) -> bool:
-        return trio.current_time() < self._last_read + QUIET_S
+        return trio.current_time() < self._last_read + QUIET_S or self._somebody_works()
 
     def _choose_trees(self, inventory: TreeInventory) -> list[bytes]:
         absent = inventory.total - inventory.here

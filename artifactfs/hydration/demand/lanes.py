@@ -35,6 +35,9 @@ COMPANIONS = 64
 """Wants of an urgent request, beyond which no small siblings are added."""
 WINDOW_LANES = 2
 BACKGROUND_LANES = 4
+SHARE_WANTS = 250
+"""What somebody waits for is divided among the lanes, but not into smaller requests: the remote
+makes packs in parallel, and each of them costs it a process."""
 PREFETCH_BYTES = 32 << 20
 DISK_FULL_S = 30.0
 """The sweep waits that long before it tries a full disk again."""
@@ -191,7 +194,9 @@ class Lanes:
         return flight
 
     def _next_prefetch(self) -> Flight | None:
-        wants = self._queue.take(_BACKGROUND, max_wants=REQUEST_WANTS, max_bytes=PREFETCH_BYTES)
+        waiting = sum(self._queue.lengths()[priority] for priority in _BACKGROUND)
+        share = min(max(-(-waiting // BACKGROUND_LANES), SHARE_WANTS), REQUEST_WANTS)
+        wants = self._queue.take(_BACKGROUND, max_wants=share, max_bytes=PREFETCH_BYTES)
         if not wants:
             return None
         return Flight(Reason.PREFETCH, {want.oid: want for want in wants})

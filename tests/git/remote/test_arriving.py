@@ -67,7 +67,7 @@ def test_only_expected_trees_are_waited_for_and_some_are_fetched_alone(gitdir: P
         history = arriving_at(gitdir)
         roots = RootTrees(b"".join(map(oid, range(500, 0, -1))))
         assert oid(1) in roots and oid(500) in roots and oid(501) not in roots
-        history.commits_are_here(roots, fetch)
+        history.roots_are_known(roots, fetch)
         history.expect([oid(7)])
         await history.until_here(oid(900))  # a blob, say
         await history.until_resolvable("0123")
@@ -84,5 +84,36 @@ def test_only_expected_trees_are_waited_for_and_some_are_fetched_alone(gitdir: P
             assert history.is_awaited
             history.finish()
         assert len(fetched) == MOST_ALONE
+
+    run(body, gitdir)
+
+
+def test_who_needs_one_tree_waits_for_no_pack(gitdir: Path) -> None:
+    fetched: list[Oid] = []
+
+    async def fetch(tree: Oid) -> None:
+        fetched.append(tree)
+
+    async def body(gitdir: Path) -> None:
+        history = arriving_at(gitdir)
+        named: list[bool] = []
+
+        async def ask(tree: Oid) -> None:
+            named.append(await history.names(tree, tree=True))
+
+        assert not await history.names(oid(7), tree=True)  # commits are not here: no wait
+        history.commits_are_here()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, oid(7))
+            nursery.start_soon(ask, oid(900))
+            await trio.testing.wait_all_tasks_blocked()
+            assert named == []
+            history.roots_are_known(RootTrees(oid(7)), fetch)
+        assert sorted(named) == [False, True]
+        assert history.is_root(oid(7)) and not history.is_root(oid(900))
+        history.expect([oid(7)])
+        await history.until_here(oid(7), alone=True)
+        assert fetched == [oid(7)]
+        history.finish()
 
     run(body, gitdir)
