@@ -534,6 +534,7 @@ class FileSystem:
             log.warning("cannot write the overlay's log back: %s", error)
         else:
             self._overlay.finish_checkpoint()
+            await trio.to_thread.run_sync(self._overlay.note_pages)
 
     async def _count_many(self, changes: int) -> None:
         """The size of written files where there are too many to ask for it in between."""

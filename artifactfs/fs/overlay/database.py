@@ -106,6 +106,7 @@ class Overlay:
         except BaseException:
             self.connection.close()
             raise
+        self._write_sums(in_use=True)
 
     def _check_pages(self, path: Path) -> None:
         """Raises: StateError, OSError."""
@@ -121,7 +122,6 @@ class Overlay:
             log.error("pages %s of %s are damaged; as it was: %s", changed, path, copy)
         self.has_unreadable_pages = bool(changed) or pagesums.unreadable_pages(path)
         """Some of what it said cannot be read any more."""
-        pagesums.forget(path)
 
     def _load(self, path: Path) -> None:
         try:
@@ -298,6 +298,7 @@ class Overlay:
     def checkpoint(self) -> None:
         """Write the WAL back into the database. Blocks on the disk: call it in a thread."""
         with self._checkpointing, contextlib.closing(_connect(self.path)) as connection:
+            pagesums.forget(self.path)
             os.fsync(self._wal)
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         if not self._reserved:
@@ -309,17 +310,27 @@ class Overlay:
         with contextlib.suppress(sqlite3.Error):  # a full disk: the WAL stays, the next one does it
             self._execute("PRAGMA wal_checkpoint(PASSIVE)")
 
+    def note_pages(self) -> None:
+        """Note what the pages are now, after a checkpoint: a disk that changes one is found out
+        also where the process dies before it can `close`. 1 ms a MB: call it in a thread."""
+        with self._checkpointing:
+            self._write_sums(in_use=True)
+
+    def _write_sums(self, *, in_use: bool) -> None:
+        try:
+            pagesums.write(self.path, in_use=in_use)
+        except OSError as error:
+            log.warning("the overlay's database has no checksums: %s", error)
+
     def close(self) -> None:
         folded = self.fold()
         os.close(self._wal)
+        pagesums.forget(self.path)
         self.connection.close()  # the last connection writes the WAL back, syncs and removes it
         whole = folded and not Path(f"{self.path}-wal").exists()
         self._log.close(folded=whole)
         if whole:
-            try:
-                pagesums.write(self.path)
-            except OSError as error:
-                log.warning("the overlay's database has no checksums: %s", error)
+            self._write_sums(in_use=False)
 
     # Questions
 

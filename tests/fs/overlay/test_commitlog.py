@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from artifactfs.fs.overlay.pending import (
     put_meta,
     put_xattr,
 )
+from artifactfs.fs.overlay.schema import PAGE_SIZE
 from tests.fs.mounting import Mount, MountFailed
 
 FILE, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
@@ -328,6 +331,69 @@ def test_what_is_pending_answers_like_what_is_stored(tmp_path: Path) -> None:
         overlay.close()
     assert answers(Overlay(overlays[0].path)) == answers(Overlay(overlays[1].path))
     assert segments(overlays[1].path) == []
+
+
+def checkpointed(database: Path) -> Overlay:
+    overlay = Overlay(database)
+    for number in range(2, 300):
+        overlay.apply([put_inode(number, row()), put_dirent(1, b"%d" % number, number)])
+    overlay.begin_checkpoint()
+    overlay.checkpoint()
+    overlay.finish_checkpoint()
+    overlay.note_pages()
+    overlay.apply([put_inode(300, row()), put_dirent(1, b"300", 300)])
+    overlay.fold()
+    return overlay
+
+
+def copied(database: Path, name: str) -> Path:
+    """As a process that is killed now would leave it."""
+    place = database.parent / name
+    place.mkdir()
+    for path in database.parent.glob("overlay.db*"):
+        shutil.copy2(path, place)
+    return place / database.name
+
+
+def test_a_page_that_changes_while_nobody_runs_is_found_after_a_kill(database: Path) -> None:
+    overlay = checkpointed(database)
+    sound, changed = copied(database, "sound"), copied(database, "changed")
+    overlay.close()
+    times = os.stat(changed)
+    content = bytearray(changed.read_bytes())
+    content[5 * PAGE_SIZE + 1000] ^= 1
+    changed.write_bytes(content)
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not Overlay(sound).has_unreadable_pages
+    assert Overlay(changed).has_unreadable_pages
+
+
+def test_what_sqlite_writes_back_after_a_kill_is_no_damage(database: Path) -> None:
+    """Whoever looks into the database of a mount that was killed writes the WAL back."""
+    overlay = checkpointed(database)
+    looked_at = copied(database, "looked-at")
+    overlay.close()
+    with closing(sqlite3.connect(looked_at)) as connection:
+        connection.execute("SELECT * FROM dirents").fetchall()
+    assert not looked_at.with_name("overlay.db-wal").exists()
+    again = Overlay(looked_at)
+    assert not again.has_unreadable_pages
+    assert len(again.names(1)) == 299
+
+
+def test_after_another_boot_checksums_of_an_open_database_do_not_count(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may have kept the one file and not the other."""
+    overlay = checkpointed(database)
+    old = copied(database, "old")
+    overlay.begin_checkpoint()
+    overlay.checkpoint()
+    overlay.finish_checkpoint()
+    shutil.copy2(database, old)
+    overlay.close()
+    monkeypatch.setattr("artifactfs.fs.overlay.pagesums.boot_id", lambda: b"2" * 16)
+    assert not Overlay(old).has_unreadable_pages
 
 
 def test_a_database_that_takes_nothing_loses_nothing(
