@@ -171,6 +171,8 @@ def used(
     config.write_text(f'[filter "rot13"]\n\tsmudge = "{rot13}"\n\tclean = "{rot13}"\n')
     daemon = DaemonProcess()
     daemon.extra_environment["GIT_CONFIG_GLOBAL"] = str(config)
+    setting = {"COUNT": "1", "KEY_0": "protocol.version", "VALUE_0": "2"}
+    daemon.extra_environment |= {f"GIT_CONFIG_{key}": value for key, value in setting.items()}
     try:
         daemon.start()
         contents = {}
@@ -211,6 +213,7 @@ def use(daemon: DaemonProcess, name: str, mount: Path) -> dict[str, bytes]:
     git(daemon, name, "commit", "-qm", "Two")
     git(daemon, name, "pack-refs", "--all")
     git(daemon, name, "branch", "other")
+    daemon.run("redirect", "add", "--name", name, "build")
     os.rename(mount / "d0", mount / "moved")
     os.remove(mount / "d1/f01.txt")
     del contents["d1/f01.txt"]
@@ -334,7 +337,36 @@ def check(used: Used, kind: str, files: list[Path]) -> str:
             assert any(path.name in again for path in files), again
             assert any(path.name in daemon.log.read_text() for path in files)
             outcome = f"EIO for {len(failed)}"
-    return outcome
+    if outcome == "failed":
+        return outcome
+    return "; ".join([outcome, *said_of(daemon, files), fetch(daemon, files)])
+
+
+def said_of(daemon: DaemonProcess, files: list[Path]) -> list[str]:
+    """What users are told of the damage without having asked for anything that is lost by it."""
+    said = []
+    names = {str(path) for path in files}
+    for damage in daemon.status("a").get("damage") or ():
+        if damage["file"] in names:
+            said.append("mended" if damage["mended"] else "status names it")
+    doctor = daemon.run("doctor", "--offline", check=False).stdout
+    problems = re.findall(r"^(?:problem|warning).*", doctor, re.MULTILINE)
+    if any(name in line for line in problems for name in names):
+        said.append("doctor names it")
+    return sorted(set(said))
+
+
+def fetch(daemon: DaemonProcess, files: list[Path]) -> str:
+    """What the next fetch says. The other repository's works in any case, unless they share it."""
+    done = daemon.run("fetch", "--name", "a", check=False)
+    if not str(files[0]).startswith(f"{daemon.state}/repos"):
+        return "fetches" if done.returncode == 0 else f"fetch: {done.stderr.splitlines()[0]}"
+    assert daemon.run("fetch", "--name", "b", check=False).returncode == 0
+    if done.returncode == 0:
+        return "fetches"
+    said = re.findall(r"^(?:error|hint): .*", done.stderr, re.MULTILINE)
+    assert [line.partition(":")[0] for line in said] == ["error", "hint"], done.stderr
+    return f"fetch says {said[0]!r}, {said[1]!r}"
 
 
 SHORT = {

@@ -37,7 +37,8 @@ async def read_configuration(
         )
     except GitFailed as error:
         raise InvalidInput(
-            f"git cannot read its configuration: {error.message}", hint="git config --list"
+            f"git cannot read its configuration: {error.message}",
+            hint="mend that file: git config --list says when it is right",
         ) from error
     return parsed(output)
 

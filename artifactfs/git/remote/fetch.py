@@ -247,10 +247,10 @@ async def _apply(gitdir: Path, changes: Iterable[RefChange]) -> None:
                 deadline_s=_REF_DEADLINE_S,
             )
         except GitFailed as error:
-            raise StateError(
-                f"refs could not be updated: {error.message}",
-                hint="another git command was at work; the next fetch brings them up to date",
-            ) from error
+            hint = "artifact-fs doctor"
+            if "lock" in error.message:
+                hint = "another git command was at work; the next fetch updates them"
+            raise StateError(f"refs could not be updated: {error.message}", hint=hint) from error
 
 
 def _instruction(change: RefChange) -> bytes:
