@@ -14,6 +14,8 @@ class RepoSettings:
     `ref` is what the user asked for (branch, tag, full ref or commit), None for the remote's HEAD.
     `refresh_s` is the interval of background fetches in seconds, None for never.
     `hydrate` is the reach of the background sweep: ``all``, ``source`` or ``none``.
+    `writes` is who takes what programs write: ``kernel``, ``fuse``, or ``auto``, which is settled
+    at the first mount.
     `hydrate_budget` and `hydrate_max_blob` are bytes, `deadline_s` seconds.
     """
 
@@ -36,6 +38,7 @@ class RepoSettings:
     xattrs: bool = False
     recurse_submodules: bool = False
     git_dir: str | None = None
+    writes: str = "fuse"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -119,6 +119,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("fsmonitor", "git status asks what has changed, and looks at no file", git=(2, 30)),
     Feature("fsmonitor-diff", "git diff asks as well", git=(2, 43), needs=("fsmonitor",)),
     Feature("git-folder", ".git is the gitdir itself, a folder as in a clone"),
+    Feature("kernel-writes", "what programs write goes to the disk, and not through a process"),
     Feature("primed-index", "the first git status looks at no file", git=(2, 30)),
 )
 

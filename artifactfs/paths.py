@@ -124,6 +124,31 @@ class RepoLayout:
         return self.directory / "small"
 
     @property
+    def lower(self) -> Path:
+        """Where our own mount is while the kernel's overlayfs lies above it, at the mount point."""
+        return self.directory / "lower"
+
+    @property
+    def merged(self) -> Path:
+        """Where the kernel's overlayfs is put together before it takes the mount point's place."""
+        return self.directory / "merged"
+
+    @property
+    def native(self) -> Path:
+        """There where the kernel takes the writes (`artifactfs.fs.native.writes`)."""
+        return self.directory / "native"
+
+    @property
+    def native_upper(self) -> Path:
+        """The upper folder of overlayfs: what was written."""
+        return self.native / "upper"
+
+    @property
+    def native_work(self) -> Path:
+        """overlayfs' own, on the same disk."""
+        return self.native / "work"
+
+    @property
     def credentials(self) -> Path:
         """0600, in git-credential-store format."""
         return self.directory / "credentials"

@@ -37,8 +37,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("repository", "checkout", "configuration", "objects", "index", "remote"),
     ),
     "hydration": ("errors", "local", "order", "link", "background", "demand", "stats", "hydrator"),
-    "fs": ("kernel", "inodes", "overlay", "gitview", "tree", "content", "mount"),
-    "daemon": ("control", "host", "repositories", "switch", "background", "worker", "supervisor"),
+    "fs": ("kernel", "inodes", "overlay", "gitview", "tree", "native", "content", "mount"),
+    "daemon": (
+        *("control", "host", "repositories", "writes", "switch"),
+        *("background", "worker", "supervisor"),
+    ),
     "cli": ("terminal", "operation", "repositories", "main"),
     "server": (
         *("problems", "connections", "cross_origin", "metadata", "storage", "wire", "events"),

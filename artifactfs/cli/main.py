@@ -38,6 +38,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "repositories.mounting": ("unmount", "remount", "remove-repo"),
     "repositories.redirect": ("redirect",),
     "repositories.one_line": ("mount", "umount"),
+    "repositories.rescue": ("rescue",),
     "repositories.remotes": ("fetch", "set-refresh", "set-remote"),
     "operation.watching": ("top", "trace", "wait"),
 }

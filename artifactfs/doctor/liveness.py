@@ -14,6 +14,7 @@ from pathlib import Path
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.messages import Message, decode, encode, socket_address
+from artifactfs.daemon.host import overlayfs
 from artifactfs.daemon.host.mounts import mounts_at
 from artifactfs.daemon.host.redirects import redirects_of
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
@@ -133,6 +134,8 @@ def check_mounts(patient: Patient) -> Iterator[Finding]:
     for repo in patient.repos:
         if found[repo.name]:
             probes.start(repo.mount_point)
+            if overlayfs.is_ours(repo.mount_point):
+                probes.start(str(patient.state.repo(repo.name).lower))
     for repo in patient.repos:
         here = found[repo.name]
         if not here:
@@ -146,7 +149,12 @@ def check_mounts(patient: Patient) -> Iterator[Finding]:
                 f"artifact-fs remount --name {repo.name}",
                 repo.name,
             )
-        yield _check_alive(repo, here[-1], daemon, probes)
+        place, mount = repo.mount_point, here[-1]
+        if overlayfs.is_ours(place) and probes.fault(place) is None:
+            # The kernel answers above whatever has become of our own mount below.
+            place = str(patient.state.repo(repo.name).lower)
+            mount = next(iter(mounts_at(place)), mount)
+        yield _check_alive(repo, place, mount, daemon, probes)
 
 
 def check_redirects(patient: Patient) -> Iterator[Finding]:
@@ -198,9 +206,12 @@ def _check_free(repo: RepoSettings, expected: bool) -> Iterator[Finding]:
         )
 
 
-def _check_alive(repo: RepoSettings, mount: MountEntry, daemon: bool, probes: Probes) -> Finding:
+def _check_alive(
+    repo: RepoSettings, place: str, mount: MountEntry, daemon: bool, probes: Probes
+) -> Finding:
+    """`place` is what is asked: the mount point, or our own mount below the kernel's."""
     point = shlex.quote(repo.mount_point)
-    fault = probes.fault(repo.mount_point)
+    fault = probes.fault(place)
     if fault is None:
         return ok("mount.alive", f"{repo.name} answers at {repo.mount_point}", repo.name)
     unmount = f"fusermount3 -uz {point}" if os.geteuid() else f"umount -l {point}"

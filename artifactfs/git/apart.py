@@ -2,8 +2,9 @@
 
 A child of a worker that asks the kernel for something in the worker's mount can wait for ever: the
 kernel may hold the lock of that directory for another program until the worker has answered it,
-while the worker waits for its child. In D state not even SIGKILL ends such a child. Two ways lead
-from a gitdir to its mount: the alternate of the offered objects (`offered`), and ``core.worktree``.
+while the worker waits for its child. In D state not even SIGKILL ends such a child. Three ways
+lead from a gitdir to its mount: the alternate of the offered objects (`offered`),
+``core.worktree``, and ``core.fsmonitor``.
 
 So they get an object directory of their own, ``artifactfs/apart``. Everything in it is a symlink
 to what is in ``objects``, except for ``info/alternates``, which it does not have: git is told the
@@ -65,6 +66,10 @@ _NO_FETCH = {
 """Git says what is missing, rather than fetch it."""
 
 
+_NO_FSMONITOR = ("core.fsmonitor", "false")
+"""The command of a gitdir may read what it answers in the mount, by its absolute path."""
+
+
 def git_environment(
     extra: Mapping[str, str] | None = None,
     *,
@@ -108,7 +113,8 @@ def gitdir_environment(
     if extra and "GIT_OBJECT_DIRECTORY" in extra:
         seen.pop("GIT_ALTERNATE_OBJECT_DIRECTORIES", None)
     fetching = {} if may_fetch else _NO_FETCH
-    return git_environment({**seen, **fetching, **(extra or {})}, gitdir=gitdir, more=more)
+    apart = (*more, _NO_FSMONITOR)
+    return git_environment({**seen, **fetching, **(extra or {})}, gitdir=gitdir, more=apart)
 
 
 def is_offered(directory: Path) -> bool:

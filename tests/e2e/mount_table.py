@@ -26,12 +26,25 @@ def mounts_below(directory: Path) -> list[tuple[Path, int]]:
 
 def mounted_at(point: Path) -> bool:
     """Tell whether something is mounted exactly there, alive or dead."""
-    return any(found == point for found, _ in mounts_below(point))
+    return point in overlays_below(point) or any(found == point for found, _ in mounts_below(point))
+
+
+def overlays_below(directory: Path) -> list[Path]:
+    """The overlayfs mounts of ours below, the latest first."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if " - overlay artifact-fs " in line:
+            point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4])
+            if Path(point).is_relative_to(directory):
+                found.append(Path(point))
+    return found[::-1]
 
 
 def clear_mounts(directory: Path) -> list[Path]:
     """Abort and unmount everything below `directory`; return what was there."""
     left = mounts_below(directory)
+    for point in overlays_below(directory):
+        subprocess.run(["umount", "-l", str(point)], check=False, capture_output=True)
     for point, minor in left:
         abort_connection(minor)
         subprocess.run(["umount", "-l", str(point)], check=False, capture_output=True)

@@ -290,7 +290,9 @@ class DaemonProcess:
 
     def worker(self, mount: Path) -> int:
         """Return the process id of the worker that serves `mount`."""
-        (minor,) = (minor for point, minor in mounts_below(mount) if point == mount)
+        lower = self.state / "repos" / mount.name / "lower"  # where the kernel takes the writes
+        mounts = mounts_below(mount) + mounts_below(lower)
+        (minor,) = (minor for point, minor in mounts if point in (mount, lower))
         found = serving_process(self.pid, minor)
         assert found is not None, "nobody serves the mount"
         return found

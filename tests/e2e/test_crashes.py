@@ -40,8 +40,13 @@ def has_ended(pid: int) -> bool:
 
 def readable(mount: Path) -> bool:
     """Asks for more than a listing, which the kernel keeps beyond the death of a worker."""
+    lower = mount.parent.parent / "state" / "repos" / mount.name / "lower"
     with contextlib.suppress(OSError):
         os.statvfs(mount)
+        if lower.exists():  # the kernel takes the writes: it answers above a dead mount of ours
+            if not mounted_at(lower):
+                return False
+            os.statvfs(lower)
         return "README.md" in os.listdir(mount)
     return False
 

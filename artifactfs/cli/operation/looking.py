@@ -104,14 +104,20 @@ def _look(name: str | None) -> tuple[list[Fields], bool]:
 def _probe(repos: list[Fields]) -> None:
     """Ask each mount itself: the daemon does not look into what it serves."""
     mounted = [repo for repo in repos if repo["state"] == "mounted"]
-    hung = silent([repo["mount_point"] for repo in mounted], PROBE_S)
+    places = [place for repo in mounted for place in _places(repo)]
+    hung = silent(places, PROBE_S)
     for repo in mounted:
-        if repo["mount_point"] in hung:
+        if any(place in hung for place in _places(repo)):
             repo["state"] = "not answering"
             repo["error"] = {
                 "message": f"nothing answers in {repo['mount_point']}",
                 "hint": f"artifact-fs remount --name {repo['name']} --restart --force",
             }
+
+
+def _places(repo: Fields) -> set[str]:
+    """Where it is mounted: programs may see another file system above ours."""
+    return {repo["mount_point"], repo.get("served_at") or repo["mount_point"]}
 
 
 def _show(repos: list[Fields], running: bool, verbose: bool, *, afresh: bool) -> None:
@@ -158,6 +164,10 @@ def describe(repo: Fields, verbose: bool = False) -> Iterator[str]:
         yield _line("fetched", _last_fetch(repo))
     if repo.get("hydration"):
         yield from _hydration(repo["hydration"])
+    if repo.get("writes"):
+        who = {"kernel": "by the kernel, on the disk", "fuse": "through our process"}
+        writes = repo["writes"]
+        yield _line("writes", f"{who[writes['kind']]} ({writes['why']})")
     if repo.get("overlay"):
         overlay = repo["overlay"]
         size = human_bytes(overlay["dirty_bytes"])

@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import Duration, Size, connect, json_option, state
+from artifactfs.cli.terminal.context import (
+    Duration,
+    Size,
+    connect,
+    json_option,
+    state,
+    writes_option,
+)
 from artifactfs.cli.terminal.names import RepoName
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.remote_argument import RemoteArgument, read_remote
@@ -75,6 +82,7 @@ DEFAULT_REFRESH_S = 300.0
 @click.option("--uid", type=click.IntRange(min=0), help="Owner of the files. [default: you]")
 @click.option("--gid", type=click.IntRange(min=0), help="Group of the files. [default: yours]")
 @click.option("--xattrs", is_flag=True, help="Offer user.* extended attributes (slower).")
+@writes_option
 @click.option("--require-commit", metavar="OID", help="Fail unless the ref is this commit.")
 @click.option(
     "--git-dir",
@@ -136,10 +144,19 @@ def add_repo(
         output.print_json(answer)
         return
     if answer.get("seconds") is not None:
-        click.echo(f"{name}: {answer['state']} at {answer['mount_point']} ({answer['seconds']} s)")
+        line = f"{name}: {answer['state']} at {answer['mount_point']} ({answer['seconds']} s)"
+        click.echo(line + who_writes(answer, options["writes"]))
     else:
         where = "at" if answer["state"] == "mounted" else "and will be at"
         click.echo(f"{name}: {answer['state']} {where} {answer['mount_point']}")
+
+
+def who_writes(answer: dict[str, Any], asked: str) -> str:
+    """What a line on a mount says of its writes: nothing where it is as it always was."""
+    writes = answer.get("writes") or {"kind": "fuse", "why": ""}
+    if writes["kind"] == "kernel":
+        return "; the kernel takes the writes"
+    return f"; writes go through our process: {writes['why']}" if asked == "auto" else ""
 
 
 def origin_of(git_dir: Path | None) -> str:

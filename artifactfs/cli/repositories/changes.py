@@ -61,13 +61,15 @@ def switch(target: str, name: str, create: bool, detach: bool, as_json: bool) ->
         )
         left = answer.pop("left_to_git")
         if left["switch"] is not None:
-            in_mount.switch(left["top"], left["switch"])
+            failure = in_mount.switch(left["top"], left["switch"])
             status = client.request("status", name=name)[0]
             answer.update(ref=status["ref"], commit=status["head"])
         elif left["hook"] is not None:
             failure = in_mount.run_hook(left["top"], "post-checkout", left["hook"])
-            if failure is not None:
-                click.echo(f"warning: post-checkout: {failure}", err=True)
+        else:
+            failure = None
+        if failure is not None:
+            click.echo(f"warning: post-checkout: {failure}", err=True)
     if as_json:
         output.print_json(answer)
         return

@@ -16,11 +16,24 @@ STATUS_S = 120.0
 _SHOWN = 10
 
 
-def switch(top: str, arguments: list[str]) -> None:
-    """``git switch ARGUMENTS``. Raises: InvalidInput, StateError with git's own words."""
+def switch(top: str, arguments: list[str]) -> str | None:
+    """``git switch ARGUMENTS``; what went wrong after it, in a hook, if anything did.
+
+    Raises: InvalidInput, StateError with git's own words.
+    """
+    before = _head(top)
     done = _git(top, "switch", "-q", *arguments)
-    if done.returncode != 0:
-        raise _refusal(foreign_text(done.stderr), done.returncode)
+    if done.returncode == 0:
+        return None
+    said = foreign_text(done.stderr)
+    if before != _head(top):  # git ends with the status of the hook
+        return said.strip() or f"exit code {done.returncode}"
+    raise _refusal(said, done.returncode)
+
+
+def _head(top: str) -> bytes:
+    """Where HEAD is, and by which name."""
+    return _git(top, "rev-parse", "HEAD", "--symbolic-full-name", "HEAD").stdout
 
 
 def run_hook(top: str, name: str, arguments: list[str]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from artifactfs.cli.repositories import in_mount
+from artifactfs.cli.repositories.adding import who_writes
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import connect, daemon, json_option, state
 from artifactfs.cli.terminal.names import name_option
@@ -38,7 +39,7 @@ def unmount_by_name(name: str, *, force: bool) -> None:
         with client:
             client.request("unmount", name=name, force=force)
         return
-    from artifactfs.daemon.host import mounts
+    from artifactfs.daemon.host import overlayfs
     from artifactfs.daemon.repositories.registration import resolve_mount_point
     from artifactfs.daemon.repositories.registry import Registry
 
@@ -46,28 +47,41 @@ def unmount_by_name(name: str, *, force: bool) -> None:
         registry.set_enabled(name, False)
         settings = registry.get(name).settings
     mount_point = resolve_mount_point(settings, state().mount_root())
-    if mounts.probe(mount_point) is mounts.MountState.DEAD:
-        mounts.clear_dead(mount_point)
+    overlayfs.clear_dead(mount_point, state().repo(name))
 
 
 @click.command()
 @name_option
 @click.option("--restart", is_flag=True, help="Unmount it first where it is mounted.")
-@click.option("--force", is_flag=True, help="With --restart: also while programs use it.")
+@click.option(
+    "--force", is_flag=True, help="With --restart or --writes: also while programs use it."
+)
+@click.option(
+    "--writes",
+    type=click.Choice(["auto", "kernel", "fuse"]),
+    help="Who takes what programs write from now on; what was written is moved, and a mounted "
+    "repository unmounted for that. [default: as before]",
+)
 @json_option
-def remount(name: str, restart: bool, force: bool, as_json: bool) -> None:
+def remount(name: str, restart: bool, force: bool, writes: str | None, as_json: bool) -> None:
     """Mount a repository that is unmounted; returns when its tree can be read.
 
     \b
     Examples:
       artifact-fs remount --name hello
       artifact-fs remount --name hello --restart
+      artifact-fs remount --name hello --writes kernel
     """
     with daemon() as client, output.progress(name, quiet=as_json) as report:
         answer = client.request(
-            "remount", on_progress=report, name=name, restart=restart, force=force
+            "remount",
+            on_progress=report,
+            name=name,
+            restart=restart,
+            force=force,
+            writes=writes,
         )
-    _report(answer, as_json)
+    _report(answer, as_json, writes)
 
 
 @click.command("remove-repo")
@@ -117,7 +131,7 @@ def _remove_without_daemon(name: str, force: bool, dry_run: bool) -> dict[str, A
 
     import trio
 
-    from artifactfs.daemon.host import mounts
+    from artifactfs.daemon.host import overlayfs
     from artifactfs.daemon.repositories import registration
     from artifactfs.daemon.repositories.losses import check_unmounted
     from artifactfs.daemon.repositories.registry import Registry
@@ -132,13 +146,12 @@ def _remove_without_daemon(name: str, force: bool, dry_run: bool) -> dict[str, A
         if dry_run:
             return {"name": name, "removed": False, "would_remove": True}
         mount_point = registration.resolve_mount_point(settings, layout.mount_root())
-        if mounts.probe(mount_point) is mounts.MountState.DEAD:
-            mounts.clear_dead(mount_point)
+        overlayfs.clear_dead(mount_point, layout.repo(name))
         registration.delete(layout, name, Path(mount_point))
     return {"name": name, "removed": True}
 
 
-def _report(answer: dict[str, Any], as_json: bool) -> None:
+def _report(answer: dict[str, Any], as_json: bool, writes: str | None = None) -> None:
     if as_json:
         output.print_json(answer)
         return
@@ -148,6 +161,7 @@ def _report(answer: dict[str, Any], as_json: bool) -> None:
     elif answer.get("removed"):
         click.echo(f"{name}: removed")
     elif answer.get("mount_point"):
-        click.echo(f"{name}: {answer['state']} at {answer['mount_point']}")
+        line = f"{name}: {answer['state']} at {answer['mount_point']}"
+        click.echo(line + (who_writes(answer, writes) if writes is not None else ""))
     else:
         click.echo(f"{name}: {answer['state']}")

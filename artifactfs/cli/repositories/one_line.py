@@ -10,10 +10,15 @@ from typing import Any
 
 import click
 
-from artifactfs.cli.repositories.adding import DEFAULT_REFRESH_S, register, wanted_ref
+from artifactfs.cli.repositories.adding import (
+    DEFAULT_REFRESH_S,
+    register,
+    wanted_ref,
+    who_writes,
+)
 from artifactfs.cli.repositories.mounting import unmount_by_name
 from artifactfs.cli.terminal import output
-from artifactfs.cli.terminal.context import connect, json_option, state
+from artifactfs.cli.terminal.context import connect, json_option, state, writes_option
 from artifactfs.cli.terminal.known import known_repos
 from artifactfs.cli.terminal.names import RepoName
 from artifactfs.config import RepoSettings
@@ -29,6 +34,7 @@ from artifactfs.errors import DaemonError, InvalidInput, NameTaken, NotRegistere
 @click.option("--ref", help="Tag, full ref or commit to mount instead of a branch.")
 @click.option("--depth", type=click.IntRange(min=1), help="Only so many commits of history.")
 @click.option("--name", type=RepoName(), help="How it is called here. [default: as DIRECTORY]")
+@writes_option
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 @json_option
 def mount(
@@ -38,6 +44,7 @@ def mount(
     ref: str | None,
     depth: int | None,
     name: str | None,
+    writes: str,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -67,6 +74,7 @@ def mount(
             ref=wanted_ref(branch, ref),
             depth=depth,
             refresh_s=DEFAULT_REFRESH_S,
+            writes=writes,
         )
         answer = _register_by_any_name(
             settings, parsed, named=name is not None, quiet=quiet or as_json
@@ -74,7 +82,8 @@ def mount(
     if as_json:
         output.print_json(answer)
     elif not quiet:
-        click.echo(f"{answer['name']}: mounted at {answer['mount_point']}")
+        line = f"{answer['name']}: mounted at {answer['mount_point']}"
+        click.echo(line + who_writes(answer, writes))
 
 
 @click.command()

@@ -108,5 +108,17 @@ class Size(_IntType):
         return int(float(match[1]) * _BYTES[match[2]])
 
 
+def writes_option(function: _F) -> _F:
+    """``--writes``, of the commands that mount for the first time."""
+    return click.option(
+        "--writes",
+        type=click.Choice(["auto", "kernel", "fuse"]),
+        default="fuse",
+        show_default=True,
+        help="Who takes what programs write: the kernel's overlayfs, at the speed of the disk "
+        "(as root only), or our own process; auto: the kernel where it can.",
+    )(function)
+
+
 def json_option(function: _F) -> _F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)

@@ -204,6 +204,8 @@ class Jobs:
                     await self._git_files_here()
                 await self._write_any_index()
                 await self._use_fsmonitor()
+            elif await trio.to_thread.run_sync(self._asks_elsewhere):
+                await self._use_fsmonitor()
             self.index_primed = True
         finally:
             self._filesystem.index_ready.set()
@@ -258,7 +260,7 @@ class Jobs:
             "uid": os.getuid() if settings.uid is None else settings.uid,
             "gid": os.getgid() if settings.gid is None else settings.gid,
             "time-ns": base.time_ns,
-            "token": filesystem.journal.initial_token,
+            "token": filesystem.initial_token,
             "conversion": self._layout.conversion,
         }
         await filesystem.conversions.wait_for_settings()
@@ -286,6 +288,15 @@ class Jobs:
         for name, value in (("core.fsmonitor", command), ("core.untrackedCache", "true")):
             with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
                 await run_git("config", name, value, gitdir=gitdir, deadline_s=CONFIG_DEADLINE_S)
+
+    def _asks_elsewhere(self) -> bool:
+        """Whether git asks us still, but where our mount was: it follows who takes the writes."""
+        try:
+            config = (self._layout.gitdir / "config").read_text(errors="surrogateescape")
+        except OSError:
+            return False
+        here = f'cat \\"{self._filesystem.fsmonitor_folder}/$2\\"'
+        return "/fsmonitor/$2" in config and here not in config
 
     # -- compaction --------------------------------------------------------------------------
 

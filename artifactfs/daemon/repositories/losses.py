@@ -15,6 +15,7 @@ from typing import Any
 import trio
 
 from artifactfs.errors import CorruptData, StateError
+from artifactfs.fs.native.writes import count_entries, is_native
 from artifactfs.fs.overlay.database import read_base
 from artifactfs.fs.tree.compaction import PromisedObjects
 from artifactfs.git.objects.ancestry import made_here
@@ -93,7 +94,20 @@ def read_overlay(layout: RepoLayout) -> tuple[int, str | None]:
         raise CorruptData(
             f"{layout.overlay_db} cannot be read: {error}", hint="give --force to delete it anyway"
         ) from error
+    if is_native(layout):
+        dirty = _written_by_the_kernel(layout)
     return dirty, commit.hex() if commit else None
+
+
+def _written_by_the_kernel(layout: RepoLayout) -> int:
+    """Raises: CorruptData."""
+    try:
+        return count_entries(layout)
+    except OSError as error:
+        raise CorruptData(
+            f"{layout.native_upper} cannot be read: {error.strerror}",
+            hint="give --force to delete it anyway",
+        ) from error
 
 
 def refuse(name: str, found: dict[str, Any]) -> None:

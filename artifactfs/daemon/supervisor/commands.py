@@ -279,12 +279,18 @@ class Commands:
         return {"name": name, "state": "unmounted"}
 
     async def remount(self, request: Request) -> Message:
-        """Mount what is unmounted; with ``restart``, unmount it first where it is mounted."""
+        """Mount what is unmounted; with ``restart``, unmount it first where it is mounted; so it
+        is with ``writes``, where that is another setting than before."""
         name = request.text("name")
         known = await self._repositories.registration(name)
         supervision = self._repositories.mounts.get(name)
-        if supervision is not None and supervision.running and request.args.get("restart"):
+        writes = request.args.get("writes") or known.settings.writes
+        restart = request.args.get("restart") or writes != known.settings.writes
+        if supervision is not None and supervision.running and restart:
             await supervision.unmount(force=bool(request.args.get("force")))
+        if writes != known.settings.writes:
+            known = replace(known, settings=replace(known.settings, writes=str(writes)))
+            await self._repositories.save(known.settings)
         if supervision is None or supervision.state != "mounted":
             mount_point = Path(self._repositories.resolved(known.settings).mount_point)
             registration.check_fuse()

@@ -107,7 +107,7 @@ class ForkServer:
         self._connection = connection
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._children: dict[int, tuple[int, str]] = {}  # pidfd → pid, mount point
+        self._children: dict[int, tuple[int, list[str]]] = {}  # pidfd → pid, mounts
 
     def run(self) -> None:
         """Fork on request until the supervisor closes its end, then see the workers out."""
@@ -131,7 +131,7 @@ class ForkServer:
         except OSError as error:  # no more processes, memory or descriptors: for now
             self._send({"forked": message["fork"], "error": error.strerror})
             return True
-        self._children[pidfd] = (pid, str(message["spec"]["settings"]["mount_point"]))
+        self._children[pidfd] = (pid, list(message["spec"].get("served_at", ())))
         self._poll.register(pidfd, select.POLLIN)
         self._send({"forked": message["fork"], "pid": pid}, pidfd)
         return True
@@ -176,7 +176,7 @@ class ForkServer:
                 os._exit(status)
 
     def _reap(self, pidfd: int) -> None:
-        pid, _mount_point = self._children.pop(pidfd)
+        pid, _served_at = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _pid, wait_status = os.waitpid(pid, 0)
@@ -199,8 +199,9 @@ class ForkServer:
         if self._children:
             from artifactfs.daemon.host import mounts
 
-            for _pid, mount_point in self._children.values():
-                mounts.abort(mount_point)
+            for _pid, served_at in self._children.values():
+                for mount_point in served_at:
+                    mounts.abort(mount_point)
             self._wait(LINGER_S)
 
     def _wait(self, seconds: float) -> None:

@@ -23,11 +23,11 @@ from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.channel import WorkerChannel
 from artifactfs.daemon.control.messages import Message, error_fields, error_from_fields
 from artifactfs.daemon.control.server import Progress
-from artifactfs.daemon.host import mounts
+from artifactfs.daemon.host import mounts, overlayfs
 from artifactfs.daemon.supervisor.waiting import sleep_beside, steps
 from artifactfs.daemon.supervisor.workers import WorkerPool, WorkerProcess
 from artifactfs.errors import DaemonError, MountError
-from artifactfs.paths import StateLayout
+from artifactfs.paths import RepoLayout, StateLayout
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +205,10 @@ class Supervision:
             "settings": asdict(self.settings),
             "log_level": self._log_level,
             "cache_limit": self._cache_limit,
+            "served_at": [
+                self.settings.mount_point,
+                str(self._state_layout.repo(self.name).lower),
+            ],
             "keep_cpus_awake": self._keep_cpus_awake,
         }
         try:
@@ -248,7 +252,8 @@ class Supervision:
 
     async def _clear_mount_point(self) -> None:
         """A worker that had to be killed leaves a dead mount."""
-        clear = partial(mounts.clear_dead, self.settings.mount_point)
+        layout = self._state_layout.repo(self.name)
+        clear = partial(_clear, self.settings.mount_point, layout)
         with trio.move_on_after(KILL_S):
             try:
                 await trio.to_thread.run_sync(clear, abandon_on_cancel=True)
@@ -362,6 +367,13 @@ class Supervision:
         worker.signal(signal.SIGKILL)
         await trio.sleep(KILL_S)
         log.error("aborting the FUSE connection", extra={"repo": self.name})
-        abort = partial(mounts.abort, self.settings.mount_point)
-        await trio.to_thread.run_sync(abort, abandon_on_cancel=True)
+        lower = str(self._state_layout.repo(self.name).lower)
+        for served_at in (self.settings.mount_point, lower):
+            abort = partial(mounts.abort, served_at)
+            await trio.to_thread.run_sync(abort, abandon_on_cancel=True)
         worker.signal(signal.SIGKILL)
+
+
+def _clear(mount_point: str, layout: RepoLayout) -> None:
+    overlayfs.clear(mount_point, layout)
+    mounts.clear_dead(mount_point)

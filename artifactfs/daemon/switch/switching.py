@@ -55,6 +55,8 @@ SIZES_WAIT_S = 3.0
 """Without sizes git is right as well; it only reads a file that it would not have had to."""
 SWEEP_AFTER_S = 2.0
 
+_GITLINK = 0o160000
+
 _TURNS_OF_A_REQUEST = 60
 """Of the event loop, until a request is on the wire: below 1 ms. What is done while its answer is
 awaited holds the loop for longer."""
@@ -147,6 +149,8 @@ class Switching:
         Raises: InvalidInput, StateError, GitFailed, RemoteError.
         """
         await self._filesystem.index_ready.wait()
+        if self._filesystem.native is not None:
+            return await self._leave_to_git(goal)
         async with self._busy:
             move = Move(await trio.to_thread.run_sync(read_head, self._gitdir), goal)
             self._check_nothing_unfinished()
@@ -158,6 +162,24 @@ class Switching:
             return Switched(
                 changed, hook=await trio.to_thread.run_sync(hook_of, self._gitdir, move)
             )
+
+    async def _leave_to_git(self, goal: Goal) -> Switched:
+        """Where the kernel takes the writes, git writes as fast as the disk is; what it is going
+        to write is brought before, in one batch."""
+        self._check_nothing_unfinished()
+        head = await trio.to_thread.run_sync(read_head, self._gitdir)
+        if head.commit is not None:
+            old = self._odb.commit(head.commit).tree
+            list_blobs = partial(_new_blobs, self._odb, old, goal.tree)
+            try:
+                wanted = await trio.to_thread.run_sync(list_blobs)
+            except MissingObject:
+                await self._commits.fetch_trees(goal.commit)
+                wanted = await trio.to_thread.run_sync(list_blobs)
+            missing = self._odb.missing(wanted)
+            if missing:
+                await self._hydrator.prefetch(missing)
+        return Switched(None, git=_by_git(goal))
 
     async def forward(self, head: Head, goal: Goal) -> int:
         """Move the branch that is checked out, with the tree, forward to `goal`.
@@ -335,6 +357,12 @@ def _blobs(plan: IndexMove) -> Mapping[bytes, Oid]:
 
 def _differing(odb: ObjectDatabase, old: Oid, new: Oid) -> list[bytes]:
     return [change.path for change in diff_trees(odb, old, new)]
+
+
+def _new_blobs(odb: ObjectDatabase, old: Oid, new: Oid) -> list[Oid]:
+    """The contents that a checkout of `new` writes where `old` is checked out."""
+    found = [change.after for change in diff_trees(odb, old, new)]
+    return [entry.oid for entry in found if entry is not None and entry.mode != _GITLINK]
 
 
 def _stat(

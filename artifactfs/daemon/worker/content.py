@@ -128,7 +128,7 @@ class ContentRequests:
         """How the working tree differs from the mounted commit."""
         return [
             {"path": change.path.decode("utf-8", "surrogateescape"), "kind": change.kind}
-            for change in self._filesystem.local_changes()
+            for change in await self._filesystem.changes()
         ]
 
     async def trace(self, request: Request) -> list[Message]:

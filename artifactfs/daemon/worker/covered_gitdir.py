@@ -35,17 +35,29 @@ class CoveredGitdir:
         own = settings.uid is None or settings.uid == os.geteuid()
         wanted = own and "git-folder" not in disabled_features()
         self._waits = False
+        self._covers_gitfile = False
         self.place = GitdirPlace(can_be_covered=wanted and may_mount())
 
-    async def cover(self, waiting_room: bytes, features: Features) -> None:
-        """Mount the gitdir; where that fails, ``.git`` is a gitfile. `waiting_room` (a path in the
-        mount) covers it until `open` where git has no index yet."""
+    async def cover(
+        self, served_at: Path, top: Path, waiting_room: bytes, features: Features
+    ) -> None:
+        """Mount the gitdir, in the tree at `top`; where that fails, ``.git`` is a gitfile.
+
+        `waiting_room` (a path in our own mount at `served_at`) covers it until `open` where git has
+        no index yet.
+
+        Where the kernel's overlayfs is above our mount a gitfile is covered by itself: the kernel
+        would let it be removed.
+        """
+        folder = Path(real_path(str(top))) / ".git"
         if not self.place.is_folder:
+            if served_at != top:
+                await trio.to_thread.run_sync(self._bind_gitfile, served_at / ".git", folder)
             return
-        room = Path(self._mount_point, os.fsdecode(waiting_room))
+        room = served_at / os.fsdecode(waiting_room)
         has_index = (self._gitdir / "index").exists()
         try:
-            await trio.to_thread.run_sync(self._bind, None if has_index else room)
+            await trio.to_thread.run_sync(self._bind, folder, None if has_index else room)
         except (MountError, OSError) as error:
             log.warning(".git is a gitfile: the gitdir cannot be mounted there: %s", error)
             features.lacks("git-folder", f"it cannot be mounted: {error}")
@@ -59,17 +71,21 @@ class CoveredGitdir:
 
     async def uncover(self) -> None:
         """Unmount it again. Raises: MountError where a program uses it."""
-        if self.place.is_folder:
+        if self.place.is_folder or self._covers_gitfile:
             await trio.to_thread.run_sync(unbind, self._folder())
 
-    def _bind(self, waiting_room: Path | None) -> None:
-        folder = self._folder()
+    def _bind(self, folder: Path, waiting_room: Path | None) -> None:
         if mounts.mounts_at(str(folder), follow=False):
             return
         bind(self._gitdir, folder)
         if waiting_room is not None:
             bind(waiting_room, folder)
             self._waits = True
+
+    def _bind_gitfile(self, gitfile: Path, folder: Path) -> None:
+        if not mounts.mounts_at(str(folder), follow=False):
+            bind(gitfile, folder)
+        self._covers_gitfile = True
 
     def _end_waiting(self) -> None:
         """Lazily: who waits in it is in it."""

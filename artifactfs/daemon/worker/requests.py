@@ -25,6 +25,7 @@ from artifactfs.daemon.repositories.remotes import (
 from artifactfs.daemon.switch.switching import Switched, Switching
 from artifactfs.daemon.switch.target import Commits, resolve
 from artifactfs.daemon.worker.content import ContentRequests
+from artifactfs.daemon.writes.kinds import Kind
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.operations import Unanswered
 from artifactfs.git.configuration.kept import refresh, surroundings_of
@@ -60,6 +61,7 @@ class Requests:
     switching: Switching
     content: ContentRequests
     unmount: Callable[[], Awaitable[None]]
+    writes: Kind
 
     def table(self) -> dict[str, Command]:
         handlers = {
@@ -116,7 +118,9 @@ class Requests:
                 "total_bytes": hydration["bytes_total"],
             },
             "hydration": hydration,
-            "overlay": asdict(self.filesystem.overlay_stats()),
+            "writes": self.writes.as_json(),
+            "served_at": self.filesystem.served_at,
+            "overlay": asdict(await self.filesystem.measure()),
             "damage": self.filesystem.damage.as_json(),
             "features": self.filesystem.features.as_json(),
             "kernel": {

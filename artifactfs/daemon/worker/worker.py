@@ -19,8 +19,9 @@ import shlex
 import signal
 import socket
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from artifactfs.daemon.background.old_versions import OldVersions
 from artifactfs.daemon.background.tasks import Background
 from artifactfs.daemon.control.messages import Message, error_fields
 from artifactfs.daemon.control.server import Command, LineStream, Request, innermost, serve_requests
-from artifactfs.daemon.host import logs, mounts, redirects
+from artifactfs.daemon.host import logs, mounts, overlayfs, redirects
 from artifactfs.daemon.repositories.prepared import adopt_gitdir
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.daemon.switch.recovery import recover
@@ -46,12 +47,16 @@ from artifactfs.daemon.worker.copies import Copies
 from artifactfs.daemon.worker.covered_gitdir import CoveredGitdir
 from artifactfs.daemon.worker.other_user import serve_as_other_user
 from artifactfs.daemon.worker.requests import Requests
+from artifactfs.daemon.writes.kinds import Kind, settle
+from artifactfs.daemon.writes.moving import settle_place
 from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError, CorruptData, DaemonError, MountError, StateError
 from artifactfs.fs.gitview.callers import GitCommand
 from artifactfs.fs.gitview.gate import LAZY_FETCH, HistoryGate
+from artifactfs.fs.inodes.inode import Owner
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
+from artifactfs.fs.native.writes import create_native, is_native
 from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.command import run_git
 from artifactfs.git.configuration.kept import refresh, surroundings_of, write_settings
@@ -74,7 +79,7 @@ from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.attention import Attention
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
-from artifactfs.paths import RepoLayout, StateLayout, leads_into
+from artifactfs.paths import RepoLayout, StateLayout, leads_into, real_path
 from artifactfs.system.locks import open_lock_file, try_lock
 
 log = logging.getLogger(__name__)
@@ -83,6 +88,7 @@ HEARTBEAT_S = 5.0
 STOP_S = 60.0
 LOCK_WAIT_S = 10.0  # longer than the fork server of a killed daemon lets its workers linger
 LOCK_POLL_S = 0.02
+WATCH_S = 1.0
 STATE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Of the state root's disk or permissions, so not a mistake of ours."""
 PR_SET_NAME = 15
@@ -147,6 +153,7 @@ class Worker:
         self._lines = LineStream(trio.SocketStream(trio.socket.from_stdlib_socket(stream)))
         self._serving = trio.CancelScope()
         self._redirected: list[redirects.Redirect] = []
+        self._writes = Kind(False, "not settled yet")
 
     # -- life --------------------------------------------------------------------------------
 
@@ -195,14 +202,53 @@ class Worker:
             await trio.to_thread.run_sync(redirects.release, tree)
             await self._git_place.uncover()
             await trio.to_thread.run_sync(mounts.unmount, self._settings.mount_point)
+            if self._writes.native:
+                await trio.to_thread.run_sync(mounts.unmount, filesystem.served_at)
         except MountError:
-            await self._git_place.cover(filesystem.waiting_room, filesystem.features)
-            prepared = self._prepare_redirects(filesystem)
-            await trio.to_thread.run_sync(redirects.place, tree, prepared)
+            self._redirected = self._prepare_redirects(filesystem)
+            is_there = partial(overlayfs.is_ours, self._settings.mount_point)
+            if self._writes.native and not await trio.to_thread.run_sync(is_there):
+                await self._mount_above(filesystem)
+            else:
+                await self._cover(filesystem, Path(self._settings.mount_point))
             raise
+
+    async def _mount_above(self, filesystem: FileSystem) -> None:
+        """Put the kernel's overlayfs above our mount, complete at once. Raises: MountError."""
+        layout, top = self._layout, self._settings.mount_point
+        await trio.to_thread.run_sync(overlayfs.mount_above, layout)
+        await self._cover(filesystem, layout.merged)
+        await trio.to_thread.run_sync(overlayfs.put_in_place, layout, top)
+
+    async def _cover(self, filesystem: FileSystem, top: Path) -> None:
+        """What is mounted on folders of the tree at `top`: the gitdir, and what is redirected."""
+        served_at = Path(filesystem.served_at)
+        await self._git_place.cover(served_at, top, filesystem.waiting_room, filesystem.features)
+        tree = replace(self._redirected_tree(), mount_point=top)
+        await trio.to_thread.run_sync(redirects.place, tree, self._redirected)
+
+    async def _before_unmount(self) -> None:
+        """Our own mount is about to end: what lies above it goes first, open files or not."""
+        top = self._settings.mount_point
+        try:
+            if self._writes.native and await trio.to_thread.run_sync(overlayfs.is_ours, top):
+                await trio.to_thread.run_sync(mounts.detach, real_path(top))
+        except MountError as error:
+            log.warning("left mounted: %s", error.message)
+
+    async def _watch_above(self, filesystem: FileSystem) -> None:
+        """Somebody may unmount the overlayfs by umount(8): then our own mount ends as well."""
+        top = self._settings.mount_point
+        while True:
+            await trio.sleep(WATCH_S)
+            if not await trio.to_thread.run_sync(overlayfs.is_ours, top):
+                break
+        await trio.to_thread.run_sync(mounts.detach, filesystem.served_at)
 
     def _prepare_redirects(self, filesystem: FileSystem) -> list[redirects.Redirect]:
         tree = self._redirected_tree()
+        if overlayfs.is_ours(self._settings.mount_point):  # programs write there: it is theirs
+            return redirects.prepare(tree, lambda _path: None, lambda _path, _target: None)
         return redirects.prepare(tree, filesystem.make_folder, filesystem.make_link)
 
     def _redirected_tree(self) -> redirects.Tree:
@@ -270,7 +316,9 @@ class Worker:
 
     async def _serve(self) -> None:
         async with locked(self._layout):
-            await trio.to_thread.run_sync(mounts.clear_dead, self._settings.mount_point)
+            settling = partial(settle, self._state, self._layout, self._settings)
+            self._writes = await trio.to_thread.run_sync(settling)
+            await trio.to_thread.run_sync(self._clear_mounts)
             withdraw(self._layout.gitdir)  # a worker that was killed has left it
             tip = await self._clone_if_needed()
             await keep_protection(self._layout.gitdir)
@@ -295,7 +343,8 @@ class Worker:
                 nursery.cancel_scope.cancel()
 
     async def _serve_files(self, tip: Tip | None, odb: ObjectDatabase, hydrator: Hydrator) -> None:
-        filesystem = FileSystem(
+        open_filesystem = partial(
+            FileSystem,
             layout=self._layout,
             settings=self._settings,
             odb=odb,
@@ -305,6 +354,10 @@ class Worker:
             damage=self._damage,
             place=self._git_place.place,
         )
+        await self._settle_writes(odb, open_filesystem)
+        filesystem = open_filesystem(native=self._writes.native)
+        if not self._writes.native:
+            filesystem.features.lacks("kernel-writes", self._writes.why, expected=True)
         try:
             await recover(self._layout, odb, filesystem)
             self._redirected = self._prepare_redirects(filesystem)
@@ -313,6 +366,31 @@ class Worker:
             with suppress(OSError):
                 withdraw(self._layout.gitdir)
             filesystem.close()
+
+    async def _settle_writes(
+        self, odb: ObjectDatabase, open_filesystem: Callable[[], FileSystem]
+    ) -> None:
+        """Have what was written where it is wanted."""
+        settings = self._settings
+        owner = Owner(
+            os.getuid() if settings.uid is None else settings.uid,
+            os.getgid() if settings.gid is None else settings.gid,
+        )
+        mode = 0o755 if settings.allow_other else 0o700
+        native = self._writes.native
+        await settle_place(self._layout, odb, open_filesystem, owner, native=native, top_mode=mode)
+        if native and not is_native(self._layout):
+            await trio.to_thread.run_sync(create_native, self._layout, owner, mode)
+
+    def _clear_mounts(self) -> None:
+        """What a process that died has left. Where the kernel takes the writes, it goes on taking
+        them until its place is taken. Raises: MountError."""
+        top = self._settings.mount_point
+        if self._writes.native and overlayfs.is_ours(top):
+            overlayfs.clear_below(self._layout)
+            return
+        overlayfs.clear(top, self._layout)
+        mounts.clear_dead(top)
 
     async def _clone_if_needed(self) -> Tip | None:
         if self._layout.gitdir.exists():
@@ -393,8 +471,12 @@ class Worker:
         background = Background(self._settings.name)
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as mounting:
-                serving = partial(serve, keep_awake=self._keep_awake)
-                await mounting.start(serving, filesystem, self._settings.mount_point)
+                serving = partial(
+                    serve, keep_awake=self._keep_awake, before_unmount=self._before_unmount
+                )
+                if self._writes.native:
+                    self._layout.lower.mkdir(mode=0o700, exist_ok=True)
+                await mounting.start(serving, filesystem, filesystem.served_at)
                 await nursery.start(background.run)
                 behind = partial(self._behind_the_mount, filesystem, odb, hydrator, background)
                 nursery.start_soon(behind)
@@ -410,12 +492,16 @@ class Worker:
         old_versions, jobs, requests = self._compose(filesystem, odb, hydrator, background)
         self._commands.update(requests.table())
         await trio.to_thread.run_sync(old_versions.offer_objects)
-        await self._git_place.cover(filesystem.waiting_room, filesystem.features)
-        place = partial(redirects.place, self._redirected_tree(), self._redirected)
-        await trio.to_thread.run_sync(place)
+        if self._writes.native:
+            await self._mount_above(filesystem)
+        else:
+            await self._cover(filesystem, Path(self._settings.mount_point))
         top, commit = self._settings.mount_point, commit_name(filesystem.base.commit)
-        await self.event("mounted", state="mounted", mount_point=top, commit=commit)
+        writes = self._writes.as_json()
+        await self.event("mounted", state="mounted", mount_point=top, commit=commit, writes=writes)
         async with trio.open_nursery() as nursery:
+            if self._writes.native:
+                nursery.start_soon(self._watch_above, filesystem)
             nursery.start_soon(self._look_at_gitdir, odb)
             nursery.start_soon(jobs.run)
             await filesystem.index_ready.wait()
@@ -488,6 +574,7 @@ class Worker:
             switching=switching,
             content=content,
             unmount=partial(self._unmount, filesystem),
+            writes=self._writes,
         )
         return old_versions, jobs, requests
 

@@ -23,7 +23,7 @@ MAX_BELOW = 20_000
 
 EVERYTHING = b"/"
 
-_IN_DIRECTORY = b"/.artifact-fs-changed"
+IN_DIRECTORY = b"/.artifact-fs-changed"
 """A name that need not exist: it makes Git read the directory again."""
 
 
@@ -102,7 +102,7 @@ class ChangeJournal:
             if directories is None:
                 return head + EVERYTHING
             seen.update(directories)
-        paths.extend(path + _IN_DIRECTORY for path in seen)
+        paths.extend(path + IN_DIRECTORY for path in seen)
         return head + b"\0".join(paths)
 
     def dump(self) -> bytes:

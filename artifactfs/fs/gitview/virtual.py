@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Container
+from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 
 import pyfuse3
@@ -75,6 +75,15 @@ def _forget_gitdir() -> None:
         pyfuse3.invalidate_entry(ROOT_INO, GITFILE)
 
 
+def free_name(names: Container[bytes]) -> bytes:
+    """The name of the control directory: one that is not among `names`, those of the top."""
+    name, number = b".artifact-fs", 1
+    while name in names:
+        number += 1
+        name = b".artifact-fs-%d" % number
+    return name
+
+
 class VirtualFiles:
     """The inodes below `FIRST_ALLOCATED_INO`, and the token files."""
 
@@ -94,6 +103,8 @@ class VirtualFiles:
         self.gitfile = b"gitdir: " + gitdir + b"\n"
         self.control_name = b".artifact-fs"
         self._answer = answer
+        self.before_answer: Callable[[], Awaitable[None]] | None = None
+        """Awaited before an answer is made, where that takes a look at the disk."""
         self._uid = uid
         self._gid = gid
         self._time_ns = time_ns
@@ -102,11 +113,7 @@ class VirtualFiles:
 
     def avoid(self, names: Container[bytes]) -> None:
         """Choose a name for the directory that the root of the tree does not have."""
-        name, number = b".artifact-fs", 1
-        while name in names:
-            number += 1
-            name = b".artifact-fs-%d" % number
-        self.control_name = name
+        self.control_name = free_name(names)
 
     def owns(self, ino: int) -> bool:
         if GITFILE_INO <= ino <= _WAITING_INO or _TOKENS <= ino < 2 * _TOKENS:
@@ -145,7 +152,10 @@ class VirtualFiles:
         return _GITDIR_INO if self.place.is_folder else GITFILE_INO
 
     async def before_lookup(self, parent: int, pid: int) -> None:
-        """Waits where something is looked for in a gitdir without an index."""
+        """Waits where something is looked for in a gitdir without an index, and for what an
+        answer to git's fsmonitor needs."""
+        if parent == _FSMONITOR_INO and self.before_answer is not None:
+            await self.before_answer()
         if parent == _WAITING_INO:
             await self.place.wait(pid)
         if parent in (_WAITING_INO, _GITDIR_INO):

@@ -7,13 +7,14 @@ import errno
 import itertools
 import logging
 import os
+import re
 import shlex
 import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -35,6 +36,7 @@ from artifactfs.fs.inodes.inode import Base, Directory, Inode, Owner, mode_of_en
 from artifactfs.fs.inodes.listings import Listings, base_tree_of
 from artifactfs.fs.kernel.stale import StaleEntries
 from artifactfs.fs.mount.operations import Operations
+from artifactfs.fs.native.writes import KernelWrites, hidden_names
 from artifactfs.fs.overlay.database import Overlay, create_overlay, damaged
 from artifactfs.fs.overlay.opened import Opened
 from artifactfs.fs.overlay.pending import Edit, delete_meta, put_inode, put_meta
@@ -127,12 +129,16 @@ class FileSystem:
         offer: BlobOffer | None = None,
         damage: DamageReport | None = None,
         place: GitdirPlace | None = None,
+        native: bool = False,
     ) -> None:
         """Open the overlay, or create it from `tip`. Raises: StateError, InvalidInput.
 
         `offer` is what git is told to have beside what is in its packs; `place` is what becomes of
-        ``.git``, a gitfile without it.
+        ``.git``, a gitfile without it. `native`: the kernel takes the writes, above this tree,
+        which is then served at `RepoLayout.lower` and never changes.
         """
+        self._is_native = native
+        self.native: KernelWrites | None = None
         self._place = place
         self.features = Features()
         if place is None or not place.is_folder:
@@ -226,6 +232,8 @@ class FileSystem:
         self._compaction = Compaction(
             self.tree, self.walker, self.layout.gitdir, self.contents.equals_blob
         )
+        if self._is_native:
+            self._compose_native(owner)
         of_owner = {"uid": owner.uid, "gid": owner.gid, "time_ns": self.base.time_ns}
         self.offered = OfferedObjects(self._offer, **of_owner) if self._offer else None
         self._virtual = VirtualFiles(
@@ -236,6 +244,8 @@ class FileSystem:
             **of_owner,
         )
         self._virtual.avoid(self.tree.entries(self.tree.root))
+        if self.native is not None:
+            self._virtual.before_answer = self.native.look
         self.operations = Operations(
             name=self.settings.name,
             tree=self.tree,
@@ -246,6 +256,20 @@ class FileSystem:
             xattrs=Xattrs(self.tree, overlay) if self.settings.xattrs else None,
             index_ready=self.index_ready,
         )
+
+    def _compose_native(self, owner: Owner) -> None:
+        hidden = hidden_names(self.tree.entries(self.tree.root))
+        self.native = KernelWrites(self.layout, self.odb, self.base.tree, owner, hidden)
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What the overlay keeps of itself: its base among it."""
+        return self._overlay.meta
+
+    @property
+    def served_at(self) -> str:
+        """Where the kernel finds our own mount."""
+        return str(self.layout.lower) if self._is_native else self.settings.mount_point
 
     async def _prepare_filter(self, command: str) -> Path:
         return await self._workplace.prepare(command)
@@ -278,7 +302,10 @@ class FileSystem:
         """
         if not self.features.on("fsmonitor"):
             token = ""  # of nobody: everything may have changed
-        answer = self.journal.answer(token, self.walker.directories_below)
+        if self.native is not None:
+            answer = self.native.journal.answer(token)
+        else:
+            answer = self.journal.answer(token, self.walker.directories_below)
         if self.tree.lookup(self.tree.root, b".gitmodules") is None:
             return answer
         return answer + (b"" if answer.endswith(b"\0") else b"\0") + b".gitmodules"
@@ -294,13 +321,24 @@ class FileSystem:
         runs of ``git diff HEAD`` takes every file for deleted, on any file system. `sound_git` is
         the path of a git that does not.
         """
-        file = f"{os.fsdecode(self._virtual.control_name)}/fsmonitor"
+        file = self.fsmonitor_folder
         sound = f"[ /proc/$PPID/exe -ef {shlex.quote(sound_git)} ] || " if sound_git else ""
         return (
             f"{{ {sound}read -r caller </proc/$PPID/cmdline; }} 2>/dev/null; "
             "case $caller in *diff*) printf '%s\\0/' \"$2\";; "
             f"*) cat \"{file}/$2\" 2>/dev/null || printf 'unknown\\0/\\0';; esac #"
         )
+
+    @property
+    def fsmonitor_folder(self) -> str:
+        """Where the answers are, as a word within double quotes in ``sh``.
+
+        Not through the kernel's overlayfs, which takes a name that has changed below for stale.
+        """
+        folder = f"{os.fsdecode(self._virtual.control_name)}/fsmonitor"
+        if not self._is_native:
+            return folder
+        return re.sub(r'([$`"\\])', r"\\\1", f"{self.layout.lower}/{folder}")
 
     @property
     def ino_secret(self) -> bytes:
@@ -316,14 +354,32 @@ class FileSystem:
         """The line of an alternates file that names what git is offered; empty: there is none."""
         if self.offered is None:
             return b""
-        return alternate_line(self.settings.mount_point, self._virtual.control_name)
+        return alternate_line(self.served_at, self._virtual.control_name)
 
     @property
     def waiting_room(self) -> bytes:
         """The path in the mount of the folder in which git waits for its index."""
         return self._virtual.control_name + b"/" + WAITING
 
+    @property
+    def initial_token(self) -> str:
+        """What git's fsmonitor is told to know when it has seen the base tree alone."""
+        journal = self.journal if self.native is None else self.native.journal
+        return journal.initial_token
+
     # Looking
+
+    async def measure(self) -> OverlayStats:
+        """What is local, whoever takes the writes."""
+        if self.native is not None:
+            return OverlayStats(*await self.native.measure())
+        return self.overlay_stats()
+
+    async def changes(self) -> list[LocalChange]:
+        """Differences of the working tree from the base commit, whoever takes the writes."""
+        if self.native is not None:
+            return await self.native.changes()
+        return list(self.local_changes())
 
     def overlay_stats(self) -> OverlayStats:
         """What is local. `dirty_bytes` may be some seconds old where there are many files."""
@@ -412,11 +468,17 @@ class FileSystem:
 
     def make_folder(self, path: bytes) -> None:
         """A folder, with those above it, before it is mounted. Raises: OSError, MissingObject."""
-        places.make_folder(self.tree, self.mutations, path)
+        if self.native is not None:
+            self.native.make_folder(path)
+        else:
+            places.make_folder(self.tree, self.mutations, path)
 
     def make_link(self, path: bytes, target: str) -> None:
         """The same for a symlink to `target`."""
-        places.make_link(self.tree, self.mutations, path, target)
+        if self.native is not None:
+            self.native.make_link(path, target)
+        else:
+            places.make_link(self.tree, self.mutations, path, target)
 
     async def differs_from(self, tree: Oid) -> bool:
         """Whether a file of `tree` was removed, or has another content or mode; files that it

@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import stat
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import pyfuse3
 import trio
@@ -39,13 +39,15 @@ async def serve(
     *,
     options: Iterable[str] = (),
     keep_awake: bool = False,
+    before_unmount: Callable[[], Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount `filesystem` and serve it until it is unmounted, or until this is cancelled.
 
     Reports started once the mount answers. When cancelled, unmounts before it returns (lazily
     where files are still open: programs get ENOTCONN then). One mount per process at a time:
-    that is how pyfuse3 is made. `keep_awake`: see `wakefulness`. Raises: MountError.
+    that is how pyfuse3 is made. `keep_awake`: see `wakefulness`. `before_unmount`
+    takes away what lies above the mount. Raises: MountError.
     """
     path = absolute(mount_point)
     features = filesystem.features
@@ -74,6 +76,9 @@ async def serve(
                 nursery.start_soon(filesystem.maintain)
                 task_status.started()
     finally:
+        if before_unmount is not None:
+            with trio.CancelScope(shield=True):
+                await before_unmount()
         fastloop.remove(pyfuse3)
         with as_the_daemon():
             pyfuse3.close(unmount=True)
@@ -113,7 +118,9 @@ def mount_options(filesystem: FileSystem, extra: Iterable[str] = ()) -> set[str]
     Never ``max_read``: it breaks the mount with libfuse 3.14.
     """
     options = {"default_permissions", "fsname=artifact-fs", "subtype=artifact-fs", *extra}
-    if filesystem.settings.allow_other:
+    if filesystem.native is not None:
+        options.add("ro")
+    elif filesystem.settings.allow_other:
         options.add("allow_other")
     return options
 

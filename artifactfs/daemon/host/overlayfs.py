@@ -1,0 +1,156 @@
+"""The kernel's overlayfs: whether it can be had here, and mounting it above a mount of ours.
+
+``mount`` is a program: it asks the mount below, and must not wait in the process that answers.
+Paths are relative to the repository's folder, since options of overlayfs cannot hold every name.
+Everything here blocks; call it in a thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from artifactfs.daemon.host import mounts
+from artifactfs.errors import MountError
+from artifactfs.fs.native.marks import MOUNT_OPTIONS, marks_of
+from artifactfs.paths import RepoLayout, real_path
+from artifactfs.system.processes import may_mount
+
+SOURCE = "artifact-fs"
+_DEADLINE_S = 60.0
+_MOST_STACKED = 100
+_BIND = 0x1000 | 0x4000  # MS_BIND | MS_REC
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount_above(layout: RepoLayout) -> None:
+    """Mount the tree at `RepoLayout.lower`, under the upper folder, at `RepoLayout.merged`.
+
+    Raises: MountError.
+    """
+    layout.merged.mkdir(mode=0o700, exist_ok=True)
+    where = {
+        "lowerdir": layout.lower.name,
+        "upperdir": f"{layout.native.name}/{layout.native_upper.name}",
+        "workdir": f"{layout.native.name}/{layout.native_work.name}",
+    }
+    _mount(layout.directory, where, str(layout.merged))
+    # What is unmounted there later must not go from where it is shown as well.
+    _run("mount", "--make-rprivate", str(layout.merged))
+
+
+def put_in_place(layout: RepoLayout, mount_point: str) -> None:
+    """Show what is mounted at `RepoLayout.merged`, with what is mounted in it, at `mount_point`.
+
+    What a process that died has left there makes room in the same moment: until then programs go
+    on writing in it, and in between there is next to no time in which they would write into the
+    folder underneath. Raises: MountError.
+    """
+    top = real_path(mount_point)
+    if is_ours(mount_point):
+        mounts.detach(top)
+    if _libc.mount(os.fsencode(layout.merged), os.fsencode(top), None, _BIND, None) != 0:
+        number = ctypes.get_errno()
+        raise MountError(f"cannot mount on {mount_point}: {os.strerror(number)}")
+    mounts.detach(str(layout.merged))
+
+
+def _mount(folder: Path, where: dict[str, str], mount_point: str) -> None:
+    layers = ",".join(f"{name}={path}" for name, path in where.items())
+    options = f"nosuid,nodev,{layers},{MOUNT_OPTIONS}"
+    _run("mount", "-t", "overlay", "-o", options, "--", SOURCE, mount_point, folder=folder)
+
+
+def _run(program: str, *arguments: str, folder: Path | None = None) -> None:
+    try:
+        done = subprocess.run(
+            [program, "--no-canonicalize", *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_DEADLINE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MountError(f"mount failed: {error}") from error
+    if done.returncode != 0:
+        said = next(iter(done.stderr.strip().splitlines()), "mount failed")
+        raise MountError(f"the kernel mounts no overlayfs: {said.removeprefix('mount: ')}")
+
+
+def is_ours(mount_point: str) -> bool:
+    """Whether the last thing that was mounted there is an overlayfs of ours."""
+    found = mounts.mounts_at(mount_point)
+    return bool(found) and found[-1].fs_type == "overlay" and found[-1].source == SOURCE
+
+
+def clear(mount_point: str, layout: RepoLayout) -> None:
+    """Detach what a process of before has left of a mount: overlayfs, with what is mounted in it,
+    and our own mount below. For whoever holds the worker's lock. Raises: MountError."""
+    for _ in range(_MOST_STACKED):
+        if not is_ours(mount_point):
+            break
+        mounts.detach(real_path(mount_point))
+    clear_below(layout)
+
+
+def clear_below(layout: RepoLayout) -> None:
+    """The same for our own mount alone: what lies above it still takes writes, and is to be
+    replaced (`put_in_place`). Raises: MountError."""
+    for place in (layout.merged, layout.lower):
+        for _ in range(_MOST_STACKED):
+            if not mounts.mounts_at(str(place)):
+                break
+            mounts.detach(str(place))
+        else:
+            raise MountError(f"cannot clear the dead mounts at {place}")
+
+
+def clear_dead(mount_point: str, layout: RepoLayout) -> None:
+    """Detach what nobody serves any more at `mount_point`, of either kind. Raises: MountError."""
+    if is_ours(mount_point) and mounts.probe(str(layout.lower)) is not mounts.MountState.ALIVE:
+        clear(mount_point, layout)
+    if mounts.probe(mount_point) is mounts.MountState.DEAD:
+        mounts.clear_dead(mount_point)
+
+
+def why_not(state_root: Path) -> str | None:
+    """Why the kernel cannot take the writes of this state root; None: it can. By a trial."""
+    if os.geteuid() != 0 or not may_mount():
+        return "only root may mount an overlayfs"
+    try:
+        trial = Path(tempfile.mkdtemp(prefix=".trial-", dir=state_root))
+    except OSError as error:
+        return f"no trial can be made in {state_root}: {error.strerror}"
+    try:
+        return _try(trial)
+    except MountError as error:
+        return error.message
+    except OSError as error:
+        return f"an overlayfs in {state_root} does not do what it should: {error}"
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+def _try(trial: Path) -> str | None:
+    """A move of a folder below, which needs `redirect_dir`, and a removal."""
+    for name in ("lower/folder", "upper", "work", "merged"):
+        (trial / name).mkdir(parents=True)
+    (trial / "lower/folder/file").write_text("1")
+    merged = trial / "merged"
+    where = {"lowerdir": "lower", "upperdir": "upper", "workdir": "work"}
+    _mount(trial, where, str(merged))
+    try:
+        (merged / "folder").rename(merged / "moved")
+        (merged / "moved/file").chmod(0o600)
+        if not marks_of(os.fsencode(trial / "upper/moved/file")).metacopy:
+            return "this kernel copies a file for a chmod (no metacopy)"
+        (merged / "moved/file").unlink()
+        return None
+    finally:
+        mounts.detach(str(merged))

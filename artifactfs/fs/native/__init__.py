@@ -1,0 +1,1 @@
+"""What the kernel's overlayfs has written: its upper folder, read without a mount."""

@@ -1,0 +1,189 @@
+"""Writes that the kernel takes: what a mount has to know of its upper folder.
+
+``STATE/repos/NAME/native`` holds it: ``upper`` (what was written), ``work`` (overlayfs' own), and
+``fsmonitor`` (`UpperJournal`). Our own mount, at ``STATE/repos/NAME/lower``, shows the base tree
+alone and never changes; the kernel puts both together at the mount point. That the folder
+``native`` is there says that this repository's writes are the kernel's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+import trio
+
+from artifactfs.fs.gitview.virtual import free_name
+from artifactfs.fs.inodes.inode import Owner
+from artifactfs.fs.native.journal import UpperJournal
+from artifactfs.fs.native.marks import marks_of
+from artifactfs.fs.native.view import File, Folder, View
+from artifactfs.fs.tree.walk import LocalChange
+from artifactfs.git.objects.database import ObjectDatabase, Oid
+from artifactfs.git.pack.format import object_id
+from artifactfs.paths import RepoLayout
+
+GITFILE = b".git"
+
+
+def is_native(layout: RepoLayout) -> bool:
+    """Whether the kernel takes the writes of this repository."""
+    return layout.native.is_dir()
+
+
+def create_native(layout: RepoLayout, owner: Owner, mode: int) -> None:
+    """Make an upper folder with nothing in it, whose top has that mode. Raises: OSError."""
+    temporary = layout.native.with_name(".native.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    make_folders(temporary, layout, owner, mode)
+    temporary.rename(layout.native)
+
+
+def make_folders(native: Path, layout: RepoLayout, owner: Owner, mode: int) -> None:
+    """The same at another place. Raises: OSError."""
+    native.mkdir(mode=0o700)
+    (native / layout.native_work.name).mkdir(mode=0o700)
+    upper = native / layout.native_upper.name
+    upper.mkdir()
+    if os.geteuid() == 0:
+        os.chown(upper, owner.uid, owner.gid)
+    upper.chmod(mode)
+
+
+def hidden_names(names: Container[bytes]) -> tuple[bytes, ...]:
+    """What is in the top of our mount and no part of the tree, which has `names` there."""
+    return GITFILE, free_name(names)
+
+
+class KernelWrites:
+    """The upper folder of one mount. Everything here asks the disk, and no mount."""
+
+    def __init__(
+        self,
+        layout: RepoLayout,
+        odb: ObjectDatabase,
+        base: Oid,
+        owner: Owner,
+        hidden: tuple[bytes, ...],
+    ) -> None:
+        """`hidden`: see `hidden_names`."""
+        self._layout = layout
+        self._odb = odb
+        self._owner = owner
+        self._base = base
+        self._hidden = hidden
+        self.journal = UpperJournal(layout.native / "fsmonitor", self._view())
+        self._lock = trio.Lock()
+
+    def _view(self) -> View:
+        return View(
+            os.fsencode(self._layout.native_upper), self._odb.tree, self._base, self._hidden
+        )
+
+    @property
+    def free_space(self) -> os.statvfs_result:
+        return os.statvfs(self._layout.native_upper)
+
+    async def look(self) -> None:
+        """Before git is answered: see what has changed."""
+        async with self._lock:
+            await trio.to_thread.run_sync(self.journal.update)
+
+    async def changes(self) -> list[LocalChange]:
+        """Differences from the base. Raises: OSError, MissingObject, CorruptData."""
+        return await trio.to_thread.run_sync(lambda: list(self._view().changes(self._equals)))
+
+    async def measure(self) -> tuple[int, int]:
+        """How many files have data in the upper folder, and their size."""
+        return await trio.to_thread.run_sync(self._measure)
+
+    def _measure(self) -> tuple[int, int]:
+        files = size = 0
+        for found in _regular_files(os.fsencode(self._layout.native_upper)):
+            files += 1
+            size += found.st_size
+        return files, size
+
+    def _equals(self, file: bytes, oid: Oid, size: int) -> bool:
+        if self._odb.header_size(oid) != size:
+            return False
+        with open(file, "rb") as opened:
+            return object_id("blob", opened.read()) == oid
+
+    # What is made before the mount
+
+    def make_folder(self, path: bytes) -> None:
+        """A folder in the tree, with those above it where they are not there. Raises: OSError."""
+        view = self._view()
+        folder, upper = view.top, os.fsencode(self._layout.native_upper)
+        for name in path.split(b"/") if path else ():
+            upper = upper + b"/" + name
+            node = view.children(folder).get(name)
+            if isinstance(node, File):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            if node is None or node.upper is None:
+                self._mkdir(upper, opaque=node is None)
+                node = Folder(
+                    folder.path + b"/" + name if folder.path else name,
+                    upper,
+                    node.lower if node is not None else None,
+                    node.tree if node is not None else None,
+                )
+            folder = node
+
+    def _mkdir(self, upper: bytes, *, opaque: bool) -> None:
+        """Where a whiteout was, the new folder must not show what was removed."""
+        was_removed = os.path.lexists(upper)
+        if was_removed:
+            os.unlink(upper)
+        os.mkdir(upper, 0o755)
+        if opaque and was_removed:
+            os.setxattr(upper, "trusted.overlay.opaque", b"y")
+        os.chown(upper, self._owner.uid, self._owner.gid)
+
+    def make_link(self, path: bytes, target: str) -> None:
+        """The same for a symlink, in place of an empty folder if there is one. Raises: OSError."""
+        self.make_folder(os.path.dirname(path))
+        upper = os.path.join(os.fsencode(self._layout.native_upper), path)
+        if os.path.islink(upper) and os.readlink(upper) == os.fsencode(target):
+            return
+        if os.path.isdir(upper) and not os.path.islink(upper):
+            os.rmdir(upper)
+        elif os.path.lexists(upper):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        os.symlink(target, upper)
+        os.lchown(upper, self._owner.uid, self._owner.gid)
+
+
+def count_entries(layout: RepoLayout) -> int:
+    """How many names the upper folder has, without what lies in folders that are new: a few are as
+    good as many for who only asks whether there are any. Raises: OSError."""
+    with os.scandir(layout.native_upper) as found:
+        return sum(1 for one in found if os.fsencode(one.name) != GITFILE)
+
+
+def _is_below(path: bytes) -> bool:
+    """Whether the data of a written file is in the base tree."""
+    return marks_of(path).metacopy
+
+
+def _regular_files(upper: bytes) -> Iterator[os.stat_result]:
+    stack, seen = [upper], set()
+    while stack:
+        try:
+            with os.scandir(stack.pop()) as found:
+                for one in found:
+                    if one.is_dir(follow_symlinks=False):
+                        stack.append(one.path)
+                    elif one.is_file(follow_symlinks=False):
+                        status = one.stat(follow_symlinks=False)
+                        if status.st_nlink > 1 and status.st_ino in seen:
+                            continue
+                        seen.add(status.st_ino)
+                        if not _is_below(one.path):
+                            yield status
+        except (FileNotFoundError, NotADirectoryError):
+            continue

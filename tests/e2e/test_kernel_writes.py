@@ -1,0 +1,618 @@
+"""Where the kernel's overlayfs takes the writes (`--writes kernel`): what is its own there.
+
+What both kinds of writes have in common is tested by all other tests, with the kernel's for
+``ARTIFACT_FS_ADD_REPO_WRITES=kernel``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.comparison import tree
+from tests.e2e.delay_proxy import DelayProxy
+from tests.e2e.mount_table import mounted_at, overlays_below
+from tests.e2e.processes import (
+    IMPATIENCE_S,
+    PROGRAMS,
+    DaemonProcess,
+    ServedRepository,
+    wait_until,
+)
+from tests.e2e.test_crashes import has_ended
+from tests.fs.gitview.test_fsmonitor_random import PLAIN, RandomChanges
+from tests.fs.mounting import git
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount an overlayfs")
+
+STRANGER = 65533
+
+
+@pytest.fixture
+def kernel(
+    daemon: DaemonProcess, proxy: DelayProxy, remote_repo: Callable[..., ServedRepository]
+) -> Path:
+    """The odd repository mounted as `odd` through the proxy, with its whole history."""
+    url = proxy.url(remote_repo().url)
+    mount = daemon.add_repo("odd", url, "--writes", "kernel", "--deadline", str(IMPATIENCE_S))
+    daemon.wait_for("odd", "history")
+    daemon.wait_for("odd", "index")
+    return mount
+
+
+def status(mount: Path) -> str:
+    """What git says; both with its caches and without."""
+    cached = git("status", "--porcelain", cwd=mount)
+    assert cached == git(*PLAIN, "status", "--porcelain", cwd=mount)
+    return cached
+
+
+def test_says_who_takes_the_writes(
+    daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+) -> None:
+    url = remote_repo().url
+    common = ("--remote", url, "--hydrate", "none")
+    said = daemon.run("add-repo", "--name", "one", *common, "--writes", "auto").stdout
+    assert "the kernel takes the writes" in said
+    assert "writes    by the kernel, on the disk" in daemon.run("status", "--name", "one").stdout
+    follow = ("--follow", "main", "--writes")
+    said = daemon.run("add-repo", "--name", "two", *common, *follow, "auto").stdout
+    assert "writes go through our process: a tree that follows" in said
+    refused = daemon.run("add-repo", "--name", "three", *common, *follow, "kernel", check=False)
+    assert refused.returncode != 0
+    assert "the kernel cannot take the writes" in refused.stderr
+    assert overlays_below(daemon.directory) == [daemon.mounts / "one"]
+
+
+def test_a_file_that_only_the_upper_folder_had_is_seen_to_go(kernel: Path) -> None:
+    (kernel / "untracked").write_text("1")
+    (kernel / "src" / "committed").write_text("1")
+    git("add", "src/committed", cwd=kernel)
+    git("commit", "-qm", "New", cwd=kernel)
+    assert status(kernel) == "?? untracked\n"
+    (kernel / "untracked").unlink()
+    (kernel / "src" / "committed").unlink()
+    assert status(kernel) == " D src/committed\n"
+    git("checkout", "--", "src/committed", cwd=kernel)
+    assert status(kernel) == ""
+
+
+def test_files_that_come_and_go_between_two_looks(kernel: Path) -> None:
+    for place in (kernel, kernel / "src", kernel / "made"):
+        place.mkdir(exist_ok=True)
+        (place / "passing").write_text("1")
+        git("status", "--porcelain", cwd=kernel)
+        (place / "passing").unlink()
+        (place / "second").write_text("1")
+        (place / "second").unlink()
+        assert status(kernel) == ""
+
+
+def test_others_see_nothing_without_allow_other(kernel: Path) -> None:
+    for folder in (kernel.parent.parent, kernel.parent):
+        folder.chmod(0o755)
+    command = ["cat", str(kernel / "README.md")]
+    done = subprocess.run(command, user=STRANGER, group=STRANGER, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Permission denied" in done.stderr
+
+
+def test_allow_other_lets_others_in(
+    daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+) -> None:
+    mount = daemon.add_repo("odd", remote_repo().url, "--writes", "kernel", "--allow-other")
+    for folder in (daemon.directory, daemon.mounts):
+        folder.chmod(0o755)
+    command = ["cat", str(mount / "README.md")]
+    subprocess.run(command, user=STRANGER, group=STRANGER, check=True, capture_output=True)
+
+
+def test_the_gitdir_stays_where_it_is(kernel: Path) -> None:
+    for change in (
+        lambda: (kernel / ".git").rename(kernel / "moved"),
+        lambda: (kernel / ".git").rmdir(),
+    ):
+        with pytest.raises(OSError) as refused:
+            change()
+        assert refused.value.errno == errno.EBUSY
+    assert git("rev-parse", "--git-dir", cwd=kernel) == ".git\n"
+
+
+def test_a_gitfile_stays_where_it_is(
+    idle_daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+) -> None:
+    idle_daemon.extra_environment["ARTIFACT_FS_DISABLE"] = "git-folder"
+    idle_daemon.start()
+    mount = idle_daemon.add_repo("odd", remote_repo().url, "--writes", "kernel")
+    with pytest.raises(OSError) as refused:
+        (mount / ".git").unlink()
+    assert refused.value.errno == errno.EBUSY
+    assert status(mount) == ""
+
+
+def test_names_and_modes_ask_the_remote_for_nothing(kernel: Path, proxy: DelayProxy) -> None:
+    size = (kernel / "LICENSE").stat().st_size
+    with proxy.recording() as requests:
+        (kernel / "LICENSE").chmod(0o755)
+        (kernel / "LICENSE").rename(kernel / "src" / "LICENSE")
+        (kernel / "src" / "package0").rename(kernel / "package0")
+        shutil.rmtree(kernel / "many")
+        assert (kernel / "src" / "LICENSE").stat().st_size == size
+    assert requests == []
+    with proxy.recording() as requests, (kernel / "src" / "hello.c").open("a") as file:
+        file.write("/* more */\n")
+    assert len(requests) == 1
+
+
+def test_the_remote_is_away_when_a_file_is_to_be_copied(
+    kernel: Path, proxy: DelayProxy, daemon: DaemonProcess
+) -> None:
+    path = kernel / "src" / "hello.c"
+    before = tree(kernel, content=False)
+    proxy.refuse()
+    with pytest.raises(OSError) as failed:
+        path.open("a").close()
+    assert failed.value.errno in (errno.EIO, errno.ETIMEDOUT, errno.EHOSTUNREACH)
+    assert not (daemon.state / "repos/odd/native/upper/src/hello.c").exists()
+    proxy.accept()
+    assert tree(kernel, content=False) == before
+    wait_until(lambda: appended(path, "more\n"), "the remote again", deadline=30)
+    assert path.read_text().endswith("more\n")
+
+
+def appended(path: Path, text: str) -> bool:
+    try:
+        with path.open("a") as file:
+            file.write(text)
+    except OSError:
+        return False
+    return True
+
+
+def test_a_thousand_moved_folders(kernel: Path) -> None:
+    for number in range(1_000):
+        (kernel / "wide" / f"{number}" / "in").mkdir(parents=True)
+        (kernel / "wide" / f"{number}" / "in" / "file").write_text("1")
+    git("add", "wide", cwd=kernel)
+    git("commit", "-qm", "Wide", cwd=kernel)
+    assert status(kernel) == ""
+    (kernel / "moved").mkdir()
+    for folder in (kernel / "wide").iterdir():
+        folder.rename(kernel / "moved" / folder.name)
+    (kernel / "src").rename(kernel / "moved" / "src")
+    found = status(kernel)
+    assert found.count(" D wide/") == 1_000
+    assert "?? moved/" in found
+    git("add", "-A", cwd=kernel)
+    assert status(kernel).count("R  wide/") == 1_000
+
+
+def test_an_old_mapping_keeps_the_old_content(kernel: Path) -> None:
+    """Not as POSIX has it: see the semantics. A descriptor reads what there is now."""
+    with (kernel / "README.md").open("rb") as before:
+        mapping = mmap.mmap(before.fileno(), 0, prot=mmap.PROT_READ)
+        with (kernel / "README.md").open("r+b") as file:
+            file.write(b"CHANGED")
+        assert not mapping[:].startswith(b"CHANGED")
+        assert before.read().startswith(b"CHANGED")
+
+
+def test_what_our_own_mount_cannot(kernel: Path) -> None:
+    with (kernel / "room").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 1 << 20)
+    descriptor = os.open(kernel, os.O_TMPFILE | os.O_RDWR)
+    os.close(descriptor)
+    os.setxattr(kernel / "room", "user.note", b"kept")
+    assert os.getxattr(kernel / "room", "user.note") == b"kept"
+
+
+def test_what_differs(kernel: Path, daemon: DaemonProcess) -> None:
+    (kernel / "new").write_text("new\n")
+    (kernel / "README.md").write_text("changed\n")
+    (kernel / "LICENSE").chmod(0o755)
+    (kernel / "Makefile").unlink()
+    shutil.rmtree(kernel / "many")
+    (kernel / "src" / "package0").rename(kernel / "package0")
+    written = kernel / "src" / "hello.c"
+    written.write_bytes(written.read_bytes())
+    found = {c["path"]: c["kind"] for c in daemon.json("diff-overlay", "--name", "odd")}
+    expected = {
+        "new": "added",
+        "README.md": "modified",
+        "LICENSE": "mode",
+        "Makefile": "deleted",
+        "many/": "deleted",
+        "package0/": "added",
+        "src/package0/": "deleted",
+    }
+    assert {path: found.get(path) for path in expected} == expected
+    assert "src/hello.c" not in found
+    overlay = daemon.status("odd")["overlay"]
+    size = sum(len(path.read_bytes()) for path in (kernel / "new", kernel / "README.md", written))
+    assert overlay == {"dirty_files": 3, "dirty_bytes": size}
+
+
+def test_a_worker_that_is_killed_loses_nothing(kernel: Path, daemon: DaemonProcess) -> None:
+    (kernel / "src").rename(kernel / "moved")
+    for number in range(3):
+        (kernel / f"new{number}").write_text(f"{number}")
+        (kernel / "README.md").write_text(f"{number}")
+        before, said = tree(kernel), status(kernel)
+        kill_and_wait(daemon, kernel)
+        assert tree(kernel) == before
+        assert status(kernel) == said
+
+
+def kill_and_wait(daemon: DaemonProcess, mount: Path) -> None:
+    worker = daemon.worker(mount)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(partial(has_ended, worker), "the end")
+
+    def back() -> bool:
+        if daemon.status(mount.name)["pid"] in (None, worker):
+            return False
+        return daemon.status(mount.name)["state"] == "mounted"
+
+    wait_until(back, "the mount after a crash", deadline=15)
+
+
+def test_everything_killed_and_started_again(kernel: Path, daemon: DaemonProcess) -> None:
+    (kernel / "new").write_text("new\n")
+    (kernel / "Makefile").unlink()
+    before, said = tree(kernel), status(kernel)
+    worker = daemon.worker(kernel)
+    os.kill(worker, signal.SIGKILL)
+    daemon.kill()
+    wait_until(partial(has_ended, worker), "the end")
+    assert (kernel / "new").read_text() == "new\n"  # also while nobody serves the rest
+    daemon.start()
+    wait_until(lambda: daemon.status("odd")["state"] == "mounted", "the mount")
+    assert tree(kernel) == before
+    assert status(kernel) == said
+
+
+def test_dead_mounts_are_cleared_without_a_daemon(kernel: Path, daemon: DaemonProcess) -> None:
+    os.kill(daemon.worker(kernel), signal.SIGKILL)
+    daemon.kill()
+    daemon.run("unmount", "--name", "odd")
+    assert not mounted_at(kernel)
+    assert not mounted_at(daemon.state / "repos/odd/lower")
+
+
+def test_unmounted_by_umount(kernel: Path, daemon: DaemonProcess) -> None:
+    subprocess.run(["umount", "--recursive", str(kernel)], check=True)
+    wait_until(lambda: daemon.status("odd")["state"] == "unmounted", "the end")
+    assert not mounted_at(daemon.state / "repos/odd/lower")
+    daemon.run("remount", "--name", "odd")
+    assert status(kernel) == ""
+
+
+def test_busy_mounts_stay(kernel: Path, daemon: DaemonProcess) -> None:
+    with (kernel / "README.md").open():
+        refused = daemon.run("unmount", "--name", "odd", check=False)
+        assert refused.returncode != 0
+        assert "busy" in refused.stderr
+        assert status(kernel) == ""
+    daemon.run("unmount", "--name", "odd")
+    assert not mounted_at(kernel)
+    assert os.listdir(kernel) == []
+
+
+def test_removal_refuses_what_would_be_lost(kernel: Path, daemon: DaemonProcess) -> None:
+    (kernel / "new").write_text("new\n")
+    refused = daemon.run("remove-repo", "odd", check=False)
+    assert refused.returncode != 0
+    assert "1 local change (new)" in refused.stderr
+    daemon.run("unmount", "--name", "odd")
+    refused = daemon.run("remove-repo", "odd", check=False)
+    assert refused.returncode != 0
+    assert "may have local changes" in refused.stderr
+    daemon.run("remove-repo", "odd", "--force")
+    assert not (daemon.state / "repos/odd").exists()
+
+
+def test_switch_brings_everything_in_one_batch(
+    kernel: Path, daemon: DaemonProcess, proxy: DelayProxy
+) -> None:
+    with proxy.recording() as requests:
+        daemon.run("switch", "topic", "--name", "odd")
+    assert len([request for request in requests if request.wants]) <= 2
+    assert status(kernel) == ""
+    assert git("rev-parse", "--abbrev-ref", "HEAD", cwd=kernel) == "topic\n"
+
+
+@dataclass(slots=True)
+class AsMount:
+    """What `RandomChanges` needs of a mount."""
+
+    daemon: DaemonProcess
+    path: Path
+
+    def restart(self, *, kill: bool) -> None:
+        if kill:
+            kill_and_wait(self.daemon, self.path)
+        else:
+            self.daemon.run("remount", "--name", self.path.name, "--restart", "--force")
+
+    def ask(self, command: str, **args: Any) -> Any:
+        """There is nothing to compact."""
+
+
+def check_random_changes(mount: AsMount, seed: int, steps: int) -> None:
+    changes = RandomChanges(mount, seed)  # type: ignore[arg-type]
+    done: list[str] = []
+    for number in range(steps):
+        try:
+            done.append(changes.step())
+        except subprocess.CalledProcessError:  # git may have nothing to stash
+            continue
+        for _ in range(2):
+            plain = git(*PLAIN, "status", "--porcelain", cwd=mount.path)
+            cached = git("status", "--porcelain", cwd=mount.path)
+            assert cached == plain, (seed, number, done[-5:])
+
+
+@pytest.fixture
+def small(daemon: DaemonProcess, tmp_path: Path) -> AsMount:
+    source = tmp_path / "source"
+    for name in ("README", "src/a", "src/deep/b", "docs/c", "docs/d/e"):
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}\n")
+    git("init", "-q", "-b", "main", ".", cwd=source)
+    git("add", ".", cwd=source)
+    git("commit", "-qm", "First", cwd=source)
+    mount = daemon.add_repo("small", source.as_uri(), "--writes", "kernel")
+    return AsMount(daemon, mount)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_changes(small: AsMount, seed: int) -> None:
+    check_random_changes(small, seed, 40)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_many_random_changes(small: AsMount, seed: int) -> None:
+    check_random_changes(small, seed, 160)
+
+
+class Model:
+    """Random changes in a mount, each followed by the same in a folder if it worked."""
+
+    def __init__(self, mount: Path, model: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.mount, self.model = mount, model
+        self.done = self.failed = 0
+
+    def path(self) -> str:
+        """Something that is there, or not; never `.git`."""
+        folders = [str(Path(top).relative_to(self.model)) for top, _, _ in os.walk(self.model)]
+        folder = self.random.choice(folders)
+        there = sorted(os.listdir(self.model / folder))
+        names = [*self.random.sample(there, min(4, len(there))), "a", "b", "new"]
+        return os.path.normpath(os.path.join(folder, self.random.choice(names)))
+
+    def step(self) -> None:
+        one, other, text = self.path(), self.path(), str(self.random.random())
+        mode = self.random.choice([0o600, 0o644, 0o755])
+
+        def append(top: Path) -> None:
+            descriptor = os.open(top / one, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+
+        def replace(top: Path) -> None:
+            (top / "temporary").write_text(text)
+            os.replace(top / "temporary", top / one)
+
+        changes: list[Callable[[Path], object]] = [
+            append,
+            append,
+            replace,
+            lambda top: (top / one).mkdir(),
+            lambda top: (top / one).rename(top / other),
+            lambda top: (top / one).unlink(),
+            lambda top: (top / one).rmdir(),
+            lambda top: os.link(top / one, top / other, follow_symlinks=False),
+            lambda top: (top / one).symlink_to(text),
+            lambda top: None if (top / one).is_symlink() else (top / one).chmod(mode),
+        ]
+        change = self.random.choice(changes)
+        try:
+            change(self.mount)
+        except OSError:
+            self.failed += 1
+            (self.mount / "temporary").unlink(missing_ok=True)
+            return
+        self.done += 1
+        with contextlib.suppress(FileNotFoundError):
+            change(self.model)
+
+
+def modes_and_contents(top: Path) -> dict[str, tuple[object, ...]]:
+    return {name: (seen[0], seen[3], seen[5]) for name, seen in snapshot(top).items()}
+
+
+def check_kills(small: AsMount, tmp_path: Path, seed: int, kills: int) -> None:
+    """SIGKILL of the worker, or of all, at random moments: what worked is there, nothing else."""
+    daemon, mount = small.daemon, small.path
+    model_folder = tmp_path / "model"
+    shutil.copytree(mount, model_folder, symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    model = Model(mount, model_folder, seed)
+    for number in range(kills):
+        worker = daemon.worker(mount)
+        victims = [worker, daemon.pid] if number % 5 == 4 else [worker]
+        moment = time.monotonic() + model.random.random() * 0.2
+        while time.monotonic() < moment:
+            model.step()
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        for _ in range(30):
+            model.step()  # while nobody serves, or somebody is about to
+        if len(victims) > 1:
+            daemon.kill()
+            wait_until(partial(has_ended, worker), "the end")
+            daemon.start()
+        wait_until(partial(serves_again, daemon, mount, worker), "the mount", deadline=30)
+        assert modes_and_contents(mount) == modes_and_contents(model_folder), (seed, number)
+        status(mount)
+    assert model.done > 3 * kills
+
+
+def serves_again(daemon: DaemonProcess, mount: Path, before: int) -> bool:
+    found = daemon.status(mount.name)
+    return found["state"] == "mounted" and found["pid"] not in (None, before)
+
+
+def test_killed_at_some_moments(small: AsMount, tmp_path: Path) -> None:
+    check_kills(small, tmp_path, seed=1, kills=5)
+
+
+@pytest.mark.long
+def test_killed_at_many_moments(small: AsMount, tmp_path: Path) -> None:
+    check_kills(small, tmp_path, seed=2, kills=200)
+
+
+# Moving between the two kinds
+
+CHANGES = """
+echo new > new; touch -d 2001-02-03 new; echo more >> README.md; chmod 750 LICENSE
+mkdir -p deep/a; echo d > deep/a/b; ln deep/a/b hard; ln -s target link-of-mine; mkfifo pipe
+mv src moved; mkdir src; echo again > src/file; rm -r many; mkdir many; echo one > many/one
+mv moved/package1 deep/; rm moved/package0/module0.py; mv Makefile Makefile.old
+chown -h 1234:1234 link-of-mine; chown 1234 hard; chmod 700 deep; head -c 300000 /dev/zero > big
+"""
+
+
+def snapshot(mount: Path) -> dict[str, tuple[object, ...]]:
+    found: dict[str, tuple[object, ...]] = {}
+    for top, folders, files in os.walk(mount):
+        if ".git" in folders:
+            folders.remove(".git")
+        for name in (*folders, *files):
+            path = Path(top, name)
+            seen = path.lstat()
+            content = b""
+            if path.is_symlink():
+                content = os.fsencode(os.readlink(path))
+            elif path.is_file():
+                content = path.read_bytes()
+            links = 0 if path.is_dir() and not path.is_symlink() else seen.st_nlink
+            times = 0 if path.is_dir() and not path.is_symlink() else seen.st_mtime_ns
+            key = str(path.relative_to(mount))
+            found[key] = (seen.st_mode, seen.st_uid, seen.st_gid, links, times, content)
+    return found
+
+
+@pytest.fixture(params=["kernel", "fuse"])
+def changed(
+    request: pytest.FixtureRequest,
+    daemon: DaemonProcess,
+    remote_repo: Callable[..., ServedRepository],
+) -> Iterator[tuple[Path, str, str]]:
+    """A mount with all kinds of changes, its kind of writes, and the other one."""
+    mount = daemon.add_repo("odd", remote_repo().url, "--xattrs", "--writes", request.param)
+    daemon.wait_for("odd", "index")
+    subprocess.run(["sh", "-ec", CHANGES], cwd=mount, check=True)
+    os.setxattr(mount / "new", "user.note", b"kept")
+    yield mount, request.param, "fuse" if request.param == "kernel" else "kernel"
+
+
+def test_moving_what_was_written_loses_nothing(
+    changed: tuple[Path, str, str], daemon: DaemonProcess
+) -> None:
+    mount, mine, other = changed
+    before, said = snapshot(mount), status(mount)
+    for kind in (other, mine, other):
+        daemon.run("remount", "--name", "odd", "--writes", kind)
+        assert daemon.status("odd")["writes"]["kind"] == kind
+        assert snapshot(mount) == before
+        assert status(mount) == said
+        assert os.getxattr(mount / "new", "user.note") == b"kept"
+
+
+def test_moving_is_cut(changed: tuple[Path, str, str], daemon: DaemonProcess) -> None:
+    """Killed at some moments of the move; at the end it is done, and nothing is lost."""
+    mount, mine, other = changed
+    before, said = snapshot(mount), status(mount)
+    for number, kind in enumerate((other, mine, other, mine)):
+        command = ("remount", "--name", "odd", "--writes", kind)
+        moving = subprocess.Popen(
+            [PROGRAMS / "artifact-fs", *command],
+            env=daemon.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(3):
+            pid = wait_until(lambda: daemon.status("odd")["pid"], "a worker")
+            signal_after(pid, 0.05 + 0.1 * number)
+        moving.wait(60)
+        wait_until(lambda: daemon.status("odd")["state"] == "mounted", "the mount", deadline=60)
+        assert daemon.status("odd")["writes"]["kind"] == kind
+        assert snapshot(mount) == before
+        assert status(mount) == said
+
+
+def signal_after(pid: int, seconds: float) -> None:
+    time.sleep(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_rescue(kernel: Path, daemon: DaemonProcess, tmp_path: Path) -> None:
+    """Everything that differs, with nothing mounted and no daemon."""
+    daemon.run("prefetch", "--name", "odd", "src", "LICENSE", "Makefile")
+    subprocess.run(["sh", "-ec", CHANGES], cwd=kernel, check=True)
+    os.setxattr(kernel / "new", "user.note", b"kept")
+    everything = snapshot(kernel)
+    differing = {
+        change["path"]: change["kind"] for change in daemon.json("diff-overlay", "--name", "odd")
+    }
+    daemon.stop()
+    target = tmp_path / "rescued"
+    said = daemon.run("rescue", str(daemon.state / "repos/odd/native/upper"), str(target)).stdout
+    brought = snapshot(target)
+    for path, kind in differing.items():
+        if kind != "deleted":
+            assert _without_links(brought[path.rstrip("/")]) == _without_links(
+                everything[path.rstrip("/")]
+            ), path
+    removed = {path for path, kind in differing.items() if kind == "deleted"}
+    assert {line[2:] for line in said.splitlines() if line.startswith("D ")} == removed
+    assert os.getxattr(target / "new", "user.note") == b"kept"
+    assert os.path.samefile(target / "hard", target / "deep/a/b")
+
+
+def _without_links(seen: tuple[object, ...]) -> tuple[object, ...]:
+    """Times of what was not written are those of the commit in the mount alone."""
+    return (*seen[:3], seen[5])
+
+
+def test_rescue_names_what_is_not_here(kernel: Path, daemon: DaemonProcess, tmp_path: Path) -> None:
+    (kernel / "src" / "package0").rename(kernel / "package0")
+    (kernel / "new").write_text("new\n")
+    daemon.stop()
+    upper = daemon.state / "repos/odd/native/upper"
+    done = daemon.run("rescue", str(upper), str(tmp_path / "out"), check=False)
+    assert done.returncode == 1
+    assert "files is not here: package0/" in done.stderr
+    assert (tmp_path / "out" / "new").read_text() == "new\n"
+    again = daemon.run("rescue", str(upper), str(tmp_path / "out"), check=False)
+    assert "is not empty" in again.stderr
