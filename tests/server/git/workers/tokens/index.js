@@ -1,0 +1,16 @@
+export default {
+  async fetch(request, env) {
+    const url = new URL(request.url);
+    const repoName = url.searchParams.get("repo") ?? "starter-repo";
+
+    const repo = await env.ARTIFACTS.get(repoName);
+    const token = await repo.createToken("read", 900);
+
+    return Response.json({
+      repo: repoName,
+      scope: token.scope,
+      expiresAt: token.expiresAt,
+      token: token.plaintext,
+    });
+  },
+};
