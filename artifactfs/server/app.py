@@ -40,8 +40,10 @@ from artifactfs.server.git.http import GitHTTP, route_of
 from artifactfs.server.jobs.jobs import Jobs
 from artifactfs.server.jobs.repositories import Repositories
 from artifactfs.server.problems import Code, Problem
-from artifactfs.server.web import pages
+from artifactfs.server.web import merge_pages, pages
+from artifactfs.server.web.readme import Readmes
 from artifactfs.server.web.sessions import Sessions
+from artifactfs.server.web.visitors import LoginNeeded, login_page, problem_page
 
 _IN_NAMESPACE = (*(api_repos.router, api_content.router, api_writing.router, api_branches.router),)
 
@@ -63,10 +65,12 @@ def build_api(context: Context, repositories: Repositories, jobs: Jobs) -> FastA
     app.state.repositories = repositories
     app.state.jobs = jobs
     app.state.sessions = Sessions(context.catalog)
-    install_error_handlers(app, pages.problem_page)
-    app.add_exception_handler(pages.LoginNeeded, lambda request, error: pages.login_page())
+    app.state.readmes = Readmes()
+    install_error_handlers(app, problem_page)
+    app.add_exception_handler(LoginNeeded, lambda request, error: login_page())
     app.include_router(api_public.router)
     app.include_router(pages.router)
+    app.include_router(merge_pages.router)
     app.include_router(
         api_account.graphql_router,
         prefix="/client/v4",

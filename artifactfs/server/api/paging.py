@@ -119,6 +119,19 @@ def list_repos(store: Store, query: RepoQuery) -> tuple[list[Repo], ResultInfo]:
     return [Repo.of(row) for row in rows], info
 
 
+def list_forks(store: Store, repo: Repo) -> list[tuple[str, str]]:
+    """(namespace, name) of the repositories that were forked from one, at most 100."""
+    rows = _rows(
+        store,
+        "SELECT repos.namespace, repos.name FROM repos JOIN namespaces"
+        " ON namespaces.name = repos.namespace WHERE namespaces.account_id = :account"
+        " AND repos.status = 'ready' AND repos.source = :source"
+        " ORDER BY repos.updated_at DESC LIMIT 100",
+        {"account": repo.account_id, "source": f"artifacts:{repo.full_name}"},
+    )
+    return [(str(row["namespace"]), str(row["name"])) for row in rows]
+
+
 def list_tokens(
     store: Store, repo_id: str, state: str, query: PageQuery
 ) -> tuple[list[RepoToken], ResultInfo]:

@@ -1,1 +1,1 @@
-"""What is in a repository: read, compared, and changed without a working tree."""
+"""What is in a repository: read, compared, merged and changed without a working tree."""

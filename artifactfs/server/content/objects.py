@@ -7,8 +7,10 @@ ref tables and trees; none becomes a path on disk.
 from __future__ import annotations
 
 import re
+import time
 from codecs import getincrementaldecoder
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +30,7 @@ _KINDS: dict[int, EntryType] = {
 }
 _LARGEST = 64 * 1024 * 1024
 """Bytes of a tree with a million entries."""
+_MOST_SIZES = 1_000
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -158,6 +161,66 @@ class Content:
             )
             for entry in found
         ]
+
+    def sizes(self, entries: Sequence[Entry]) -> dict[str, int]:
+        """Bytes of the files among `entries`, by oid; of the first thousand."""
+        found = {}
+        for entry in entries[:_MOST_SIZES]:
+            if entry.type in ("blob", "exec", "symlink"):
+                with suppress(KeyError, ValueError, pygit2.GitError):
+                    found[entry.hash] = self._repo.odb.read_header(pygit2.Oid(hex=entry.hash))[1]
+        return found
+
+    def last_changes(self, ref: str, path: str, most_s: float) -> dict[str, pygit2.Commit]:
+        """The newest commits that changed the entries of a folder, by their names.
+
+        Along first parents, as `log` goes. It looks for `most_s` seconds; entries whose commit is
+        further back are left out. Raises: NoSuchContent.
+        """
+        end = time.monotonic() + most_s
+        found: dict[str, pygit2.Commit] = {}
+        newer: pygit2.Commit | None = None
+        folder: pygit2.Oid | None = None
+        open_names: dict[bytes, pygit2.Oid] = {}
+        for commit in self._first_parents(self.commit_id(ref)):
+            here = self._folder(commit, path)
+            if newer is None:
+                open_names = self._names(here)
+            elif here != folder:
+                there = self._names(here)
+                for name in [n for n, oid in open_names.items() if there.get(n) != oid]:
+                    found[_decode(name)] = newer
+                    del open_names[name]
+            newer, folder = commit, here
+            if not open_names or time.monotonic() > end:
+                return found
+        if newer is not None and not newer.parent_ids:  # not the edge of a shallow history
+            found |= {_decode(name): newer for name in open_names}
+        return found
+
+    def _folder(self, commit: pygit2.Commit, path: str) -> pygit2.Oid | None:
+        oid = commit.tree_id
+        for name in path.split("/") if path else ():
+            try:
+                tree = self._load(oid)
+                assert isinstance(tree, pygit2.Tree)
+                entry = tree[name]
+            except (KeyError, ValueError, pygit2.GitError):
+                return None
+            if int(entry.filemode) != FileMode.TREE:
+                return None
+            oid = entry.id
+        return oid
+
+    def _names(self, tree_id: pygit2.Oid | None) -> dict[bytes, pygit2.Oid]:
+        if tree_id is None:
+            return {}
+        try:
+            tree = self._load(tree_id)
+        except (KeyError, ValueError, pygit2.GitError):
+            return {}
+        assert isinstance(tree, pygit2.Tree)
+        return {entry.raw_name or b"": entry.id for entry in tree}
 
     def blob(self, hexadecimal: str, held: int) -> Blob:
         """A blob, with its data if that is at most `held` bytes. Raises: NoSuchContent."""

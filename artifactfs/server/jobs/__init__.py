@@ -1,1 +1,1 @@
-"""What takes time: creating, forking, importing and deleting repositories."""
+"""What takes time: creating, forking, importing, syncing and deleting repositories."""

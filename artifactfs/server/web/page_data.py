@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from sqlite_utils import Database
 
 from artifactfs.server.content.differences import Diff, two_ends
-from artifactfs.server.content.objects import Content, NoSuchContent
+from artifactfs.server.content.objects import Blob, Content, Entry, EntryType, NoSuchContent
 from artifactfs.server.events.analytics import GroupQuery, groups
 from artifactfs.server.events.commits import CommitInfo, commit_info
 from artifactfs.server.metadata.clock import iso, now_ms
 from artifactfs.server.web.charts import Bar, bars
+from artifactfs.server.web.readme import README_BYTES, find_readme
 
 _HOUR_MS = 3_600_000
 _REFS = 200
+_LOOK_BACK_S = 0.3
+"""How long to look for the last commits of the files of a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,71 @@ def _by_type(db: Database, account_id: str, since: dict[str, str]) -> list[TypeR
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class ShownEntry:
+    """A row of a folder. `size` in bytes, of files; `changed`: the last commit that did."""
+
+    name: str
+    type: EntryType
+    hash: str
+    size: int | None
+    changed: CommitInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFolder:
+    """A folder of a ref, folders first. `readme`: its README, with its text."""
+
+    entries: list[ShownEntry]
+    refs: list[str]
+    latest: CommitInfo
+    readme: tuple[Entry, Blob] | None
+
+
+def shown_folder(content: Content, ref: str, path: str) -> ShownFolder | None:
+    """A folder for its page; None for a repository without a commit. Raises: NoSuchContent."""
+    try:
+        latest = content.log(ref, 1, 0)[0]
+    except NoSuchContent:
+        if path or ref != "HEAD":
+            raise
+        return None
+    entries = content.tree(content.entry_at(ref, path).hash if path else str(latest.id))
+    sizes = content.sizes(entries)
+    changes = content.last_changes(ref, path, _LOOK_BACK_S)
+    infos = {commit.id: commit_info(commit) for commit in changes.values()}
+    rows = [
+        ShownEntry(
+            *(entry.name, entry.type, entry.hash, sizes.get(entry.hash)),
+            infos[changes[entry.name].id] if entry.name in changes else None,
+        )
+        for entry in entries
+    ]
+    found = find_readme(entries)
+    readme = None if found is None else (found, content.blob(found.hash, README_BYTES))
+    folders_first = sorted(rows, key=lambda row: row.type != "tree")
+    return ShownFolder(folders_first, ref_names(content), commit_info(latest), readme)
+
+
+def size_text(size: int) -> str:
+    """``812 B``, ``1.5 KiB`` …"""
+    number, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
+        number /= 1024
+        del units[0]
+    return f"{number:.0f} {units[0]}" if units[0] == "B" else f"{number:.1f} {units[0]}"
+
+
 def ref_names(content: Content) -> list[str]:
     """Branches and tags for the menu, at most 200."""
     return [ref.name for ref in content.refs() if ref.name.startswith("refs/")][:_REFS]
+
+
+def branch_names(content: Content) -> list[str]:
+    """Branches for a menu, at most 200, without ``refs/heads/``."""
+    names = [ref.name for ref in content.refs()]
+    heads = [name.removeprefix("refs/heads/") for name in names if name.startswith("refs/heads/")]
+    return heads[:_REFS]
 
 
 def split_path(path: str) -> list[tuple[str, str]]:

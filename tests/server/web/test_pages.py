@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_tokens_are_made_and_revoked(
 ) -> None:
     key = form_key(visitor.get("/ui/ns/team").text)
     made = visitor.post("/ui/ns/team", data={"name": name, "form_key": key})
-    shown = re.search(r'<pre id="secret">([^<]+)</pre>', made.text)
+    shown = re.search(r'<pre id="secret"[^>]*>([^<]+)</pre>', made.text)
     assert shown is not None
     remote = with_token(f"{server.url}/git/team/{name}.git", html.unescape(shown[1]))
     git("ls-remote", remote)
@@ -115,3 +116,83 @@ def test_a_read_token_may_only_look(server: Server, name: str) -> None:
         assert page.status_code == 200 and "form_key" not in page.text
         refused = client.post(f"/ui/ns/team/{name}/tokens", data={"form_key": "x"})
         assert refused.status_code == 403
+
+
+def test_the_files_with_sizes_commits_and_the_readme(
+    server: Server, visitor: httpx.Client, git: Git, work: Path, name: str
+) -> None:
+    pixel = b64decode("R0lGODlhAQABAAAAACwAAAAAAQABAAA=")
+    (work / "logo.gif").write_bytes(pixel)
+    (work / "page.html").write_text("<script>alert(1)</script>")
+    (work / "README.md").write_text("# Demo\n\n![Logo](logo.gif) **bold** [app](src/app.py)\n")
+    git("add", "-A", cwd=work)
+    git("commit", "-q", "-m", "Add a logo", cwd=work)
+    made = server.create(name)
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+    base = f"/ui/ns/team/{name}"
+    page = visitor.get(base).text
+    rows = {}
+    for row in page.split("<tr>")[2:]:
+        link, subject = re.findall(r"<a [^>]*>([^<]*)</a>", row)[:2]
+        rows[link] = subject
+    assert rows["src/"] == "Second" and rows["run.sh"] == "First"
+    assert rows["logo.gif"] == rows["README.md"] == "Add a logo"
+    assert "18 B" in re.sub(r"\s+", " ", page)  # run.sh
+    assert "<strong>bold</strong>" in page and '<h2 id="readme-demo">' in page
+    image = visitor.get(f"{base}/image", params={"ref": "HEAD", "path": "logo.gif"})
+    assert (image.headers["content-type"], image.content) == ("image/gif", pixel)
+    assert "sandbox" in image.headers["content-security-policy"]
+    for other in ("page.html", "README.md"):
+        assert visitor.get(f"{base}/image", params={"path": other}).status_code == 404
+    answer = visitor.get(f"{base}/file", params={"path": "src"})
+    assert str(answer.url).endswith(f"{base}?ref=HEAD&path=src")
+
+
+def test_a_readme_that_takes_for_ever_is_shown_as_it_is(
+    server: Server, visitor: httpx.Client, name: str
+) -> None:
+    server.create(name)
+    nested = "> " * 20_000 + "*a **a " * 10_000 + "[" * 50_000
+    with server.client() as client:
+        where = f"{server.base}/namespaces/team/repos/{name}/file"
+        assert client.put(where, content=nested.encode(), params={"path": "README.md"}).is_success
+    page = visitor.get(f"/ui/ns/team/{name}", timeout=30)
+    assert page.status_code == 200 and "README.md" in page.text
+
+
+def test_a_fork_is_merged_on_the_page(
+    server: Server, visitor: httpx.Client, git: Git, work: Path, name: str
+) -> None:
+    made = server.create(name)
+    git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+
+    def write(repo: str, path: str, text: str) -> None:
+        where = f"{server.base}/namespaces/team/repos/{repo}/file"
+        with server.client() as client:
+            assert client.put(where, content=text.encode(), params={"path": path}).is_success
+
+    for suffix, path in (("good", "new.txt"), ("bad", "README.md")):
+        fork = f"{name}-{suffix}"
+        server.result("POST", f"/namespaces/team/repos/{name}/fork", {"name": fork})
+        server.wait_ready(fork)
+        write(fork, path, "theirs\n")
+    write(name, "README.md", "ours\n")
+    base = f"/ui/ns/team/{name}"
+    assert f"{base}/compare" in visitor.get(f"{base}-good").text
+    page = visitor.get(f"{base}/compare", params={"head_repo": f"team/{name}-good"}).text
+    assert "1 commit ahead" in page and "nothing conflicts" in page and "+theirs" in page
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+    log = f"/namespaces/team/repos/{name}/log"
+    before = server.result("GET", log)[0]["hash"]
+    elsewhere = {"Origin": "https://evil.example"}
+    assert visitor.post(f"{base}/merge", data=fields, headers=elsewhere).status_code == 403
+    late = visitor.post(f"{base}/merge", data={**fields, "expected": "1" * 40})
+    assert late.status_code == 409
+    assert server.result("GET", log)[0]["hash"] == before
+    done = visitor.post(f"{base}/merge", data={**fields, "message": "Take it\r\n\r\nAll"})
+    assert done.status_code == 200 and "Merged" in done.text
+    top = server.result("GET", log)[0]
+    assert (top["message"], top["parents"][0]) == ("Take it\n\nAll", before)
+    page = visitor.get(f"{base}/compare", params={"head_repo": f"team/{name}-bad"}).text
+    assert "one file conflicts" in page and "README.md" in page and 'action="' in page
+    assert f'action="{base}/merge"' not in page
