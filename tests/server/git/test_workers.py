@@ -83,11 +83,14 @@ def start_worker(
 
     def start(name: str, language: str, way: str, /) -> httpx.Client:
         project = Project(tmp_path / "project", node_modules)
-        shutil.copytree(WORKERS / name, project.folder / "src")
+        other = {"js": "*.ts", "ts": "memory-fs.js"}[language]
+        ignored = shutil.ignore_patterns(other)
+        shutil.copytree(WORKERS / name, project.folder / "src", ignore=ignored)
         functions = project.folder / "src" / "functions.js"
         if functions.exists():
             names = re.findall(r"^async function (\w+)", functions.read_text(), re.MULTILINE)
             functions.write_text(f"{functions.read_text()}\nexport {{ {', '.join(names)} }};\n")
+        _complete(project.folder / "src" / f"memory-fs.{language}")
         modules = project.folder / "node_modules"
         modules.mkdir()
         (modules / "artifactfs-workers").symlink_to(package)
@@ -111,6 +114,23 @@ def start_worker(
     for process in running:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _complete(memory_fs: Path) -> None:
+    """isomorphic-git does not take the helper of the documentation as it is, wherever it runs: it
+    binds two methods that are missing, and goes by the codes of errors. `git.init` fails before
+    anything is sent. The Worker itself stays as it is."""
+    if memory_fs.exists():
+        last = "    lstat: this.lstat.bind(this),\n"
+        missing = (
+            "    readlink: this.readFile.bind(this),\n    symlink: this.writeFile.bind(this),\n"
+        )
+        text = memory_fs.read_text()
+        assert "readlink" not in text and last in text and "code:" not in text
+        text = text.replace(last, last + missing)
+        error = re.compile(r"new Error\(`(E[A-Z]+): ([^`]*)`\)")
+        text = error.sub(r'Object.assign(new Error(`\1: \2`), { code: "\1" })', text)
+        memory_fs.write_text(text)
 
 
 def _run(
