@@ -423,6 +423,7 @@ class Hydrator:
             self._planner.inventory.chain(tree) if self._planner.inventory is not None else (tree,)
         )
         self._readahead.missed(absent[0], b"", chain, 0)
+        self._readahead.note_endings(tree, set(absent))
         try:
             for want in wants:
                 await self._wait_for(want)

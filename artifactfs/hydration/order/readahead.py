@@ -9,13 +9,17 @@ A window never leaves the *scope* of its scan: the deepest directory that holds 
 missed so far. A scan begins at the top of what it reads, so the scope is usually right at once;
 where it is too small, the next miss widens it.
 
+Where the remote tells no sizes, what is usually large (images, archives) is known by its name's
+ending, and left out. Where files with such an ending were read and turned out small, the next ones
+are taken for small as well: else a scan would wait for each of them alone.
+
 No method waits, so each is atomic on the event loop.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -26,6 +30,7 @@ from artifactfs.hydration.order.nearby import (
     NearbyBlob,
     NearbyWalk,
     TreeReader,
+    read_tree,
     siblings,
 )
 from artifactfs.hydration.order.priority import Priority, classify
@@ -50,6 +55,9 @@ first, which is small and so comes soon, is read."""
 MAX_STEPS = 4_096
 """Steps of a walk for one window: 10 ms at most, in which the event loop does nothing else."""
 _UNKNOWN_SIZE = 8 << 10
+_SAMPLES = 8
+"""Files of one ending, the last ones that a program read, that tell how large the next will be."""
+_ENDINGS = 64
 _SCANS = 8
 _PREDICTIONS = 8_192
 _RECENT = 256
@@ -105,6 +113,7 @@ class Readahead:
         self._on_window = on_window
         self._scans: list[_Scan] = []
         self._recent: OrderedDict[bytes, None] = OrderedDict()
+        self._endings: OrderedDict[bytes, deque[bytes]] = OrderedDict()
         self._predicted: OrderedDict[bytes, _Scan] = OrderedDict()
 
     def missed(
@@ -123,11 +132,34 @@ class Readahead:
         elif scan.missed != oid:  # else a read that failed is tried again
             self._follow(scan, oid, path, trees)
         scan.missed = oid
+        self.note_endings(trees[0], (oid,))
         self._recent[trees[0]] = None
         self._recent.move_to_end(trees[0])
         if len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
         return self._siblings(scan, path, trees[0])
+
+    def note_endings(self, directory: bytes, oids: Collection[bytes]) -> None:
+        """A program wants `oids` of `directory`: their sizes will tell those of others."""
+        for entry in read_tree(self._tree, directory):
+            if entry.oid in oids and classify(entry.name, entry.mode, None) is Priority.LARGE:
+                samples = self._endings.setdefault(_ending(entry.name), deque(maxlen=_SAMPLES))
+                if entry.oid not in samples:
+                    samples.append(entry.oid)
+        while len(self._endings) > _ENDINGS:
+            self._endings.popitem(last=False)
+
+    def _expected_size(self, blob: NearbyBlob) -> int | None:
+        """Bytes, where they are known or can be guessed; None for what is large by its name."""
+        size = self._size_of(blob.oid)
+        if size is not None:
+            return size
+        if classify(blob.path, blob.mode, None) is not Priority.LARGE:
+            return _UNKNOWN_SIZE
+        samples = self._endings.get(_ending(blob.path), ())
+        return max(
+            (size for oid in samples if (size := self._size_of(oid)) is not None), default=None
+        )
 
     def used(self, oid: bytes) -> None:
         """A program reads `oid`, which is here. Cheap: called for every open of a file."""
@@ -204,13 +236,10 @@ class Readahead:
         for blob in siblings(self._tree, path, directory):
             if len(found) >= scan.siblings:
                 break
-            size = self._size_of(blob.oid)
-            cost = _UNKNOWN_SIZE if size is None else size
-            if cost > min(SIBLING_SIZE, budget) or not self._absent(blob.oid):
+            size = self._expected_size(blob)
+            if size is None or size > min(SIBLING_SIZE, budget) or not self._absent(blob.oid):
                 continue
-            if size is None and classify(blob.path, blob.mode, None) is Priority.LARGE:
-                continue
-            budget -= cost
+            budget -= size
             found.append(blob)
         self._predict(scan, found)
         return found
@@ -232,24 +261,16 @@ class Readahead:
         taken: set[bytes] = set()
         budget = max(MAX_WINDOW_BYTES * limit // MAX_WINDOW, 1 << 20)
         for blob in islice(walk, MAX_STEPS):
-            if blob.oid not in taken and self._absent(blob.oid) and self._small(blob):
+            if blob.oid in taken or not self._absent(blob.oid):
+                continue
+            size = self._expected_size(blob)
+            if size is not None and size <= WINDOW_BLOB_SIZE:
                 taken.add(blob.oid)
                 window.append(blob)
-                budget -= self._cost(blob)
+                budget -= size
                 if len(window) >= limit or budget <= 0:
                     break
         return window
-
-    def _small(self, blob: NearbyBlob) -> bool:
-        """Whether it may be fetched unasked; what is not known to be small goes by its name."""
-        size = self._size_of(blob.oid)
-        if size is None:
-            return classify(blob.path, blob.mode, None) is not Priority.LARGE
-        return size <= WINDOW_BLOB_SIZE
-
-    def _cost(self, blob: NearbyBlob) -> int:
-        size = self._size_of(blob.oid)
-        return _UNKNOWN_SIZE if size is None else size
 
     def _predict(self, scan: _Scan, blobs: Sequence[NearbyBlob]) -> None:
         scan.predicted += len(blobs)
@@ -257,6 +278,10 @@ class Readahead:
             self._predicted[blob.oid] = scan
         while len(self._predicted) > _PREDICTIONS:
             self._predicted.popitem(last=False)
+
+
+def _ending(name: bytes) -> bytes:
+    return name.rpartition(b".")[2].lower()
 
 
 def _common_end(first: tuple[bytes, ...], second: tuple[bytes, ...]) -> tuple[bytes, ...]:
