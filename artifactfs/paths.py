@@ -245,6 +245,11 @@ class StateLayout:
     def repos(self) -> Path:
         return self.root / "repos"
 
+    @property
+    def workspaces(self) -> Path:
+        """A file for each workspace that is open, locked by the process that has opened it."""
+        return self.root / "workspaces"
+
     def repo(self, name: str) -> RepoLayout:
         """The layout of repository `name`. Raises: InvalidInput."""
         return RepoLayout(self.repos / check_repo_name(name))

@@ -22,10 +22,13 @@ LEAVES = {
 """Modules that everybody may import; among themselves only errors, paths, redact
 and `system`, a room of them."""
 
-FLOORS = ("git", "hydration", "fs", "daemon", "doctor", "cli")
+FLOORS = ("git", "hydration", "fs", "daemon", "doctor", "workspaces", "cli")
 """Each imports those before it. `server` and `client` stand beside them."""
 
-NOT_BELOW = {("doctor", "fs"), ("doctor", "hydration")}
+NOT_BELOW = {
+    *(("doctor", "fs"), ("doctor", "hydration")),
+    *(("workspaces", "doctor"), ("workspaces", "fs"), ("workspaces", "hydration")),
+}
 """Floors that are before another one and still none of its business."""
 
 ALONE = {"server", "client"}
@@ -42,7 +45,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("control", "host", "repositories", "writes", "switch"),
         *("background", "worker", "supervisor"),
     ),
-    "cli": ("terminal", "operation", "repositories", "main"),
+    "cli": ("terminal", "operation", "repositories", "workspaces", "main"),
     "server": (
         *("problems", "connections", "cross_origin", "metadata", "storage", "wire", "events"),
         *("context", "git", "content", "jobs", "api", "web", "app", "service", "commands", "cli"),

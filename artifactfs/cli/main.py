@@ -41,6 +41,8 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "repositories.rescue": ("rescue",),
     "repositories.remotes": ("fetch", "set-refresh", "set-remote"),
     "operation.watching": ("top", "trace", "wait"),
+    "workspaces.running": ("run", "shell"),
+    "workspaces.snapshots": ("snapshot",),
 }
 """Module of `artifactfs.cli` → its commands; the function of ``add-repo`` is ``add_repo``."""
 

@@ -33,7 +33,7 @@ _DEPTH = 5
 """Git follows alternates of alternates so far (object-file.c, `link_alt_odb_entries`)."""
 
 # `git rev-parse --local-env-vars`: what would point git at another repository.
-_LOCAL_VARIABLES = frozenset(
+LOCAL_VARIABLES = frozenset(
     (
         "GIT_ALTERNATE_OBJECT_DIRECTORIES",
         "GIT_CONFIG",
@@ -82,7 +82,7 @@ def git_environment(
     `gitdir` whose own config includes the settings that were kept gets them from there: two of a
     kind would be two headers of a request.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in _LOCAL_VARIABLES}
+    environment = {key: value for key, value in os.environ.items() if key not in LOCAL_VARIABLES}
     environment |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     environment[OWN_CHILD] = "1"
     environment.pop("SSH_ASKPASS", None)

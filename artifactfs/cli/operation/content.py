@@ -88,13 +88,17 @@ def gc(as_json: bool) -> None:
 
     In the cache, and in every gitdir that add-repo made: fetches leave a pack each. Safe while
     mounted and while git works. What an interrupted command left is removed; data of registered
-    repositories never is.
+    repositories never is. Workspaces of programs that were killed are unmounted: those with work
+    that nobody else has are kept, others are removed.
 
     \b
     Examples:
       artifact-fs gc
       artifact-fs gc --json
     """
+    from artifactfs.workspaces.ending import collect, how_to_get_back
+
+    workspaces = collect(state())
     client = connect()
     if client is not None:
         with client, output.progress("gc", quiet=as_json) as report:
@@ -103,6 +107,7 @@ def gc(as_json: bool) -> None:
         from artifactfs.daemon.repositories.housekeeping import collect_garbage
 
         answer = collect_garbage(state(), adding=())
+    answer["workspaces"] = workspaces
     if as_json:
         output.print_json(answer)
         return
@@ -110,3 +115,6 @@ def gc(as_json: bool) -> None:
     for name, packs in answer["gitdirs"].items():
         click.echo(f"packs of {name}: {packs['packs_before']} → {packs['packs_after']}")
     click.echo(f"removed: {', '.join(answer['removed']) or 'nothing'}")
+    for each in workspaces:
+        kept = f"kept {each['kept']}; {how_to_get_back(each['name'])}"
+        click.echo(f"workspace {each['name']}: {kept if each['kept'] else 'removed'}")

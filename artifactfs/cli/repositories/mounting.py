@@ -39,15 +39,9 @@ def unmount_by_name(name: str, *, force: bool) -> None:
         with client:
             client.request("unmount", name=name, force=force)
         return
-    from artifactfs.daemon.host import overlayfs
-    from artifactfs.daemon.repositories.registration import resolve_mount_point
-    from artifactfs.daemon.repositories.registry import Registry
+    from artifactfs.daemon.repositories.housekeeping import unmount_here
 
-    with Registry(state().registry_db) as registry:
-        registry.set_enabled(name, False)
-        settings = registry.get(name).settings
-    mount_point = resolve_mount_point(settings, state().mount_root())
-    overlayfs.clear_dead(mount_point, state().repo(name))
+    unmount_here(state(), name)
 
 
 @click.command()

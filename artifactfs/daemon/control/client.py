@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -70,6 +71,12 @@ class ControlClient:
     def close(self) -> None:
         self._lines.close()
         self._socket.close()
+
+    def interrupt(self) -> None:
+        """From another thread: what waits for an answer gets a DaemonError, and the daemon cancels
+        the command."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def request(self, command: str, *, on_progress: Progress | None = None, **args: object) -> Any:
         """Run `command` in the daemon and return its result.

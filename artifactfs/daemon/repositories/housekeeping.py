@@ -1,4 +1,4 @@
-"""Work on a whole state root: eviction without a daemon, and ``gc``.
+"""Work on a state root without a daemon: eviction, unmounting; and ``gc``.
 
 Synchronous; safe beside running mounts, as the stores of packs and large blobs have their own
 locks between processes.
@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from artifactfs.daemon.repositories.registration import MARKER, is_being_added
+from artifactfs.daemon.host import overlayfs
+from artifactfs.daemon.repositories.registration import MARKER, is_being_added, resolve_mount_point
 from artifactfs.daemon.repositories.registry import Registration, Registry
 from artifactfs.errors import StateError
 from artifactfs.git.pack.store import ABANDONED_S, PackStore
@@ -32,6 +33,18 @@ def evict_here(state: StateLayout, max_bytes: int) -> dict[str, Any]:
     except OSError as error:
         raise StateError(f"cannot evict: {error.strerror or error}") from error
     return {"freed_bytes": before - after, "cache_bytes": after}
+
+
+def unmount_here(state: StateLayout, name: str) -> None:
+    """Where no daemon runs: the next one does not mount it, and its dead mount is cleared away.
+
+    Raises: NotRegistered, MountError, StateError.
+    """
+    with Registry(state.registry_db) as registry:
+        registry.set_enabled(name, False)
+        settings = registry.get(name).settings
+    mount_point = resolve_mount_point(settings, state.mount_root())
+    overlayfs.clear_dead(mount_point, state.repo(name))
 
 
 def collect_garbage(state: StateLayout, *, adding: Collection[str]) -> dict[str, Any]:

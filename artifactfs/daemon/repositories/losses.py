@@ -1,4 +1,5 @@
-"""What removing a repository would lose: unpushed commits, stashes; local changes of no mount.
+"""What removing a repository would lose: unpushed commits, snapshots, stashes; local changes of no
+mount.
 
 Those in a mount only git can tell, since ignored files do not count. It has to look into the
 mount for that, so whoever asks for the removal asks git, and tells us what it said.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,25 @@ from artifactfs.fs.native.writes import count_entries, is_native
 from artifactfs.fs.overlay.database import read_base
 from artifactfs.fs.tree.compaction import PromisedObjects
 from artifactfs.git.objects.ancestry import made_here
-from artifactfs.git.objects.database import MissingObject, ObjectDatabase
-from artifactfs.git.repository.refs import read_head, read_refs
+from artifactfs.git.objects.database import CommitInfo, MissingObject, ObjectDatabase, Oid
+from artifactfs.git.repository.refs import PUSHED_SNAPSHOTS, SNAPSHOTS, read_head, read_refs
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # paths in a message
 _BRANCHES = "refs/heads/"
-_THEIRS = ("refs/remotes/", "refs/tags/")
+_THEIRS = ("refs/remotes/", "refs/tags/", PUSHED_SNAPSHOTS)
 
 
 async def kept_only_here(layout: RepoLayout, mounted: str | None) -> dict[str, Any]:
-    """Commits that no remote-tracking branch and no tag has, and stashes. Needs no mount.
+    """Commits that no remote-tracking branch and no tag has, snapshots that were not pushed, and
+    stashes. Needs no mount.
 
     None where the gitdir is somebody else's: it stays.
     """
     if layout.gitdir.is_symlink():
-        return {"unpushed": 0, "stashes": 0}
+        return {"unpushed": 0, "snapshots": 0, "stashes": 0}
     return await trio.to_thread.run_sync(_kept_only_here, layout.gitdir, mounted)
 
 
@@ -49,6 +52,8 @@ def _kept_only_here(gitdir: Path, mounted: str | None) -> dict[str, Any]:
     if mounted is not None:
         theirs.add(bytes.fromhex(mounted))
     odb, promised = ObjectDatabase(gitdir), PromisedObjects(gitdir)
+    snapshots = [odb.commit(oid) for oid in _unpushed_snapshots(refs)]
+    ours |= {parent for snapshot in snapshots for parent in snapshot.parents}
     try:
         unpushed = made_here(odb, ours, theirs, promised.__contains__)
     except MissingObject as error:
@@ -56,7 +61,25 @@ def _kept_only_here(gitdir: Path, mounted: str | None) -> dict[str, Any]:
             f"a branch of {gitdir} has a commit that is not here ({error.oid.hex()})",
             hint="git fetch in the mount brings it, or give --force to delete all",
         ) from error
-    return {"unpushed": len(unpushed), "stashes": _stashes(gitdir)}
+    return {
+        "unpushed": len(unpushed),
+        "snapshots": sum(_has_changes(odb, snapshot) for snapshot in snapshots),
+        "stashes": _stashes(gitdir),
+    }
+
+
+def _unpushed_snapshots(refs: Mapping[str, Oid]) -> set[Oid]:
+    here = {
+        name.removeprefix(SNAPSHOTS): oid
+        for name, oid in refs.items()
+        if name.startswith(SNAPSHOTS)
+    }
+    return {oid for name, oid in here.items() if refs.get(PUSHED_SNAPSHOTS + name) != oid}
+
+
+def _has_changes(odb: ObjectDatabase, snapshot: CommitInfo) -> bool:
+    """Whether it has something that the commit has not which it was taken at."""
+    return all(odb.commit(parent).tree != snapshot.tree for parent in snapshot.parents)
 
 
 def _stashes(gitdir: Path) -> int:
@@ -111,7 +134,7 @@ def _written_by_the_kernel(layout: RepoLayout) -> int:
 
 
 def refuse(name: str, found: dict[str, Any]) -> None:
-    """Raises: StateError if `found` (``changes``, ``unpushed``, ``stashes``) is not empty."""
+    """Raises: StateError if `found` is not empty: ``changes``, and what `kept_only_here` says."""
     changes, unpushed, stashes = found["changes"], found["unpushed"], found["stashes"]
     parts = []
     if changes:
@@ -119,6 +142,8 @@ def refuse(name: str, found: dict[str, Any]) -> None:
         parts.append(f"{_count(len(changes), 'local change')} ({', '.join(changes[:SHOWN])}{more})")
     if unpushed:
         parts.append(_count(unpushed, "unpushed commit"))
+    if found["snapshots"]:
+        parts.append(_count(found["snapshots"], "unpushed snapshot"))
     if stashes:
         parts.append(f"{stashes} stash{'es' if stashes > 1 else ''}")
     if parts:

@@ -7,6 +7,7 @@ not here was not made here: the remote has promised it.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable
 
 from artifactfs.errors import CorruptData
@@ -82,20 +83,30 @@ class _Paint:
     def __init__(self, odb: ObjectDatabase) -> None:
         self._odb = odb
         self._theirs: dict[Oid, bool] = {}
+        self._times: dict[Oid, int] = {}
         self._heap: list[tuple[int, Oid, CommitInfo]] = []
         self.incomplete = False
 
     def add(self, commit: CommitInfo, *, theirs: bool) -> None:
         self._theirs[commit.oid] = self._theirs.get(commit.oid, False) or theirs
+        self._times[commit.oid] = commit.commit_time
         heapq.heappush(self._heap, (-commit.commit_time, commit.oid, commit))
 
     def run(self) -> None:
-        """Until no commit of ours alone is left to be visited: nothing can change then."""
-        while any(not self._theirs[oid] for _, oid, _ in self._heap):
+        """Until nothing can change: no commit of ours alone is left to be visited, nor one that
+        could be a child of one."""
+        while self._heap and (
+            any(not self._theirs[oid] for _, oid, _ in self._heap)
+            or -self._heap[0][0] >= self._oldest_of_ours()
+        ):
             for _ in range(max(1, len(self._heap) // 2)):
                 if not self._heap:
                     break
                 self._visit(heapq.heappop(self._heap)[2])
+
+    def _oldest_of_ours(self) -> float:
+        """A child may have been made in the same second."""
+        return min((self._times[oid] for oid in self.ours()), default=math.inf)
 
     def _visit(self, commit: CommitInfo) -> None:
         theirs = self._theirs[commit.oid]

@@ -16,6 +16,11 @@ from artifactfs.errors import StateError
 
 Oid = bytes
 
+SNAPSHOTS = "refs/artifactfs/snapshots/"
+"""States of a working tree, kept as commits."""
+PUSHED_SNAPSHOTS = "refs/artifactfs/pushed/"
+"""Those that the remote has as well."""
+
 _SYMBOLIC = "ref:"
 _MAX_SYMBOLIC = 5  # as in git
 _BLANK = " \t\r\n"

@@ -93,3 +93,13 @@ def test_made_here_without_history(history: History) -> None:
 
 def _tag_of(tree: str) -> str:
     return f"object {tree}\ntype tree\ntag t\ntagger A <a@b> 1 +0000\n\nx\n"
+
+
+def test_made_in_the_same_second(history: History) -> None:
+    """What was pushed may be a child that is no younger than its parent, as a snapshot is."""
+    nobody = lambda oid: False  # noqa: E731 - nothing is promised
+    root = history.commit(time=1)
+    for _ in range(8):  # the order of oids decides which is looked at first
+        mine = history.commit(root, time=2)
+        pushed = history.commit(mine, time=2)
+        assert made_here(history.odb, [mine], [root, pushed], nobody) == set()

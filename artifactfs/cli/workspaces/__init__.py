@@ -1,0 +1,1 @@
+"""Commands for one task: run something in a workspace of its own, and keep its states."""
