@@ -42,6 +42,11 @@ def unbind(folder: Path) -> bool:
     return was_bound
 
 
+def detach(folder: Path) -> None:
+    """Unmount what is mounted last at `folder`; who is in it stays there. Raises: MountError."""
+    _run("umount", "--lazy", "--no-canonicalize", "--", str(folder))
+
+
 def _run(*command: str) -> None:
     try:
         done = subprocess.run(

@@ -16,7 +16,7 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.host import mounts
-from artifactfs.daemon.host.binds import bind, unbind
+from artifactfs.daemon.host.binds import bind, detach, unbind
 from artifactfs.errors import MountError
 from artifactfs.features import Features, disabled_features
 from artifactfs.fs.gitview.virtual import GitdirPlace
@@ -89,7 +89,7 @@ class CoveredGitdir:
 
     def _end_waiting(self) -> None:
         """Lazily: who waits in it is in it."""
-        mounts.detach(str(self._folder()))
+        detach(self._folder())
         self._waits = False
 
     def _folder(self) -> Path:
