@@ -5,6 +5,9 @@ A child of a worker that asks for something in the worker's mount can wait for e
 ``PYTHONPATH``; it does something only in processes that serve a mount, and only where
 ``ARTIFACT_FS_TRESPASSES`` names the file to write to. A line is an operation and who asked for it,
 with its ancestors.
+
+It also makes the fault that only a mistake of ours would: where ``ARTIFACT_FS_STUCK`` names a file
+that is there, a look-up in ``.artifact-fs`` is never answered.
 """
 
 from __future__ import annotations
@@ -84,6 +87,18 @@ def watched(method: Any, watch: Any) -> Any:
     return answer
 
 
+def get_stuck(virtual_files: Any, file: str) -> None:
+    answered = virtual_files.before_lookup
+
+    async def before_lookup(self: Any, parent: int, pid: int) -> None:
+        if os.path.exists(file):  # noqa: ASYNC240
+            sys.modules["artifactfs.daemon.worker.requests"].STUCK_AFTER_S = 0.2  # type: ignore
+            await sys.modules["trio"].sleep_forever()
+        await answered(self, parent, pid)
+
+    virtual_files.before_lookup = before_lookup
+
+
 class Loading(Loader):
     """Loads the operations, and puts a watch before each."""
 
@@ -103,6 +118,8 @@ class Loading(Loader):
                 watches[pid] = Watch(os.environ["ARTIFACT_FS_TRESPASSES"])
             return watches[pid]
 
+        if stuck := os.environ.get("ARTIFACT_FS_STUCK"):
+            get_stuck(module.VirtualFiles, stuck)
         operations = module.Operations
         for name, method in list(vars(operations).items()):
             code = getattr(method, "__wrapped__", method)

@@ -505,6 +505,36 @@ def test_features_are_shown_and_can_be_switched_off(
     assert "README.md | 2 +-" in git(top, "show", "--stat", "HEAD")
 
 
+def test_a_look_up_that_is_never_answered_is_named_with_what_mends_it(
+    idle_daemon: DaemonProcess, local_remote: Any, tmp_path: Path
+) -> None:
+    """The worker lives and answers everything else: only the age of the request tells."""
+    daemon, fault = idle_daemon, tmp_path / "stuck"
+    daemon.extra_environment["ARTIFACT_FS_STUCK"] = str(fault)
+    daemon.start()
+    top = daemon.add_repo("hello", str(local_remote.path), "--deadline", "1s", "--hydrate", "all")
+    for state in ("history", "index", "hydrated"):
+        daemon.wait_for("hello", state)
+    fault.touch()
+    with subprocess.Popen(["stat", top / ".artifact-fs/nothing"], stderr=subprocess.PIPE) as stat:
+        try:
+            wait_until(lambda: daemon.status("hello")["state"] == "not answering", "it is noticed")
+            mend = "artifact-fs remount --name hello --restart --force"
+            shown = daemon.run("status").stdout
+            assert f"a lookup of the process {stat.pid} has no answer for " in shown
+            assert "hello: not answering" in shown and mend in shown
+            report = daemon.run("doctor", "--offline", check=False)
+            assert report.returncode == 1
+            assert f"a lookup of the process {stat.pid}" in report.stdout and mend in report.stdout
+            fault.unlink()
+            daemon.run(*mend.split()[1:])
+            assert stat.wait(20) == 1
+        finally:
+            stat.kill()
+    assert (top / "README.md").exists()
+    assert "hello: mounted" in daemon.run("status").stdout
+
+
 def test_a_mount_that_hangs_is_named_with_what_mends_it(
     daemon: DaemonProcess, odd_repository: OddRepository
 ) -> None:
