@@ -42,7 +42,7 @@ from artifactfs.server.api.schemas import (
 )
 from artifactfs.server.context import Context
 from artifactfs.server.jobs.remote_fetch import Credentials
-from artifactfs.server.jobs.syncing import SyncOrder, source_url, sync
+from artifactfs.server.jobs.syncing import SyncOrder, source_url
 from artifactfs.server.metadata.clock import iso, iso_or_none, now_ms
 from artifactfs.server.metadata.records import Repo, RepoToken
 from artifactfs.server.problems import Code, Problem
@@ -262,8 +262,8 @@ def _credentials(url: str, username: str | None, password: SecretStr | None) -> 
 @router.post("/repos/{name}/sync", summary="Bring an import in step with its source")
 async def sync_repo(
     caller: CallerOf,
-    context: ContextOf,
     repositories: RepositoriesOf,
+    jobs: JobsOf,
     namespace: NamespaceName,
     name: RepoName,
     body: SyncRepo,
@@ -274,7 +274,7 @@ async def sync_repo(
         force=body.force,
         prune=body.prune,
     )
-    done = await sync(context, repo, order, actor=caller.token.id)
+    done = await jobs.sync(repo, order, actor=caller.token.id)
     updated = [SyncedRef(ref=u.ref, before=u.before, after=u.after) for u in done.updates]
     return Envelope(result=SyncResult(updated=updated, diverged=list(done.diverged)))
 

@@ -7,11 +7,12 @@ a push over HTTP.
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,12 @@ from artifactfs.server.problems import Code, Problem
 from artifactfs.server.storage.gitdir import create_gitdir
 from artifactfs.server.wire.push_report import RefUpdate
 
+log = logging.getLogger(__name__)
+
 _OUTPUT_BYTES = 8 * 1024 * 1024
 _LINE = re.compile(r"(?P<flag>[ +\-*=!])\t[^\t]*:(?P<ref>[^\t]+)\t(?P<summary>.*)")
+_LOST = re.compile(r"stale info|failed to update ref|lock|incorrect old value|already exists")
+"""Somebody else moved the ref, or has it right now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +98,33 @@ class Scratch:
             )
             if "maximum allowed size" in done.stderr:
                 raise Problem(Code.STORAGE_LIMIT, "The storage limit is reached")
-            return _moved(done.output.decode("utf-8", "surrogateescape"))
+            lines = _results(done.output.decode("utf-8", "surrogateescape"))
+            refused = [line["summary"] for line in lines if line["flag"] == "!"]
+            if any(not _LOST.search(reason) for reason in refused) or (done.status and not lines):
+                log.error("push into %s failed: %s %s", repo.full_name, refused, done.stderr)
+                raise Problem(Code.INTERNAL_ERROR, "The repository does not take the commits")
+            return {line["ref"] for line in lines if line["flag"] not in "!="}
         raise Problem(Code.BUSY, "Storing takes too long", retry_after=5)
 
 
-def _moved(porcelain: str) -> set[str]:
-    """The refs that git-push(1) says it has updated."""
-    lines = (_LINE.fullmatch(line) for line in porcelain.splitlines())
-    return {line["ref"] for line in lines if line is not None and line["flag"] not in "!="}
+def _results(porcelain: str) -> list[re.Match[str]]:
+    """What git-push(1) says of each ref."""
+    return [line for line in map(_LINE.fullmatch, porcelain.splitlines()) if line is not None]
 
 
 @asynccontextmanager
-async def scratch_gitdir(context: Context, *repos: Repo, most_s: float) -> AsyncIterator[Scratch]:
+async def scratch_gitdir(
+    context: Context, *repos: Repo, most_s: float, queued: bool = True
+) -> AsyncIterator[Scratch]:
     """A gitdir that sees the objects of `repos`; gone with its own after the block.
 
-    Takes one of the places for Git processes. The block may take `most_s` seconds.
+    `queued`: takes one of the places for Git processes. The block may take `most_s` seconds.
     Raises: Problem (BUSY).
     """
     gitdir = context.layout.trash / f"scratch.{tokens.new_id()}"
     sources = tuple(dict.fromkeys(context.layout.gitdir(repo.id) for repo in repos))
-    async with turn(context) as mine:
-        if not mine:
+    async with AsyncExitStack() as stack:
+        if queued and not await stack.enter_async_context(turn(context)):
             raise Problem(Code.BUSY, "Too much to do", retry_after=5)
         try:
             with trio.move_on_after(most_s) as scope:

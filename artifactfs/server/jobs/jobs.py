@@ -32,6 +32,7 @@ from artifactfs.server.jobs.repositories import (
     check_branch,
     require_ready,
 )
+from artifactfs.server.jobs.syncing import Synced, SyncOrder, sync
 from artifactfs.server.metadata import catalog
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.problems import Code, Problem
@@ -52,7 +53,7 @@ class Job:
 
 
 class Jobs:
-    """Starts, resumes and ends forks and imports."""
+    """Starts, resumes and ends forks and imports, and bounds syncs."""
 
     def __init__(self, context: Context, repositories: Repositories) -> None:
         self._context = context
@@ -138,6 +139,17 @@ class Jobs:
         token = await self._insert(repo)
         await self._run(Job(repo, credentials))
         return repo, token
+
+    async def sync(self, repo: Repo, order: SyncOrder, *, actor: str | None) -> Synced:
+        """Bring an import in step with its source, in turn with imports. Raises: Problem."""
+        with trio.move_on_after(self._context.limits.git_queue_s) as waiting:
+            await self._imports_at_once.acquire()
+        if waiting.cancelled_caught:
+            raise Problem(Code.BUSY, "Too much to do", retry_after=5)
+        try:
+            return await sync(self._context, repo, order, actor=actor)
+        finally:
+            self._imports_at_once.release()
 
     async def _insert(self, repo: Repo) -> str:
         def insert(db: Database) -> str:

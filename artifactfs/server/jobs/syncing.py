@@ -64,7 +64,10 @@ def source_url(repo: Repo) -> str:
 
 
 async def sync(context: Context, repo: Repo, order: SyncOrder, *, actor: str | None) -> Synced:
-    """Fetch what is new at the source of an import. Raises: Problem."""
+    """Fetch what is new at the source of an import. `Jobs` bounds how many at once.
+
+    Raises: Problem.
+    """
     started = time.perf_counter()
     private = context.settings.allow_private_networks
     credentials = order.credentials
@@ -72,7 +75,7 @@ async def sync(context: Context, repo: Repo, order: SyncOrder, *, actor: str | N
     if credentials is not None and not credentials.are_for(found.url):
         credentials = None
     most_s = context.limits.import_time_s
-    async with scratch_gitdir(context, repo, most_s=most_s) as scratch:
+    async with scratch_gitdir(context, repo, most_s=most_s, queued=False) as scratch:
         fetch = RemoteFetch(context, repo, scratch.gitdir, credentials)
         options = ["--no-tags"] if repo.import_branch is not None else []
         try:

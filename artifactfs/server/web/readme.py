@@ -24,7 +24,8 @@ README_BYTES = 256 * 1024
 _MARKDOWN = re.compile(r"readme\.(md|markdown|mdown)", re.IGNORECASE)
 _PLAIN = re.compile(r"readme(\.(txt|rst|adoc|org))?", re.IGNORECASE)
 _HTML_BYTES = 4 * 1024 * 1024
-_TIME_S = 10.0
+_TIME_S = 5.0
+_QUEUE_S = 5.0
 _MEMORY_BYTES = 512 * 1024 * 1024
 _KEPT = 64
 
@@ -56,11 +57,15 @@ class Readmes:
             return plain
         key = (blob.hash, page, ref, folder)
         if key not in self._kept:
-            async with self._one_at_a_time:
-                made = await _run(Source(text, page, ref, folder))
-            if made is None:
+            with trio.move_on_after(_QUEUE_S) as waiting:
+                await self._one_at_a_time.acquire()
+            if waiting.cancelled_caught:
                 return plain
-            self._kept[key] = made
+            try:
+                made = await _run(Source(text, page, ref, folder))
+            finally:
+                self._one_at_a_time.release()
+            self._kept[key] = plain if made is None else made
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)

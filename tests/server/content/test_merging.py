@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.git.http_backend import http_backend
 from tests.server.running import Git, Server, ServerFactory, with_token
 
 ROOT = "/namespaces/team/repos"
@@ -186,6 +187,25 @@ def test_a_merge_runs_nothing_of_the_tree(ancestor: Ancestor, git: Git, work: Pa
     ancestor.write("other.txt", "other\n")
     assert ancestor.merge(head="evil").json()["result"]["outcome"] == "merged"
     assert ancestor.read("src/app.py") == "print('three')\n"
+
+
+def test_a_history_that_is_cut_off_goes_nowhere_else(
+    ancestor: Ancestor, server: Server, git: Git, work: Path
+) -> None:
+    """What an import with a depth has left out, its ancestor does not have either."""
+    source = work.parent / "elsewhere" / "other.git"
+    git("commit", "-q", "--allow-empty", "-m", "More", cwd=work)
+    git("clone", "-q", "--bare", work, source)
+    shallow = f"{ancestor.name}-s"
+    with http_backend(source.parent) as backend:
+        body = {"url": f"{backend.url}/other.git", "depth": 1}
+        server.result("POST", f"{ROOT}/{shallow}/import", body)
+        server.wait_ready(shallow)
+    before = ancestor.refs()
+    assert ancestor.compare(head_repo=shallow)["status"] == "unrelated"
+    answer = ancestor.merge(head="main", head_repo=shallow)
+    assert answer.status_code == 409 and "in common" in answer.text
+    assert ancestor.refs() == before
 
 
 def test_a_merge_counts_as_a_push(ancestor: Ancestor, server: Server) -> None:
