@@ -23,7 +23,7 @@ from artifactfs.server.events.access_log import AccessLog
 from artifactfs.server.events.eventlog import EventLog
 from artifactfs.server.events.metrics import Metrics
 from artifactfs.server.events.webhooks import Webhooks
-from artifactfs.server.git.process import run_git
+from artifactfs.server.git.process import run_bounded
 from artifactfs.server.jobs.repositories import remove_tree
 from artifactfs.server.metadata.catalog import Catalog
 from artifactfs.server.metadata.database import Store, metadata_migrations
@@ -59,7 +59,7 @@ async def advertisement_v2(git: str, layout: DataLayout) -> bytes:
     probe = layout.trash / f"probe.{os.urandom(6).hex()}"
     create_gitdir(probe, "main")
     try:
-        status, output, stderr = await run_git(
+        status, output, stderr = await run_bounded(
             [git, "upload-pack", "--http-backend-info-refs", str(probe)],
             environment=git_environment(layout.git_config, protocol="version=2"),
             deadline_s=30,
@@ -146,7 +146,7 @@ async def run_server(
         access_log.close()
         store.close()
     if clean:
-        await context.marks.settle()
+        await context.marks.sync()
         layout.clean.touch()
 
 

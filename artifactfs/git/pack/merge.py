@@ -1,4 +1,6 @@
-"""Puts several packs into one, without inflating anything.
+"""Puts several packs into one, without inflating anything: in less memory than git takes for it.
+
+See docs/decisions/merging-packs-by-ourselves.md.
 
 Entries are copied as they are, in order. An object that an earlier pack already brought is left
 out, so OFS deltas get a new distance where their base moved; everything an entry depends on is in

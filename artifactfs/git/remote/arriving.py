@@ -170,9 +170,9 @@ class ArrivingHistory:
     async def until_here(self, oid: Oid, *, alone: bool = False) -> None:
         """Wait for `oid`, as long as it may come; a tree comes `alone`, before its turn, also where
         the next pack has it."""
-        settled = partial(self._is_settled, oid, alone=alone)
-        if not settled():
-            await self._until(settled)
+        need_not_wait = partial(self._need_not_wait, oid, alone=alone)
+        if not need_not_wait():
+            await self._until(need_not_wait)
         fetch = self._fetch_tree
         if fetch is None or self._roots is None or oid not in self._roots:
             return
@@ -187,7 +187,7 @@ class ArrivingHistory:
         finally:
             self._alone -= 1
 
-    def _is_settled(self, oid: Oid, *, alone: bool) -> bool:
+    def _need_not_wait(self, oid: Oid, *, alone: bool) -> bool:
         """Whether it is not worth waiting for packs that are on their way."""
         if self._odb.contains(oid):
             return True
@@ -199,12 +199,12 @@ class ArrivingHistory:
         """Wait until what `abbreviation` (hex digits of an oid) means can be told: until all
         commits are here, unless it is long enough and an object that is here begins with it."""
 
-        def is_settled() -> bool:
+        def can_be_told() -> bool:
             if self._roots is not None:
                 return True
             return len(abbreviation) >= _UNIQUE and self._odb.has_prefix(abbreviation)
 
-        await self._until(is_settled)
+        await self._until(can_be_told)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         self._waiting += 1

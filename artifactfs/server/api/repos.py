@@ -79,6 +79,17 @@ def token_info(token: RepoToken) -> TokenInfo:
     )
 
 
+def _created(request: Request, context: Context, repo: Repo, token: str) -> CreatedRepo:
+    return CreatedRepo(
+        id=repo.id,
+        name=repo.name,
+        description=repo.description,
+        default_branch=repo.default_branch,
+        remote=remote_url(request, context, repo.namespace, repo.name),
+        token=token,
+    )
+
+
 @router.post("/repos", status_code=201, summary="Create a repository")
 async def create_repo(
     request: Request,
@@ -97,16 +108,7 @@ async def create_repo(
         read_only=body.read_only,
         anonymous_read=body.anonymous_read,
     )
-    return Envelope(
-        result=CreatedRepo(
-            id=repo.id,
-            name=repo.name,
-            description=repo.description,
-            default_branch=repo.default_branch,
-            remote=remote_url(request, context, namespace, repo.name),
-            token=token,
-        )
-    )
+    return Envelope(result=_created(request, context, repo, token))
 
 
 @router.get("/repos", summary="List repositories")
@@ -203,15 +205,7 @@ async def fork_repo(
         default_branch_only=body.default_branch_only,
     )
     return Envelope(
-        result=ForkedRepo(
-            id=repo.id,
-            name=repo.name,
-            description=repo.description,
-            default_branch=repo.default_branch,
-            remote=remote_url(request, context, repo.namespace, repo.name),
-            token=token,
-            objects=objects,
-        )
+        result=ForkedRepo(**_created(request, context, repo, token).model_dump(), objects=objects)
     )
 
 
@@ -237,16 +231,7 @@ async def import_repo(
         anonymous_read=body.anonymous_read,
         credentials=_credentials(body.url, body.username, body.password),
     )
-    return Envelope(
-        result=CreatedRepo(
-            id=repo.id,
-            name=repo.name,
-            description=repo.description,
-            default_branch=repo.default_branch,
-            remote=remote_url(request, context, namespace, repo.name),
-            token=token,
-        )
-    )
+    return Envelope(result=_created(request, context, repo, token))
 
 
 def _credentials(url: str, username: str | None, password: SecretStr | None) -> Credentials | None:

@@ -9,7 +9,7 @@ import trio
 
 from artifactfs.server.content.objects import Content
 from artifactfs.server.context import Context
-from artifactfs.server.git.process import run_git
+from artifactfs.server.git.process import run_bounded
 from artifactfs.server.git.pushes import note_push
 from artifactfs.server.git.stream import environment_for, turn
 from artifactfs.server.metadata.records import Repo
@@ -45,7 +45,7 @@ async def delete_ref(
             raise Problem(Code.CONFLICT, "The ref is at another object", pointer="/expected")
         with trio.CancelScope(shield=True), context.marks.open(repo.id):
             words = ["update-ref", "--no-deref", "-d", name, found]
-            status, _, stderr = await run_git(
+            status, _, stderr = await run_bounded(
                 [context.git, f"--git-dir={gitdir}", *words],
                 environment=environment_for(context, None),
                 deadline_s=_TIME_S,

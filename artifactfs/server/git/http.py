@@ -25,7 +25,7 @@ from artifactfs.server.git.exchange import (
     Receive,
     Send,
 )
-from artifactfs.server.git.process import run_git
+from artifactfs.server.git.process import run_bounded
 from artifactfs.server.git.receive_pack import ReceivePack
 from artifactfs.server.git.stream import answer_busy, environment_for
 from artifactfs.server.git.upload_pack import UploadPack
@@ -171,7 +171,7 @@ class GitHTTP:
             return
         context = self._context
         with trio.move_on_after(_ADVERTISE_S):
-            status, output, stderr = await run_git(
+            status, output, stderr = await run_bounded(
                 [
                     context.git,
                     "upload-pack" if fetch else "receive-pack",

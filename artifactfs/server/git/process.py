@@ -142,7 +142,7 @@ def _widen(process: trio.Process) -> None:
                 fcntl.fcntl(stream.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
 
-async def run_git(
+async def run_bounded(
     argv: Sequence[str], *, environment: Mapping[str, str], deadline_s: float, cwd: str = "/"
 ) -> tuple[int, bytes, str]:
     """Run git to its end: (exit status, stdout, stderr). Raises: trio.TooSlowError."""

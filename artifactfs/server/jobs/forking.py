@@ -11,7 +11,7 @@ import trio
 from sqlite_utils import Database
 
 from artifactfs.server.context import Context
-from artifactfs.server.git.process import run_git
+from artifactfs.server.git.process import run_bounded
 from artifactfs.server.metadata import catalog, tokens
 from artifactfs.server.metadata.clock import now_ms
 from artifactfs.server.metadata.records import Repo
@@ -124,7 +124,7 @@ class Forking:
     async def _refs(self, source: Path, only_branch: str | None) -> str:
         """All refs of the ancestor, or one branch, as the text of a ``packed-refs`` file."""
         patterns = [] if only_branch is None else [f"refs/heads/{only_branch}"]
-        status, output, stderr = await run_git(
+        status, output, stderr = await run_bounded(
             [
                 self._context.git,
                 f"--git-dir={source}",

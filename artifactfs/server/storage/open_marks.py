@@ -69,7 +69,7 @@ class OpenMarks:
             ended = True
         finally:
             for mark in marks:
-                self._end(mark, settled=ended)
+                self._end(mark, finished=ended)
 
     def _begin(self, mark: str) -> None:
         if not self._users[mark] and mark not in self._done:
@@ -77,9 +77,9 @@ class OpenMarks:
         self._users[mark] += 1
         self._done.discard(mark)
 
-    def _end(self, mark: str, *, settled: bool) -> None:
+    def _end(self, mark: str, *, finished: bool) -> None:
         self._users[mark] -= 1
-        if not settled:
+        if not finished:
             self._kept.add(mark)
         if self._users[mark] <= 0:
             del self._users[mark]
@@ -90,15 +90,15 @@ class OpenMarks:
         """Take away marks whose work is on the disk, from time to time; until cancelled."""
         while True:
             await trio.sleep(SYNC_EVERY_S)
-            await self.settle()
+            await self.sync()
 
-    async def settle(self) -> None:
+    async def sync(self) -> None:
         """Have everything on the disk, and take away the marks of what had ended by then."""
         ended = set(self._done)
         if not ended:
             return
         try:
-            await trio.to_thread.run_sync(self._sync)
+            await trio.to_thread.run_sync(self._sync_file_system)
         except OSError as error:
             log.error("the disk does not take what was written: %s", error.strerror)
             return
@@ -106,7 +106,7 @@ class OpenMarks:
             self._done.discard(mark)
             (self._folder / mark).unlink(missing_ok=True)
 
-    def _sync(self) -> None:
+    def _sync_file_system(self) -> None:
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if _libc.syncfs(descriptor) != 0:
