@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import gzip
 import json
+import random
 import re
 import socket
 import struct
@@ -24,6 +25,8 @@ import h11
 import trio
 
 CHUNK = 1 << 16
+PACKET = 1_448
+"""Bytes of a TCP segment on Ethernet."""
 QUEUE = 1024
 """Chunks in flight in one direction (64 MiB): far more than a delay line of a second needs."""
 
@@ -118,7 +121,8 @@ class DelayProxy:
     Attributes that may be set at any time: `rtt` (seconds), `bandwidth` (bytes per second of each
     connection's answers, None: no limit; `chunk` bytes are handed on at once), `truncate_after` and
     `corrupt_at` (bytes of each answer, headers included: the connection ends there, or one bit of
-    that byte changes).
+    that byte changes), and `loss`: the share of an answer's packets (of 1,448 bytes) that are lost.
+    A lost one holds up its connection for the round trip in which it is sent again.
     """
 
     def __init__(self, target: tuple[str, int], *, rtt: float = 0.0, port: int = 0) -> None:
@@ -132,6 +136,7 @@ class DelayProxy:
         self.held: Callable[[Request], bool] = lambda _request: False
         self.truncate_after: int | None = None
         self.corrupt_at: int | None = None
+        self.loss = 0.0
         self.requests: list[Request] = []
         self.bytes_down = 0
         self.bytes_up = 0
@@ -279,8 +284,11 @@ class DelayProxy:
                     if parser is not None:
                         parser.feed(data)
                         self.bytes_up += len(data)
-                    now = max(trio.current_time(), opened)
-                    await send.send((now + self.rtt / 2, data))
+                    due = max(trio.current_time(), opened) + self.rtt / 2
+                    packets = -(-len(data) // PACKET)
+                    if parser is None and random.random() > (1 - self.loss) ** packets:
+                        due += self.rtt
+                    await send.send((due, data))
 
         async def write() -> None:
             async with receive:
