@@ -98,6 +98,7 @@ async def run_git(
                 check=False,
                 cwd=_NOWHERE,
                 env=environment,
+                start_new_session=background,
                 **_as_user(user),
             )
         except OSError as error:
@@ -114,10 +115,17 @@ def git_command(*arguments: str, gitdir: Path | None = None, background: bool = 
     return [*(_last_in_line() if background else ()), *git, *arguments]
 
 
+_LAST_IN_LINE = '{ echo 10 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 19 "$@"'
+"""Niceness counts among the processes of one session; against those of others, as the user's
+programs are, only the niceness of the whole session does (sched(7), autogroup). 10 is a tenth of a
+CPU that somebody else wants, so that what git may have to wait for in the end is never starved.
+On one CPU beside a busy loop, nice alone left a third to the background, SCHED_IDLE half."""
+
+
 @functools.cache
 def _last_in_line() -> tuple[str, ...]:
-    """A process of niceness 19 gets 1.5 % of a CPU that another one wants (sched(7))."""
-    return ("nice", "-n", "19") if shutil.which("nice") else ()
+    """Has to be the first process of a session."""
+    return ("sh", "-c", _LAST_IN_LINE, "sh") if shutil.which("nice") else ()
 
 
 def failure(arguments: Sequence[str], returncode: int, stderr: bytes) -> GitFailed:

@@ -381,6 +381,12 @@ class Hydrator:
 
     # -- sizes
 
+    @property
+    def sizes_are_told(self) -> bool:
+        """Whether the remote tells sizes without contents, as far as it was asked yet."""
+        remote = self._link.remote
+        return remote is None or remote.capabilities.object_info
+
     def known_size(self, oid: bytes) -> int | None:
         """The size of a blob if it can be told now. Never waits."""
         return self._sizing.known(oid)
@@ -388,8 +394,7 @@ class Hydrator:
     def known_sizes(self, oids: Sequence[bytes]) -> dict[bytes, int]:
         """Those of `oids` whose size can be told now. Never waits."""
         sizes = self._sizing.known_many(oids)
-        remote = self._link.remote
-        if remote is not None and not remote.capabilities.object_info:
+        if not self.sizes_are_told:
             for oid in sizes:  # a size that only a download could tell was a use of it
                 self._readahead.used(oid)
         return sizes

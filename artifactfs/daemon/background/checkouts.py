@@ -9,7 +9,6 @@ looks whether the objects are here. Then it finds them and fetches nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -86,15 +85,19 @@ class Checkouts:
             try:
                 base = self._filesystem.base.tree
                 missing = await trio.to_thread.run_sync(_missing, self._odb, base, tree)
-                if missing and wanted in (None, *missing):
-                    log.info("bringing a checkout for git", extra={"blobs": len(missing)})
-                    await self._hydrator.offered.fetch_all(missing)
+                if not missing or wanted not in (None, *missing):
+                    return
+                log.info("bringing a checkout for git", extra={"blobs": len(missing)})
+                if not self._hydrator.sizes_are_told:
+                    # Git looks at each file that it replaces, and would wait for its size.
+                    missing += await trio.to_thread.run_sync(_missing, self._odb, tree, base)
+                await self._hydrator.offered.fetch_all(missing)
             except (ArtifactFSError, MissingObject, OSError) as error:
                 log.info("a checkout is left to git: %s", error)
 
 
-def _missing(odb: ObjectDatabase, base: Oid, tree: Oid) -> Sequence[Oid]:
-    """Blobs of `tree` that are neither here nor in `base`, whose blobs git is offered."""
+def _missing(odb: ObjectDatabase, base: Oid, tree: Oid) -> list[Oid]:
+    """Blobs of `tree` that are neither here nor at the same path of `base`."""
     changes = diff_trees(odb, base, tree)
     after = [change.after for change in changes if change.after is not None]
     return odb.missing(dict.fromkeys(entry.oid for entry in after if not is_gitlink(entry.mode)))
