@@ -15,7 +15,6 @@ import ctypes
 import errno
 import logging
 import os
-import shlex
 import signal
 import socket
 import sqlite3
@@ -29,54 +28,31 @@ from typing import Any
 import trio
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.background.checkouts import Checkouts, target_of
-from artifactfs.daemon.background.following import Following
-from artifactfs.daemon.background.jobs import Jobs
-from artifactfs.daemon.background.old_versions import OldVersions
 from artifactfs.daemon.background.tasks import Background
 from artifactfs.daemon.control.messages import Message, error_fields
 from artifactfs.daemon.control.server import Command, LineStream, Request, innermost, serve_requests
 from artifactfs.daemon.host import logs, mounts, overlayfs, redirects
-from artifactfs.daemon.repositories.prepared import adopt_gitdir
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.daemon.switch.recovery import recover
-from artifactfs.daemon.switch.switching import Switching
-from artifactfs.daemon.switch.target import Commits
-from artifactfs.daemon.worker.content import ContentRequests
-from artifactfs.daemon.worker.copies import Copies
+from artifactfs.daemon.worker.cloning import clone_or_refresh
+from artifactfs.daemon.worker.composition import compose
 from artifactfs.daemon.worker.covered_gitdir import CoveredGitdir
+from artifactfs.daemon.worker.gitdir_health import GitdirHealth, tip_of_head
 from artifactfs.daemon.worker.other_user import serve_as_other_user
-from artifactfs.daemon.worker.requests import Requests
 from artifactfs.daemon.writes.kinds import Kind, settle
 from artifactfs.daemon.writes.moving import settle_place
 from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError, CorruptData, DaemonError, MountError, StateError
-from artifactfs.fs.gitview.callers import GitCommand
-from artifactfs.fs.gitview.gate import LAZY_FETCH, HistoryGate
 from artifactfs.fs.inodes.inode import Owner
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
 from artifactfs.fs.native.writes import create_native, is_native
 from artifactfs.git.checkout.refused_names import keep_protection
-from artifactfs.git.command import run_git
-from artifactfs.git.configuration.kept import refresh, surroundings_of, write_settings
+from artifactfs.git.configuration.kept import surroundings_of
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
-from artifactfs.git.remote.again import again
-from artifactfs.git.remote.arriving import ArrivingHistory
-from artifactfs.git.remote.clone import Tip, clone_tip, commit_name, tip_wish, unborn_tip
-from artifactfs.git.repository.gitdir import config_text, history_complete
+from artifactfs.git.remote.clone import Tip, commit_name
 from artifactfs.git.repository.offered import withdraw
-from artifactfs.git.repository.refs import read_head
-from artifactfs.git.repository.relocation import follow_state_root
-from artifactfs.git.repository.soundness import (
-    Fault,
-    drop_damaged_own_config,
-    faults,
-    mend_indexes,
-    refetch,
-)
 from artifactfs.git.surroundings import adopt
-from artifactfs.hydration.background.attention import Attention
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.paths import RepoLayout, StateLayout, leads_into, real_path
@@ -139,6 +115,7 @@ class Worker:
         self._settings = settings
         self._damage = DamageReport()
         self._layout: RepoLayout = state.repo(settings.name)
+        self._gitdir = GitdirHealth(self._layout.gitdir, self._damage)
         self._remotes = RemoteConnection(
             self._layout,
             settings.remote,
@@ -263,7 +240,7 @@ class Worker:
 
     async def _report(self, error: Exception) -> None:
         if isinstance(error, (MissingObject, CorruptData)):
-            error = await self._explain(error)
+            error = await self._gitdir.explain(error)
         if isinstance(error, ArtifactFSError):
             await self.event("failed", error=error_fields(error))
             return
@@ -277,19 +254,6 @@ class Worker:
             what = f"internal error: {type(error).__name__}: {error}"
             damaged = DaemonError(what, hint="see the daemon's log")
         await self.event("failed", error=error_fields(damaged))
-
-    async def _explain(self, error: MissingObject | CorruptData) -> ArtifactFSError:
-        """An object that the mount needs cannot be read: the file that is to blame."""
-        gitdir = self._layout.gitdir
-        if await self._mend_indexes(deep=True):
-            return StateError(f"{gitdir}: {error}", hint="git has mended it, and it is tried again")
-        fault = await trio.to_thread.run_sync(_first_fault, gitdir)
-        if fault is not None:
-            return StateError(f"{fault} ({error})", hint=fault.mend)
-        if isinstance(error, CorruptData):
-            return error
-        refetch = f"git --git-dir={shlex.quote(str(gitdir))} fetch --all --refetch"
-        return StateError(f"{gitdir}: {error}", hint=refetch)
 
     async def _answer_requests(self) -> None:
         try:
@@ -320,11 +284,18 @@ class Worker:
             self._writes = await trio.to_thread.run_sync(settling)
             await trio.to_thread.run_sync(self._clear_mounts)
             withdraw(self._layout.gitdir)  # a worker that was killed has left it
-            tip = await self._clone_if_needed()
+            tip = await clone_or_refresh(
+                self._state,
+                self._layout,
+                self._settings,
+                remotes=self._remotes,
+                health=self._gitdir,
+                on_clone=partial(self.event, "state", state="cloning"),
+            )
             await keep_protection(self._layout.gitdir)
-            await self._mend_indexes(deep=False)
+            await self._gitdir.mend_indexes(deep=False)
             odb = ObjectDatabase(self._layout.gitdir)
-            odb.on_corrupt = self._met_corrupt
+            odb.on_corrupt = self._gitdir.met_corrupt
             hydrator = Hydrator(
                 state=self._state,
                 repo=self._layout,
@@ -349,7 +320,7 @@ class Worker:
             settings=self._settings,
             odb=odb,
             hydrator=hydrator,
-            tip=tip or self._tip_of_head(odb),
+            tip=tip or tip_of_head(self._layout.gitdir, odb),
             offer=hydrator.offered,
             damage=self._damage,
             place=self._git_place.place,
@@ -392,81 +363,6 @@ class Worker:
         overlayfs.clear(top, self._layout)
         mounts.clear_dead(top)
 
-    async def _clone_if_needed(self) -> Tip | None:
-        if self._layout.gitdir.exists():
-            follow_state_root(self._state, self._layout)
-            self._mended(*drop_damaged_own_config(self._layout.gitdir))
-            await refresh(self._layout, self._settings)
-            await self._follow_mount_point()
-            return None
-        await self.event("state", state="cloning")
-        await trio.to_thread.run_sync(write_settings, self._layout, self._settings.uid)
-        if self._settings.git_dir is not None:
-            return await adopt_gitdir(
-                self._layout, self._settings, shared_objects=self._state.shared_objects
-            )
-        remote = await self._remotes.open_for_clone(tip_wish(self._settings))
-        clone = partial(
-            clone_tip,
-            self._layout,
-            self._settings,
-            remote,
-            shared_objects=self._state.shared_objects,
-        )
-        return await again(clone, self._settings.deadline_s)
-
-    async def _follow_mount_point(self) -> None:
-        """The daemon's mount root may be another than at the last start."""
-        config = self._layout.gitdir / "config"
-        section = config_text([("core", [("worktree", self._settings.mount_point)])])
-        try:
-            known = config.read_text(errors="surrogateescape")
-        except OSError:  # `_look_at_gitdir` says so
-            return
-        if "[" in known and section.splitlines()[1] not in known:
-            arguments = ("config", "--file", str(config), "core.worktree")
-            with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
-                await run_git(*arguments, self._settings.mount_point)
-
-    async def _mend_indexes(self, *, deep: bool) -> int:
-        """Have those of the gitdir's packs made anew that are damaged. Returns how many were."""
-        mended = await mend_indexes(self._layout.gitdir, deep=deep)
-        self._mended(*mended)
-        return len(mended)
-
-    def _mended(self, *faults: Fault) -> None:
-        for fault in faults:
-            self._damage.mended(fault.path, fault.what, fault.mend)
-
-    def _met_corrupt(self, pack: Path) -> None:
-        """Those of the cache are dropped and fetched again by themselves."""
-        if self._layout.gitdir in pack.parents:
-            what = "is damaged: an object in it cannot be read"
-            self._damage.found(pack, what, refetch(self._layout.gitdir, pack))
-
-    async def _look_at_gitdir(self, odb: ObjectDatabase) -> None:
-        """Mend or say which of its files are damaged; what can be read is served all the same."""
-        try:
-            if await self._mend_indexes(deep=True):
-                odb.refresh()
-            found = await trio.to_thread.run_sync(lambda: list(faults(self._layout.gitdir)))
-        except OSError as error:
-            log.warning("the gitdir cannot be looked through: %s", error)
-            return
-        for fault in found:
-            self._damage.found(fault.path, fault.what, fault.mend)
-
-    def _tip_of_head(self, odb: ObjectDatabase) -> Tip | None:
-        """What to mount if there is no overlay yet though the clone is there (a crash between)."""
-        try:
-            head = read_head(self._layout.gitdir)
-            if head.commit is None:
-                return unborn_tip(head.ref)
-            commit = odb.commit(head.commit)
-        except (StateError, CorruptData, MissingObject):  # where there is one, it is not needed
-            return None
-        return Tip(commit.oid, commit.tree, head.ref, commit.commit_time)
-
     async def _mount(self, filesystem: FileSystem, odb: ObjectDatabase, hydrator: Hydrator) -> None:
         background = Background(self._settings.name)
         async with trio.open_nursery() as nursery:
@@ -489,7 +385,18 @@ class Worker:
         hydrator: Hydrator,
         background: Background,
     ) -> None:
-        old_versions, jobs, requests = self._compose(filesystem, odb, hydrator, background)
+        old_versions, jobs, requests = compose(
+            self._state,
+            self._layout,
+            self._settings,
+            remotes=self._remotes,
+            odb=odb,
+            filesystem=filesystem,
+            hydrator=hydrator,
+            background=background,
+            unmount=partial(self._unmount, filesystem),
+            writes=self._writes,
+        )
         self._commands.update(requests.table())
         await trio.to_thread.run_sync(old_versions.offer_objects)
         if self._writes.native:
@@ -502,93 +409,10 @@ class Worker:
         async with trio.open_nursery() as nursery:
             if self._writes.native:
                 nursery.start_soon(self._watch_above, filesystem)
-            nursery.start_soon(self._look_at_gitdir, odb)
+            nursery.start_soon(self._gitdir.look, odb)
             nursery.start_soon(jobs.run)
             await filesystem.index_ready.wait()
             await self._git_place.open()
-
-    def _compose(
-        self,
-        filesystem: FileSystem,
-        odb: ObjectDatabase,
-        hydrator: Hydrator,
-        background: Background,
-    ) -> tuple[OldVersions, Jobs, Requests]:
-        """What happens behind the mount, and what can be asked of it."""
-        layout, top = self._layout, self._settings.mount_point
-        history = ArrivingHistory(layout.gitdir, odb, complete=history_complete(layout.gitdir))
-        checkouts = Checkouts(layout.gitdir, odb=odb, filesystem=filesystem, hydrator=hydrator)
-        hydrator.attention.changes = filesystem.count_of_changes
-        if filesystem.offered is not None:
-            filesystem.offered.gate = HistoryGate(history, checkouts.before_tree)
-            filesystem.offered.on_work = partial(_note_work, hydrator.attention)
-        commits = Commits(layout.gitdir, odb, self._remotes)
-        old_versions = OldVersions(
-            layout.gitdir,
-            top,
-            odb=odb,
-            filesystem=filesystem,
-            hydrator=hydrator,
-            history_done=history.done,
-            checkouts=checkouts,
-        )
-        if filesystem.offered is not None:
-            filesystem.offered.copying = Copies(
-                layout.gitdir, odb=odb, hydrator=hydrator, history_done=history.done
-            )
-        switching = Switching(
-            layout,
-            commits=commits,
-            filesystem=filesystem,
-            hydrator=hydrator,
-            start=background.start,
-            offer_objects=old_versions.offer_objects,
-        )
-        jobs = Jobs(
-            self._state,
-            layout,
-            self._settings,
-            remotes=self._remotes,
-            odb=odb,
-            hydrator=hydrator,
-            filesystem=filesystem,
-            background=background,
-            following=Following(layout.gitdir, commits, filesystem, switching),
-            history=history,
-        )
-        content = ContentRequests(
-            layout,
-            odb=odb,
-            filesystem=filesystem,
-            hydrator=hydrator,
-            background=background,
-            history_done=history.done,
-        )
-        requests = Requests(
-            layout=layout,
-            remotes=self._remotes,
-            commits=commits,
-            filesystem=filesystem,
-            hydrator=hydrator,
-            jobs=jobs,
-            switching=switching,
-            content=content,
-            unmount=partial(self._unmount, filesystem),
-            writes=self._writes,
-        )
-        return old_versions, jobs, requests
-
-
-def _note_work(attention: Attention, command: GitCommand) -> None:
-    """`command` looks for objects; of a fetch or a checkout, somebody waits for the end."""
-    if LAZY_FETCH in command.arguments or target_of(command) is not None:
-        attention.note_process(command.pid)
-    else:
-        attention.note()
-
-
-def _first_fault(gitdir: Path) -> Fault | None:
-    return next(faults(gitdir), None)
 
 
 @asynccontextmanager
