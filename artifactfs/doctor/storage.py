@@ -18,7 +18,7 @@ from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warni
 from artifactfs.git.apart import git_environment, gitdir_environment
 from artifactfs.git.repository.soundness import Fault, faults
 from artifactfs.paths import RepoLayout, StateLayout
-from artifactfs.system.mountinfo import read_mountinfo
+from artifactfs.system.mountinfo import file_system_of
 
 LEAST_BYTES = 64 << 20
 """Below this a clone or a commit of the overlay fails any moment."""
@@ -84,16 +84,6 @@ def _check_place(state: StateLayout) -> Iterator[Finding]:
             f"{state.root} is on {kind}: work that was not pushed is lost at a reboot",
             "export ARTIFACT_FS_ROOT=/a/local/disk",
         )
-
-
-def file_system_of(path: Path) -> str:
-    """The kind (``ext4``, ``nfs4``…) of the file system that holds the existing `path`."""
-    resolved = path.resolve()
-    holding = [e for e in read_mountinfo() if resolved.is_relative_to(e.mount_point)]
-    if not holding:
-        return "unknown"
-    longest = max(len(entry.mount_point) for entry in holding)
-    return [entry for entry in holding if len(entry.mount_point) == longest][-1].fs_type
 
 
 def _user(uid: int) -> str:

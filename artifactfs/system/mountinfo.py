@@ -28,6 +28,16 @@ def read_mountinfo() -> list[MountEntry]:
     return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
+def file_system_of(path: Path) -> str:
+    """The kind (``ext4``, ``nfs4``…) of the file system that holds the existing `path`."""
+    resolved = path.resolve()
+    holding = [e for e in read_mountinfo() if resolved.is_relative_to(e.mount_point)]
+    if not holding:
+        return "unknown"
+    longest = max(len(entry.mount_point) for entry in holding)
+    return [entry for entry in holding if len(entry.mount_point) == longest][-1].fs_type
+
+
 def parse_mountinfo(text: str) -> list[MountEntry]:
     """The same of the text of such a file."""
     entries = []

@@ -40,6 +40,12 @@ def overlays_below(directory: Path) -> list[Path]:
     return found[::-1]
 
 
+def times_mounted(point: Path) -> int:
+    """How many mounts of ours, or overlayfs ones above them, are stacked there."""
+    there = [found for found, _ in mounts_below(point)] + overlays_below(point)
+    return there.count(point)
+
+
 def clear_mounts(directory: Path) -> list[Path]:
     """Abort and unmount everything below `directory`; return what was there."""
     left = mounts_below(directory)

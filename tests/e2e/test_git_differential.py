@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -113,14 +114,18 @@ def compare_steps(plain: Side, ours: Side) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("writes", ["fuse", "kernel"])
 def test_git_does_in_the_mount_what_it_does_in_a_plain_clone(
     tmp_path: Path,
     daemon: DaemonProcess,
     remote_repo: Callable[..., ServedRepository],
     submodule: Path,
+    writes: str,
 ) -> None:
+    if writes == "kernel" and os.geteuid() != 0:
+        pytest.skip("only root may mount an overlayfs")
     theirs, ours = remote_repo(), remote_repo()
-    mount = daemon.add_repo("work", ours.url)
+    mount = daemon.add_repo("work", ours.url, "--writes", writes)
     compare_steps(*make_sides(tmp_path, theirs.url, mount, ours.url, submodule))
     fsck = subprocess.run(
         ["git", "-C", str(mount), "fsck"], capture_output=True, text=True, timeout=100

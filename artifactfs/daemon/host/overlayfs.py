@@ -8,20 +8,26 @@ Everything here blocks; call it in a thread.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from artifactfs.daemon.host import mounts
 from artifactfs.errors import MountError
 from artifactfs.fs.native.marks import MOUNT_OPTIONS, marks_of
 from artifactfs.paths import RepoLayout, real_path
+from artifactfs.system.mountinfo import file_system_of
 from artifactfs.system.processes import may_mount
+
+log = logging.getLogger(__name__)
 
 SOURCE = "artifact-fs"
 _DEADLINE_S = 60.0
+_TRIAL = ".trial-"
 _MOST_STACKED = 100
 _BIND = 0x1000 | 0x4000  # MS_BIND | MS_REC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -123,18 +129,40 @@ def why_not(state_root: Path) -> str | None:
     """Why the kernel cannot take the writes of this state root; None: it can. By a trial."""
     if os.geteuid() != 0 or not may_mount():
         return "only root may mount an overlayfs"
+    _remove_old_trials(state_root)
     try:
-        trial = Path(tempfile.mkdtemp(prefix=".trial-", dir=state_root))
+        trial = Path(tempfile.mkdtemp(prefix=_TRIAL, dir=state_root))
     except OSError as error:
         return f"no trial can be made in {state_root}: {error.strerror}"
     try:
         return _try(trial)
     except MountError as error:
-        return error.message
+        return _cause(state_root) or error.message
     except OSError as error:
         return f"an overlayfs in {state_root} does not do what it should: {error}"
     finally:
         shutil.rmtree(trial, ignore_errors=True)
+
+
+def _remove_old_trials(state_root: Path) -> None:
+    """Those that somebody killed has left, mounted perhaps."""
+    for trial in state_root.glob(f"{_TRIAL}*"):
+        try:
+            if time.time() - trial.stat().st_mtime > 2 * _DEADLINE_S:
+                mounts.detach(str(trial / "merged"))
+                shutil.rmtree(trial)
+        except (OSError, MountError) as error:
+            log.warning("%s stays: %s", trial, error)
+
+
+def _cause(state_root: Path) -> str | None:
+    """Why the trial has failed, where that can be said better than mount(8) does."""
+    if "\toverlay\n" not in Path("/proc/filesystems").read_text():
+        return "this kernel has no overlayfs"
+    if file_system_of(state_root) == "overlay":
+        where = "as in a container without a volume"
+        return f"the state root {state_root} is on an overlayfs itself, {where}"
+    return None
 
 
 def _try(trial: Path) -> str | None:

@@ -15,7 +15,16 @@ from artifactfs.paths import StateLayout
 log = logging.getLogger(__name__)
 
 _OTHERS = 0o077
-_OURS = ("registry.db", "control.sock", "daemon.lock", "daemon.log", "mount-root", "cache", "repos")
+_OURS = (
+    "registry.db",
+    "control.sock",
+    "daemon.lock",
+    "daemon.log",
+    "mount-root",
+    "cache",
+    "repos",
+    ".trial-",
+)
 
 
 def keep_private(state: StateLayout) -> None:

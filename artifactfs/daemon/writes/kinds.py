@@ -38,9 +38,9 @@ def settle(state: StateLayout, layout: RepoLayout, settings: RepoSettings) -> Ki
     """Decide. Tries a mount where that matters: blocks. Raises: MountError, InvalidInput."""
     kept = _kept(layout)
     if kept is not None and settings.writes in ("auto", kept.name):
-        if kept.native:
-            _require(state, settings)
-        return kept
+        if kept.native and (unsuitable := unsuited(settings)) is not None:
+            raise InvalidInput(f"the kernel cannot take the writes: {unsuitable}", hint=_HINT)
+        return kept  # whether the kernel still can is seen when it is to mount
     moves = kept is not None
     if settings.writes == "fuse":
         return Kind(False, "as asked for", moves)
