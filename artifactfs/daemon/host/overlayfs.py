@@ -57,11 +57,16 @@ def put_in_place(layout: RepoLayout, mount_point: str) -> None:
     folder underneath. Raises: MountError.
     """
     top = real_path(mount_point)
-    if is_ours(mount_point):
-        mounts.detach(top)
-    if _libc.mount(os.fsencode(layout.merged), os.fsencode(top), None, _BIND, None) != 0:
-        number = ctypes.get_errno()
-        raise MountError(f"cannot mount on {mount_point}: {os.strerror(number)}")
+    # An overlayfs that goes writes back its whole disk first. As long as it is held, it does not.
+    held = os.open(top, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if is_ours(mount_point):
+            mounts.detach(top)
+        if _libc.mount(os.fsencode(layout.merged), os.fsencode(top), None, _BIND, None) != 0:
+            number = ctypes.get_errno()
+            raise MountError(f"cannot mount on {mount_point}: {os.strerror(number)}")
+    finally:
+        os.close(held)
     mounts.detach(str(layout.merged))
 
 
