@@ -162,7 +162,8 @@ class _Builder:
         place = _writable(path, folder.path)
         os.mkdir(place)
         shown = below
-        if folder.tree is not None and folder.tree != below:
+        was_moved = not is_folder or folder.lower != folder.path
+        if folder.tree is not None and folder.tree != below and was_moved:
             elsewhere = self._place_of(folder.tree)
             if elsewhere is not None and elsewhere != folder.path:
                 os.setxattr(place, REDIRECT, b"/" + elsewhere)
