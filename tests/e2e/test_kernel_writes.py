@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -462,13 +463,11 @@ def check_kills(small: AsMount, tmp_path: Path, seed: int, kills: int) -> None:
     for number in range(kills):
         worker = daemon.worker(mount)
         victims = [worker, daemon.pid] if number % 5 == 4 else [worker]
-        moment = time.monotonic() + model.random.random() * 0.2
-        while time.monotonic() < moment:
-            model.step()
-        for victim in victims:
-            os.kill(victim, signal.SIGKILL)
-        for _ in range(30):
-            model.step()  # while nobody serves, or somebody is about to
+        killer = threading.Timer(model.random.random() * 0.2, kill_all, [victims])
+        killer.start()
+        for _ in range(60):
+            model.step()  # before, while nobody serves, and when somebody is about to
+        killer.join()
         if len(victims) > 1:
             daemon.kill()
             wait_until(partial(has_ended, worker), "the end")
@@ -476,7 +475,12 @@ def check_kills(small: AsMount, tmp_path: Path, seed: int, kills: int) -> None:
         wait_until(partial(serves_again, daemon, mount, worker), "the mount", deadline=30)
         assert modes_and_contents(mount) == modes_and_contents(model_folder), (seed, number)
         status(mount)
-    assert model.done > 3 * kills
+    assert model.done
+
+
+def kill_all(victims: list[int]) -> None:
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
 
 
 def serves_again(daemon: DaemonProcess, mount: Path, before: int) -> bool:
