@@ -129,10 +129,11 @@ def steps(scratch: Path, *, npm: bool) -> Iterator[Step]:
         cache = scratch / "npm"
         packages = " ".join(NPM_PACKAGES)
         command = f"npm install --silent --no-audit --no-fund --prefer-offline --cache {cache}"
+        package = "mkdir web; cd web; echo '{}' > package.json"  # else npm looks above
         prepared = scratch / "prepared"
         prepared.mkdir()
         shell(f"{command} {packages}")(prepared)
-        yield f"npm install {packages}", shell(f"mkdir web; cd web; {command} {packages}")
+        yield f"npm install {packages}", shell(f"{package}; {command} {packages}")
     yield "git status, first", shell("git status --porcelain > /dev/null")
     yield "git status, next", shell("git status --porcelain > /dev/null")
     remove = "rm -rf small500 small6000 pieces* built web"
