@@ -289,13 +289,17 @@ class DaemonProcess:
         wait_until(reached, f"{name}: {state}", deadline=timeout)
 
     def worker(self, mount: Path) -> int:
-        """Return the process id of the worker that serves `mount`."""
+        """Return the process id of the worker that serves `mount`, or is about to.
+
+        Where the kernel takes the writes, much can be read while nobody does.
+        """
+        return int(wait_until(lambda: self._worker(mount), "somebody serves the mount"))
+
+    def _worker(self, mount: Path) -> int | None:
         lower = self.state / "repos" / mount.name / "lower"  # where the kernel takes the writes
         mounts = mounts_below(mount) + mounts_below(lower)
-        (minor,) = (minor for point, minor in mounts if point in (mount, lower))
-        found = serving_process(self.pid, minor)
-        assert found is not None, "nobody serves the mount"
-        return found
+        minors = [minor for point, minor in mounts if point in (mount, lower)]
+        return serving_process(self.pid, minors[0]) if minors else None
 
     def log_tail(self, lines: int = 20) -> str:
         text = self.log.read_text() if self.log.exists() else ""
