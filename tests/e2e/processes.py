@@ -337,7 +337,7 @@ class DaemonProcess:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_DEADLINE)
         clear_mounts(self.directory)
-        children += self._orphans()
+        children += self.orphans()
         if self.process is not None and self.process.poll() is None:
             children.append(self.process.pid)
         for child in children:
@@ -347,7 +347,7 @@ class DaemonProcess:
             self.process.wait()
         check_trespasses(self.trespasses)
 
-    def _orphans(self) -> list[int]:
+    def orphans(self) -> list[int]:
         """Processes with our state root in their environment."""
         mark = f"ARTIFACT_FS_ROOT={self.state}\0".encode()
         found = []

@@ -254,7 +254,7 @@ def kill_all(daemon: DaemonProcess) -> None:
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-    wait_until(lambda: not daemon._orphans(), "the workers are gone")
+    wait_until(lambda: not daemon.orphans(), "the workers are gone")
     clear_mounts(daemon.directory)
 
 

@@ -186,7 +186,7 @@ class Commands:
 
     async def do_request(self) -> list[int]:
         """Of the last request: for which process, and the kernel's number."""
-        session = self.fs.operations._session
+        session = self.fs.operations.session
         assert session is not None and session.caller is not None and session.unique is not None
         return [session.caller(), session.unique()]
 

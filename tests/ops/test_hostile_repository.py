@@ -20,17 +20,17 @@ class Bare:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._git("init", "-q", "--bare", "-b", "main", str(path))
+        self.git("init", "-q", "--bare", "-b", "main", str(path))
         for name in ("allowFilter", "allowAnySHA1InWant"):
-            self._git("-C", str(path), "config", f"uploadpack.{name}", "true")
+            self.git("-C", str(path), "config", f"uploadpack.{name}", "true")
 
-    def _git(self, *arguments: str, content: bytes = b"") -> str:
+    def git(self, *arguments: str, content: bytes = b"") -> str:
         done = subprocess.run(["git", *arguments], input=content, check=True, capture_output=True)
         return done.stdout.decode().strip()
 
     def write(self, kind: str, content: bytes) -> str:
         arguments = ("hash-object", "-w", "-t", kind, "--stdin", "--literally")
-        return self._git("-C", str(self.path), *arguments, content=content)
+        return self.git("-C", str(self.path), *arguments, content=content)
 
     def tree(self, *entries: tuple[bytes, bytes, str]) -> str:
         return self.write("tree", b"".join(raw_entry(*entry) for entry in entries))
@@ -39,7 +39,7 @@ class Bare:
         who = "A <a@example.org> 1700000000 +0000"
         text = f"tree {tree}\nauthor {who}\ncommitter {who}\n\nHostile\n"
         oid = self.write("commit", text.encode())
-        self._git("-C", str(self.path), "update-ref", "refs/heads/main", oid)
+        self.git("-C", str(self.path), "update-ref", "refs/heads/main", oid)
 
 
 def raw_entry(mode: bytes, name: bytes, oid: str) -> bytes:
@@ -114,7 +114,7 @@ def test_names_are_refused_as_by_git(protection: Protection, tmp_path: Path) -> 
     blob = bare.write("blob", b"content\n")
     for kind in ("ntfs", "hfs"):
         value = str(getattr(protection, kind)).lower()
-        bare._git("-C", str(bare.path), "config", f"core.protect{kind}", value)
+        bare.git("-C", str(bare.path), "config", f"core.protect{kind}", value)
     for name in SPELLINGS:
         for mode in (0o100644, 0o120000):
             added = subprocess.run(

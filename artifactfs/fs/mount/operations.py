@@ -126,7 +126,7 @@ class Operations(pyfuse3.Operations):
         """How many the kernel has sent, by what they ask for."""
         self._sequence = 0
         self._unanswered: dict[int, tuple[float, str, tuple[Any, ...]]] = {}
-        self._session: Session | None = None
+        self.session: Session | None = None
         self._no_open = self._no_opendir = False
         self._openers: dict[int, Opener] = {}
         """By file: who opened it last. Only where the kernel says when it is opened and closed."""
@@ -148,16 +148,16 @@ class Operations(pyfuse3.Operations):
         return None
 
     def init(self) -> None:
-        if self._session is not None:
-            self._session.begin()
-            self._no_open = self._session.kernel_opens
-            self._no_opendir = self._session.kernel_opens_directories
-            self._contents.caller = self._session.caller or self._opener
+        if self.session is not None:
+            self.session.begin()
+            self._no_open = self.session.kernel_opens
+            self._no_opendir = self.session.kernel_opens_directories
+            self._contents.caller = self.session.caller or self._opener
         self.started.set()
 
     def adopt(self, session: Session) -> None:
         """To be called before the first request: what libfuse can be told is in `session`."""
-        self._session = session
+        self.session = session
 
     def _opener(self) -> int:
         """Of the file that the last read or write was for; 0: not known."""

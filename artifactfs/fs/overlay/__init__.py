@@ -1,1 +1,2 @@
-"""Where a write is kept: the log of changes, the database, upper files and small files."""
+"""Where a write is kept, and why it survives SIGKILL: the log of changes, the database, upper files
+and small files."""

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 FOLD_AT = 1_000
 """Edits that are folded together: some 3 ms in the event loop."""
 
-_PENDING_AT_MOST = 100 * FOLD_AT
+PENDING_AT_MOST = 100 * FOLD_AT
 """Where the database takes none (a full disk): beyond, changes are refused. Some 30 MB."""
 
 CHECKPOINT_BYTES = 4 << 20
@@ -175,7 +175,7 @@ class Overlay:
 
         With `frees` (a name goes), a full disk gives up its reserve for it.
         """
-        if self._pending.edits > _PENDING_AT_MOST:
+        if self._pending.edits > PENDING_AT_MOST:
             self._transfer()
         payload = b"".join([edit[4] for edit in edits])
         try:

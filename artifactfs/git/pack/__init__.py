@@ -1,1 +1,2 @@
-"""Packs: their format, reading and writing them, and the shared store of hydrated objects."""
+"""Packs: their format, reading and writing them, never past what they may hold, and the shared
+store of hydrated objects."""

@@ -100,7 +100,7 @@ class PackEntry:
     offset: int
 
 
-def _free_bytes(directory: Path) -> int:
+def free_bytes(directory: Path) -> int:
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
 
@@ -480,7 +480,7 @@ class PackParser:
     def _new_spool(self, kind: Kind, size: int) -> _Spool:
         """Raises: OSError where there is no room for `size` bytes."""
         self._spools += 1
-        if size > _ROOM_ABOVE and size > _free_bytes(self._spool_dir):
+        if size > _ROOM_ABOVE and size > free_bytes(self._spool_dir):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return _Spool(self._spool_dir / f"spool-{self._spools}", kind, size)
 

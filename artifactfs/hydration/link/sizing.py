@@ -27,7 +27,7 @@ CHUNK = 10_000
 """Oids a request: half a megabyte out, some 30 ms on the server."""
 _LOOKUPS_A_STEP = 150
 """Look-ups between two checkpoints: about 1 ms."""
-_MAX_BACKOFF_S = 5.0
+MAX_BACKOFF_S = 5.0
 
 
 class Sizing:
@@ -96,7 +96,7 @@ class Sizing:
             except RemoteError as error:
                 self._link.note_failure(error, epoch)
                 await trio.sleep(backoff_s * random.uniform(0.5, 1.0))
-                backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
                 continue
             for oid, size in sizes.items():
                 self._store.put(oid, size)
@@ -143,7 +143,7 @@ class Sizing:
             except RemoteError as error:
                 log.info("sizes are asked for again later: %s", redact(error.message))
                 self._link.note_failure(error, epoch)
-                await trio.sleep(_MAX_BACKOFF_S)
+                await trio.sleep(MAX_BACKOFF_S)
         if sizes:
             try:
                 await self._store.add_many(sizes)

@@ -49,7 +49,7 @@ _BTRFS = 0x9123683E
 """``BTRFS_SUPER_MAGIC`` (linux/magic.h)."""
 
 
-def _journal_mode(folder: Path) -> str:
+def journal_mode(folder: Path) -> str:
     """WAL, so that nobody waits for a writer; but not on btrfs, where a full disk ends processes
     that write to a mapped file, as the index of the WAL is (SIGBUS)."""
     found = (ctypes.c_long * 32)()
@@ -60,7 +60,7 @@ def _journal_mode(folder: Path) -> str:
 def _connect(path: Path) -> sqlite3.Connection:
     """Open `path`; retries while another worker creates it. Raises: sqlite3.Error."""
     give_up = time.monotonic() + _BUSY_S
-    mode = _journal_mode(path.parent)
+    mode = journal_mode(path.parent)
     while True:
         connection = sqlite3.connect(
             path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False

@@ -1,1 +1,1 @@
-"""The REST interface."""
+"""The REST interface; ``base`` checks the token of each request."""

@@ -28,7 +28,7 @@ _KINDS: dict[int, EntryType] = {
     FileMode.LINK: "symlink",
     FileMode.COMMIT: "gitlink",
 }
-_LARGEST = 64 * 1024 * 1024
+LARGEST_OBJECT = 64 * 1024 * 1024
 """Bytes of a tree with a million entries."""
 _MOST_SIZES = 1_000
 _MAGIC = (
@@ -114,7 +114,7 @@ class Content:
         Raises: KeyError; TooLarge: a delta of a few bytes can stand for gigabytes.
         """
         _, size = self._repo.odb.read_header(oid)
-        if size > _LARGEST:
+        if size > LARGEST_OBJECT:
             raise TooLarge(str(oid))
         return self._repo[oid]
 

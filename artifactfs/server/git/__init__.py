@@ -1,1 +1,1 @@
-"""The Git endpoints: who may do what, and git's processes behind them."""
+"""The Git endpoints: they check the token, then run git's processes behind them."""

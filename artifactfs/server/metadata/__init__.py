@@ -1,1 +1,2 @@
-"""What the metadata database holds: namespaces, repositories, tokens; and limits in memory."""
+"""What the metadata database holds: namespaces, repositories, tokens, and which token may do what;
+and limits in memory."""

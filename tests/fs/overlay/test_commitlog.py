@@ -435,7 +435,7 @@ def test_a_full_disk_bounds_what_is_kept_in_memory(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overlay = Overlay(database)
-    monkeypatch.setattr("artifactfs.fs.overlay.database._PENDING_AT_MOST", 5)
+    monkeypatch.setattr("artifactfs.fs.overlay.database.PENDING_AT_MOST", 5)
     overlay.connection.execute("PRAGMA query_only = 1")
     made = 0
     with pytest.raises(OSError, match="overlay database"):

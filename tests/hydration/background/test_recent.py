@@ -124,7 +124,7 @@ def test_recent_history_that_failed_is_asked_for_again(
 def test_a_remote_that_is_away_while_sizes_are_asked_for_is_asked_again(
     history_line: DelayProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sizing, "_MAX_BACKOFF_S", 0.1)
+    monkeypatch.setattr(sizing, "MAX_BACKOFF_S", 0.1)
     url = f"http://127.0.0.1:{history_line.port}/history.git"
 
     async def main() -> None:

@@ -395,7 +395,7 @@ def test_a_download_ends_when_nobody_waits_for_it(
     """Of an object whose size nobody has told, so that only a bound would end it."""
     monkeypatch.setattr(flight, "ABANDONED_S", 0.2)
     monkeypatch.setattr(flight, "MAX_OBJECT", 1 << 50)
-    monkeypatch.setattr("artifactfs.git.pack.parser._free_bytes", lambda directory: 1 << 50)
+    monkeypatch.setattr("artifactfs.git.pack.parser.free_bytes", lambda directory: 1 << 50)
     monkeypatch.setattr(flight.PackLimits, "check", lambda limits, size: None)
 
     async def main() -> None:

@@ -63,7 +63,7 @@ def test_several_processes_write_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """The second is for btrfs."""
-    monkeypatch.setattr(sizes, "_journal_mode", lambda folder: mode)
+    monkeypatch.setattr(sizes, "journal_mode", lambda folder: mode)
     path = tmp_path / "sizes.db"
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write, args=(path, n * 1_500)) for n in range(4)]

@@ -109,7 +109,7 @@ def test_large_files_are_streamed(server: Server, git: Git, work: Path, name: st
 def test_an_object_that_is_larger_than_any_real_one(
     git: Git, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content, "_LARGEST", 300)
+    monkeypatch.setattr(content, "LARGEST_OBJECT", 300)
     found = content.Content(work / ".git")
     assert len(found.log("main", 5, 0)) == 2
     git("commit", "-q", "--allow-empty", "-m", "x" * 400, cwd=work)
