@@ -54,6 +54,7 @@ OPENING = "until it can be listed"
 GIVE_UP_S = 600
 LOOKED_AT = 2_000
 """Commits that tell which file has a history."""
+CHANGES = 20
 
 
 @dataclass(slots=True)
@@ -203,12 +204,13 @@ def with_branches(source: Path, count: int, scratch: Path) -> Path:
     return copy
 
 
-def busiest_file(repository: Path) -> str:
-    """The file of HEAD that the last commits changed most often."""
+def changed_file(repository: Path) -> str:
+    """The file of HEAD that the last commits changed most often, but not more than `CHANGES` times:
+    a partial clone asks for each version that `git blame` reads by itself."""
     listed = run_git("-C", repository, "log", f"-{LOOKED_AT}", "--format=", "--name-only", "HEAD")
     here = set(run_git("-C", repository, "ls-tree", "-r", "--name-only", "HEAD").splitlines())
     counts = Counter(path for path in listed.splitlines() if path in here)
-    return counts.most_common(1)[0][0]
+    return max((count, path) for path, count in counts.items() if count <= CHANGES)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +335,7 @@ def main() -> None:
             print(
                 f"\n### {source.absolute()}, {options.branches} more branches, {options.rtt:g} ms\n"
             )
-            path = busiest_file(source)
+            path = changed_file(source)
             for line in measure_repository(source, path, options, scratch):
                 print(line, flush=True)
 

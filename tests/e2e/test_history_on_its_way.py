@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from artifactfs.daemon.background.old_versions import ALONE
 from benchmarks.fast_import import FILE, FastImport
 from tests.e2e.delay_proxy import DelayProxy, Request
 from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
@@ -193,6 +194,17 @@ def test_a_checkout_is_brought_in_one_batch_and_git_fetches_nothing(
         ).stdout
     )
     assert not [request for request in proxy.requests if b"agent=git/2" in request.text]
+
+
+def test_blame_at_once_waits_for_history_before_it_fetches_many_versions(
+    early: Path, proxy: DelayProxy, shell: Shell, history: Path, tmp_path: Path
+) -> None:
+    subprocess.run(["git", "clone", "-q", history, tmp_path / "full"], check=True)
+    line = "git blame -s --abbrev=40 src/lines.txt"
+    process = shell.start(line, early)
+    proxy.release()
+    assert result(process) == shell.run(line, tmp_path / "full")
+    assert len([r for r in proxy.requests if b"agent=git/2" in r.text]) <= ALONE
 
 
 def test_what_needs_no_history_does_not_wait(

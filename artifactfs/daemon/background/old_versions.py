@@ -16,7 +16,7 @@ import itertools
 import logging
 import os
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from artifactfs.fs.gitview.callers import GitCommand
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.objects.history import blobs_of_history, blobs_of_recent_commits
+from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.repository.offered import offer
 from artifactfs.git.repository.refs import read_head
 from artifactfs.hydration.hydrator import Hydrator
@@ -41,6 +42,9 @@ _OF_COMMITS = ("log", "whatchanged")
 WAIT_S = 60.0
 """Git waits so long at most; then it fetches by itself, as it would without us."""
 LIST_S = 30.0
+DONE_S = 1.0
+ALONE = 4
+"""Versions that git fetches by itself before it waits for the history that tells all of them."""
 FIRST_BLOBS = 1_000
 """Versions of files that come at first, some 2 MB; then four times as many, and so on."""
 FIRST_COMMITS = 100
@@ -89,17 +93,18 @@ class OldVersions:
         odb: ObjectDatabase,
         filesystem: FileSystem,
         hydrator: Hydrator,
-        history_done: trio.Event,
+        history: ArrivingHistory,
         checkouts: Checkouts,
     ) -> None:
-        """`top` is the mount point; `history_done` is set when all commits and trees are here."""
+        """`top` is the mount point."""
         self._checkouts = checkouts
         self._gitdir = gitdir
         self._top = top
         self._odb = odb
         self._filesystem = filesystem
         self._hydrator = hydrator
-        self._history_done = history_done
+        self._history = history
+        self._before_history: Counter[int] = Counter()
         self._readers: OrderedDict[int, _Reader] = OrderedDict()
 
     def offer_objects(self) -> None:
@@ -122,6 +127,8 @@ class OldVersions:
 
         Waits for the network, up to `WAIT_S`; raises nothing.
         """
+        if oid is not None and command.name in _OF_A_FILE and not self._history.done.is_set():
+            await self._until_history_is_here(command.pid)
         reader = self._reader(command)
         if reader is None and command.name == "fetch" and oid is not None:
             await self._checkouts.before_fetch(command, oid)
@@ -141,6 +148,17 @@ class OldVersions:
                 log.info("old versions are left to git: %s", error)
         reader.done = True
 
+    async def _until_history_is_here(self, pid: int) -> None:
+        """A walk through many versions of a file needs all trees. Without them git would ask for
+        each version by itself: 2,500 requests for one file of git's own repository. But the walk
+        may end after a few."""
+        self._before_history[pid] += 1
+        if self._before_history[pid] <= ALONE:
+            return
+        await self._history.until_complete()
+        with trio.move_on_after(DONE_S):  # where it has not failed
+            await self._history.done.wait()
+
     def _reader(self, command: GitCommand) -> _Reader | None:
         """Which walk through history it is part of, if any, and if all commits are here."""
         if command.name == "fetch":
@@ -150,7 +168,7 @@ class OldVersions:
             return known
         if command.name not in (*_OF_A_FILE, *_OF_COMMITS):
             return None
-        if not self._history_done.is_set() or command.parent() == os.getpid():
+        if not self._history.done.is_set() or command.parent() == os.getpid():
             return None
         if command.name in _OF_COMMITS and not _reads_contents(command.arguments):
             return None

@@ -56,7 +56,7 @@ def compose(
         odb=odb,
         filesystem=filesystem,
         hydrator=hydrator,
-        history_done=history.done,
+        history=history,
         checkouts=checkouts,
     )
     if filesystem.offered is not None:

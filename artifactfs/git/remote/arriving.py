@@ -187,6 +187,10 @@ class ArrivingHistory:
         finally:
             self._alone -= 1
 
+    async def until_complete(self) -> None:
+        """Wait until all of it is here, or its fetch has failed."""
+        await self._until(lambda: False)
+
     def _need_not_wait(self, oid: Oid, *, alone: bool) -> bool:
         """Whether it is not worth waiting for packs that are on their way."""
         if self._odb.contains(oid):
