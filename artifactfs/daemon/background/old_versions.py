@@ -30,7 +30,7 @@ from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.objects.history import blobs_of_history, blobs_of_recent_commits
 from artifactfs.git.remote.arriving import ArrivingHistory
-from artifactfs.git.repository.offered import offer
+from artifactfs.git.repository.alternates import offer
 from artifactfs.git.repository.refs import read_head
 from artifactfs.hydration.hydrator import Hydrator
 

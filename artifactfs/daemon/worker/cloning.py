@@ -15,8 +15,8 @@ from artifactfs.git.command import run_git
 from artifactfs.git.configuration.kept import refresh, write_settings
 from artifactfs.git.remote.again import again
 from artifactfs.git.remote.clone import Tip, clone_tip, tip_wish
+from artifactfs.git.repository.alternates import follow_state_root
 from artifactfs.git.repository.gitdir import config_text
-from artifactfs.git.repository.relocation import follow_state_root
 from artifactfs.paths import RepoLayout, StateLayout
 
 

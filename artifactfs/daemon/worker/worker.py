@@ -51,7 +51,7 @@ from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.configuration.kept import surroundings_of
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.clone import Tip, commit_name
-from artifactfs.git.repository.offered import withdraw
+from artifactfs.git.repository.alternates import withdraw
 from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator

@@ -17,8 +17,7 @@ from artifactfs.errors import InvalidInput
 from artifactfs.git.configuration.choice import own_settings
 from artifactfs.git.configuration.entries import Configuration
 from artifactfs.git.configuration.listing import read_configuration
-from artifactfs.git.configuration.policy import check_allowed
-from artifactfs.git.configuration.rewriting import effective_remote
+from artifactfs.git.configuration.rewriting import check_allowed, effective_remote
 from artifactfs.git.identity import other_user_of
 from artifactfs.git.remote.mirror import bundle_of, mirrored_capabilities, open_mirrored
 from artifactfs.git.remote.remote import Capabilities, Remote, version_2_capabilities

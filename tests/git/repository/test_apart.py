@@ -12,7 +12,7 @@ import trio
 
 from artifactfs.git.apart import gitdir_environment
 from artifactfs.git.command import GitFailed, run_git
-from artifactfs.git.repository.offered import offer, withdraw
+from artifactfs.git.repository.alternates import offer, withdraw
 from tests.git.sample_repository import git
 
 
