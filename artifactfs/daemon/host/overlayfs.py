@@ -132,8 +132,10 @@ def clear_dead(mount_point: str, layout: RepoLayout) -> None:
 
 def why_not(state_root: Path) -> str | None:
     """Why the kernel cannot take the writes of this state root; None: it can. By a trial."""
-    if os.geteuid() != 0 or not may_mount():
+    if os.geteuid() != 0:
         return "only root may mount an overlayfs"
+    if not may_mount():
+        return "this process may not mount (it lacks CAP_SYS_ADMIN, as in many containers)"
     _remove_old_trials(state_root)
     try:
         trial = Path(tempfile.mkdtemp(prefix=_TRIAL, dir=state_root))
