@@ -392,7 +392,8 @@ class Hydrator:
         return self._sizing.known(oid)
 
     def known_sizes(self, oids: Sequence[bytes]) -> dict[bytes, int]:
-        """Those of `oids` whose size can be told now. Never waits."""
+        """Those of `oids`, a directory that is listed, whose size can be told now. Never waits."""
+        self.attention.note()
         sizes = self._sizing.known_many(oids)
         if not self.sizes_are_told:
             for oid in sizes:  # a size that only a download could tell was a use of it
