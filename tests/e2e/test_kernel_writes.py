@@ -387,6 +387,7 @@ def test_random_changes(small: AsMount, seed: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_many_random_changes(small: AsMount, seed: int) -> None:
     check_random_changes(small, seed, 160)
@@ -475,6 +476,7 @@ def check_kills(small: AsMount, tmp_path: Path, seed: int, kills: int) -> None:
         wait_until(partial(serves_again, daemon, mount, worker), "the mount", deadline=30)
         assert modes_and_contents(mount) == modes_and_contents(model_folder), (seed, number)
         status(mount)
+        print("kills:", number + 1, "changes:", model.done, "refused:", model.failed)
     assert model.done
 
 
@@ -493,6 +495,7 @@ def test_killed_at_some_moments(small: AsMount, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_killed_at_many_moments(small: AsMount, tmp_path: Path) -> None:
     check_kills(small, tmp_path, seed=2, kills=200)
 
