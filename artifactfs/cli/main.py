@@ -41,6 +41,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "repositories.rescue": ("rescue",),
     "repositories.remotes": ("fetch", "set-refresh", "set-remote"),
     "operation.watching": ("top", "trace", "wait"),
+    "workspaces.mcp": ("mcp",),
     "workspaces.running": ("run", "shell"),
     "workspaces.snapshots": ("snapshot",),
 }
