@@ -9,21 +9,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.control.remote_argument import RemoteArgument, read_remote
+from artifactfs.daemon.control.remote_argument import REMOTE_VARIABLE, RemoteArgument, read_remote
 from artifactfs.daemon.control.starting import ensure_daemon
 from artifactfs.errors import AlreadyExists, InvalidInput
 from artifactfs.paths import StateLayout, default_state_root
 from artifactfs.workspaces.ending import OnExit, end
 from artifactfs.workspaces.mounting import Daemon, checked_on_exit, new_name
 from artifactfs.workspaces.ownership import Claim, claim
+from artifactfs.workspaces.running import Stopper, stopped_by
 from artifactfs.workspaces.workspace import Workspace
 
 if TYPE_CHECKING:
     from artifactfs.workspaces.asynchronous import AsyncWorkspace
 
 MOUNT_S = 120.0
-REMOTE_VARIABLE = "ARTIFACTS_GIT_REMOTE"
-"""Where no remote is given: how containers get theirs."""
 
 
 class HasRemote(Protocol):
@@ -49,6 +48,7 @@ class Wanted:
     author: str | None
     depth: int | None
     hydrate: str
+    allow_other: bool
     timeout_s: float
     state_root: str | os.PathLike[str] | None
 
@@ -97,6 +97,7 @@ class Wanted:
             ref=self.ref,
             depth=self.depth,
             hydrate=self.hydrate,
+            allow_other=self.allow_other,
         )
         return daemon.add(settings, remote, deadline_s=self.timeout_s)
 
@@ -113,7 +114,8 @@ class Opened:
     def close(self, *, failed: bool) -> None:
         """Leave it as was wanted. Raises: ArtifactFSError; what is on the disk stays then."""
         try:
-            end(self.workspace, self._claim, self._daemon, self._on_exit, failed=failed)
+            with stopped_by(Stopper()):  # whoever stopped what ran in it does not stop this
+                end(self.workspace, self._claim, self._daemon, self._on_exit, failed=failed)
         finally:
             self._claim.release(left_well=False)  # gc looks at what could not be ended
 
@@ -174,6 +176,7 @@ def workspace(
     author: str | None = None,
     depth: int | None = None,
     hydrate: str = "source",
+    allow_other: bool = False,
     timeout_s: float = MOUNT_S,
     state_root: str | os.PathLike[str] | None = None,
 ) -> OpenWorkspace:
@@ -190,7 +193,8 @@ def workspace(
     `at`: where to mount it; without, a new folder below the daemon's mount root. `branch`: go to
     that branch first, made where there is none. `name`: how it is called here; where a workspace
     of that name was kept, its work is back. `author`: ``Name <email>`` for commits. `depth`: only
-    so many commits of history. `timeout_s`: how long mounting may take.
+    so many commits of history. `allow_other`: other users may enter, too. `timeout_s`: how long
+    mounting may take.
 
     `on_exit` says what is to happen with commits and files that nobody else has:
 
@@ -224,6 +228,7 @@ def workspace(
             author,
             depth,
             hydrate,
+            allow_other,
             timeout_s,
             state_root,
         )

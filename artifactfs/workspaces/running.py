@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from artifactfs.daemon.control.remote_argument import without_tokens
+from artifactfs.daemon.control.remote_argument import REMOTE_VARIABLE, without_tokens
 from artifactfs.errors import ArtifactFSError, InvalidInput
 from artifactfs.git.apart import LOCAL_VARIABLES
 from artifactfs.workspaces.results import Run
@@ -100,10 +100,10 @@ def stoppable(end: Callable[[], None]) -> Iterator[None]:
 
 
 def command_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a command in a workspace: ours without our tokens, and without what would
-    point git at another repository."""
+    """The environment of a command in a workspace: ours without our tokens, without the remote,
+    which may have one in it, and without what would point git at another repository."""
     environment = without_tokens(os.environ)
-    for name in LOCAL_VARIABLES:
+    for name in (REMOTE_VARIABLE, *LOCAL_VARIABLES):
         environment.pop(name, None)
     return environment | dict(more or {})
 

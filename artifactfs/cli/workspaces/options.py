@@ -10,7 +10,8 @@ import click
 
 from artifactfs.cli.terminal.context import state
 from artifactfs.cli.terminal.names import RepoName
-from artifactfs.workspaces.opening import REMOTE_VARIABLE, OpenWorkspace, workspace
+from artifactfs.daemon.control.remote_argument import REMOTE_VARIABLE
+from artifactfs.workspaces.opening import OpenWorkspace, workspace
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -37,6 +38,14 @@ def workspace_options(function: _F) -> _F:
                 help="Where to mount it. [default: a new folder below the daemon's --root]",
             ),
             click.option("--depth", type=click.IntRange(min=1), help="Only so many commits."),
+            click.option(
+                "--hydrate",
+                type=click.Choice(["all", "source", "none"]),
+                default="source",
+                show_default=True,
+                help="What is brought here in the background.",
+            ),
+            click.option("--allow-other", is_flag=True, help="Let other users in."),
             click.option(
                 "--on-exit",
                 type=click.Choice(["keep", "push", "refuse", "discard"]),

@@ -8,12 +8,10 @@ from typing import Any
 import click
 
 from artifactfs.cli.workspaces.options import CommandFailed, opened, workspace_options
-from artifactfs.workspaces.running import command_environment, run_with_terminal
+from artifactfs.workspaces.running import run_with_terminal
 from artifactfs.workspaces.workspace import Workspace
 
 _COMMAND = "artifactfs.command"
-NAME_VARIABLE = "ARTIFACT_FS_WORKSPACE"
-"""Tells a command which workspace it is in."""
 
 
 class _WithCommand(click.Command):
@@ -70,8 +68,7 @@ def shell(push: str | None, **options: Any) -> int:
 def _in_workspace(command: list[str], *, push: str | None, **options: Any) -> int:
     try:
         with opened(**options) as ws:
-            environment = command_environment({NAME_VARIABLE: ws.name})
-            code = run_with_terminal(command, cwd=str(ws.path), environment=environment)
+            code = run_with_terminal(command, cwd=str(ws.path), environment=ws.environment())
             if code != 0:
                 raise CommandFailed(code)
             if push is not None:

@@ -14,6 +14,8 @@ from artifactfs.git.configuration.rewriting import effective_remote, rewritten, 
 from artifactfs.git.surroundings import encoded
 
 TOKEN_VARIABLE = "ARTIFACT_FS_TOKEN"
+REMOTE_VARIABLE = "ARTIFACTS_GIT_REMOTE"
+"""Where no remote is given: how containers get theirs."""
 TOKEN_VARIABLES = (TOKEN_VARIABLE, "ARTIFACTS_TOKEN", "ARTIFACTS_API_TOKEN", "ARTIFACT_TOKEN")
 """What holds a token of ours: no program that we start needs it."""
 
