@@ -4,7 +4,7 @@
 >>> with artifactfs.workspace("https://host/org/hello.git") as ws:
 ...     ws.run("ls -l")
 
-`workspace` is imported when it is used.
+`workspace` and `fanout` are imported when they are used.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from artifactfs.workspaces.asynchronous import AsyncWorkspace
+    from artifactfs.workspaces.fanout import async_fanout, fanout
     from artifactfs.workspaces.opening import workspace
     from artifactfs.workspaces.results import UnsavedWork
     from artifactfs.workspaces.workspace import Workspace
@@ -22,12 +23,22 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncWorkspace": "asynchronous",
     "UnsavedWork": "results",
+    "async_fanout": "fanout",
+    "fanout": "fanout",
     "Workspace": "workspace",
     "workspace": "opening",
 }
 """Name → its module of `artifactfs.workspaces`."""
 
-__all__ = ["AsyncWorkspace", "UnsavedWork", "Workspace", "__version__", "workspace"]
+__all__ = [
+    "AsyncWorkspace",
+    "UnsavedWork",
+    "Workspace",
+    "__version__",
+    "async_fanout",
+    "fanout",
+    "workspace",
+]
 
 
 def __getattr__(name: str) -> Any:

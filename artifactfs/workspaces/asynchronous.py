@@ -98,6 +98,11 @@ class AsyncWorkspace:
         return f"AsyncWorkspace(name={self.name!r}, path={str(self.path)!r})"
 
     @property
+    def blocking(self) -> Workspace:
+        """The same for code that blocks, in a thread."""
+        return self._workspace
+
+    @property
     def name(self) -> str:
         return self._workspace.name
 

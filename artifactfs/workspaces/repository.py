@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from artifactfs.errors import InvalidInput, StateError
 from artifactfs.git.command import last_message
+from artifactfs.git.repository.refs import PUSHED
 from artifactfs.redact import foreign_text
 from artifactfs.workspaces.results import Change, Match, Pushed
 from artifactfs.workspaces.running import TIMED_OUT, capture, command_environment
@@ -159,7 +160,10 @@ class Repository:
         ref = name if name.startswith("refs/") else f"refs/heads/{name}"
         options = ("--force-with-lease",) if force else ()
         self.git("push", "-q", *options, self.remote(), f"HEAD:{ref}", deadline_s=NETWORK_S)
-        return Pushed(ref, self.head() or "")
+        head = self.head() or ""
+        # A clone with --depth has no remote-tracking branch for it, by which git would know.
+        self.git("update-ref", PUSHED + ref.removeprefix("refs/"), head)
+        return Pushed(ref, head)
 
     def remote(self) -> str:
         """The one that was mounted (``clone.defaultRemoteName`` may call it otherwise); others may

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from artifactfs.errors import InvalidInput, StateError
-from artifactfs.git.repository.refs import PUSHED_SNAPSHOTS, SNAPSHOTS
+from artifactfs.git.repository.refs import PUSHED, SNAPSHOTS
 from artifactfs.workspaces.repository import NETWORK_S, GitRefused, Repository
 from artifactfs.workspaces.results import Snapshot
 
@@ -67,7 +67,7 @@ def push(repository: Repository, snapshot: Snapshot) -> Snapshot:
     ref = snapshot.ref
     arguments = ("push", "-q", repository.remote(), f"{snapshot.commit}:{ref}")
     repository.git(*arguments, deadline_s=NETWORK_S)
-    repository.git("update-ref", PUSHED_SNAPSHOTS + snapshot.name, snapshot.commit)
+    repository.git("update-ref", PUSHED + snapshot.name, snapshot.commit)
     return Snapshot(snapshot.name, ref, snapshot.commit, snapshot.parent, pushed=True)
 
 
@@ -80,9 +80,9 @@ def find(repository: Repository, name: str) -> Snapshot | None:
 def listed(repository: Repository) -> tuple[Snapshot, ...]:
     """Those that are here, the oldest first. Raises: GitRefused."""
     form = "--format=%(refname) %(objectname) %(parent)"
-    lines = repository.git("for-each-ref", form, "--sort=creatordate", SNAPSHOTS, PUSHED_SNAPSHOTS)
+    lines = repository.git("for-each-ref", form, "--sort=creatordate", SNAPSHOTS, PUSHED)
     entries = [line.split(" ") for line in lines.decode().splitlines()]
-    pushed = {(ref.removeprefix(PUSHED_SNAPSHOTS), commit) for ref, commit, *_ in entries}
+    pushed = {(ref.removeprefix(PUSHED), commit) for ref, commit, *_ in entries}
     found = []
     for ref, commit, *parents in entries:
         if ref.startswith(SNAPSHOTS):
@@ -108,7 +108,7 @@ def fetch(repository: Repository, name: str) -> Snapshot:
     found = find(repository, name)
     if found is None:
         raise GitRefused(f"git fetch brought no snapshot {name}")
-    repository.git("update-ref", PUSHED_SNAPSHOTS + name, found.commit)
+    repository.git("update-ref", PUSHED + name, found.commit)
     return found
 
 

@@ -24,6 +24,8 @@ from artifactfs.workspaces.results import (
 from artifactfs.workspaces.running import Command, Output, command_environment, run
 
 COMMAND_S = 3600.0
+NAME_VARIABLE = "ARTIFACT_FS_WORKSPACE"
+"""Tells a command which workspace it is in."""
 PREFETCH_S = 3600.0
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """Git knows it without having it."""
@@ -48,6 +50,7 @@ class Workspace:
         """The last command that has ended."""
         self._daemon = daemon
         self._repository = Repository(path, author)
+        self._identity: dict[str, str] | None = None
 
     def __repr__(self) -> str:
         return f"Workspace(name={self.name!r}, path={str(self.path)!r})"
@@ -82,7 +85,7 @@ class Workspace:
         done = run(
             command,
             cwd=str(self._within(cwd)),
-            environment=command_environment(env),
+            environment=self.environment(env),
             timeout_s=timeout_s,
             output=tell,
             given=None if given is None else given.encode(),
@@ -91,6 +94,14 @@ class Workspace:
         if check and not done.ok:
             raise CommandFailed(done)
         return done
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """That of a command: ours without our tokens, the name of the workspace, somebody to commit
+        as where git has nobody, and `more`."""
+        if self._identity is None:
+            self._identity = self._repository.identity()
+        own = {NAME_VARIABLE: self.name, **self._identity}
+        return command_environment({**own, **(more or {})})
 
     # -- files -------------------------------------------------------------------------------
 

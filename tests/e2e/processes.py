@@ -71,7 +71,8 @@ class ArtifactsProcess:
         self.port = free_port()
         self.namespace = "tests"
         self._process: subprocess.Popen[bytes] | None = None
-        self._api_token = ""
+        self.api_token = ""
+        self.account = ""
 
     @property
     def origin(self) -> str:
@@ -91,8 +92,8 @@ class ArtifactsProcess:
                 stderr=log,
             )
         wait_until(self._answers, f"artifacts-server (see {self.log})")
-        if not self._api_token:
-            self._api_token = self._make_api_token()
+        if not self.api_token:
+            self._make_api_token()
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -102,14 +103,15 @@ class ArtifactsProcess:
             return httpx.get(f"{self.origin}/healthz").status_code < 500
         return False
 
-    def _make_api_token(self) -> str:
+    def _make_api_token(self) -> None:
         made = subprocess.run(
-            [PROGRAMS / "artifacts-server", "token", "create", "--data", self.data, "--quiet"],
+            [PROGRAMS / "artifacts-server", "token", "create", "--data", self.data, "--json"],
             check=True,
             capture_output=True,
             text=True,
         )
-        return made.stdout.strip()
+        fields = json.loads(made.stdout)
+        self.api_token, self.account = fields["token"], fields["account"]
 
     def stop(self) -> None:
         """End it with SIGTERM, or SIGKILL if it does not listen."""
@@ -135,7 +137,7 @@ class ArtifactsProcess:
             method,
             f"{self.origin}/v1/api/namespaces/{self.namespace}{path}",
             json=body,
-            headers={"Authorization": f"Bearer {self._api_token}"},
+            headers={"Authorization": f"Bearer {self.api_token}"},
             timeout=60,
         )
         answer.raise_for_status()

@@ -141,6 +141,20 @@ def test_commit_and_push(open_workspace: Open, remote: Path) -> None:
     assert git("-C", remote, "rev-parse", "other") == second != first
 
 
+def test_what_was_pushed_is_saved_without_history_too(open_workspace: Open, remote: Path) -> None:
+    """A clone with a depth follows one branch: git does not note what was pushed to another."""
+    with open_workspace(depth=1) as ws:
+        ws.write("a", "a")
+        made = ws.commit("A")
+        ws.push("other")
+        assert not ws.unsaved()
+        ws.write("a", "b")
+        ws.commit("B")
+        assert ws.unsaved().commits == 1
+        ws.push("other")
+    assert git("-C", remote, "rev-parse", "other^") == made
+
+
 def test_a_refused_push_says_why(open_workspace: Open, remote: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     with open_workspace(on_exit="discard") as ws:
@@ -173,6 +187,7 @@ def test_an_author_is_made_where_git_has_none(
         ws.write("a", "a")
         assert ws.commit("By nobody in particular") is not None
         assert "@" in ws.git("log", "-1", "--format=%ae")
+        ws.run("echo b > b && git add b && git commit -qm 'By a command'", check=True)
 
 
 def test_prefetch_ref_and_a_folder_of_ones_own(

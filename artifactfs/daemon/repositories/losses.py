@@ -22,14 +22,14 @@ from artifactfs.fs.overlay.database import read_base
 from artifactfs.fs.tree.compaction import PromisedObjects
 from artifactfs.git.objects.ancestry import made_here
 from artifactfs.git.objects.database import CommitInfo, MissingObject, ObjectDatabase, Oid
-from artifactfs.git.repository.refs import PUSHED_SNAPSHOTS, SNAPSHOTS, read_head, read_refs
+from artifactfs.git.repository.refs import PUSHED, SNAPSHOTS, read_head, read_refs
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # paths in a message
 _BRANCHES = "refs/heads/"
-_THEIRS = ("refs/remotes/", "refs/tags/", PUSHED_SNAPSHOTS)
+_THEIRS = ("refs/remotes/", "refs/tags/", PUSHED)
 
 
 async def kept_only_here(layout: RepoLayout, mounted: str | None) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _unpushed_snapshots(refs: Mapping[str, Oid]) -> set[Oid]:
         for name, oid in refs.items()
         if name.startswith(SNAPSHOTS)
     }
-    return {oid for name, oid in here.items() if refs.get(PUSHED_SNAPSHOTS + name) != oid}
+    return {oid for name, oid in here.items() if refs.get(PUSHED + name) != oid}
 
 
 def _has_changes(odb: ObjectDatabase, snapshot: CommitInfo) -> bool:

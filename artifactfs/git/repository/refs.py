@@ -18,8 +18,8 @@ Oid = bytes
 
 SNAPSHOTS = "refs/artifactfs/snapshots/"
 """States of a working tree, kept as commits."""
-PUSHED_SNAPSHOTS = "refs/artifactfs/pushed/"
-"""Those that the remote has as well."""
+PUSHED = "refs/artifactfs/pushed/"
+"""What the remote has as well: snapshots by their names, branches as ``heads/NAME``."""
 
 _SYMBOLIC = "ref:"
 _MAX_SYMBOLIC = 5  # as in git

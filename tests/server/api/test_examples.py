@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.processes import DaemonProcess
 from tests.server.running import ACCOUNT, Git, Server, with_token
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -51,15 +52,47 @@ def test_notes_beside_commits(server: Server) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="needs /dev/fuse")
-def test_a_sandbox_mounts_its_repository(server: Server, git: Git, work: Path, name: str) -> None:
-    """The remote and the token exactly as the create call returned them."""
+def test_a_sandbox_works_in_its_repository(
+    server: Server, git: Git, work: Path, name: str, idle_daemon: DaemonProcess
+) -> None:
+    """The remote and the token exactly as the create call returned them; its commit is pushed."""
     made = server.create(name)
     git("push", "-q", with_token(made["remote"], made["token"]), "main", cwd=work)
+    places = {
+        "ARTIFACT_FS_ROOT": str(idle_daemon.state),
+        "ARTIFACT_FS_MOUNT_ROOT": str(idle_daemon.mounts),
+    }
+    work_there = "cat src/app.py && git log --oneline | wc -l && git status -s"
     shown = run_example(
         server,
         "sandbox_with_mount.py",
-        *["--", "sh", "-c", "cat src/app.py && git log --oneline | wc -l && git status -s"],
-        ARTIFACT_REMOTE=made["remote"],
-        ARTIFACT_TOKEN=made["token"],
+        *["--", "sh", "-c", f"{work_there} && git commit -q --allow-empty -m Sandbox"],
+        ARTIFACTS_GIT_REMOTE=made["remote"],
+        ARTIFACTS_TOKEN=made["token"],
+        **places,
     )
+    idle_daemon.run("daemon", "stop")
     assert "print('two')\n2\n" in shown
+    git("clone", "-q", with_token(made["remote"], made["token"]), "again", cwd=work.parent)
+    assert git("log", "-1", "--format=%s", cwd=work.parent / "again").strip() == "Sandbox"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="needs /dev/fuse")
+def test_a_fleet(server: Server, idle_daemon: DaemonProcess) -> None:
+    """As the README has it, word for word: twenty tasks, of which one fails its test."""
+    run_example(server, "forks_from_baseline.py", "One")  # makes the baseline
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    program = (EXAMPLES / "fleet.py").read_text().partition("import os\n")[2]
+    assert program.strip() in readme
+    places = {
+        "ARTIFACT_FS_ROOT": str(idle_daemon.state),
+        "ARTIFACT_FS_MOUNT_ROOT": str(idle_daemon.mounts),
+    }
+    table = run_example(server, "fleet.py", **places).splitlines()
+    idle_daemon.run("daemon", "stop")
+    assert len(table) == 21 and table[0].startswith("task")
+    assert [line.split()[1] for line in table[1:]] == ["0"] * 13 + ["1"] + ["0"] * 6
+    for number, merged in ((0, True), (13, False), (19, True)):
+        path = f"notes/{number}.md"
+        answer = server.api("GET", "/namespaces/tasks/repos/baseline/file", path=path)
+        assert answer.is_success is merged, path
