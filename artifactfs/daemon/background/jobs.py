@@ -285,7 +285,13 @@ class Jobs:
         gitdir = self._layout.gitdir
         sound = await git_path() if self._filesystem.features.on("fsmonitor-diff") else None
         command = self._filesystem.fsmonitor_command(sound)
-        for name, value in (("core.fsmonitor", command), ("core.untrackedCache", "true")):
+        settings = (
+            ("core.fsmonitor", command),
+            ("core.untrackedCache", "true"),
+            # From 2.55 on git takes FUSE for remote, and asks no monitor there without it.
+            ("fsmonitor.allowRemote", "true"),
+        )
+        for name, value in settings:
             with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
                 await run_git("config", name, value, gitdir=gitdir, deadline_s=CONFIG_DEADLINE_S)
 

@@ -8,7 +8,8 @@ where it wants an older one.
 ``git clone PATH`` and ``--reference`` copy or borrow the object directory itself, as it is. The
 copy knows no remote that promised anything, so it must be whole, and what is in the shared cache is
 evicted some day. But before, git lists the refs, by an ``upload-pack`` or ``for-each-ref`` that
-looks for our packs and waits; by then every blob of history is in packs of the gitdir.
+looks for our alternates and packs, and waits; by then every blob of history is in packs of the
+gitdir.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Copies:
         self._hydrator = hydrator
         self._history_done = history_done
         self._lock = trio.Lock()
+        self._done_for: GitCommand | None = None
 
     async def before_missing(self, command: GitCommand, oid: Oid) -> None:
         """`command` is about to send `oid`, or is asked for it: bring it, and what is like it.
@@ -81,7 +83,9 @@ class Copies:
         with trio.move_on_after(COPY_S):
             try:
                 async with self._lock:
-                    await self._keep_everything()
+                    if self._done_for != command:  # it looks more than once
+                        await self._keep_everything()
+                        self._done_for = command
             except (ArtifactFSError, OSError) as error:
                 log.warning("a copy of the repository is not whole: %s", error)
 

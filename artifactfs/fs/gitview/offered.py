@@ -66,6 +66,10 @@ those that check, pack, receive or send what is really here, to those that fetch
 at once (`diff`, `log -p`, `show`, `backfill`) and would read it one by one, to `fetch`, which would
 fetch nothing; nor to a command that we do not know."""
 
+_ASKED_FOR_FIRST = (b"info", b"pack")
+"""What each git command looks for in an object directory before it looks for an object: its own
+alternates; and its packs, from 2.55 on only when it has not found an object before."""
+
 _COPYING = ("pack-objects", "upload-pack")
 """Commands that send what they find, and fetch nothing: they are told to wait (`Copying`)."""
 
@@ -146,7 +150,7 @@ class OfferedObjects:
     async def lookup(self, parent: int, name: bytes, pid: int) -> pyfuse3.EntryAttributes:
         """Waits for the first walk of the tree, for history that is on its way (`gate`) and for
         what `before_missing` waits for; the caller can be killed."""
-        if parent == OFFERED_INO and name == b"pack":
+        if parent == OFFERED_INO and name in _ASKED_FOR_FIRST:
             await self._before_packs(pid)
             return _hidden()
         digits = 2 if parent == OFFERED_INO else 38
@@ -196,7 +200,7 @@ class OfferedObjects:
         return self.attributes(_FOLDERS | int(name, 16))
 
     async def _before_packs(self, pid: int) -> None:
-        """A git command has begun: it looks for the packs of each object directory."""
+        """A git command has begun: it looks for alternates and packs of each object directory."""
         command = git_command(pid)
         if command is not None and self.copying is not None:
             await unless_interrupted(pid, partial(self.copying.before_packs, command))
