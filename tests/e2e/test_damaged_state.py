@@ -31,7 +31,8 @@ PAGE = 4096
 # `of one` is damaged in repository a; the rest is shared.
 KINDS = {
     "registry": r"registry\.db",
-    "lock": r"(daemon|.*/worker)\.lock|cache/objects/(store|consolidate)\.lock",
+    "lock": r"(daemon|.*/worker)\.lock|cache/objects/(store|consolidate)\.lock"
+    r"|repos/./redirects/lock",
     "socket": r"control\.sock",
     "mount root": r"mount-root",
     "sizes": r"cache/sizes\.db",
