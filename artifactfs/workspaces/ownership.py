@@ -40,7 +40,8 @@ def claim(state: StateLayout, name: str) -> Claim:
     check_repo_name(name)
     path = state.workspaces / name
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (state.root, path.parent):  # `mode` is not that of parents
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = _lock(path)
     except OSError as error:
         raise StateError(f"cannot create {path}: {error.strerror}") from error

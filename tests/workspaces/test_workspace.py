@@ -223,6 +223,8 @@ with artifactfs.workspace({str(remote)!r}) as ws:
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("# Hello")
         assert idle_daemon.json("list-repos") == []
+        for directory in (idle_daemon.state, idle_daemon.state / "workspaces"):
+            assert directory.stat().st_mode & 0o077 == 0
     finally:
         idle_daemon.run("daemon", "stop")
 
