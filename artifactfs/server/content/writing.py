@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _TIME_S = 30.0
 _TRIES = 5
 """How often a change is put on top of what came in between."""
-_LOST = re.compile(r"Not updating refs/|cannot lock ref|nable to create '.*\.lock'|cannot update")
+_LOST = re.compile(r"ot updating refs/|cannot lock ref|nable to create '.*\.lock'|cannot update")
 _MODES = {"blob": "100644", "exec": "100755"}
 _SERVER = ("artifacts-server", "artifacts-server@localhost")
 
