@@ -12,6 +12,7 @@ class RepoSettings:
     """One registered repository. JSON-serialisable; never holds credentials.
 
     `ref` is what the user asked for (branch, tag, full ref or commit), None for the remote's HEAD.
+    `fetch_ref` is fetched into `git_dir`, from its own remote, before it is mounted.
     `refresh_s` is the interval of background fetches in seconds, None for never.
     `hydrate` is the reach of the background sweep: ``all``, ``source`` or ``none``.
     `writes` is who takes what programs write: ``kernel``, ``fuse``, or ``auto``, which is settled
@@ -39,6 +40,7 @@ class RepoSettings:
     recurse_submodules: bool = False
     git_dir: str | None = None
     writes: str = "fuse"
+    fetch_ref: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -35,7 +35,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "operation.looking": ("list-repos", "status"),
     "operation.content": ("evict-cache", "gc", "prefetch"),
     "repositories.changes": ("diff-overlay", "switch"),
-    "repositories.mounting": ("unmount", "remount", "remove-repo"),
+    "repositories.mounting": ("prepare", "remount", "remove-repo", "unmount"),
     "repositories.redirect": ("redirect",),
     "repositories.one_line": ("mount", "umount"),
     "repositories.rescue": ("rescue",),

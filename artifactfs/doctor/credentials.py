@@ -51,7 +51,7 @@ def _check_expiry(path: Path, repo: str, url: str, now: float) -> Iterator[Findi
         return
     end = min(max(ends), LAST_S)
     when = datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    mend = f"ARTIFACT_FS_TOKEN=NEW_TOKEN artifact-fs set-remote --name {repo} --remote {url}"
+    mend = f"ARTIFACTS_TOKEN=NEW_TOKEN artifact-fs set-remote --name {repo} --remote {url}"
     if end <= now:
         yield problem("credentials.expired", f"{repo}: the token expired at {when}", mend, repo)
     elif end - now < SOON_S:

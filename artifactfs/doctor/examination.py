@@ -74,15 +74,18 @@ async def examine(
     remotes: bool = True,
     deep: bool = False,
     deadline_s: float = 5.0,
+    only: str | None = None,
 ) -> Report:
     """Look at this machine and at `state`; with `remotes`, ask each repository's remote as well.
 
-    Needs no daemon, changes nothing, and ends even where a mount, a disk or a remote hangs: each
-    wait for one of those has `deadline_s`.
+    `only`: of repositories, that one alone. Needs no daemon, changes nothing, and ends even where a
+    mount, a disk or a remote hangs: each wait for one of those has `deadline_s`.
     """
     patient, faults = await trio.to_thread.run_sync(
         _patient, state, mount_root or state.mount_root(), deadline_s, deep
     )
+    if only is not None:
+        patient = replace(patient, repos=tuple(r for r in patient.repos if r.name == only))
     repos = patient.repos
     slots: list[list[Finding]] = [[] for _ in LOCAL_CHECKS]
     remote_slots: list[list[Finding]] = [[] for _ in repos]
@@ -93,6 +96,8 @@ async def examine(
             for repo, slot in zip(repos, remote_slots, strict=True):
                 nursery.start_soon(_run_remote, patient, repo, slot)
     found = [*faults, *(finding for slot in (*slots, *remote_slots) for finding in slot)]
+    if only is not None:
+        found = [finding for finding in found if finding.repo in (None, "", only)]
     return Report(found, await trio.to_thread.run_sync(features.known_features))
 
 

@@ -95,7 +95,7 @@ def _refused(repo: RepoSettings, url: str, error: ArtifactFSError) -> Finding:
         return problem(
             "remote.refused-credentials",
             f"{repo.name}: {url} refuses the credentials ({what})",
-            f"ARTIFACT_FS_TOKEN=NEW_TOKEN artifact-fs set-remote --name {repo.name} --remote {url}",
+            f"ARTIFACTS_TOKEN=NEW_TOKEN artifact-fs set-remote --name {repo.name} --remote {url}",
             repo.name,
         )
     if isinstance(error, RemoteNotFound):

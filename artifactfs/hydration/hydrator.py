@@ -113,6 +113,7 @@ class Hydrator:
         connect: Callable[[], Awaitable[Remote]],
         memory_bytes: int = DEFAULT_MEMORY,
         cache_limit: int = DEFAULT_CACHE_LIMIT,
+        concurrency: int | None = None,
         damage: DamageReport | None = None,
     ) -> None:
         """Open the shared cache. Call it inside `trio.run`. Raises: OSError, sqlite3.Error."""
@@ -193,6 +194,7 @@ class Hydrator:
             trace=self.trace,
             landed=self._upkeep.due,
             swept=self._turn.release,
+            concurrency=concurrency,
         )
         self._planner = Planner(
             odb=odb,

@@ -80,4 +80,4 @@ def test_explicit_read_of_a_binary_overtakes_the_sweep(
     order = kinds_in_order(proxy, kinds)
     status = daemon.status("mixed")
     assert "binary" in order
-    assert status["hydrated"]["blobs"] < len(kinds), "the sweep was done before"
+    assert status["hydration"]["blobs_here"] < len(kinds), "the sweep was done before"

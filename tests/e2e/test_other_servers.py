@@ -55,7 +55,7 @@ def assert_usable(daemon: DaemonProcess, mount: Path, clone: Path, commits: int)
 
 def limits(daemon: DaemonProcess, name: str) -> str:
     """What `status` says the remote cannot do."""
-    return daemon.run("status", "--name", name).stdout
+    return daemon.run("status", "--name", name, "--no-porcelain").stdout
 
 
 def test_http_backend_with_default_settings(

@@ -120,7 +120,7 @@ def test_revoked_token_and_set_remote(
     secrets = [token["plaintext"].partition("?")[0], served.token.partition("?")[0]]
     log = daemon.log.read_text()
     config = (daemon.state / "repos/odd/git/config").read_text()
-    status = daemon.run("status").stdout + daemon.run("status", "--json").stdout
+    status = daemon.run("status", "--no-porcelain").stdout + daemon.run("status", "--json").stdout
     assert not [secret for secret in secrets if secret in log + config + status]
     mode = (daemon.state / "repos/odd/credentials").stat().st_mode
     assert mode & 0o077 == 0

@@ -68,6 +68,7 @@ def test_mounting(
     home.mkdir()
     remote = example_repository.rename(example_repository.with_name("hello.git"))
     block = shell_block(line).replace("https://host/org/hello.git", str(remote))
+    block = block.replace("https://host/org/tools.git", str(remote))
     block = block.replace("$PWD/.venv/bin", str(PROGRAMS))
     environment = idle_daemon.environment | {
         "HOME": str(home),
@@ -86,7 +87,7 @@ def test_mounting(
         timeout=60,
     )
     assert done.returncode == 0, (idle_daemon.directory / "errors").read_text()
-    where = home / "mnt" / "hello" if "daemon" in line else home / "hello"
+    where = home / "mnt" / "tools" if "daemon" in line else home / "hello"
     assert done.stdout.splitlines()[-2:] == ["More", str(where)]
 
 

@@ -128,8 +128,8 @@ class Commands:
         }
 
     async def do_compact(self, commit: str | None = None) -> int:
-        trees = [self.fs.odb.commit(bytes.fromhex(commit)).tree] if commit else []
-        return await self.fs.compact(trees)
+        head = self.fs.odb.commit(bytes.fromhex(commit)).tree if commit else None
+        return await self.fs.compact(head)
 
     async def do_bring(self, path: str) -> None:
         """Have the blob of a path of the base here."""

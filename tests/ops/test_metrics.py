@@ -166,7 +166,9 @@ def test_the_cache_keeps_its_limit(
         most = max(most, cache_bytes(idle_daemon))
     wait_until(lambda: cache_bytes(idle_daemon) <= LIMIT, "the limit", deadline=30)
     wait_until(
-        lambda: idle_daemon.status("bulky")["hydrated"]["bytes"] <= LIMIT, "the status", deadline=30
+        lambda: idle_daemon.status("bulky")["hydration"]["bytes_here"] <= LIMIT,
+        "the status",
+        deadline=30,
     )
     print(f"limit {LIMIT >> 20} MiB, most {most >> 20} MiB while reading {len(digests)} MiB")
     assert (mount / next(iter(digests))).stat().st_size == 1 << 20

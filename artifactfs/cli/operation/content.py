@@ -8,7 +8,8 @@ import click
 
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Size, connect, daemon, json_option, state
-from artifactfs.cli.terminal.names import name_or_here_option
+from artifactfs.cli.terminal.known import registered
+from artifactfs.cli.terminal.names import name_or_here_option, optional_name_option
 from artifactfs.cli.terminal.output import human_bytes
 
 
@@ -52,21 +53,25 @@ def prefetch(
 
 
 @click.command("evict-cache")
+@optional_name_option
 @click.option(
     "--max-bytes", type=Size(), default=0, metavar="SIZE", help="Leave so much. [default: 0]"
 )
 @json_option
-def evict_cache(max_bytes: int, as_json: bool) -> None:
+def evict_cache(name: str | None, max_bytes: int, as_json: bool) -> None:
     """Shrink the cache of contents, least recently used first.
 
     What is evicted is fetched again when it is read. Never touches local changes, nor what is
-    open. The daemon keeps a limit by itself.
+    open. The daemon keeps a limit by itself. All repositories share one cache, so a NAME only has
+    to be registered.
 
     \b
     Examples:
       artifact-fs evict-cache
       artifact-fs evict-cache --max-bytes 2G
     """
+    if name is not None:
+        registered(name)
     client = connect()
     if client is not None:
         with client:
@@ -82,31 +87,34 @@ def evict_cache(max_bytes: int, as_json: bool) -> None:
 
 
 @click.command()
+@optional_name_option
 @json_option
-def gc(as_json: bool) -> None:
+def gc(name: str | None, as_json: bool) -> None:
     """Put small packs together, and remove what nothing refers to any more.
 
     In the cache, and in every gitdir that add-repo made: fetches leave a pack each. Safe while
     mounted and while git works. What an interrupted command left is removed; data of registered
     repositories never is. Workspaces of programs that were killed are unmounted: those with work
-    that nobody else has are kept, others are removed.
+    that nobody else has are kept, others are removed. With a NAME, of gitdirs only that one's.
 
     \b
     Examples:
       artifact-fs gc
       artifact-fs gc --json
     """
+    if name is not None:
+        registered(name)
     from artifactfs.workspaces.ending import collect, how_to_get_back
 
     workspaces = collect(state())
     client = connect()
     if client is not None:
         with client, output.progress("gc", quiet=as_json) as report:
-            answer: dict[str, Any] = client.request("gc", on_progress=report)
+            answer: dict[str, Any] = client.request("gc", on_progress=report, name=name)
     else:
         from artifactfs.daemon.repositories.housekeeping import collect_garbage
 
-        answer = collect_garbage(state(), adding=())
+        answer = collect_garbage(state(), adding=(), only=name)
     answer["workspaces"] = workspaces
     if as_json:
         output.print_json(answer)

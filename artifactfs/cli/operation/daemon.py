@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from artifactfs.cli.operation import running
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, Size, json_option, state
 from artifactfs.cli.terminal.context import daemon as connect_to_daemon
@@ -48,6 +49,13 @@ POLL_S = 0.05
     help="Contents kept for all repositories; the least recently used are evicted. [default: 20G]",
 )
 @click.option(
+    "--hydration-concurrency",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Requests for contents that each mount has under way at a time: so many of readers (but "
+    "at most 5), and so many of the background. [default: 4]",
+)
+@click.option(
     "--metrics",
     metavar="ADDRESS",
     help="Serve Prometheus metrics at http://ADDRESS/metrics: HOST:PORT, or the path of a Unix "
@@ -67,6 +75,11 @@ POLL_S = 0.05
     help="Do without these features; 'status -v' and 'doctor -v' list them.",
 )
 @click.option(
+    "--background",
+    is_flag=True,
+    help="Return when everything is mounted; the daemon goes on, and logs to STATE/daemon.log.",
+)
+@click.option(
     "--exit-when-idle",
     type=Duration(),
     help="End after so long without a mount and without a command. [default: never]",
@@ -77,9 +90,11 @@ def daemon(
     mount_root: Path | None,
     log_level: str,
     cache_limit: int | None,
+    hydration_concurrency: int | None,
     metrics: str | None,
     keep_cpus_awake: bool,
     disable: str | None,
+    background: bool,
     exit_when_idle: float | None,
 ) -> None:
     """Mount all registered repositories and keep them mounted.
@@ -87,17 +102,33 @@ def daemon(
     Serves until SIGTERM, SIGINT or SIGHUP, then unmounts cleanly; under nohup(1) it outlives its
     terminal. Logs JSON lines on stderr. Under
     systemd (Type=notify) it reports readiness and feeds the watchdog. One daemon serves one state
-    root; several state roots can each have their own.
+    root; several state roots can each have their own. One that `artifact-fs mount` has started is
+    not in the way: it is gone on with, and its mounts stay.
 
     \b
     Examples:
       artifact-fs daemon
+      artifact-fs daemon --background
       artifact-fs daemon --root /srv/trees --log-level debug
       artifact-fs daemon --cache-limit 5G --metrics 127.0.0.1:9469
       artifact-fs --state-root /srv/state daemon 2>daemon.log &
       artifact-fs daemon stop
     """
     if context.invoked_subcommand is not None:
+        return
+    root = (mount_root or default_mount_root()).absolute()
+    if running.started_by_mount():
+        if metrics or keep_cpus_awake or disable is not None or exit_when_idle is not None:
+            raise DaemonError(
+                "a daemon that `artifact-fs mount` has started runs, without these options",
+                hint="artifact-fs daemon stop ends it and unmounts",
+            )
+        pid = running.take_over(root, log_level, cache_limit)
+        running.tell_when_ready() if background else running.stay_with(pid)
+        return
+    if background:
+        running.in_background(_options(context, root))
+        running.tell_when_ready()
         return
     for name in TOKEN_VARIABLES:  # of add-repo: no program that we start needs them
         os.environ.pop(name, None)
@@ -115,31 +146,51 @@ def daemon(
     started = forkserver.start(log_level)
     try:
         again = _serve(
-            mount_root,
+            root,
             log_level,
             metrics=address,
             cache_limit=cache_limit,
             idle_s=exit_when_idle,
             keep_cpus_awake=keep_cpus_awake,
+            hydration_concurrency=hydration_concurrency,
             fork_server=started,
         )
     finally:
         started.end_unless_used()
-    if again:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if again is not None:
+        os.execv(sys.executable, [sys.executable, *again])
 
 
-def _serve(mount_root: Path | None, log_level: str, **options: Any) -> bool:
-    """Run the supervisor; whether the daemon is to be started anew. What it imports is imported
-    here, while the fork server loads its own modules."""
+def _options(context: click.Context, root: Path) -> list[str]:
+    """What a daemon in the background is started with: wherever a setting came from, it is kept."""
+    options = ["--root", str(root)]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name in ("mount_root", "background") or value in (None, False):
+            continue
+        options.append(parameter.opts[0])
+        if value is not True:
+            options.append(str(value))
+    return options
+
+
+def _serve(mount_root: Path, log_level: str, **options: Any) -> list[str] | None:
+    """Run the supervisor; the arguments with which the daemon is to be started anew, if it is. What
+    it imports is imported here, while the fork server loads its own modules."""
     import trio
 
     from artifactfs.daemon.host import logs
     from artifactfs.daemon.supervisor.supervisor import Supervisor
 
     logs.configure(log_level)
-    root = (mount_root or default_mount_root()).absolute()
-    return trio.run(Supervisor(state(), root, log_level, **options).run)
+    supervisor = Supervisor(state(), mount_root, log_level, **options)
+    if not trio.run(supervisor.run):
+        return None
+    arguments = sys.orig_argv[1:]
+    if supervisor.adopted:  # it is the one that was asked for, not any more the one of `mount`
+        begin = arguments.index("--exit-when-idle")
+        arguments[begin : begin + 2] = ["--root", str(supervisor.mount_root)]
+    return arguments
 
 
 @daemon.command()

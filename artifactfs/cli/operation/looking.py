@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 import click
 
+from artifactfs.cli.operation.porcelain import repo_line, status_line
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, connect, json_option, state
 from artifactfs.cli.terminal.known import known_repos, registered
@@ -24,19 +24,35 @@ PROBE_S = 3.0
 """A mount that has not answered by then hangs."""
 
 
+porcelain_option = click.option(
+    "--porcelain/--no-porcelain",
+    default=None,
+    help="Stable lines for programs, or text for people. [default: text on a terminal]",
+)
+
+
 @click.command("list-repos")
+@porcelain_option
 @json_option
-def list_repos(as_json: bool) -> None:
+def list_repos(porcelain: bool | None, as_json: bool) -> None:
     """List the registered repositories.
+
+    Where the output is no terminal: a line for each, of its name, branch or ref, mount point and
+    remote, with tabs between them.
 
     \b
     Examples:
       artifact-fs list-repos
       artifact-fs list-repos --json | jq -r '.[].name'
+      artifact-fs list-repos | cut -f 3
     """
     repos = known_repos()
     if as_json:
         output.print_json(repos)
+        return
+    if _for_programs(porcelain):
+        for repo in repos:
+            click.echo(repo_line(repo))
         return
     if not repos:
         click.echo("no repositories; add one: artifact-fs add-repo --name N --remote URL")
@@ -51,6 +67,7 @@ def list_repos(as_json: bool) -> None:
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option("--interval", type=Duration(), default=1.0, help="With --watch. [default: 1s]")
 @click.option("--count", type=click.IntRange(min=1), help="With --watch: end after so many looks.")
+@porcelain_option
 @json_option
 def status(
     name: str | None,
@@ -58,6 +75,7 @@ def status(
     watch: bool,
     interval: float,
     count: int | None,
+    porcelain: bool | None,
     as_json: bool,
 ) -> None:
     """Show what every mount is doing.
@@ -65,27 +83,40 @@ def status(
     State, head and how far it is ahead of or behind its upstream, the last fetch, how much
     content is here, what is on its way, local changes, and what the remote cannot do.
 
+    Where the output is no terminal, and with --porcelain: a line for each repository, of key=value
+    pairs, to which later versions only add.
+
     \b
     Examples:
       artifact-fs status
+      artifact-fs status hello | tr ' ' '\\n' | grep ^overlay_dirty=
       artifact-fs status --name hello --json
       artifact-fs status --watch --interval 5s
     """
+    lines = _for_programs(porcelain) and not verbose and not as_json
     if not watch:
-        _show_once(name, as_json, verbose, watch=False)
+        _show_once(name, as_json, verbose, lines=lines, watch=False)
         return
     looks = range(count) if count is not None else itertools.count()
     with suppress(KeyboardInterrupt):
         for look in looks:
             if look:
                 time.sleep(interval)
-            _show_once(name, as_json, verbose, watch=True)
+            _show_once(name, as_json, verbose, lines=lines, watch=True)
 
 
-def _show_once(name: str | None, as_json: bool, verbose: bool, *, watch: bool) -> None:
+def _for_programs(porcelain: bool | None) -> bool:
+    return not output.on_terminal() if porcelain is None else porcelain
+
+
+def _show_once(name: str | None, as_json: bool, verbose: bool, *, lines: bool, watch: bool) -> None:
     repos, running = _look(name)
     if as_json:
-        click.echo(json.dumps(repos, indent=None if watch else 2))
+        output.print_json(repos, in_one_line=watch)
+    elif lines:
+        _say_what_is_missing(repos, running)
+        for repo in repos:
+            click.echo(status_line(repo))
     else:
         _show(repos, running, verbose, afresh=watch and output.on_terminal())
 
@@ -120,11 +151,15 @@ def _places(repo: Fields) -> set[str]:
     return {repo["mount_point"], repo.get("served_at") or repo["mount_point"]}
 
 
-def _show(repos: list[Fields], running: bool, verbose: bool, *, afresh: bool) -> None:
+def _say_what_is_missing(repos: list[Fields], running: bool) -> None:
     if not running:
         click.echo("no daemon runs; start one: artifact-fs daemon", err=True)
     if not repos:
         click.echo("no repositories; add one: artifact-fs add-repo --name N --remote URL", err=True)
+
+
+def _show(repos: list[Fields], running: bool, verbose: bool, *, afresh: bool) -> None:
+    _say_what_is_missing(repos, running)
     lines = [line for repo in repos for line in describe(repo, verbose)]
     if afresh:
         click.clear()

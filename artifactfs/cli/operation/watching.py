@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -58,7 +57,7 @@ def top(name: str | None, interval: float, count: int | None, as_json: bool) -> 
 def _show(looks: Looks, as_json: bool) -> None:
     if as_json:
         for repos, _rates in looks:
-            click.echo(json.dumps({"time": time.time(), "repos": repos}))
+            output.print_json({"time": time.time(), "repos": repos}, in_one_line=True)
     elif output.on_terminal():
         _live(looks)
     else:
@@ -166,7 +165,10 @@ def trace(name: str, follow: bool, as_json: bool) -> None:
             args = {"since": since}
             for record in client.request("worker", name=name, request="trace", args=args):
                 since = record["number"]
-                click.echo(json.dumps(record) if as_json else _trace_line(record))
+                if as_json:
+                    output.print_json(record, in_one_line=True)
+                else:
+                    click.echo(_trace_line(record))
             if not follow:
                 return
             time.sleep(0.5)

@@ -20,10 +20,22 @@ from artifactfs.cli.terminal.context import (
 )
 from artifactfs.cli.terminal.names import RepoName
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.control.remote_argument import RemoteArgument, read_remote
+from artifactfs.daemon.control.remote_argument import (
+    RemoteArgument,
+    read_remote,
+    remote_of_environment,
+)
 from artifactfs.errors import InvalidInput
 
 DEFAULT_REFRESH_S = 300.0
+
+
+depth_option = click.option(
+    "--depth",
+    type=click.IntRange(min=0),
+    callback=lambda _context, _option, value: value or None,
+    help="Only so many commits of history; 0: all of it.",
+)
 
 
 @click.command("add-repo")
@@ -31,7 +43,7 @@ DEFAULT_REFRESH_S = 300.0
 @click.option(
     "--remote",
     help="https, http, ssh, git or file URL, a path or a bundle; - reads it from standard input. "
-    "Credentials in it are taken out and kept in a 0600 file.",
+    "Credentials in it are taken out and kept in a 0600 file. [env: ARTIFACTS_GIT_REMOTE]",
 )
 @click.option("--branch", help="Branch to mount. [default: the remote's HEAD]")
 @click.option("--ref", help="Tag, full ref or commit to mount instead of a branch.")
@@ -40,13 +52,13 @@ DEFAULT_REFRESH_S = 300.0
     type=click.Path(file_okay=False, path_type=Path),
     help="Mounted at DIR/NAME. [default: the daemon's --root]",
 )
-@click.option("--depth", type=click.IntRange(min=1), help="Only so many commits of history.")
+@depth_option
 @click.option(
     "--async",
     "in_background",
     is_flag=True,
-    help="Do not wait until it is mounted: until then the mount point is an empty directory, and "
-    "`artifact-fs wait` waits.",
+    help="Do not wait for the clone: who looks into the mount point waits until it is there, and "
+    "gets EIO after a failure, until `artifact-fs prepare`. Without a daemon it is only queued.",
 )
 @click.option(
     "--refresh",
@@ -83,14 +95,20 @@ DEFAULT_REFRESH_S = 300.0
 @click.option("--gid", type=click.IntRange(min=0), help="Group of the files. [default: yours]")
 @click.option("--xattrs", is_flag=True, help="Offer user.* extended attributes (slower).")
 @writes_option
-@click.option("--require-commit", metavar="OID", help="Fail unless the ref is this commit.")
+@click.option(
+    "--require-commit",
+    metavar="OID",
+    help="Fail unless --ref (or --branch) is this commit.",
+)
 @click.option(
     "--git-dir",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
     help="Mount HEAD of a gitdir that other tools made, instead of a clone. It stays where it is; "
-    "--remote is by default its origin.",
+    "--remote is by default its origin. With --ref or --branch, that is fetched first, by the "
+    "gitdir's own remote and credentials, and HEAD is put on it.",
 )
 @click.option("--prepared-gitdir", is_flag=True, help="Insist on --git-dir: never clone.")
+@click.option("--fetch-ref", metavar="REF", help="With --git-dir: fetch this. [default: --ref]")
 @json_option
 def add_repo(
     name: str,
@@ -104,51 +122,62 @@ def add_repo(
     require_commit: str | None,
     git_dir: Path | None,
     prepared_gitdir: bool,
+    fetch_ref: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Register a repository and mount it; returns when its tree can be read.
 
     Without a running daemon it is cloned and registered, and the daemon mounts it at its start.
-    If anything fails, nothing is left behind.
+    If anything fails, nothing is left behind. What is registered already, from the same remote,
+    takes over the other options and what the credentials are now, and is mounted if it was not.
 
     \b
     Examples:
       artifact-fs add-repo --name hello --remote https://host/org/hello.git
       artifact-fs add-repo --name hello --remote git@host:org/hello.git --branch next
-      ARTIFACT_FS_TOKEN=… artifact-fs add-repo --name hello --remote https://host/org/hello.git
+      ARTIFACTS_TOKEN=… artifact-fs add-repo --name hello --remote https://host/org/hello.git
       artifact-fs add-repo --name live --remote /srv/hello.git --follow main --refresh 30s
       artifact-fs add-repo --name ready --prepared-gitdir --git-dir /srv/ready.git
       artifact-fs add-repo --name v1 --remote /srv/hello.git --ref v1.0 --refresh never
     """
     if prepared_gitdir and git_dir is None:
-        raise click.UsageError("--prepared-gitdir needs --git-dir DIR")
-    if git_dir is not None and any((branch, ref, follow, options["depth"])):
-        raise click.UsageError("with --git-dir, its HEAD is mounted: no --branch, --ref or --depth")
+        raise click.UsageError("--git-dir is required with --prepared-gitdir")
+    if fetch_ref is not None and git_dir is None:
+        raise click.UsageError("--fetch-ref needs --git-dir DIR")
+    if git_dir is not None and follow:
+        raise click.UsageError("--follow and --git-dir cannot be used together")
+    wanted = wanted_ref(followed(follow, branch), ref)
+    if require_commit is not None and wanted is None and git_dir is None:
+        raise click.UsageError("--require-commit requires an explicit --ref or --branch")
+    required = checked_commit(require_commit)
     parsed = read_remote(remote if remote is not None else origin_of(git_dir))
     settings = RepoSettings(
         name=name,
         remote=parsed.url,
         mount_point=mount_point_for(name, mount_root),
-        ref=wanted_ref(followed(follow, branch), ref),
+        ref=wanted,
         refresh_s=refresh,
         follow=follow,
         git_dir=str(git_dir.absolute()) if git_dir is not None else None,
-        require_commit=checked_commit(require_commit),
+        fetch_ref=(fetch_ref or wanted) if git_dir is not None else None,
+        require_commit=required,
         hydrate_first=tuple(options.pop("hydrate_first")),
         deadline_s=options.pop("deadline"),
         **options,
     )
-    answer = register(settings, parsed, in_background=in_background, quiet=as_json)
+    answer = register(settings, parsed, in_background=in_background, again=True, quiet=as_json)
     if as_json:
         output.print_json(answer)
         return
-    if answer.get("seconds") is not None:
-        line = f"{name}: {answer['state']} at {answer['mount_point']} ({answer['seconds']} s)"
-        click.echo(line + who_writes(answer, options["writes"]))
-    else:
-        where = "at" if answer["state"] == "mounted" else "and will be at"
-        click.echo(f"{name}: {answer['state']} {where} {answer['mount_point']}")
+    if answer["state"] == "queued":
+        click.echo(f"queued {name}")
+        return
+    took = f" ({answer['seconds']} s)" if answer.get("seconds") is not None else ""
+    where = "at" if answer["state"] == "mounted" else "and will be at"
+    again = ", as before" if answer.get("again") else ""
+    line = f"{name}: {answer['state']} {where} {answer['mount_point']}{took}{again}"
+    click.echo(line + who_writes(answer, options["writes"]))
 
 
 def who_writes(answer: dict[str, Any], asked: str) -> str:
@@ -162,7 +191,9 @@ def who_writes(answer: dict[str, Any], asked: str) -> str:
 def origin_of(git_dir: Path | None) -> str:
     """The remote where --remote is not given. Raises: InvalidInput, UsageError."""
     if git_dir is None:
-        raise click.UsageError("Missing option '--remote'.")
+        if (named := remote_of_environment()) is not None:
+            return named
+        raise click.UsageError("--remote is required")
     import trio
 
     from artifactfs.daemon.repositories.prepared import remote_of
@@ -183,7 +214,7 @@ def mount_point_for(name: str, mount_root: Path | None) -> str:
 def wanted_ref(branch: str | None, ref: str | None) -> str | None:
     """Raises: InvalidInput."""
     if branch is not None and ref is not None:
-        raise InvalidInput("--branch and --ref exclude each other", hint="give one of them")
+        raise InvalidInput("--ref and --branch cannot be used together", hint="give one of them")
     if branch is not None:
         branch = branch.removeprefix("refs/heads/")
         if not branch or branch.startswith("-"):
@@ -206,25 +237,34 @@ def checked_commit(oid: str | None) -> str | None:
     if oid is None:
         return None
     if len(oid) != 40 or any(char not in "0123456789abcdefABCDEF" for char in oid):
-        raise InvalidInput(f"{oid!r} is not a full commit id", hint="give all 40 hex digits")
+        raise InvalidInput(f"--require-commit must be a full commit id of 40 digits, not {oid!r}")
     return oid.lower()
 
 
 def register(
-    settings: RepoSettings, remote: RemoteArgument, *, in_background: bool, quiet: bool
+    settings: RepoSettings,
+    remote: RemoteArgument,
+    *,
+    in_background: bool,
+    quiet: bool,
+    again: bool = False,
 ) -> dict[str, Any]:
-    """By the daemon where one runs, else here. Raises: ArtifactFSError."""
+    """By the daemon where one runs, else here. `again`: what is registered already, from the same
+    remote, is brought up to date. Raises: ArtifactFSError."""
     client = connect()
     if client is None:
-        from artifactfs.daemon.repositories.offline import clone_and_register
+        from artifactfs.daemon.repositories.offline import register_here
 
         with output.progress(settings.name, quiet=quiet) as report:
-            answer = clone_and_register(state(), settings, remote.secret, report)
+            answer = register_here(
+                state(), settings, remote.secret, report, again=again, clone=not in_background
+            )
         client = connect()  # one may have started meanwhile, and read the registry too early
         if client is None:
             return answer
         with client:
-            mounted: dict[str, Any] = client.request("remount", name=settings.name)
+            command = "prepare" if in_background else "remount"
+            mounted: dict[str, Any] = client.request(command, name=settings.name)
             return mounted
     with client, output.progress(settings.name, quiet=quiet) as report:
         added: dict[str, Any] = client.request(
@@ -232,6 +272,7 @@ def register(
             on_progress=report,
             settings=asdict(settings),
             secret=remote.secret,
+            again=again,
             **{"async": in_background},
         )
         return added

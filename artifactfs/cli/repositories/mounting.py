@@ -1,4 +1,4 @@
-"""``artifact-fs unmount``, ``remount`` and ``remove-repo``."""
+"""``artifact-fs unmount``, ``remount``, ``prepare`` and ``remove-repo``."""
 
 from __future__ import annotations
 
@@ -76,6 +76,41 @@ def remount(name: str, restart: bool, force: bool, writes: str | None, as_json: 
             writes=writes,
         )
     _report(answer, as_json, writes)
+
+
+@click.command()
+@name_option
+@json_option
+def prepare(name: str, as_json: bool) -> None:
+    """Try again, in the background, to clone and mount what has failed.
+
+    The daemon tries by itself, too, but later and later. Who looks into the mount point from now on
+    waits for this attempt. Without a daemon it is tried when one starts.
+
+    \b
+    Examples:
+      artifact-fs prepare hello
+      artifact-fs prepare hello && artifact-fs wait hello
+    """
+    client = connect()
+    if client is not None:
+        with client:
+            answer = client.request("prepare", name=name)
+    else:
+        from artifactfs.daemon.repositories.registration import resolve_mount_point
+        from artifactfs.daemon.repositories.registry import Registry
+
+        with Registry(state().registry_db) as registry:
+            settings = registry.get(name).settings
+            registry.set_enabled(name, True)
+        point = resolve_mount_point(settings, state().mount_root())
+        answer = {"name": name, "mount_point": point, "state": "queued"}
+    if as_json:
+        output.print_json(answer)
+    elif answer["state"] == "queued":
+        click.echo(f"preparing {name}")
+    else:
+        click.echo(f"{name}: mounted at {answer['mount_point']} already")
 
 
 @click.command("remove-repo")

@@ -12,6 +12,7 @@ import click
 
 from artifactfs.cli.repositories.adding import (
     DEFAULT_REFRESH_S,
+    depth_option,
     register,
     wanted_ref,
     who_writes,
@@ -22,23 +23,27 @@ from artifactfs.cli.terminal.context import connect, json_option, state, writes_
 from artifactfs.cli.terminal.known import known_repos
 from artifactfs.cli.terminal.names import RepoName
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.control.remote_argument import RemoteArgument, read_remote
+from artifactfs.daemon.control.remote_argument import (
+    RemoteArgument,
+    read_remote,
+    remote_of_environment,
+)
 from artifactfs.daemon.control.starting import ensure_daemon
 from artifactfs.errors import DaemonError, InvalidInput, NameTaken, NotRegistered
 
 
 @click.command()
-@click.argument("remote")
+@click.argument("remote", required=False)
 @click.argument("directory", type=click.Path(path_type=Path), required=False)
 @click.option("--branch", "-b", help="Branch to mount. [default: the remote's HEAD]")
 @click.option("--ref", help="Tag, full ref or commit to mount instead of a branch.")
-@click.option("--depth", type=click.IntRange(min=1), help="Only so many commits of history.")
+@depth_option
 @click.option("--name", type=RepoName(), help="How it is called here. [default: as DIRECTORY]")
 @writes_option
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 @json_option
 def mount(
-    remote: str,
+    remote: str | None,
     directory: Path | None,
     branch: str | None,
     ref: str | None,
@@ -52,7 +57,8 @@ def mount(
 
     Returns when the tree can be read. What was unmounted with `artifact-fs umount` is mounted
     again with its local changes. A daemon started here logs to STATE/daemon.log and ends by
-    itself ten minutes after its last mount was unmounted.
+    itself ten minutes after its last mount was unmounted. Without REMOTE it is that of
+    $ARTIFACTS_GIT_REMOTE.
 
     \b
     Examples:
@@ -60,6 +66,9 @@ def mount(
       artifact-fs mount git@host:org/hello.git ~/src/hello --branch next
       artifact-fs mount -q https://host/org/hello.git /tmp/task-7 --name task-7
     """
+    remote = remote or remote_of_environment()
+    if remote is None:
+        raise click.UsageError("Missing the REMOTE.")
     parsed = read_remote(remote)
     where = (directory or Path(_last_part(parsed.url))).absolute()
     ensure_daemon(state())

@@ -60,9 +60,16 @@ def _fetch_here(name: str) -> dict[str, Any]:
 @click.command("set-refresh")
 @name_or_here_option
 @click.argument("interval", type=Duration(never=True), required=False)
+@click.option("--interval", "flag", type=Duration(never=True), help="The same as INTERVAL.")
 @click.option("--refresh", type=Duration(never=True), help="The same as INTERVAL.")
 @json_option
-def set_refresh(name: str, interval: float | None, refresh: float | None, as_json: bool) -> None:
+def set_refresh(
+    name: str,
+    interval: float | None,
+    flag: float | None,
+    refresh: float | None,
+    as_json: bool,
+) -> None:
     """Fetch the remote's refs in the background every INTERVAL (30s, 5m, 1h), or never.
 
     \b
@@ -72,10 +79,11 @@ def set_refresh(name: str, interval: float | None, refresh: float | None, as_jso
     """
     source = click.get_current_context().get_parameter_source
     commandline = click.core.ParameterSource.COMMANDLINE
-    given = [n for n in ("interval", "refresh") if source(n) is commandline]
+    values = {"interval": interval, "flag": flag, "refresh": refresh}
+    given = [name for name in values if source(name) is commandline]
     if len(given) != 1:
         raise click.UsageError("give one interval, such as 30s or never")
-    refresh_s = interval if given == ["interval"] else refresh
+    refresh_s = values[given[0]]
     client = connect()
     if client is not None:
         with client:
@@ -102,12 +110,12 @@ def set_remote(name: str, remote: str, no_check: bool, as_json: bool) -> None:
     """Change the URL or the credentials, also while mounted (short-lived tokens expire).
 
     Credentials in the URL go to a 0600 file. To keep them out of the shell's history and the
-    process list, give the URL on standard input (--remote -) or the token in $ARTIFACT_FS_TOKEN.
+    process list, give the URL on standard input (--remote -) or the token in $ARTIFACTS_TOKEN.
 
     \b
     Examples:
       artifact-fs set-remote --name hello --remote https://x:TOKEN@host/org/hello.git
-      ARTIFACT_FS_TOKEN=… artifact-fs set-remote --name hello --remote https://host/org/hello.git
+      ARTIFACTS_TOKEN=… artifact-fs set-remote --name hello --remote https://host/org/hello.git
     """
     parsed = read_remote(remote)
     client = connect()

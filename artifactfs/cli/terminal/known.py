@@ -39,6 +39,7 @@ def registered(name: str | None = None) -> list[Fields]:
             "state": _state(one),
             "mount_point": resolve_mount_point(one.settings, layout.mount_root()),
             "remote": one.settings.remote,
+            "source_ref": one.settings.ref,
             "refresh_s": one.settings.refresh_s,
             "follow": one.settings.follow,
             "depth": one.settings.depth,

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import click
@@ -17,8 +18,34 @@ class Reporter(Protocol):
     def __call__(self, message: dict[str, Any]) -> None: ...
 
 
-def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
+_TIMES = frozenset({"created", "time", "at", "outage_since"})
+"""Fields that are seconds since 1970 within the program."""
+
+
+def print_json(value: object, *, in_one_line: bool = False) -> None:
+    """For programs of others: times are in ISO 8601, UTC. `in_one_line`: one of many."""
+    click.echo(json_text(value, in_one_line=in_one_line))
+
+
+def json_text(value: object, *, in_one_line: bool = False) -> str:
+    return json.dumps(_with_times(value), indent=None if in_one_line else 2)
+
+
+def _with_times(value: object) -> object:
+    if isinstance(value, dict):
+        return {
+            key: iso_time(one)
+            if key in _TIMES and isinstance(one, (int, float))
+            else _with_times(one)
+            for key, one in value.items()
+        }
+    return [_with_times(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def iso_time(seconds: float) -> str:
+    """``2026-11-29T23:33:34.187Z``."""
+    at = datetime.fromtimestamp(seconds, UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -12,11 +12,13 @@ from artifactfs.errors import InvalidInput
 from artifactfs.git.configuration.capture import capture, configuration_here
 from artifactfs.git.configuration.rewriting import effective_remote, rewritten, without_secret
 from artifactfs.git.surroundings import encoded
+from artifactfs.git.wire.url import RemoteURL, parse_remote
 
-TOKEN_VARIABLE = "ARTIFACT_FS_TOKEN"
 REMOTE_VARIABLE = "ARTIFACTS_GIT_REMOTE"
-"""Where no remote is given: how containers get theirs."""
-TOKEN_VARIABLES = (TOKEN_VARIABLE, "ARTIFACTS_TOKEN", "ARTIFACTS_API_TOKEN", "ARTIFACT_TOKEN")
+REMOTE_VARIABLES = (REMOTE_VARIABLE, "ARTIFACTS_REMOTE")
+"""The remote where a command is given none."""
+_TOKEN, _TOKEN_ALIAS = "ARTIFACTS_TOKEN", "ARTIFACT_FS_TOKEN"
+TOKEN_VARIABLES = (_TOKEN, _TOKEN_ALIAS, "ARTIFACTS_API_TOKEN", "ARTIFACT_TOKEN")
 """What holds a token of ours: no program that we start needs it."""
 
 
@@ -38,7 +40,7 @@ def without_tokens(environment: Mapping[str, str]) -> dict[str, str]:
 def read_remote(given: str, *, token: str | None = None) -> RemoteArgument:
     """Take the credentials out of `given`; ``-`` reads the URL from standard input.
 
-    Where the URL has no password, it is `token`, else ``$ARTIFACT_FS_TOKEN``. Raises: InvalidInput.
+    Where the URL has no password, it is `token`, else ``$ARTIFACTS_TOKEN``. Raises: InvalidInput.
     """
     if given == "-":
         given = sys.stdin.readline().strip() if sys.stdin is not None else ""
@@ -50,7 +52,7 @@ def read_remote(given: str, *, token: str | None = None) -> RemoteArgument:
     if rewritten(given, configuration) != given:
         password = username = None  # what is in the configuration stays there
     if password is None and remote.is_http:
-        token = token or os.environ.get(TOKEN_VARIABLE)
+        token = token or _token_for(remote)
         if token:
             password = token
         elif username:  # https://TOKEN@host: a token alone stands in the user's place
@@ -67,3 +69,21 @@ def read_remote(given: str, *, token: str | None = None) -> RemoteArgument:
         "surroundings": encoded(surroundings),
     }
     return RemoteArgument(url, secret)
+
+
+def remote_of_environment() -> str | None:
+    """``$ARTIFACTS_GIT_REMOTE``, or its alias."""
+    return next((os.environ[name] for name in REMOTE_VARIABLES if os.environ.get(name)), None)
+
+
+def _token_for(remote: RemoteURL) -> str | None:
+    """``$ARTIFACTS_TOKEN``: where the environment names a remote, only for that one's server.
+
+    ``$ARTIFACT_FS_TOKEN`` was given for this command, whatever its remote.
+    """
+    if given := os.environ.get(_TOKEN_ALIAS):
+        return given
+    named = remote_of_environment()
+    if named is not None and parse_remote(named).origin != remote.origin:
+        return None
+    return os.environ.get(_TOKEN) or None

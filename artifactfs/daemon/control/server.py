@@ -100,6 +100,10 @@ class Request:
         """Tell the client how far it is."""
         await self._lines.send({"id": self._number, "progress": fields})
 
+    def about(self, **args: object) -> Request:
+        """A request of the same client with other arguments."""
+        return Request(args, self._number, self._lines)
+
     def text(self, key: str) -> str:
         """The string argument `key`. Raises: InvalidInput."""
         value = self.args.get(key)

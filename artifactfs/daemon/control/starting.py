@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from artifactfs.daemon.control.client import ControlClient, DaemonNotRunning
@@ -35,6 +36,12 @@ def ensure_daemon(state: StateLayout) -> None:
     if client is not None:
         client.close()
         return
+    start_daemon(state, ["--exit-when-idle", IDLE_END])
+
+
+def start_daemon(state: StateLayout, options: Sequence[str]) -> None:
+    """Start a daemon in a session of its own; it logs to ``STATE/daemon.log``. Returns when it
+    answers. Raises: DaemonError."""
     root = state.root
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_path = root / "daemon.log"
@@ -44,7 +51,7 @@ def ensure_daemon(state: StateLayout) -> None:
     with open(log_path, "ab", opener=_private) as log:
         began_at = log.tell()
         process = subprocess.Popen(
-            [*command, "daemon", "--exit-when-idle", IDLE_END],
+            [*command, "daemon", *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -47,11 +47,13 @@ def unmount_here(state: StateLayout, name: str) -> None:
     overlayfs.clear_dead(mount_point, state.repo(name))
 
 
-def collect_garbage(state: StateLayout, *, adding: Collection[str]) -> dict[str, Any]:
+def collect_garbage(
+    state: StateLayout, *, adding: Collection[str], only: str | None = None
+) -> dict[str, Any]:
     """Consolidate the packs of the cache and of every gitdir of ours, and remove leftovers.
 
-    `adding` are names that are being added. Nothing may be removed (`remove-repo`) meanwhile.
-    Raises: StateError (no space, say), CorruptData.
+    `adding` are names that are being added; `only`: of gitdirs, that one's. Nothing may be removed
+    (`remove-repo`) meanwhile. Raises: StateError (no space, say), CorruptData.
     """
     store, large = PackStore(state.shared_objects), LargeBlobStore(state.large_blobs)
     try:
@@ -61,7 +63,7 @@ def collect_garbage(state: StateLayout, *, adding: Collection[str]) -> dict[str,
         large.remove_stale()
         removed = _remove_leftovers(state, adding)
         after = len(store.packs())
-        gitdirs = _consolidate_gitdirs(state)
+        gitdirs = _consolidate_gitdirs(state, only)
     except OSError as error:
         raise StateError(f"gc: {error.strerror or error}") from error
     return {
@@ -73,10 +75,12 @@ def collect_garbage(state: StateLayout, *, adding: Collection[str]) -> dict[str,
     }
 
 
-def _consolidate_gitdirs(state: StateLayout) -> dict[str, dict[str, int]]:
+def _consolidate_gitdirs(state: StateLayout, only: str | None) -> dict[str, dict[str, int]]:
     """Packs before and after, by repository; never in a gitdir that other tools made."""
     counts = {}
     for registration in _registered(state):
+        if only not in (None, registration.name):
+            continue
         gitdir = state.repo(registration.name).gitdir
         if registration.settings.git_dir is None and gitdir.is_dir():
             before, after = consolidate_gitdir(gitdir)

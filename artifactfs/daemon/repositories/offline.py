@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -17,8 +18,12 @@ from artifactfs.daemon.repositories.registration import (
     Reservation,
     Secret,
     check_fuse,
+    keep,
+    once_more,
+    registered,
     resolve_mount_point,
 )
+from artifactfs.daemon.repositories.registry import Registration, Registry
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.git.configuration.kept import surroundings_of, write_settings
 from artifactfs.git.remote.clone import clone_tip, tip_wish
@@ -28,22 +33,31 @@ from artifactfs.paths import StateLayout
 Report = Callable[[dict[str, Any]], None]
 
 
-def clone_and_register(
-    state: StateLayout, settings: RepoSettings, secret: dict[str, Any] | None, report: Report
+def register_here(
+    state: StateLayout,
+    settings: RepoSettings,
+    secret: dict[str, Any] | None,
+    report: Report,
+    *,
+    again: bool,
+    clone: bool,
 ) -> dict[str, Any]:
     """Phase 1 of the clone, then the registry; nothing is left behind if that fails.
 
-    Raises: ArtifactFSError.
+    `again`: take over the options of what is registered already. Without `clone` it is queued for
+    the daemon. Raises: ArtifactFSError.
     """
-    from dataclasses import replace
-
-    check_fuse()
+    known = registered(state, settings.name) if again else None
+    if known is not None:
+        return _again(state, known, settings, secret, report, clone=clone)
+    if clone:
+        check_fuse()
     mount_point = resolve_mount_point(settings, state.mount_root())
     with _Interruption() as interruption:
         reservation = Reservation(state, settings, Path(mount_point))
         try:
             reservation.store(Secret.from_fields(secret))
-            if not reservation.taken_over:
+            if clone and not reservation.taken_over:
                 report({"state": "cloning"})
                 trio.run(_clone, state, replace(settings, mount_point=mount_point), interruption)
             interruption.check()
@@ -51,7 +65,33 @@ def clone_and_register(
         except BaseException:
             reservation.roll_back()
             raise
-    return {"name": settings.name, "mount_point": mount_point, "state": "registered"}
+    word = "registered" if clone else "queued"
+    return {"name": settings.name, "mount_point": mount_point, "state": word}
+
+
+def _again(
+    state: StateLayout,
+    known: Registration,
+    settings: RepoSettings,
+    secret: dict[str, Any] | None,
+    report: Report,
+    *,
+    clone: bool,
+) -> dict[str, Any]:
+    """What is registered already takes over the options. Raises: AlreadyExists."""
+    settings = once_more(known.settings, settings)
+    mount_point = resolve_mount_point(settings, state.mount_root())
+    layout = state.repo(settings.name)
+    keep(layout, Secret.from_fields(secret), settings.remote)
+    with Registry(state.registry_db) as registry:
+        registry.update(settings)
+        registry.set_enabled(settings.name, True)
+    if clone and not layout.gitdir.exists():
+        report({"state": "cloning"})
+        with _Interruption() as interruption:
+            trio.run(_clone, state, replace(settings, mount_point=mount_point), interruption)
+    word = "registered" if layout.gitdir.exists() else "queued"
+    return {"name": settings.name, "mount_point": mount_point, "state": word, "again": True}
 
 
 class _Interruption:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.host import mounts
-from artifactfs.daemon.repositories.registry import Registry, name_taken
+from artifactfs.daemon.repositories.registry import Registration, Registry, name_taken
 from artifactfs.errors import (
     AlreadyExists,
     InvalidInput,
@@ -31,6 +32,7 @@ from artifactfs.errors import (
     NotRegistered,
     StateError,
 )
+from artifactfs.git.repository.gitdir import is_bare_worktree
 from artifactfs.git.surroundings import NOTHING, Surroundings, decoded, load, store
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.paths import RepoLayout, StateLayout, check_repo_name, real_path
@@ -104,11 +106,19 @@ def check_fuse() -> None:
     except OSError as error:
         raise MountError(
             f"cannot open {FUSE_DEVICE}: {error.strerror}",
-            hint="a container needs --device /dev/fuse --cap-add SYS_ADMIN; "
-            f"a user who is not root: sudo chmod 0666 {FUSE_DEVICE}",
+            hint="a container needs --device /dev/fuse --cap-add SYS_ADMIN; a user who is not root"
+            f" a group: as root, groupadd -f fuse && usermod -aG fuse {_user()} && chgrp fuse"
+            f" {FUSE_DEVICE} && chmod 0660 {FUSE_DEVICE}; then log in anew",
         ) from error
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise MountError("fusermount3 is not installed", hint="install the package fuse3")
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def resolve_mount_point(settings: RepoSettings, mount_root: Path) -> str:
@@ -116,9 +126,9 @@ def resolve_mount_point(settings: RepoSettings, mount_root: Path) -> str:
     return os.path.normpath(mount_root / settings.mount_point)
 
 
-def check_mount_point(mount_point: Path, state: StateLayout) -> None:
+def check_mount_point(mount_point: Path, state: StateLayout, *, gitdir: Path | None = None) -> None:
     """Raises: MountError, InvalidInput unless a mount can be made there (dead mounts count as
-    free: they are cleared)."""
+    free: they are cleared; and so does what has only a gitfile of `gitdir`)."""
     point, root = Path(real_path(str(mount_point))), state.root.resolve()
     for inner, outer in ((point, root), (root, point)):
         if inner == outer or outer in inner.parents:
@@ -132,12 +142,11 @@ def check_mount_point(mount_point: Path, state: StateLayout) -> None:
             hint=f"unmount it (umount {mount_point}), or choose another --mount-root or --name",
         )
     try:
-        with os.scandir(mount_point) as entries:
-            if any(True for _ in entries):
-                raise MountError(
-                    f"{mount_point} is not empty",
-                    hint="choose another --mount-root or --name, or empty it first",
-                )
+        if not is_bare_worktree(mount_point, gitdir):
+            raise MountError(
+                f"{mount_point} is not empty",
+                hint="choose another --mount-root or --name, or empty it first",
+            )
     except FileNotFoundError:
         return
     except NotADirectoryError as error:
@@ -160,6 +169,44 @@ def check_apart(mount_point: Path, other_name: str, other_mount_point: str) -> N
             f"{mount_point} {where} the mount point of {other_name!r}",
             hint="choose another --mount-root or --name",
         )
+
+
+_FIXED = {
+    "ref": "--ref or --branch",
+    "depth": "--depth",
+    "follow": "--follow",
+    "require_commit": "--require-commit",
+    "git_dir": "--git-dir",
+}
+"""What is decided with the clone."""
+
+
+def registered(state: StateLayout, name: str) -> Registration | None:
+    """The whole row of `name`, None where there is none or it is damaged. Blocks on the disk."""
+    if not state.registry_db.exists():
+        return None
+    with Registry(state.registry_db) as registry:
+        found = [one for one in registry.all() if one.name == name and one.damaged is None]
+    return found[0] if found else None
+
+
+def once_more(known: RepoSettings, wanted: RepoSettings) -> RepoSettings:
+    """The settings of what is added again: `wanted`; it stays where it is unless it says where.
+
+    Raises: NameTaken, AlreadyExists unless it is the `known` one with other options.
+    """
+    if wanted.remote != known.remote:
+        raise name_taken(known.name)
+    for field_name, option in _FIXED.items():
+        if getattr(known, field_name) != getattr(wanted, field_name):
+            raise AlreadyExists(
+                f"{known.name} is registered with another {option}",
+                hint=f"artifact-fs switch moves it to another branch or commit; to begin anew: "
+                f"artifact-fs remove-repo --name {known.name}",
+            )
+    if os.path.isabs(known.mount_point) and not os.path.isabs(wanted.mount_point):
+        return replace(wanted, mount_point=known.mount_point)
+    return wanted
 
 
 def make_mount_point(mount_point: Path) -> list[Path]:
@@ -205,7 +252,8 @@ class Reservation:
         self.layout = state.repo(settings.name)
         with Registry(state.registry_db) as registry:
             self._check_free(registry, mount_point)
-            check_mount_point(mount_point, state)
+            gitdir = Path(settings.git_dir) if settings.git_dir is not None else None
+            check_mount_point(mount_point, state, gitdir=gitdir)
             self._take_directory(registry)
         try:
             if mounts.probe(str(mount_point)) is mounts.MountState.DEAD:

@@ -54,9 +54,16 @@ class Commands:
     """The handlers of a daemon that began at `started` (seconds since the epoch)."""
 
     def __init__(
-        self, repositories: Repositories, started: float, end: Callable[[bool], None]
+        self,
+        repositories: Repositories,
+        started: float,
+        end: Callable[[bool], None],
+        *,
+        adopt: Callable[[Path], None] | None = None,
     ) -> None:
-        """`end` lets the daemon end soon; with True it starts again."""
+        """`end` lets the daemon end soon; with True it starts again. `adopt` lets one that ends
+        when idle stay, with another mount root."""
+        self._adopt = adopt
         self._repositories = repositories
         self._started = started
         self._end = end
@@ -66,6 +73,7 @@ class Commands:
     def table(self) -> Mapping[str, Command]:
         quick = {
             "ping": self.ping,
+            "adopt": self.adopt,
             "end": self.end,
             "reload": self.reload,
             "list": self.list_repos,
@@ -75,7 +83,9 @@ class Commands:
         long = {
             "add": self.add,
             "unmount": self.unmount,
+            "prepare": self.prepare,
             "remount": self.remount,
+            "settle": self.settle,
             "remove": self.remove,
             "set-remote": self.set_remote,
             "worker": self.worker,
@@ -98,7 +108,40 @@ class Commands:
             "uptime_s": time.time() - self._started,
             "state_root": str(repositories.state.root),
             "mount_root": str(repositories.mount_root),
+            "exit_when_idle": True if self._adopt is not None else None,
         }
+
+    async def adopt(self, request: Request) -> Message:
+        """Become the daemon that a user has asked for by hand. Raises: StateError where mounts are
+        below another mount root."""
+        if self._adopt is None:
+            raise DaemonError("it was not started by artifact-fs mount")
+        root = Path(request.text("mount_root"))
+        if root != self._repositories.mount_root:
+            here = [
+                one.name
+                for one in await self._repositories.registrations()
+                if one.damaged is None and not os.path.isabs(one.settings.mount_point)
+            ]
+            if here:
+                raise StateError(
+                    f"{here[0]} is mounted below {self._repositories.mount_root} by a daemon that"
+                    " `artifact-fs mount` has started",
+                    hint="artifact-fs daemon stop, then start the one with another --root",
+                )
+        limit = request.args.get("cache_limit")
+        level = request.text("log_level")
+        self._repositories.configure(level, limit if isinstance(limit, int) else None)
+        self._adopt(root)
+        self._adopt = None
+        return {"pid": os.getpid()}
+
+    async def settle(self, request: Request) -> list[Message]:
+        """The summaries, once everything is mounted or has failed, or ``timeout_s`` are over."""
+        with trio.move_on_after(float(request.args.get("timeout_s") or QUICK_S)):
+            for supervision in tuple(self._repositories.mounts.values()):
+                await supervision.wait_first_attempt()
+        return await self.list_repos(request)
 
     async def end(self, request: Request) -> Message:
         """Unmount everything and end; with ``again`` the daemon then starts anew."""
@@ -147,6 +190,7 @@ class Commands:
             "state": supervision.state if supervision else "failed" if error else "unmounted",
             "mount_point": settings.mount_point,
             "remote": settings.remote,
+            "source_ref": settings.ref,
             "refresh_s": settings.refresh_s,
             "follow": settings.follow,
             "depth": settings.depth,
@@ -184,6 +228,11 @@ class Commands:
         settings = _settings(request.args.get("settings"))
         secret = Secret.from_fields(request.args.get("secret"), here=os.environ)
         repositories = self._repositories
+        if request.args.get("again") and settings.name not in repositories.adding:
+            find = partial(registration.registered, repositories.state, settings.name)
+            known = await trio.to_thread.run_sync(find)
+            if known is not None:
+                return await self._add_again(known, settings, request)
         if settings.name in repositories.adding or settings.name in repositories.mounts:
             raise name_taken(settings.name)
         mount_point = repositories.resolved(settings).mount_point
@@ -197,9 +246,9 @@ class Commands:
                 await trio.to_thread.run_sync(reservation.store, secret)
                 if request.args.get("async"):
                     await trio.to_thread.run_sync(reservation.commit)
-                    repositories.supervise(settings)
-                    return {"name": settings.name, "mount_point": mount_point, "state": "starting"}
-                supervision = repositories.supervise(settings)
+                    await repositories.supervise(settings).wait_there()
+                    return {"name": settings.name, "mount_point": mount_point, "state": "queued"}
+                supervision = repositories.supervise(settings, behind_an_entrance=False)
                 await supervision.wait_ready(request.progress)
                 await trio.to_thread.run_sync(reservation.commit)
             except BaseException:
@@ -210,6 +259,28 @@ class Commands:
             repositories.adding.discard(settings.name)
         seconds = trio.current_time() - started
         return {"name": settings.name, **supervision.mounted, "seconds": round(seconds, 3)}
+
+    async def _add_again(
+        self, known: Registration, settings: RepoSettings, request: Request
+    ) -> Message:
+        """Take over the options, and what the credentials are now; mount it if it is not.
+
+        Raises: AlreadyExists.
+        """
+        settings = registration.once_more(known.settings, settings)
+        secret = request.args.get("secret") or {}
+        if secret.get("password") is not None:
+            given = {"remote": settings.remote, "secret": secret, "no_check": True}
+            await self.set_remote(request.about(name=known.name, **given))
+        supervision = self._repositories.mounts.get(known.name)
+        point = self._repositories.resolved(settings).mount_point
+        moved = supervision is not None and supervision.settings.mount_point != point
+        if supervision is not None and supervision.running and moved:
+            await supervision.unmount(force=False)
+        await self._apply(settings)
+        command = self.prepare if request.args.get("async") else self.remount
+        answer = await command(request.about(name=known.name))
+        return {**answer, "mount_point": point, "again": True}
 
     def _check_unused(self, mount_point: str) -> None:
         for other in self._repositories.mounts.values():
@@ -300,6 +371,17 @@ class Commands:
         await self._repositories.set_enabled(name, True)
         await supervision.wait_ready(request.progress)
         return {"name": name, "state": supervision.state, **supervision.mounted}
+
+    async def prepare(self, request: Request) -> Message:
+        """Try at once what has failed, or is not mounted, and do not wait for it."""
+        name = request.text("name")
+        await self._repositories.registration(name)
+        supervision = await self._start_again(name)
+        supervision.retry_now()
+        await self._repositories.set_enabled(name, True)
+        await supervision.wait_there()
+        state = "mounted" if supervision.state == "mounted" else "queued"
+        return {"name": name, "mount_point": supervision.settings.mount_point, "state": state}
 
     async def _start_again(self, name: str) -> Supervision:
         """Unless another command was faster: two would fight for one mount. Raises: DaemonError."""
@@ -408,7 +490,9 @@ class Commands:
     async def gc(self, request: Request) -> Message:
         await request.progress(stage="collecting garbage")
         adding = tuple(self._repositories.adding)
-        collect = partial(housekeeping.collect_garbage, self._repositories.state, adding=adding)
+        only = request.text("name") if request.args.get("name") is not None else None
+        state = self._repositories.state
+        collect = partial(housekeeping.collect_garbage, state, adding=adding, only=only)
         async with self._deleting:
             return await trio.to_thread.run_sync(collect)
 

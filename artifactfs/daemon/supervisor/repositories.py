@@ -28,6 +28,7 @@ class Repositories:
         *,
         cache_limit: int | None,
         keep_cpus_awake: bool,
+        hydration_concurrency: int | None = None,
     ) -> None:
         """`cache_limit` is in bytes, None for the default. Mounts begin after `use`."""
         self.state = state
@@ -38,6 +39,7 @@ class Repositories:
         self._log_level = log_level
         self._cache_limit = cache_limit
         self._keep_cpus_awake = keep_cpus_awake
+        self._hydration_concurrency = hydration_concurrency
         self._nursery: trio.Nursery | None = None
 
     def configure(self, log_level: str, cache_limit: int | None) -> None:
@@ -88,8 +90,8 @@ class Repositories:
         """With an absolute mount point."""
         return replace(settings, mount_point=resolve_mount_point(settings, self.mount_root))
 
-    def supervise(self, settings: RepoSettings) -> Supervision:
-        """Start keeping a repository mounted."""
+    def supervise(self, settings: RepoSettings, *, behind_an_entrance: bool = True) -> Supervision:
+        """Start keeping a repository mounted. `behind_an_entrance`: also while it is cloned."""
         assert self._nursery is not None
         supervision = Supervision(
             self.resolved(settings),
@@ -98,6 +100,8 @@ class Repositories:
             log_level=self._log_level,
             cache_limit=self._cache_limit,
             keep_cpus_awake=self._keep_cpus_awake,
+            hydration_concurrency=self._hydration_concurrency,
+            behind_an_entrance=behind_an_entrance,
         )
         self.mounts[settings.name] = supervision
         self._nursery.start_soon(supervision.run)

@@ -60,7 +60,11 @@ class Supervision:
         log_level: str,
         cache_limit: int | None = None,
         keep_cpus_awake: bool = False,
+        hydration_concurrency: int | None = None,
+        behind_an_entrance: bool = False,
     ) -> None:
+        """`behind_an_entrance`: where it has to be cloned, it is mounted before, and who looks into
+        it waits."""
         self.settings = settings
         self.state = "starting"
         self.error: Message | None = None
@@ -73,10 +77,13 @@ class Supervision:
         self._log_level = log_level
         self._cache_limit = cache_limit
         self._keep_cpus_awake = keep_cpus_awake
+        self._hydration_concurrency = hydration_concurrency
+        self._behind_an_entrance = behind_an_entrance
         self._channel: WorkerChannel | None = None
         self._stop = trio.Event()
         self._retry = trio.Event()
         self._attempted = trio.Event()
+        self._there = trio.Event()
         self.ended = trio.Event()
         self._heard = False  # anything from the worker, since the last look
         self._listeners: set[Progress] = set()
@@ -109,6 +116,10 @@ class Supervision:
     async def wait_first_attempt(self) -> None:
         """Until the first attempt has succeeded or failed."""
         await self._attempted.wait()
+
+    async def wait_there(self) -> None:
+        """Until nobody can take the mount point for an empty folder any more, or it has failed."""
+        await self._there.wait()
 
     def configure(self, log_level: str, cache_limit: int | None) -> None:
         """For the workers that it starts from now on."""
@@ -177,6 +188,7 @@ class Supervision:
         finally:
             self.state = "unmounted"
             self._attempted.set()
+            self._there.set()
             self.ended.set()
             self._tell_changed()  # also who has seen that state: `running` is another
 
@@ -210,6 +222,8 @@ class Supervision:
                 str(self._state_layout.repo(self.name).lower),
             ],
             "keep_cpus_awake": self._keep_cpus_awake,
+            "hydration_concurrency": self._hydration_concurrency,
+            "behind_an_entrance": self._behind_an_entrance,
         }
         try:
             worker = await self._pool.fork(spec)
@@ -223,6 +237,7 @@ class Supervision:
                 nursery.start_soon(channel.run, self._on_event)
                 nursery.start_soon(self._watch_heartbeat, channel, worker)
                 nursery.start_soon(self._stop_when_asked, channel, worker)
+                nursery.start_soon(self._pass_retries_on, channel)
                 await worker.wait()
                 with trio.move_on_after(1.0):  # what it said last is still in the socket
                     await channel.closed.wait()
@@ -271,7 +286,10 @@ class Supervision:
             self.error = None
             self._set_state("mounted")
             self._attempted.set()
+            self._there.set()
             log.info("mounted", extra={"repo": self.name, **self.mounted})
+        elif event == "waiting":
+            self._there.set()
         elif event == "failed":
             self._failed(message["error"])
         elif event == "unmounted":  # by request, or by somebody else: umount(8), fusermount3 -u
@@ -305,6 +323,20 @@ class Supervision:
         self.error = error
         self._set_state("failed")
         self._attempted.set()
+        self._there.set()
+
+    async def _pass_retries_on(self, channel: WorkerChannel) -> None:
+        """To a worker that waits behind its entrance for the next attempt."""
+        while True:
+            await self._retry.wait()
+            self._retry = trio.Event()
+            if self.state not in ("failed", "cloning") or self._stop.is_set():
+                continue
+            try:
+                args = {"settings": asdict(self.settings)}
+                await channel.request("retry", args, deadline_s=STOP_S)
+            except DaemonError as error:  # it ends, and another one is started
+                log.debug("retry: %s", error, extra={"repo": self.name})
 
     # -- watching and stopping a worker ------------------------------------------------------
 

@@ -57,6 +57,7 @@ class Supervisor:
         idle_s: float | None = None,
         keep_cpus_awake: bool = False,
         fork_server: ForkServerProcess | None = None,
+        hydration_concurrency: int | None = None,
     ) -> None:
         """`cache_limit` is in bytes, None for the default. `keep_cpus_awake`: while there are many
         requests, see `fs.wakefulness`. After `idle_s` seconds without a mount
@@ -69,6 +70,7 @@ class Supervisor:
             log_level,
             cache_limit=cache_limit,
             keep_cpus_awake=keep_cpus_awake,
+            hydration_concurrency=hydration_concurrency,
         )
         self._metrics = metrics
         self._idle_s = idle_s
@@ -76,6 +78,8 @@ class Supervisor:
         self._stopping = trio.Event()
         self._asked = trio.Event()
         self._again = False
+        self.adopted = False
+        """Somebody has made it the daemon that is wanted: see `adopt`."""
 
     async def run(self) -> bool:
         """Serve until a signal or `artifact-fs daemon stop` comes, then unmount everything.
@@ -103,6 +107,17 @@ class Supervisor:
         self._again = again
         self._asked.set()
 
+    @property
+    def mount_root(self) -> Path:
+        return self._repositories.mount_root
+
+    def adopt(self, mount_root: Path) -> None:
+        """Do not end when idle any more; mount in `mount_root` from now on."""
+        self._idle_s = None
+        self.adopted = True
+        self._repositories.mount_root = mount_root
+        self._note_mount_root()
+
     async def _end_when_asked(self) -> None:
         """Soon after: whoever asked gets an answer first."""
         await self._asked.wait()
@@ -122,7 +137,12 @@ class Supervisor:
 
     async def _serve(self) -> None:
         """Until asked to stop; commands that still run are cancelled, and so taken back."""
-        commands = Commands(self._repositories, self._started, self._end)
+        commands = Commands(
+            self._repositories,
+            self._started,
+            self._end,
+            adopt=self.adopt if self._idle_s is not None else None,
+        )
         server = ControlServer(self._repositories.state.control_socket, commands.table())
         for registration in await self._repositories.registrations():
             if registration.damaged is not None:
@@ -178,10 +198,10 @@ class Supervisor:
         return render(await commands.statuses(await self._repositories.registrations()), daemon)
 
     async def _announce(self) -> None:
-        """READY=1 once every mount has been made, or has failed once."""
+        """READY=1 once every mount is there, be it not cloned yet, or has failed once."""
         with trio.move_on_after(READY_WAIT_S):
             for supervision in tuple(self._repositories.mounts.values()):
-                await supervision.wait_first_attempt()
+                await supervision.wait_there()
         mounted = sum(
             supervision.state == "mounted" for supervision in self._repositories.mounts.values()
         )

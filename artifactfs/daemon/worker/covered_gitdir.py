@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -20,6 +22,7 @@ from artifactfs.daemon.host.binds import bind, detach, unbind
 from artifactfs.errors import MountError
 from artifactfs.features import Features, disabled_features
 from artifactfs.fs.gitview.virtual import GitdirPlace
+from artifactfs.git.surroundings import OWN_FOLDER
 from artifactfs.paths import real_path
 from artifactfs.system.processes import may_mount
 
@@ -36,6 +39,7 @@ class CoveredGitdir:
         wanted = own and "git-folder" not in disabled_features()
         self._waits = False
         self._covers_gitfile = False
+        self._top = Path()  # of `cover`
         self.place = GitdirPlace(can_be_covered=wanted and may_mount())
 
     async def cover(
@@ -43,30 +47,41 @@ class CoveredGitdir:
     ) -> None:
         """Mount the gitdir, in the tree at `top`; where that fails, ``.git`` is a gitfile.
 
-        `waiting_room` (a path in our own mount at `served_at`) covers it until `open` where git has
-        no index yet.
+        As long as git has no index, it is only tried whether that can be done, somewhere else:
+        nobody shall see a folder that becomes a gitfile. `open` does it then.
 
-        Where the kernel's overlayfs is above our mount a gitfile is covered by itself: the kernel
-        would let it be removed.
+        Where the kernel's overlayfs is above our mount, it is done at once, and `waiting_room` (a
+        path in our own mount at `served_at`) covers it until `open`. A gitfile is covered by
+        itself there: the kernel would let it be removed.
         """
         folder = Path(real_path(str(top))) / ".git"
         if not self.place.is_folder:
             if served_at != top:
                 await trio.to_thread.run_sync(self._bind_gitfile, served_at / ".git", folder)
             return
-        room = served_at / os.fsdecode(waiting_room)
+        self._top = folder
         has_index = (self._gitdir / "index").exists()
+        if served_at != top:
+            self.place.has_waiting_room = True
+            room = served_at / os.fsdecode(waiting_room)
+            await self._cover(features, partial(self._bind, None if has_index else room))
+        else:
+            await self._cover(features, self._bind if has_index else self._try)
+
+    async def _cover(self, features: Features, mount: Callable[[], None]) -> None:
         try:
-            await trio.to_thread.run_sync(self._bind, folder, None if has_index else room)
+            await trio.to_thread.run_sync(mount)
         except (MountError, OSError) as error:
             log.warning(".git is a gitfile: the gitdir cannot be mounted there: %s", error)
             features.lacks("git-folder", f"it cannot be mounted: {error}")
             await self.place.give_up()
 
-    async def open(self) -> None:
+    async def open(self, features: Features) -> None:
         """There is an index: git may look at the gitdir."""
         if self.place.is_folder and self._waits:
             await trio.to_thread.run_sync(self._end_waiting)
+        elif self.place.is_folder and not self.place.has_waiting_room:
+            await self._cover(features, self._bind)
         self.place.ready()
 
     async def uncover(self) -> None:
@@ -74,13 +89,22 @@ class CoveredGitdir:
         if self.place.is_folder or self._covers_gitfile:
             await trio.to_thread.run_sync(unbind, self._folder())
 
-    def _bind(self, folder: Path, waiting_room: Path | None) -> None:
+    def _bind(self, waiting_room: Path | None = None) -> None:
+        folder = self._top
         if mounts.mounts_at(str(folder), follow=False):
             return
         bind(self._gitdir, folder)
         if waiting_room is not None:
             bind(waiting_room, folder)
             self._waits = True
+
+    def _try(self) -> None:
+        """Mount something where nobody looks. Raises: MountError."""
+        folder = self._gitdir.resolve() / OWN_FOLDER
+        folder.mkdir(exist_ok=True)
+        unbind(folder)  # of a process that was killed just here
+        bind(folder, folder)
+        unbind(folder)
 
     def _bind_gitfile(self, gitfile: Path, folder: Path) -> None:
         if not mounts.mounts_at(str(folder), follow=False):

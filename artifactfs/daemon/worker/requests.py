@@ -111,12 +111,6 @@ class Requests:
             "last_fetch": self.jobs.last_fetch(),
             "history_complete": history_complete(self.layout.gitdir),
             "index_primed": self.jobs.index_primed,
-            "hydrated": {
-                "blobs": hydration["blobs_here"],
-                "total_blobs": hydration["blobs_total"],
-                "bytes": hydration["bytes_here"],
-                "total_bytes": hydration["bytes_total"],
-            },
             "hydration": hydration,
             "writes": self.writes.as_json(),
             "served_at": self.filesystem.served_at,

@@ -39,11 +39,14 @@ from artifactfs.daemon.worker.composition import compose
 from artifactfs.daemon.worker.covered_gitdir import CoveredGitdir
 from artifactfs.daemon.worker.gitdir_health import GitdirHealth, tip_of_head
 from artifactfs.daemon.worker.other_user import serve_as_other_user
+from artifactfs.daemon.worker.preparation import Preparation, held
 from artifactfs.daemon.writes.kinds import Kind, settle
 from artifactfs.daemon.writes.moving import settle_place
 from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError, CorruptData, DaemonError, MountError, StateError
+from artifactfs.features import Features
 from artifactfs.fs.inodes.inode import Owner
+from artifactfs.fs.mount.entrance import Entrance
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.session import serve
 from artifactfs.fs.native.writes import create_native, is_native
@@ -80,7 +83,15 @@ def run_worker(spec: dict[str, Any], channel: int) -> int:
     stream.setblocking(False)
     limit = DEFAULT_CACHE_LIMIT if spec["cache_limit"] is None else int(spec["cache_limit"])
     state = serve_as_other_user(StateLayout(Path(spec["state_root"])), settings)
-    worker = Worker(state, settings, stream, limit, keep_awake=spec["keep_cpus_awake"])
+    worker = Worker(
+        state,
+        settings,
+        stream,
+        limit,
+        keep_awake=spec["keep_cpus_awake"],
+        concurrency=spec["hydration_concurrency"],
+        behind_an_entrance=spec["behind_an_entrance"],
+    )
     return trio.run(worker.run)
 
 
@@ -108,8 +119,13 @@ class Worker:
         cache_limit: int = DEFAULT_CACHE_LIMIT,
         *,
         keep_awake: bool = False,
+        concurrency: int | None = None,
+        behind_an_entrance: bool = False,
     ) -> None:
+        """`behind_an_entrance`: where there is no gitdir yet, mount first."""
         self._state = state
+        self._concurrency = concurrency
+        self._behind_an_entrance = behind_an_entrance
         self._cache_limit = cache_limit
         self._keep_awake = keep_awake
         self._settings = settings
@@ -284,36 +300,67 @@ class Worker:
             self._writes = await trio.to_thread.run_sync(settling)
             await trio.to_thread.run_sync(self._clear_mounts)
             withdraw(self._layout.gitdir)  # a worker that was killed has left it
-            tip = await clone_or_refresh(
-                self._state,
-                self._layout,
-                self._settings,
-                remotes=self._remotes,
-                health=self._gitdir,
-                on_clone=partial(self.event, "state", state="cloning"),
-            )
-            await keep_protection(self._layout.gitdir)
-            await self._gitdir.mend_indexes(deep=False)
-            odb = ObjectDatabase(self._layout.gitdir)
-            odb.on_corrupt = self._gitdir.met_corrupt
-            hydrator = Hydrator(
-                state=self._state,
-                repo=self._layout,
-                settings=self._settings,
-                odb=odb,
-                connect=self._remotes.open_for_hydration,
-                cache_limit=self._cache_limit,
-                damage=self._damage,
-            )
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(hydrator.run)
-                if tip is not None:
-                    hydrator.fetch_first(tip.tree)
-                await self.event("state", state="mounting")
-                await self._serve_files(tip, odb, hydrator)
-                nursery.cancel_scope.cancel()
+            prepared = self._layout.gitdir.exists() or self._writes.native
+            if self._behind_an_entrance and not prepared:
+                await self._serve_behind_an_entrance()
+            else:
+                await self._serve_gitdir(await self._clone_or_refresh(), None)
 
-    async def _serve_files(self, tip: Tip | None, odb: ObjectDatabase, hydrator: Hydrator) -> None:
+    async def _serve_behind_an_entrance(self) -> None:
+        """Mount at once; who looks into it waits until the gitdir is there."""
+        entrance = Entrance(Features(), self._settings)
+        preparation = Preparation(entrance, self._clone_or_refresh, self._report, self._use)
+        async with held(entrance, self._settings, keep_awake=self._keep_awake):
+            self._commands["retry"] = Command(preparation.retry, STOP_S)
+            await self.event("waiting")
+            await self._serve_gitdir(await preparation.run(), entrance)
+
+    async def _use(self, settings: Message) -> None:
+        """Other settings, for the next attempt at the gitdir."""
+        self._settings = RepoSettings.from_mapping(settings)
+        adopt(await surroundings_of(self._layout, self._settings.mount_point))
+        await self._remotes.change(self._settings.remote)
+
+    async def _clone_or_refresh(self) -> Tip | None:
+        return await clone_or_refresh(
+            self._state,
+            self._layout,
+            self._settings,
+            remotes=self._remotes,
+            health=self._gitdir,
+            on_clone=partial(self.event, "state", state="cloning"),
+        )
+
+    async def _serve_gitdir(self, tip: Tip | None, entrance: Entrance | None) -> None:
+        await keep_protection(self._layout.gitdir)
+        await self._gitdir.mend_indexes(deep=False)
+        odb = ObjectDatabase(self._layout.gitdir)
+        odb.on_corrupt = self._gitdir.met_corrupt
+        hydrator = Hydrator(
+            state=self._state,
+            repo=self._layout,
+            settings=self._settings,
+            odb=odb,
+            connect=self._remotes.open_for_hydration,
+            cache_limit=self._cache_limit,
+            concurrency=self._concurrency,
+            damage=self._damage,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hydrator.run)
+            if tip is not None:
+                hydrator.fetch_first(tip.tree)
+            await self.event("state", state="mounting")
+            await self._serve_files(tip, odb, hydrator, entrance)
+            nursery.cancel_scope.cancel()
+
+    async def _serve_files(
+        self,
+        tip: Tip | None,
+        odb: ObjectDatabase,
+        hydrator: Hydrator,
+        entrance: Entrance | None,
+    ) -> None:
         open_filesystem = partial(
             FileSystem,
             layout=self._layout,
@@ -324,6 +371,7 @@ class Worker:
             offer=hydrator.offered,
             damage=self._damage,
             place=self._git_place.place,
+            features=entrance.features if entrance is not None else None,
         )
         await self._settle_writes(odb, open_filesystem)
         filesystem = open_filesystem(native=self._writes.native)
@@ -332,7 +380,7 @@ class Worker:
         try:
             await recover(self._layout, odb, filesystem)
             self._redirected = self._prepare_redirects(filesystem)
-            await self._mount(filesystem, odb, hydrator)
+            await self._mount(filesystem, odb, hydrator, entrance)
         finally:
             with suppress(OSError):
                 withdraw(self._layout.gitdir)
@@ -363,12 +411,21 @@ class Worker:
         overlayfs.clear(top, self._layout)
         mounts.clear_dead(top)
 
-    async def _mount(self, filesystem: FileSystem, odb: ObjectDatabase, hydrator: Hydrator) -> None:
+    async def _mount(
+        self,
+        filesystem: FileSystem,
+        odb: ObjectDatabase,
+        hydrator: Hydrator,
+        entrance: Entrance | None,
+    ) -> None:
         background = Background(self._settings.name)
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as mounting:
                 serving = partial(
-                    serve, keep_awake=self._keep_awake, before_unmount=self._before_unmount
+                    serve,
+                    keep_awake=self._keep_awake,
+                    entrance=entrance,
+                    before_unmount=self._before_unmount,
                 )
                 if self._writes.native:
                     self._layout.lower.mkdir(mode=0o700, exist_ok=True)
@@ -412,7 +469,7 @@ class Worker:
             nursery.start_soon(self._gitdir.look, odb)
             nursery.start_soon(jobs.run)
             await filesystem.index_ready.wait()
-            await self._git_place.open()
+            await self._git_place.open(filesystem.features)
 
 
 @asynccontextmanager

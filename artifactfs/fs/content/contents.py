@@ -452,6 +452,7 @@ class Contents:
     def _written(self, inode: Inode, data: Data) -> None:
         data.blocks = -1  # and the times are those of an upper file: see `Tree.refresh_attributes`
         data.version += 1
+        self._tree.committed.pop(inode.ino, None)
         if inode.extent is None:
             self._tree.unsealed.add(inode.ino)
         self._mutations.note_write(inode)
@@ -564,6 +565,7 @@ class Contents:
         data.blocks = -1
         data.lost = False
         self._tree.unsealed.add(inode.ino)
+        self._tree.committed.pop(inode.ino, None)
         inode.data = data
         inode.size = size
         self._tree.compared(inode)

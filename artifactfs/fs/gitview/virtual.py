@@ -2,10 +2,15 @@
 
 ``.git`` is a gitfile (gitrepository-layout) like that of a linked worktree. Its content, but
 nothing else, waits until the index is there. Where the worker can cover it with a bind mount of the
-gitdir (`GitdirPlace`) it is a folder, as in a clone. Before there is an index, another bind mount
-covers that one: ``.artifact-fs/waiting``. Whoever looks for something in it waits until it is gone,
-and is then told ESTALE: the kernel walks the whole path once more, and finds the gitdir. (The wait
-cannot be in ``.git`` itself: a look-up holds the lock on the folder that mount(2) needs.)
+gitdir (`GitdirPlace`) it is a folder, as in a clone. That is done when there is an index. Whoever
+looks for something in it before is told ESTALE: the kernel walks the whole path once more, and asks
+whether ``.git`` is still what it was. There it waits, until it is covered, and then finds the
+gitdir. (It cannot wait in ``.git`` itself, nor where it looks for ``.git`` for the first time: such
+a look-up holds the lock on a folder that mount(2) needs.)
+
+Where the kernel's overlayfs is above our mount, the gitdir is covered at once, and another bind
+mount covers that one: ``.artifact-fs/waiting``. Whoever looks for something in it waits until it is
+gone, and is then told ESTALE.
 
 ``.artifact-fs/fsmonitor/TOKEN`` is the answer to "what changed since TOKEN", made when the name is
 looked up: each look-up finds another file, which contains that answer for ever. The directory is
@@ -52,6 +57,7 @@ class GitdirPlace:
 
     def __init__(self, *, can_be_covered: bool) -> None:
         self.is_folder = can_be_covered
+        self.has_waiting_room = False
         self._ready = trio.Event()
 
     def ready(self) -> None:
@@ -109,6 +115,8 @@ class VirtualFiles:
         self._gid = gid
         self._time_ns = time_ns
         self._answers: dict[int, bytes] = {}
+        self._turned_away: set[int] = set()
+        """Processes that looked into ``.git`` before anything covered it."""
         self._next = _TOKENS
 
     def avoid(self, names: Container[bytes]) -> None:
@@ -151,13 +159,18 @@ class VirtualFiles:
         """The number of ``.git``."""
         return _GITDIR_INO if self.place.is_folder else GITFILE_INO
 
-    async def before_lookup(self, parent: int, pid: int) -> None:
-        """Waits where something is looked for in a gitdir without an index, and for what an
-        answer to git's fsmonitor needs."""
+    async def before_lookup(self, parent: int, name: bytes, pid: int) -> None:
+        """Waits where something is looked for in a gitdir that is not there, or has no index, and
+        for what an answer to git's fsmonitor needs."""
         if parent == _FSMONITOR_INO and self.before_answer is not None:
             await self.before_answer()
         if parent == _WAITING_INO:
             await self.place.wait(pid)
+        if parent == ROOT_INO and name == GITFILE and pid in self._turned_away:
+            await self.place.wait(pid)
+            self._turned_away.clear()
+        if parent == _GITDIR_INO and not self.place.has_waiting_room:
+            self._turned_away.add(pid)
         if parent in (_WAITING_INO, _GITDIR_INO):
             fail(errno.ESTALE)
 

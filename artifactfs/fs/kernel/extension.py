@@ -115,13 +115,17 @@ class Session:
         anything."""
         self.unique: Callable[[], int] | None = None
         """Tells the kernel's number of the request, in the same way."""
+        self._begun = False
         probe(features, pyfuse3)
         if features.on("extension"):
             _loaded.prepare()
 
     def begin(self) -> None:
         """To be called by `Operations.init`, in the middle of the kernel's FUSE_INIT: decides what
-        this mount will have."""
+        this mount will have. Where that is over it changes nothing."""
+        if self._begun:
+            return
+        self._begun = True
         features = self.features
         if not features.on("extension"):
             return

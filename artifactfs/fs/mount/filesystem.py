@@ -130,6 +130,7 @@ class FileSystem:
         damage: DamageReport | None = None,
         place: GitdirPlace | None = None,
         native: bool = False,
+        features: Features | None = None,
     ) -> None:
         """Open the overlay, or create it from `tip`. Raises: StateError, InvalidInput.
 
@@ -140,7 +141,7 @@ class FileSystem:
         self._is_native = native
         self.native: KernelWrites | None = None
         self._place = place
-        self.features = Features()
+        self.features = Features() if features is None else features
         if place is None or not place.is_folder:
             why = "only root may mount the gitdir there, for a tree of its own"
             self.features.lacks("git-folder", why, expected=True)
@@ -382,15 +383,20 @@ class FileSystem:
         return list(self.local_changes())
 
     def overlay_stats(self) -> OverlayStats:
-        """What is local. `dirty_bytes` may be some seconds old where there are many files."""
+        """What is local, that is neither of the mounted commit nor HEAD's. `dirty_bytes` may be
+        some seconds old where there are many files, and then counts what HEAD has as well."""
         files = self._overlay.count_with_data()
+        if files > _COUNTED_AT_ONCE and not self.tree.committed:
+            return OverlayStats(files, self._dirty_bytes[1])
+        local = self._overlay.inodes_with_data()
+        local = [ino for ino in local if ino not in self.tree.committed]
         if files <= _COUNTED_AT_ONCE:
-            self._dirty_bytes = self._overlay.changes, self._count_bytes()
-        return OverlayStats(files, self._dirty_bytes[1])
+            self._dirty_bytes = self._overlay.changes, self._count_bytes(local)
+        return OverlayStats(len(local), self._dirty_bytes[1])
 
-    def _count_bytes(self) -> int:
+    def _count_bytes(self, inodes: Iterable[int]) -> int:
         total = 0
-        for ino in self._overlay.inodes_with_data():
+        for ino in inodes:
             row = self._overlay.row(ino)
             if row is not None and row.extent is not None:
                 total += row.extent.size
@@ -509,10 +515,10 @@ class FileSystem:
             return same_mode and inode.oid == entry.oid
         return await self.contents.equals_blob(inode, entry.oid)
 
-    async def compact(self, trees: Iterable[Oid] = ()) -> int:
-        """Make files clean again that equal a blob of the base or of `trees`, if the remote has
-        it. Returns how many. Can be cancelled at any time."""
-        return await self._compaction.run([*trees, self.base.tree])
+    async def compact(self, head: Oid | None = None) -> int:
+        """Make files clean again that equal a blob of the base or of the tree `head`, if the remote
+        has it. Returns how many. Can be cancelled at any time."""
+        return await self._compaction.run(head, [self.base.tree])
 
     # Life
 

@@ -181,7 +181,7 @@ class Operations(pyfuse3.Operations):
             offered = self._virtual.offered
             if offered is not None and offered.owns(parent):
                 return await offered.lookup(parent, name, ctx.pid)
-            await self._virtual.before_lookup(parent, ctx.pid)
+            await self._virtual.before_lookup(parent, name, ctx.pid)
             ino = self._virtual.lookup(parent, name)
             return negative_entry() if ino is None else self._virtual.attributes(ino)
         directory = self._tree.directory(parent)

@@ -8,17 +8,22 @@ import os
 import resource
 import stat
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyfuse3
 import trio
 
+from artifactfs.config import RepoSettings
 from artifactfs.errors import MountError
 from artifactfs.features import Features
 from artifactfs.fs.kernel import fastloop
 from artifactfs.fs.kernel.extension import Session
 from artifactfs.fs.kernel.wakefulness import Wakefulness
+from artifactfs.fs.mount.entrance import Entrance
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.identity import as_the_daemon
+from artifactfs.git.repository.gitdir import is_bare_worktree
 from artifactfs.system.mountinfo import read_mountinfo
 
 log = logging.getLogger(__name__)
@@ -40,48 +45,129 @@ async def serve(
     options: Iterable[str] = (),
     keep_awake: bool = False,
     before_unmount: Callable[[], Awaitable[None]] | None = None,
+    entrance: Entrance | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount `filesystem` and serve it until it is unmounted, or until this is cancelled.
 
     Reports started once the mount answers. When cancelled, unmounts before it returns (lazily
     where files are still open: programs get ENOTCONN then). One mount per process at a time:
-    that is how pyfuse3 is made. `keep_awake`: see `wakefulness`. `before_unmount`
-    takes away what lies above the mount. Raises: MountError.
+    that is how pyfuse3 is made. `keep_awake`: see `wakefulness`. With an `entrance` that is held
+    there already, it is opened. `before_unmount` takes away what lies above the mount. Raises:
+    MountError.
     """
-    path = absolute(mount_point)
-    features = filesystem.features
-    kernel = Session(features, pyfuse3)
-    filesystem.operations.adopt(kernel)
-    with as_the_daemon():
-        fd = _mount(filesystem, path, options)
-    wakefulness = Wakefulness()
-    if features.on("fast-loop"):
-        on_request = wakefulness.note_request if keep_awake else fastloop.nothing
-        if fd is None or not fastloop.install(pyfuse3, fd, on_request):
-            features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
+    mount = None
+    if entrance is None:
+        kernel = Session(filesystem.features, pyfuse3)
+        filesystem.operations.adopt(kernel)
+        native = filesystem.native is not None
+        options_of_mount = mount_options(filesystem.settings, options, read_only=native)
+        started = filesystem.operations.started
+        mount = _Mount(
+            filesystem.operations,
+            started,
+            kernel,
+            absolute(mount_point),
+            keep_awake,
+            before_unmount,
+        )
+        mount.begin(options_of_mount, filesystem.settings)
+    with filesystem.served():
+        async with trio.open_nursery() as nursery:
+            if mount is not None:
+                await nursery.start(_serve_until_gone, mount, nursery.cancel_scope)
+            elif entrance is not None:
+                entrance.open_to(filesystem.operations)
+                nursery.start_soon(_stay_until_gone, entrance, nursery.cancel_scope)
+            nursery.start_soon(filesystem.convert)
+            _tell(filesystem.features)
+            nursery.start_soon(filesystem.maintain)
+            task_status.started()
+
+
+async def hold(
+    entrance: Entrance,
+    settings: RepoSettings,
+    *,
+    keep_awake: bool = False,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Mount `entrance` at the mount point of `settings`, until somebody unmounts it or it is to
+    leave. Reports started once it is there. Raises: MountError."""
+    path = absolute(settings.mount_point)
+    mount = _Mount(entrance, entrance.started, entrance.session, path, keep_awake)
+    mount.begin(mount_options(settings), settings)
     try:
-        with filesystem.served():
+        with entrance.leaving:
+            await mount.run(task_status=task_status)
+    finally:
+        entrance.gone.set()
+
+
+async def _serve_until_gone(
+    mount: _Mount,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await mount.run(task_status=task_status)
+    scope.cancel()
+
+
+async def _stay_until_gone(entrance: Entrance, scope: trio.CancelScope) -> None:
+    """However it ends, the mount is gone when this returns."""
+    try:
+        await entrance.gone.wait()
+    finally:
+        entrance.leaving.cancel()
+        with trio.CancelScope(shield=True):
+            await entrance.gone.wait()
+    scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """The kernel's side of one mount: `operations` answer, `started` is set by their `init`."""
+
+    operations: pyfuse3.Operations
+    started: trio.Event
+    kernel: Session
+    path: str
+    keep_awake: bool
+    before_unmount: Callable[[], Awaitable[None]] | None = None
+    wakefulness: Wakefulness = field(default_factory=Wakefulness)
+
+    def begin(self, options: set[str], settings: RepoSettings) -> None:
+        """Mount; `run` is to be called next. Raises: MountError."""
+        with as_the_daemon():
+            fd = _mount(self.operations, self.path, options, settings)
+        features = self.kernel.features
+        if features.on("fast-loop"):
+            on_request = self.wakefulness.note_request if self.keep_awake else fastloop.nothing
+            if fd is None or not fastloop.install(pyfuse3, fd, on_request):
+                features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer until somebody unmounts it; when cancelled, unmount."""
+        features = self.kernel.features
+        try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(filesystem.convert)
-                if keep_awake:
-                    nursery.start_soon(wakefulness.run)
+                if self.keep_awake:
+                    nursery.start_soon(self.wakefulness.run)
                 nursery.start_soon(_run_main, nursery.cancel_scope)
-                await filesystem.operations.started.wait()
-                kernel.check()
+                await self.started.wait()
+                self.kernel.check()
                 if features.on("kernel-limits"):
                     with as_the_daemon():
-                        _tune(path, features)
-                _tell(features)
-                nursery.start_soon(filesystem.maintain)
+                        _tune(self.path, features)
                 task_status.started()
-    finally:
-        if before_unmount is not None:
-            with trio.CancelScope(shield=True):
-                await before_unmount()
-        fastloop.remove(pyfuse3)
-        with as_the_daemon():
-            pyfuse3.close(unmount=True)
+        finally:
+            if self.before_unmount is not None:
+                with trio.CancelScope(shield=True):
+                    await self.before_unmount()
+            fastloop.remove(pyfuse3)
+            with as_the_daemon():
+                pyfuse3.close(unmount=True)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -99,33 +185,37 @@ async def _run_main(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-def _mount(filesystem: FileSystem, path: str, extra: Iterable[str]) -> int | None:
+def _mount(
+    operations: pyfuse3.Operations, path: str, options: set[str], settings: RepoSettings
+) -> int | None:
     """Mount and return the descriptor of ``/dev/fuse``. Raises: MountError."""
-    check_mount_point(path)
+    check_mount_point(path, Path(settings.git_dir) if settings.git_dir is not None else None)
     _raise_descriptor_limit()
     before = fastloop.fuse_descriptors()
     try:
-        pyfuse3.init(filesystem.operations, path, mount_options(filesystem, extra))
+        pyfuse3.init(operations, path, options)
     except RuntimeError as error:
         raise _explain(path) from error
     opened = fastloop.fuse_descriptors() - before
     return opened.pop() if len(opened) == 1 else None
 
 
-def mount_options(filesystem: FileSystem, extra: Iterable[str] = ()) -> set[str]:
+def mount_options(
+    settings: RepoSettings, extra: Iterable[str] = (), *, read_only: bool = False
+) -> set[str]:
     """``default_permissions`` always: without it, `allow_other` lets anybody write anything.
 
     Never ``max_read``: it breaks the mount with libfuse 3.14.
     """
     options = {"default_permissions", "fsname=artifact-fs", "subtype=artifact-fs", *extra}
-    if filesystem.native is not None:
+    if read_only:
         options.add("ro")
-    elif filesystem.settings.allow_other:
+    elif settings.allow_other:
         options.add("allow_other")
     return options
 
 
-def check_mount_point(path: str) -> None:
+def check_mount_point(path: str, gitdir: Path | None = None) -> None:
     if not os.path.exists("/dev/fuse"):
         raise MountError(
             "/dev/fuse is not there: this kernel or container has no FUSE",
@@ -140,7 +230,7 @@ def check_mount_point(path: str) -> None:
         found = os.stat(path)
         if not stat.S_ISDIR(found.st_mode):
             raise MountError(f"{path} is not a directory")
-        if os.listdir(path):
+        if not is_bare_worktree(Path(path), gitdir):
             raise MountError(f"{path} is not empty", hint="mount on an empty directory")
     except FileNotFoundError:
         raise MountError(f"{path} does not exist", hint=f"make it: mkdir -p {path}") from None
@@ -153,7 +243,7 @@ def _explain(path: str) -> MountError:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return MountError(
             f"cannot mount on {path}: no permission to open /dev/fuse",
-            hint="chmod 666 /dev/fuse, or run as root",
+            hint="let your user into the group of /dev/fuse, or run as root",
         )
     if os.geteuid() != 0 and not os.access(path, os.W_OK):
         return MountError(

@@ -5,7 +5,9 @@ remote can send again. Their data is given up; inode numbers and times stay, so 
 remains right, and the content comes from the object store from now on.
 
 A blob that exists only as a local object is no reason: an unpushed commit can be thrown away and
-pruned. Only blobs in promisor packs count: what they hold came from the remote.
+pruned. Only blobs in promisor packs count: what they hold came from the remote. What equals the
+blob that HEAD has at its path is noted all the same (`Tree.committed`): its data stays, but it is
+no local change.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.changes import Change
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.fs.tree.walk import Walker
-from artifactfs.git.apart import alternates_of
+from artifactfs.git.apart import alternates_of, is_offered
 from artifactfs.git.objects.database import Oid
 from artifactfs.git.pack.format import object_id
 from artifactfs.git.pack.index import PackIndex
@@ -43,6 +45,8 @@ class PromisedObjects:
 
 def _promisor_indexes(objects: Path) -> Iterator[PackIndex]:
     for directory in (objects, *alternates_of(objects)):
+        if is_offered(directory):  # it leads into the mount that this process serves
+            continue
         for mark in directory.glob("pack/pack-*.promisor"):
             try:
                 yield PackIndex(mark.with_suffix(".idx"))
@@ -66,20 +70,33 @@ class Compaction:
         self._gitdir = gitdir
         self._differs: dict[int, tuple[Oid, int]] = {}
 
-    async def run(self, trees: Iterable[Oid]) -> int:
-        """Compact files that equal the blob at their path in one of `trees`.
+    async def run(self, head: Oid | None, others: Iterable[Oid]) -> int:
+        """Compact files that equal the blob at their path in one of the trees, `head` is HEAD's.
 
         Hashes in a thread, one file at a time. Returns how many files became clean.
         """
         promised = await trio.to_thread.run_sync(PromisedObjects, self._gitdir)
         count = 0
-        for tree in dict.fromkeys(trees):
-            for ino, oid in list(self._walker.written_blobs(tree)):
+        for tree in dict.fromkeys([*([] if head is None else [head]), *others]):
+            blobs = list(self._walker.written_blobs(tree))
+            if tree == head:
+                self._forget_committed(blobs)
+            for ino, oid in blobs:
                 if oid in promised:
-                    count += await self._compact(ino, oid)
+                    count += await self._compact(ino, oid, kept=False)
+                elif tree == head and ino not in self._tree.committed:
+                    await self._compact(ino, oid, kept=True)
         return count
 
-    async def _compact(self, ino: int, oid: Oid) -> bool:
+    def _forget_committed(self, blobs: Iterable[tuple[int, Oid]]) -> None:
+        """What is not HEAD's any more."""
+        here = dict(blobs)
+        known = self._tree.committed
+        for ino in [ino for ino, oid in known.items() if here.get(ino) != oid]:
+            del known[ino]
+
+    async def _compact(self, ino: int, oid: Oid, *, kept: bool) -> bool:
+        """Give up the data of a file if it is the blob, unless it is to be `kept`."""
         inode = self._tree.by_number(ino)
         if inode is None:
             return False
@@ -97,6 +114,9 @@ class Compaction:
                 return False
             data = inode.data
             if data is None or data.version != version or not inode.linked:
+                return False
+            if kept:
+                self._tree.committed[ino] = oid
                 return False
             self._give_up_data(inode, oid)
             return True

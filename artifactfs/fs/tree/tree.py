@@ -60,6 +60,8 @@ class Tree:
         self.after_clean_end = after_clean_end
         self.unsealed: set[int] = set()
         """Inodes whose upper file was written since its seal was made."""
+        self.committed: dict[int, Oid] = {}
+        """Inodes with data that is the blob which HEAD has at their path: see `Compaction`."""
         self._compared: set[int] = set()
         """Inodes whose upper file is what its seal says, or was written by this process."""
         self._overlay = written.overlay
@@ -261,6 +263,7 @@ class Tree:
         """Remove an upper file that no row names any more."""
         self._upper.remove(ino)
         self.unsealed.discard(ino)
+        self.committed.pop(ino, None)
         self._compared.discard(ino)
         if self.damage:
             self.damage.gone(self._upper.file(ino))

@@ -183,6 +183,22 @@ def write_own_config(gitdir: Path, url: str, credentials: Path | None) -> None:
     _replace(gitdir / OWN_CONFIG_PATH, text)
 
 
+def is_bare_worktree(folder: Path, gitdir: Path | None) -> bool:
+    """Whether nothing is in `folder`, or only the gitfile that leads to `gitdir`, as `git init
+    --separate-git-dir` makes it. Raises: OSError where it cannot be listed."""
+    names = os.listdir(folder)
+    if not names:
+        return True
+    if names != [".git"] or gitdir is None:
+        return False
+    try:
+        text = (folder / ".git").read_text(errors="surrogateescape")
+    except OSError:
+        return False
+    led_to = folder / text.removeprefix("gitdir:").strip()
+    return text.startswith("gitdir:") and led_to.resolve() == gitdir.resolve()
+
+
 async def set_remote(gitdir: Path, name: str, url: str) -> None:
     """Point the remote `name` at `url` (which has no userinfo). Raises: GitFailed."""
     await run_git("config", f"remote.{name}.url", url, gitdir=gitdir)

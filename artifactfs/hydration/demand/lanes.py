@@ -38,6 +38,8 @@ BACKGROUND_LANES = 4
 SHARE_WANTS = 250
 """What somebody waits for is divided among the lanes, but not into smaller requests: the remote
 makes packs in parallel, and each of them costs it a process."""
+MAX_URGENT_LANES = 5
+"""With the relief lanes: a remote has 8 urgent connections."""
 PREFETCH_BYTES = 32 << 20
 DISK_FULL_S = 30.0
 """The sweep waits that long before it tries a full disk again."""
@@ -59,7 +61,11 @@ class Lanes:
         trace: FetchTrace,
         landed: Callable[[], None],
         swept: Callable[[], None],
+        concurrency: int | None = None,
     ) -> None:
+        """`concurrency`: so many requests of readers, and as many of the background, at a time."""
+        self._urgent_lanes = min(concurrency or URGENT_LANES, MAX_URGENT_LANES)
+        self._background_lanes = concurrency or BACKGROUND_LANES
         self._swept = swept
         self._queue = queue
         self._control = control
@@ -72,13 +78,13 @@ class Lanes:
     async def run(self) -> None:
         """Run every lane. Cancel it to stop; wants that are in flight are dropped then."""
         async with trio.open_nursery() as nursery:
-            for _ in range(URGENT_LANES):
+            for _ in range(self._urgent_lanes):
                 nursery.start_soon(self._urgent_lane)
             for _ in range(RELIEF_LANES):
                 nursery.start_soon(self._relief_lane)
             for _ in range(WINDOW_LANES):
                 nursery.start_soon(self._window_lane)
-            for _ in range(BACKGROUND_LANES):
+            for _ in range(self._background_lanes):
                 nursery.start_soon(self._background_lane)
 
     def add_window(self, window: Sequence[NearbyBlob]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from artifactfs.daemon.control.remote_argument import read_remote, remote_of_environment
 from tests.e2e.mount_table import mounted_at
 from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
 
@@ -31,7 +33,7 @@ def hello(daemon: DaemonProcess, local_remote: Any) -> Path:
 
 
 def test_names_are_arguments_or_flags(hello: Path, daemon: DaemonProcess) -> None:
-    assert daemon.run("status", "hello").stdout.startswith("hello: mounted")
+    assert daemon.run("status", "hello", "--no-porcelain").stdout.startswith("hello: mounted")
     assert json.loads(daemon.run("status", "--json", "hello").stdout)[0]["name"] == "hello"
     assert daemon.run("fetch", "hello").returncode == 0
     assert daemon.run("diff-overlay", "hello").stdout == ""
@@ -149,3 +151,89 @@ def test_what_is_no_duration(hello: Path, daemon: DaemonProcess) -> None:
     for text in ("1m30", "h", "0s", "-5m", "5 parsecs"):
         refused = daemon.run("set-refresh", "--name", "hello", "--refresh", text, check=False)
         assert refused.returncode == 2 and "is not a duration" in refused.stderr, text
+
+
+def test_the_two_ways_to_mount_do_not_get_in_each_others_way(
+    idle_daemon: DaemonProcess, local_remote: Any
+) -> None:
+    """`mount` starts a daemon of its own; a `daemon` that comes later goes on with it."""
+    daemon, remote = idle_daemon, str(local_remote.path)
+    root = daemon.directory / "root"
+    daemon.run("mount", remote, daemon.directory / "one")
+    inside = subprocess.Popen(["sleep", "60"], cwd=daemon.directory / "one")
+    started = daemon.run("daemon", "--background", "--root", root)
+    assert "1 of 1 repositories are mounted" in started.stdout
+    daemon.run("add-repo", "--name", "two", "--remote", remote)
+    assert (root / "two" / "README.md").exists()
+    assert os.listdir(f"/proc/{inside.pid}/cwd"), "the tree that it is in is still there"
+    inside.kill()
+    inside.wait()
+    twice = daemon.run("daemon", "--background", check=False)
+    assert twice.returncode == 1 and "runs for" in twice.stderr
+    daemon.run("daemon", "stop")
+
+
+def test_a_daemon_in_the_background(idle_daemon: DaemonProcess, local_remote: Any) -> None:
+    daemon, remote = idle_daemon, local_remote.path
+    daemon.run("add-repo", "--name", "hello", "--remote", str(remote))
+    daemon.run("daemon", "--background", "--log-level", "debug")
+    assert (daemon.mounts / "hello" / "README.md").exists(), "it can be read when that returns"
+    assert '"level": "debug"' in (daemon.state / "daemon.log").read_text()
+    daemon.run("daemon", "stop")
+    daemon.run("add-repo", "--name", "absent", "--remote", f"{remote}.absent", "--async")
+    failed = daemon.run("daemon", "--background", check=False)
+    assert failed.returncode == 1 and "error: absent is not mounted: " in failed.stderr
+    assert "1 of 2 repositories are mounted" in failed.stdout
+    daemon.run("daemon", "stop")
+
+
+def test_a_daemon_in_the_foreground_takes_over(
+    idle_daemon: DaemonProcess, local_remote: Any
+) -> None:
+    daemon = idle_daemon
+    daemon.run("mount", str(local_remote.path), daemon.directory / "one")
+    command = [PROGRAMS / "artifact-fs", "daemon"]
+    foreground = subprocess.Popen(command, env=daemon.environment, stderr=subprocess.PIPE)
+    assert foreground.stderr is not None
+    assert b"going on with the daemon" in foreground.stderr.readline()
+    assert (daemon.directory / "one" / "README.md").exists()
+    foreground.terminate()
+    assert foreground.wait(60) == 0
+    assert not os.listdir(daemon.directory / "one"), "it was unmounted"
+
+
+def test_remote_and_token_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def password(remote: str) -> object:
+        return read_remote(remote).secret["password"]
+
+    monkeypatch.setenv("ARTIFACTS_TOKEN", "secret")
+    assert password("https://host/r.git") == "secret"
+    monkeypatch.setenv("ARTIFACTS_GIT_REMOTE", "https://host/git/r.git")
+    assert remote_of_environment() == "https://host/git/r.git"
+    assert password("https://host/other.git") == "secret"
+    assert password("https://elsewhere.example/r.git") is None, "it is no business of others"
+    monkeypatch.setenv("ARTIFACT_FS_TOKEN", "given")
+    assert password("https://elsewhere.example/r.git") == "given"
+
+
+def test_a_report_that_can_be_sent(
+    daemon: DaemonProcess, local_remote: Any, tmp_path: Path
+) -> None:
+    daemon.add_repo("hello", str(local_remote.path))
+    credentials = daemon.state / "repos" / "hello" / "credentials"
+    credentials.write_text("https://x:hunter2hunter2@host.example\n")
+    target = tmp_path / "report.zip"
+    daemon.extra_environment["ARTIFACTS_TOKEN"] = "hunter2hunter2"
+    (daemon.state / "daemon.log").write_text("a line with hunter2hunter2 in it\n")
+    try:
+        daemon.run("doctor", "--offline", "--bundle", target, check=False)
+    finally:
+        del daemon.extra_environment["ARTIFACTS_TOKEN"]
+    assert target.stat().st_mode & 0o777 == 0o600
+    with zipfile.ZipFile(target) as bundle:
+        texts = {name: bundle.read(name).decode() for name in bundle.namelist()}
+    assert {"doctor.json", "status.json", "versions.txt", "daemon.log"} <= set(texts)
+    assert not any("hunter2" in text for text in texts.values())
+    assert json.loads(texts["status.json"])[0]["name"] == "hello"

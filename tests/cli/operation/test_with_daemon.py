@@ -43,7 +43,7 @@ def test_status_says_how_far_behind(hello: Path, daemon: DaemonProcess, local_re
     assert (status["ahead"], status["behind"]) == (1, 2)
     assert status["last_fetch"]["ok"]
     assert not (hello / "one.txt").exists(), "a fetch never touches the working tree"
-    assert "1 ahead, 2 behind origin/main" in daemon.run("status").stdout
+    assert "1 ahead, 2 behind origin/main" in daemon.run("status", "--no-porcelain").stdout
 
 
 def test_background_refresh(hello: Path, daemon: DaemonProcess, local_remote: Any) -> None:
@@ -212,16 +212,16 @@ def test_local_changes_are_listed(hello: Path, daemon: DaemonProcess) -> None:
 def test_prefetch_evict_and_read_again(hello: Path, daemon: DaemonProcess) -> None:
     daemon.wait_for("hello", "hydrated")
     daemon.run("evict-cache")
-    assert daemon.status("hello")["hydrated"]["blobs"] == 0
+    assert daemon.status("hello")["hydration"]["blobs_here"] == 0
     daemon.run("prefetch", "--name", "hello", "src", "--wait")
-    assert daemon.status("hello")["hydrated"]["blobs"] == 1
+    assert daemon.status("hello")["hydration"]["blobs_here"] == 1
     daemon.run("prefetch", "--name", "hello", "--wait")
-    status = daemon.status("hello")["hydrated"]
-    assert status["blobs"] == status["total_blobs"] == 2
+    status = daemon.status("hello")["hydration"]
+    assert status["blobs_here"] == status["blobs_total"] == 2
     done = daemon.run("prefetch", "--name", "hello", "no/such", check=False)
     assert done.returncode == 2
     daemon.run("evict-cache", "--max-bytes", "1G")
-    assert daemon.status("hello")["hydrated"]["blobs"] == 2
+    assert daemon.status("hello")["hydration"]["blobs_here"] == 2
     daemon.run("gc")
     assert (hello / "README.md").read_text() == "# Hello\n"
 
@@ -269,16 +269,17 @@ def test_status_again_and_again(hello: Path, daemon: DaemonProcess) -> None:
     options = ("--watch", "--interval", "10ms", "--count", "3")
     looks = daemon.run("status", *options, "--json").stdout.splitlines()
     assert [json.loads(look)[0]["name"] for look in looks] == ["hello"] * 3
-    assert daemon.run("status", *options).stdout.count("hello: mounted at") == 3
+    assert daemon.run("status", "--no-porcelain", *options).stdout.count("hello: mounted at") == 3
 
 
 def test_names_cannot_act_on_the_terminal(daemon: DaemonProcess, local_remote: Any) -> None:
     odd = daemon.directory / "odd-\x1b[31m\x07"
     daemon.add_repo("hello", str(local_remote.path), "--mount-root", str(odd))
     for command in ("status", "list-repos"):
-        shown = daemon.run(command).stdout
+        shown = daemon.run(command, "--no-porcelain").stdout
         assert "\x1b" not in shown and "\x07" not in shown
         assert "odd-\\x1b[31m\\x07" in shown
+        assert "/odd-%1B[31m%07/hello" in daemon.run(command).stdout
     assert daemon.status("hello")["mount_point"] == str(odd / "hello")
     refused = daemon.run("add-repo", "--name", "x", "--remote", f"{odd}.git", check=False)
     assert refused.returncode == 2 and "\x1b" not in refused.stderr
@@ -372,7 +373,10 @@ def test_the_status_tells_how_deep_the_history_is(daemon: DaemonProcess, local_r
     local_remote.commit("README.md", "two")
     daemon.add_repo("hello", f"file://{local_remote.path}", "--depth", "1")
     wait_until(
-        lambda: "history cut off after 1 (--depth)" in daemon.run("status").stdout, "the depth"
+        lambda: (
+            "history cut off after 1 (--depth)" in daemon.run("status", "--no-porcelain").stdout
+        ),
+        "the depth",
     )
 
 
@@ -494,7 +498,7 @@ def test_features_are_shown_and_can_be_switched_off(
     lines = daemon.run("status", "-v").stdout
     assert "kernel-open: switched off by ARTIFACT_FS_DISABLE" in lines
     assert "on        fast-loop: " in lines
-    assert "switched off" not in daemon.run("status").stdout
+    assert "switched off" not in daemon.run("status", "--no-porcelain").stdout
     assert "features that are off: kernel-open (switched off" in daemon.log.read_text()
     assert git(top, "status", "--porcelain") == ""
     (top / "README.md").write_text("changed\n")
@@ -543,7 +547,7 @@ def test_a_mount_that_hangs_is_named_with_what_mends_it(
     daemon.wait_for("hello", "history")
     mend = "artifact-fs remount --name hello --restart --force"
     os.kill(daemon.status("hello")["pid"], signal.SIGSTOP)
-    status = daemon.run("status").stdout
+    status = daemon.run("status", "--no-porcelain").stdout
     assert "hello: not answering" in status and mend in status
     assert "other: mounted" in status
     report = daemon.run("doctor", "--offline", check=False)
@@ -552,4 +556,4 @@ def test_a_mount_that_hangs_is_named_with_what_mends_it(
     assert "other" not in report.stdout
     daemon.run(*mend.split()[1:])
     assert (mount / ".git").exists()
-    assert "hello: mounted" in daemon.run("status").stdout
+    assert "hello: mounted" in daemon.run("status", "--no-porcelain").stdout

@@ -96,7 +96,8 @@ def test_require_commit(idle_daemon: DaemonProcess, local_remote: Any) -> None:
     local_remote.commit("b", "b")
     remote = str(local_remote.path)
     refused = idle_daemon.run(
-        *("add-repo", "--name", "hello", "--remote", remote, "--require-commit", first),
+        *("add-repo", "--name", "hello", "--remote", remote),
+        *("--branch", "main", "--require-commit", first),
         check=False,
     )
     assert refused.returncode != 0 and first in refused.stderr

@@ -81,7 +81,7 @@ def test_the_first_commit_of_an_empty_repository(daemon: DaemonProcess, tmp_path
     remote = tmp_path / "new.git"
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(remote)], check=True)
     mount = daemon.add_repo("r", str(remote), "--refresh", "never")
-    assert "main (no commits yet)" in daemon.run("status", "--name", "r").stdout
+    assert "main (no commits yet)" in daemon.run("status", "--name", "r", "--no-porcelain").stdout
     assert daemon.status("r")["commit"] is None
     daemon.run("fetch", "--name", "r")
     (mount / "src").mkdir()
@@ -118,7 +118,7 @@ def test_a_bundle_is_a_remote(
     assert seen(mount) == seen(plain)
     if kind != "main":  # without a HEAD, git looks for a branch of its own default name
         assert (mount / "README.md").read_text() == "# Hello\n"
-    assert "is a bundle" in daemon.run("status", "--name", "r").stdout
+    assert "is a bundle" in daemon.run("status", "--name", "r", "--no-porcelain").stdout
     new = local_remote.commit("new.txt", "x")
     git(local_remote.path, "bundle", "create", "-q", str(bundle), *refs)
     daemon.run("fetch", "--name", "r")

@@ -63,7 +63,7 @@ def test_no_descriptor_for_another_worker(
             one = Supervision(settings, state=state, pool=pool, log_level="warning")
             nursery.start_soon(one.run)
             with trio.move_on_after(0.5):
-                await one.wait_first_attempt()
+                await one.wait_there()
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
             with trio.fail_after(20):
                 while one.state != "mounted":
