@@ -69,7 +69,10 @@ def test_says_who_takes_the_writes(
     common = ("--remote", url, "--hydrate", "none")
     said = daemon.run("add-repo", "--name", "one", *common, "--writes", "auto").stdout
     assert "the kernel takes the writes" in said
-    assert "writes    by the kernel, on the disk" in daemon.run("status", "--name", "one").stdout
+    assert (
+        "writes    by the kernel, on the disk"
+        in daemon.run("status", "one", "--no-porcelain").stdout
+    )
     follow = ("--follow", "main", "--writes")
     said = daemon.run("add-repo", "--name", "two", *common, *follow, "auto").stdout
     assert "writes go through our process: a tree that follows" in said

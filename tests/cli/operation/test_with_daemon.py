@@ -524,7 +524,7 @@ def test_a_look_up_that_is_never_answered_is_named_with_what_mends_it(
         try:
             wait_until(lambda: daemon.status("hello")["state"] == "not answering", "it is noticed")
             mend = "artifact-fs remount --name hello --restart --force"
-            shown = daemon.run("status").stdout
+            shown = daemon.run("status", "--no-porcelain").stdout
             assert f"a lookup of the process {stat.pid} has no answer for " in shown
             assert "hello: not answering" in shown and mend in shown
             report = daemon.run("doctor", "--offline", check=False)
@@ -536,7 +536,7 @@ def test_a_look_up_that_is_never_answered_is_named_with_what_mends_it(
         finally:
             stat.kill()
     assert (top / "README.md").exists()
-    assert "hello: mounted" in daemon.run("status").stdout
+    assert "hello: mounted" in daemon.run("status", "--no-porcelain").stdout
 
 
 def test_a_mount_that_hangs_is_named_with_what_mends_it(
