@@ -84,6 +84,7 @@ class Supervision:
         self._retry = trio.Event()
         self._attempted = trio.Event()
         self._there = trio.Event()
+        self._waits_behind_entrance = trio.Event()  # of the worker that runs
         self.ended = trio.Event()
         self._heard = False  # anything from the worker, since the last look
         self._listeners: set[Progress] = set()
@@ -237,6 +238,7 @@ class Supervision:
                 nursery.start_soon(channel.run, self._on_event)
                 nursery.start_soon(self._watch_heartbeat, channel, worker)
                 nursery.start_soon(self._stop_when_asked, channel, worker)
+                self._waits_behind_entrance = trio.Event()
                 nursery.start_soon(self._pass_retries_on, channel)
                 await worker.wait()
                 with trio.move_on_after(1.0):  # what it said last is still in the socket
@@ -289,6 +291,7 @@ class Supervision:
             self._there.set()
             log.info("mounted", extra={"repo": self.name, **self.mounted})
         elif event == "waiting":
+            self._waits_behind_entrance.set()
             self._there.set()
         elif event == "failed":
             self._failed(message["error"])
@@ -326,7 +329,9 @@ class Supervision:
         self._there.set()
 
     async def _pass_retries_on(self, channel: WorkerChannel) -> None:
-        """To a worker that waits behind its entrance for the next attempt."""
+        """To a worker that waits behind its entrance for the next attempt. (Where it does not, it
+        ends, and `_pause` is to see that there is a retry.)"""
+        await self._waits_behind_entrance.wait()
         while True:
             await self._retry.wait()
             self._retry = trio.Event()
