@@ -29,12 +29,13 @@ log = logging.getLogger(__name__)
 
 SHOWN = 3  # paths in a message
 _BRANCHES = "refs/heads/"
-_THEIRS = ("refs/remotes/", "refs/tags/", PUSHED)
+_TAGS = "refs/tags/"
+_THEIRS = ("refs/remotes/", PUSHED)
 
 
 async def kept_only_here(layout: RepoLayout, mounted: str | None) -> dict[str, Any]:
-    """Commits that no remote-tracking branch and no tag has, snapshots that were not pushed, and
-    stashes. Needs no mount.
+    """Commits that no remote-tracking branch and no tag of the remote has, snapshots that were not
+    pushed, and stashes. Needs no mount.
 
     None where the gitdir is somebody else's: it stays.
     """
@@ -52,6 +53,8 @@ def _kept_only_here(gitdir: Path, mounted: str | None) -> dict[str, Any]:
     if mounted is not None:
         theirs.add(bytes.fromhex(mounted))
     odb, promised = ObjectDatabase(gitdir), PromisedObjects(gitdir)
+    for oid in {oid for name, oid in refs.items() if name.startswith(_TAGS)}:
+        (ours if _was_made_here(odb, oid, promised) else theirs).add(oid)
     snapshots = [odb.commit(oid) for oid in _unpushed_snapshots(refs)]
     ours |= {parent for snapshot in snapshots for parent in snapshot.parents}
     try:
@@ -66,6 +69,17 @@ def _kept_only_here(gitdir: Path, mounted: str | None) -> dict[str, Any]:
         "snapshots": sum(_has_changes(odb, snapshot) for snapshot in snapshots),
         "stashes": _stashes(gitdir),
     }
+
+
+def _was_made_here(odb: ObjectDatabase, tag: Oid, promised: PromisedObjects) -> bool:
+    """Whether the commit that a tag names did not come from the remote: a tag alone does not say
+    so, since whoever works in the mount makes tags, too."""
+    if tag in promised:
+        return False
+    try:
+        return odb.commit(tag).oid not in promised
+    except (MissingObject, CorruptData):
+        return False  # what is not here was not made here; the tag of a file leads to no commit
 
 
 def _unpushed_snapshots(refs: Mapping[str, Oid]) -> set[Oid]:

@@ -166,6 +166,23 @@ def test_remove_repo_refuses_to_lose_work(hello: Path, daemon: DaemonProcess, lo
     assert daemon.json("list-repos") == []
 
 
+@pytest.mark.parametrize("back", [(), ("main",)], ids=["HEAD there", "HEAD elsewhere"])
+@pytest.mark.parametrize("options", [(), ("-a", "-m", "Mine")], ids=["plain", "annotated"])
+def test_a_tag_made_here_is_no_copy(
+    hello: Path, daemon: DaemonProcess, options: tuple[str, ...], back: tuple[str, ...]
+) -> None:
+    git(hello, "switch", "-q", "--detach")
+    git(hello, "commit", "-q", "--allow-empty", "-m", "Mine")
+    git(hello, "tag", *options, "mine")
+    for branch in back:
+        git(hello, "switch", "-q", branch)
+    done = daemon.run("remove-repo", "--name", "hello", check=False)
+    assert done.returncode == 1
+    assert "1 unpushed commit" in done.stderr
+    git(hello, "push", "-q", "origin", "mine~0:refs/heads/mine")
+    daemon.run("remove-repo", "--name", "hello")
+
+
 def test_who_removes_a_mounted_repository_has_asked_git(hello: Path, daemon: DaemonProcess) -> None:
     """The daemon does not look into the mount, and takes no silence for an answer."""
     with ControlClient(StateLayout(daemon.state)) as client:
