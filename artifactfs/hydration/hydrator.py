@@ -395,7 +395,8 @@ class Hydrator:
 
     def known_sizes(self, oids: Sequence[bytes]) -> dict[bytes, int]:
         """Those of `oids`, a directory that is listed, whose size can be told now. Never waits."""
-        self.attention.note()
+        if oids:
+            self.attention.note_listing(oids[0])
         sizes = self._sizing.known_many(oids)
         if not self.sizes_are_told:
             for oid in sizes:  # a size that only a download could tell was a use of it

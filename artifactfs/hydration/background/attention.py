@@ -16,10 +16,11 @@ SIGN_S = 0.3
 """So long after a sign of work somebody is taken to be at it."""
 PROCESS_S = 20.0
 """A process that fetches something is waited for, at most so long: it gives no other sign."""
-PATIENCE_S = 60.0
+PATIENCE_S = 15.0
 """Who works without a pause for so long no longer stops the background."""
 POLL_S = 0.1
 _KEPT = 64
+_KEPT_LISTINGS = 4096
 
 
 class Attention:
@@ -31,6 +32,20 @@ class Attention:
         self._seen = 0
         self._last = self._since = float("-inf")
         self._processes: dict[int, float] = {}
+        self._listed: set[bytes] = set()
+
+    def note_listing(self, first: bytes) -> None:
+        """A directory is listed, `first` is a blob in it.
+
+        Who walks through the tree sees each once. Who comes back to the same one waits for us, as
+        `artifact-fs status` does, which looks whether the mount answers.
+        """
+        if first in self._listed:
+            return
+        if len(self._listed) >= _KEPT_LISTINGS:
+            self._listed.clear()
+        self._listed.add(first)
+        self.note()
 
     def note(self) -> None:
         """A program of the mount does something."""

@@ -54,7 +54,7 @@ def test_a_process_counts_until_it_ends_but_not_for_ever() -> None:
     slow.wait()
 
 
-def test_who_never_pauses_stops_the_background_for_a_minute_only() -> None:
+def test_who_never_pauses_does_not_stop_the_background_for_ever() -> None:
     async def body() -> None:
         attention = Attention()
         started = trio.current_time()
@@ -68,6 +68,22 @@ def test_who_never_pauses_stops_the_background_for_a_minute_only() -> None:
         assert not attention.somebody_works()
         await trio.sleep(2 * SIGN_S)
         attention.note()
+        assert attention.somebody_works()
+
+    run(body)
+
+
+def test_a_directory_that_is_listed_again_and_again_counts_once() -> None:
+    async def body() -> None:
+        attention = Attention()
+        attention.note_listing(b"a")
+        assert attention.somebody_works()
+        await trio.sleep(2 * SIGN_S)
+        for _ in range(5):
+            attention.note_listing(b"a")
+            assert not attention.somebody_works()
+            await trio.sleep(SIGN_S / 2)
+        attention.note_listing(b"b")
         assert attention.somebody_works()
 
     run(body)
