@@ -92,3 +92,7 @@ class ObjectsMissing(RemoteError):
 
 class CorruptData(ArtifactFSError):
     """A pack, an object or a database does not match its checksum or format."""
+
+
+class MoreThanExpected(CorruptData):
+    """A pack, or an object in it, is larger than whoever asked for it would take."""

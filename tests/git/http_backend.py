@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from artifactfs.git.pack import format as packformat
-from artifactfs.pktline import encode
+from artifactfs.pktline import Packet, encode, next_packet
 
 
 @dataclass
@@ -59,6 +59,7 @@ class Backend:
     status: int | None = None  # answer everything with it
     busy: list[int] = field(default_factory=list)  # answer so, once each; 0: hang up
     cut_after: int | None = None  # bytes of a fetch's answer
+    tells: dict[bytes, int] = field(default_factory=dict)  # sizes by oid: what it lies
     endless: bool = False  # each fetch brings one object of 1 TB of zeros
     pack_version: int = 2  # of what is endless; git refuses others at once
     given_up: threading.Event = field(default_factory=threading.Event)  # by who got such a thing
@@ -190,6 +191,8 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if not backend.object_info:  # git before 2.42 cannot turn it off
                 content = content.replace(b"0010object-info\n", b"")
+            if backend.tells and b"command=object-info" in body:
+                content = _with_sizes(content, backend.tells)
             if backend.cut_after is not None and self.command == "POST":
                 content = content[: backend.cut_after]
             for start in range(0, len(content), 10_000):
@@ -203,6 +206,20 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
 
     return Handler
+
+
+def _with_sizes(answer: bytes, tells: dict[bytes, int]) -> bytes:
+    """The answer to object-info, with other sizes."""
+    packets: list[Packet] = []
+    at = 0
+    while (found := next_packet(answer, at)) is not None:
+        packet, length = found
+        at += length
+        oid = packet.partition(b" ")[0] if isinstance(packet, bytes) else b""
+        if len(oid) == 40 and (told := tells.get(bytes.fromhex(oid.decode()))) is not None:
+            packet = b"%s %d" % (oid, told)
+        packets.append(packet)
+    return encode(packets)
 
 
 def _pair(authorization: str | None) -> str | None:

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifactfs.errors import CorruptData
+from artifactfs.errors import CorruptData, MoreThanExpected
 from artifactfs.git.pack import format as packformat
 from artifactfs.git.pack.format import KINDS, OFS_DELTA, REF_DELTA, Kind
 from artifactfs.git.pack.reader import BaseCache, PackBytes, Scratch, write_bytes
@@ -68,9 +68,11 @@ class PackLimits:
     objects: int | None = None
 
     def check(self, size: int) -> None:
-        """Raises: CorruptData."""
+        """Raises: MoreThanExpected."""
         if size > self.object_bytes:
-            raise CorruptData(f"an object of {size} bytes, where {self.object_bytes} are the most")
+            raise MoreThanExpected(
+                f"an object of {size} bytes, where {self.object_bytes} are the most"
+            )
 
 
 NO_LIMITS = PackLimits()

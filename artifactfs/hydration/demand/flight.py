@@ -19,6 +19,7 @@ import trio
 from artifactfs.errors import (
     ArtifactFSError,
     CorruptData,
+    MoreThanExpected,
     ObjectsMissing,
     RemoteBusy,
     RemoteError,
@@ -166,8 +167,21 @@ class FlightControl:
                 self._queue.push(want)
             else:
                 self._queue.drop_idle(want)
+        if flight.corrected:
+            self._tell_corrected(flight)
         flight.landed.set()
         self._queue.wake()
+
+    def _tell_corrected(self, flight: Flight) -> None:
+        """One line for a request, however many sizes were wrong."""
+        oid, told, size = flight.corrected[0]
+        others = (
+            f"; so it was with {len(flight.corrected) - 1} more" if flight.corrected[1:] else ""
+        )
+        log.warning(
+            "the remote told a wrong size of object %s: %d bytes, and it has %d%s",
+            *(oid.hex(), told, size, others),
+        )
 
     async def _carry(self, flight: Flight) -> None:
         attempt = 0
@@ -190,6 +204,8 @@ class FlightControl:
                 self._health.note_success()
                 self._drop_missing(flight, oids, error)
                 continue
+            if isinstance(error, MoreThanExpected) and self._distrusted(flight, oids):
+                continue
             attempt += 1
             if isinstance(error, HydrationFailed):
                 if flight.urgent and error.disk_full and await self._without_space(flight):
@@ -209,6 +225,20 @@ class FlightControl:
                 return
             asked_s = error.retry_after_s if isinstance(error, RemoteBusy) else None
             await trio.sleep(max(_backoff_s(attempt), min(asked_s or 0.0, self._deadline_s / 2)))
+
+    def _distrusted(self, flight: Flight, oids: list[bytes]) -> bool:
+        """After an answer that is larger than it may be: whether another attempt is of use.
+
+        The sizes may be wrong by which it was bounded: once more with the general bound. What is
+        too large for that ends the attempts for one object alone, not for all of the request.
+        """
+        if flight.trusts_sizes and self._told_sizes(flight, oids) is not None:
+            flight.trusts_sizes = False
+            return True
+        if len(oids) > 1 and not flight.trees and flight.urgent:
+            self._alone(flight)
+            return True
+        return False
 
     async def _without_space(self, flight: Flight) -> bool:
         """After a full disk: whether there is another way to serve the readers of `flight`."""
@@ -323,24 +353,33 @@ class FlightControl:
 
     def _limits(self, flight: Flight, oids: list[bytes]) -> PackLimits:
         """What the answer to a request for `oids` may hold."""
-        sizes = [self._local.size_of(oid) for oid in oids]
-        if flight.trees or None in sizes:
+        sizes = self._told_sizes(flight, oids)
+        if sizes is None:
             return PackLimits(objects=None if flight.trees else len(oids) + EXTRA_OBJECTS)
-        largest = max((size for size in sizes if size is not None), default=0)
-        return PackLimits(min(largest, MAX_OBJECT), len(oids) + EXTRA_OBJECTS)
+        return PackLimits(min(max(sizes, default=0), MAX_OBJECT), len(oids) + EXTRA_OBJECTS)
 
     def _most_bytes(self, flight: Flight, oids: list[bytes]) -> int:
         """How long the pack of a request of the background may be."""
-        sizes = [self._local.size_of(oid) for oid in oids]
-        if flight.trees or None in sizes:
+        sizes = self._told_sizes(flight, oids)
+        if sizes is None:
             return MAX_WHOLE
-        return sum(compressed_bound(size or 0) for size in sizes) + EXTRA_OBJECTS * len(oids)
+        return min(sum(map(compressed_bound, sizes)) + EXTRA_OBJECTS * len(oids), MAX_WHOLE)
+
+    def _told_sizes(self, flight: Flight, oids: list[bytes]) -> list[int] | None:
+        """The sizes by which the answer to a request for `oids` is bounded, where all are known."""
+        if flight.trees or not flight.trusts_sizes:
+            return None
+        sizes = [size for oid in oids if (size := self._local.size_of(oid)) is not None]
+        return sizes if len(sizes) == len(oids) else None
 
     def _comes_whole(self, flight: Flight, oids: list[bytes]) -> bool:
         """Whether its objects are handed out together at the end: see `PackStore.ingest_whole`.
 
-        Not with a large blob, which our parser has in a file of its own when it is here.
+        Not with a large blob, which our parser has in a file of its own when it is here; nor where
+        sizes turned out wrong, since our parser bounds each object.
         """
+        if not flight.trusts_sizes:
+            return False
         many = flight.trees or len(oids) >= WHOLE_WANTS
         if not many or flight.reason not in (Reason.SWEEP, Reason.PREFETCH):
             return False
@@ -360,6 +399,9 @@ class FlightControl:
         """The blob `oid` is here: note it, and finish what wanted it."""
         flight.objects += 1
         self.counters.blobs += 1
+        told = self._local.size_of(oid)
+        if told not in (None, size):
+            flight.corrected.append((oid, told, size))
         self._local.note_size(oid, size)
         self._arrived(oid, size)
         if want is None:
@@ -440,12 +482,12 @@ class FlightControl:
 
 
 async def _bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
-    """`chunks`. Raises: CorruptData above `most` bytes."""
+    """`chunks`. Raises: MoreThanExpected above `most` bytes."""
     left = most
     async for chunk in chunks:
         left -= len(chunk)
         if left < 0:
-            raise CorruptData(f"a pack of more than {most} bytes")
+            raise MoreThanExpected(f"a pack of more than {most} bytes")
         yield chunk
 
 

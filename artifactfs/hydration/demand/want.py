@@ -69,6 +69,7 @@ class Flight:
     `trees` are wanted whole; their blobs may be among `wants` so that readers find them, and then
     are not in `single`, which lists the blobs to name in the request (None: all of `wants`).
     `arrived` has the oids that came, unless nobody could look for them (`wants` is empty).
+    `trusts_sizes` until an answer is larger than the sizes that the remote told: they may be wrong.
     On a full disk an urgent flight has room made once, and then goes on `in_memory`. What is
     `whole` hands out nothing before all of it is here.
     """
@@ -88,6 +89,9 @@ class Flight:
     made_room: bool = False
     in_memory: bool = False
     whole: bool = False
+    trusts_sizes: bool = True
+    corrected: list[tuple[bytes, int, int]] = field(default_factory=list)
+    """Of objects that came with another size: the oid, what was told, and the size."""
     landed: trio.Event = field(default_factory=trio.Event)
 
     @property

@@ -98,9 +98,11 @@ class Sizing:
                 await trio.sleep(backoff_s * random.uniform(0.5, 1.0))
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
                 continue
+            known = self._store.get_many(sizes)  # the content came meanwhile: it knows better
             for oid, size in sizes.items():
-                self._store.put(oid, size)
-            return sizes
+                if oid not in known:
+                    self._store.put(oid, size)
+            return sizes | known
 
     async def _ask(self, oids: list[bytes], *, urgent: bool) -> dict[bytes, int]:
         remote = await self._link.get()

@@ -1,7 +1,8 @@
 """Sizes of blobs by oid: ``STATE/cache/sizes.db``, shared by every worker of a state root.
 
 A size comes from the remote's ``object-info``, from an object header, or from the content. The
-content has the last word: a size that turns out wrong is replaced.
+content has the last word: it replaces a size that turns out wrong, and no answer of the remote that
+comes later replaces it.
 
 The table is ``WITHOUT ROWID`` (half the space, one B-tree look-up), which sqlite-utils cannot
 write, so the schema is plain SQL here. A look-up of one oid takes 5 µs, of many 2 µs each.
@@ -238,14 +239,14 @@ class SizeStore:
     async def add_many(self, sizes: Mapping[bytes, int]) -> None:
         """Learn many sizes; they are in the database when this returns. Blocks on the disk only.
 
-        Raises: sqlite3.Error.
+        What `put` has learnt and nobody has written yet stays as it is. Raises: sqlite3.Error.
         """
         for oid, size in islice(sizes.items(), _MEMORY_ENTRIES // 4):
-            self._keep(oid, size)
+            self._keep(oid, self._unsaved.get(oid, size))
         async with self._write_lock:
             unsaved, self._unsaved = self._unsaved, {}
             try:
-                rows = iter([*unsaved.items(), *sizes.items()])
+                rows = iter([*sizes.items(), *unsaved.items()])
                 while chunk := list(islice(rows, _INSERT_MANY)):
                     await trio.to_thread.run_sync(partial(self._write, chunk))
             except BaseException:

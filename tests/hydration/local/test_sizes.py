@@ -48,6 +48,20 @@ def test_a_size_that_was_just_learnt_is_known_before_it_is_written(tmp_path: Pat
     store.close()
 
 
+def test_what_a_remote_tells_late_does_not_replace_what_the_content_said(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SizeStore(tmp_path / "sizes.db")
+        store.put(oid(1), 10)
+        await store.add_many({oid(1): 5, oid(2): 20})
+        assert store.get_many([oid(1), oid(2)]) == {oid(1): 10, oid(2): 20}
+        store.close()
+        again = SizeStore(tmp_path / "sizes.db")
+        assert again.get_many([oid(1), oid(2)]) == {oid(1): 10, oid(2): 20}
+        again.close()
+
+    trio.run(main)
+
+
 def _write(path: Path, first: int) -> None:
     async def main() -> None:
         store = SizeStore(path)
