@@ -89,6 +89,18 @@ def test_a_file_of_unknown_size_is_read(new_mount: Callable[..., Mount]) -> None
     assert [line.split()[0] for line in mount.log()] == ["sizes", "hydrate"]
 
 
+@pytest.mark.parametrize("wrong_by", [-300_000, -3, 300_000])
+def test_a_file_whose_size_was_told_wrong_is_read_whole(
+    new_mount: Callable[..., Mount], wrong_by: int
+) -> None:
+    mount = new_mount().start(wrong_by=wrong_by)
+    path = mount.path / "big"
+    assert path.stat().st_size == (1 << 20) + wrong_by
+    assert path.read_bytes() == bytes(range(256)) * 4096
+    assert path.stat().st_size == 1 << 20
+    assert f"big was shown with {(1 << 20) + wrong_by} bytes and has {1 << 20}" in mount.stderr()
+
+
 def test_a_hydrating_read_names_its_reader(mount: Mount) -> None:
     done = subprocess.Popen(["cat", mount.path / "README"], stdout=subprocess.PIPE)
     assert done.communicate()[0] == b"hello\n"

@@ -24,7 +24,7 @@ async def ask(mount: ColdMount, *paths: bytes) -> None:
         await mount.hydrator.sizes(mount.context(path).trees[0], [mount.oid(path)])
 
 
-@pytest.mark.parametrize("told", [0, 5, 23_999, 1 << 40])
+@pytest.mark.parametrize("told", [5, 23_999, 1 << 40])
 def test_a_file_is_read_whatever_size_the_remote_told(
     url: str,
     backend: Backend,
@@ -51,6 +51,19 @@ def test_a_file_is_read_whatever_size_the_remote_told(
     assert len(lines) == 1
     assert f"{told} bytes" in lines[0]
     assert "24000" in lines[0]
+
+
+def test_of_an_empty_file_alone_a_size_of_zero_is_believed(
+    url: str, backend: Backend, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    backend.tells = {tree_repository.oids[PATH]: 0}
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path) as mount:
+            await ask(mount, PATH)
+            assert mount.hydrator.known_size(tree_repository.oids[PATH]) == 24_000
+
+    trio.run(main)
 
 
 def test_only_those_files_of_a_request_are_corrected_whose_size_is_wrong(
