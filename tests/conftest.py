@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from artifactfs.redact import forget_secrets
 from tests.e2e.delay_proxy import DelayProxy
+from tests.e2e.mount_table import clear_mounts
 from tests.e2e.odd_repository import OddRepository, make_odd_repository
 from tests.e2e.processes import (
     IMPATIENCE_S,
@@ -73,6 +75,19 @@ def proxy(artifacts_server: ArtifactsProcess) -> Iterator[DelayProxy]:
     """A proxy before the server: it records requests, and can delay and break things."""
     with DelayProxy(("127.0.0.1", artifacts_server.port)) as running:
         yield running
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter. Pytest's own are below folders of mode 0700, how many
+    depends on whether tests run in parallel, and each pytest that starts closes the topmost."""
+    folder = Path(tempfile.mkdtemp(prefix="afs-open-", dir="/tmp"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        clear_mounts(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

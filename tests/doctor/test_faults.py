@@ -150,17 +150,18 @@ def test_git_is_missing(sick: Sick, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_allow_other_without_user_allow_other(
-    sick: Sick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sick: Sick, open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conf = tmp_path / "fuse.conf"
+    conf = open_folder / "fuse.conf"
     conf.write_text("#user_allow_other\n")
     monkeypatch.setattr(machine, "FUSE_CONF", conf)
-    tmp_path.chmod(0o755)
     repo = RepoSettings(name="demo", remote="/r", mount_point="/m", allow_other=True)
     patient = Patient(sick.state, (repo,), 1.0)
     found = as_nobody(lambda: list(machine.check_fuse_conf(patient)))
     assert found[0].code == "fuse.no-user-allow-other"
     assert is_problem(found[0], mend="user_allow_other")
+    conf.write_text("user_allow_other\n")
+    assert as_nobody(lambda: list(machine.check_fuse_conf(patient)))[0].code == "fuse.allow-other"
 
 
 # -- the state root --------------------------------------------------------------------------

@@ -55,12 +55,12 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def new_mount(tmp_path: Path, origin: Path) -> Iterator[Callable[..., Mount]]:
-    """Call it to get a state directory with a mount that is not started yet."""
+    """Call it to get a state directory with a mount that is not started yet; `below` a folder."""
     mounts: list[Mount] = []
 
-    def make(repository: Path = origin, commit: str = "HEAD") -> Mount:
+    def make(repository: Path = origin, commit: str = "HEAD", below: Path = tmp_path) -> Mount:
         oid = git("rev-parse", commit, cwd=repository).strip()
-        mount = Mount(tmp_path / f"m{next(_numbers)}", repository / ".git", oid)
+        mount = Mount(below / f"m{next(_numbers)}", repository / ".git", oid)
         mounts.append(mount)
         return mount
 
@@ -68,6 +68,19 @@ def new_mount(tmp_path: Path, origin: Path) -> Iterator[Callable[..., Mount]]:
     for mount in mounts:
         mount.open_gate()
         mount.kill()
+
+
+@pytest.fixture
+def new_shared_mount(new_mount: Callable[..., Mount], open_folder: Path) -> Callable[[], Mount]:
+    """The same for mounts that other users may use."""
+
+    def make() -> Mount:
+        mount = new_mount(below=open_folder)
+        mount.directory.chmod(0o755)
+        mount.config["settings"] = {"allow_other": True}
+        return mount
+
+    return make
 
 
 @pytest.fixture

@@ -89,8 +89,8 @@ and without."""
 
 @pytest.mark.extension
 @pytest.mark.parametrize("name", CHANGES_LIBFUSE)
-def test_each_can_be_off_by_itself(new_mount: Callable[..., Mount], name: str) -> None:
-    mount = shared(new_mount()).without(name)
+def test_each_can_be_off_by_itself(new_shared_mount: Callable[[], Mount], name: str) -> None:
+    mount = new_shared_mount().without(name)
     states = mount.ask("features")
     # Who serves this mount does not put the gitdir into it: that is the daemon's work.
     assert {state for state, found in states.items() if not found["on"]} == {name, "git-folder"}
@@ -124,8 +124,8 @@ def test_the_kernel_s_number_of_a_request(mount: Mount) -> None:
     assert 0 < seen[0] < seen[1] < seen[2] < 1 << 63
 
 
-def test_plain_pyfuse3_is_right(new_mount: Callable[..., Mount]) -> None:
-    mount = shared(new_mount()).without("extension", "fast-loop", "kernel-limits")
+def test_plain_pyfuse3_is_right(new_shared_mount: Callable[[], Mount]) -> None:
+    mount = new_shared_mount().without("extension", "fast-loop", "kernel-limits")
     states = mount.ask("features")
     assert {name for name, found in states.items() if not found["on"]} == {
         *("extension", "fast-loop", "kernel-limits", "git-folder"),
@@ -159,10 +159,12 @@ def test_limits_of_the_kernel(new_mount: Callable[..., Mount]) -> None:
         ),
     ],
 )
-def test_without_the_extension(new_mount: Callable[..., Mount], before: str, why: str) -> None:
+def test_without_the_extension(
+    new_shared_mount: Callable[[], Mount], before: str, why: str
+) -> None:
     """pyfuse3 has bound its names before; the installation had no compiler; libfuse is older than
     the header: each is noticed, and the mount is right."""
-    mount = shared(new_mount())
+    mount = new_shared_mount()
     mount.first = before
     mount.start()
     states = mount.ask("features")
@@ -199,14 +201,6 @@ def test_what_is_found_decides() -> None:
     features.lacks("extension", "it is not there")
     assert not any(features.on(name) for name in CHANGES_LIBFUSE)
     assert Features(disabled=[]).states()["fsmonitor-diff"].on
-
-
-def shared(mount: Mount) -> Mount:
-    """Other users may use it."""
-    mount.config["settings"] = {"allow_other": True}
-    for directory in (mount.directory, *mount.directory.parents[:3]):
-        directory.chmod(0o755)
-    return mount
 
 
 def test_every_feature_is_in_the_documentation() -> None:

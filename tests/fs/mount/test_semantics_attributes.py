@@ -29,13 +29,9 @@ from tests.fs.mounting import Mount, renameat2
 
 
 @pytest.fixture
-def shared(new_mount: Callable[..., Mount]) -> Mount:
+def shared(new_shared_mount: Callable[[], Mount]) -> Mount:
     """A mount that other users may use."""
-    mount = new_mount()
-    for directory in (mount.directory, *mount.directory.parents):
-        if directory.is_relative_to(tempfile.gettempdir()) and directory != Path("/tmp"):
-            directory.chmod(0o755)
-    return mount.start(settings={"allow_other": True})
+    return new_shared_mount().start()
 
 
 def test_chmod_chown(shared: Mount) -> None:
