@@ -45,11 +45,17 @@ def warm(mount: Mount) -> Mount:
     [["grep", "-r", "nowhere", "."], ["find", "."], ["ls", "-lR", "."], ["du", "-s", "."]],
 )
 def test_a_second_look_sends_nothing(warm: Mount, command: list[str]) -> None:
-    subprocess.run(command, cwd=warm.path, stdout=subprocess.DEVNULL)
-    with Sent(warm) as requests:
-        subprocess.run(command, cwd=warm.path, stdout=subprocess.DEVNULL)
-    requests.pop("statfs", None)  # find and its like ask what file system it is
-    assert requests == {}
+    """Unless the kernel had dropped pages, for want of memory or since somebody asked it to: then
+    the first look reads them, and the second asks for atimes, which a read makes stale."""
+    looks: list[dict[str, int]] = []
+    while len(looks) < 2 or (looks[-1] and len(looks) < 6):
+        with Sent(warm) as requests:
+            subprocess.run(command, cwd=warm.path, stdout=subprocess.DEVNULL)
+        requests.pop("statfs", None)  # find and its like ask what file system it is
+        looks.append(requests)
+        if looks[1:] and looks[-1]:  # what we cost, we cost without such a read, too
+            assert {"read", "lookup", "readdir", "readdirplus"} & (looks[-2] | looks[-1]).keys()
+    assert looks[-1] == {}
 
 
 def test_an_absent_name_is_asked_for_once(warm: Mount) -> None:
