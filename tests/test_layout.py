@@ -165,3 +165,14 @@ def test_secrets_stay_out_of_arguments_of_the_log() -> None:
         path for path in SOURCES if path.name != "redact.py" and "def redact(" in path.read_text()
     ]
     assert not others
+
+
+def test_docstrings_name_modules_that_exist() -> None:
+    paths = [f"/{path.relative_to(ROOT)}" for path in tracked_files()]
+    wrong = [
+        f"{module}: {name}"
+        for module, path in MODULES.items()
+        for name in re.findall(r"`([\w/]+\.py)`", path.read_text())
+        if not any(other.endswith(f"/{name}") for other in paths)
+    ]
+    assert not wrong

@@ -1,6 +1,6 @@
 """How a workspace ends: its work is pushed, kept or given up, and never silently gone.
 
-What is on the disk is kept from the beginning: ending it otherwise is what has to be done.
+A workspace is kept on the disk unless something is done: pushing it or giving it up is an action.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a worker does behind a mount that can be read already.
+"""The jobs behind a mount that can be read already: history, the index, fetches.
 
 Each job is a task of its own and may fail without touching the mount (`keep_trying`). What waits
 for what: the primed index needs sizes; git in the mount waits for the index; the sweep yields to

@@ -1,4 +1,4 @@
-"""What a worker does behind a mount that can be read already.
+"""Runs the tasks behind a mount that can be read already: what fails is tried again.
 
 Every job runs in a task of its own and may fail without touching the mount: it is logged, and
 tried again with a growing delay. The order follows from what waits for what: the primed index

@@ -1,7 +1,8 @@
 """The kernel's overlayfs: whether it can be had here, and mounting it above a mount of ours.
 
-``mount`` is a program: it asks the mount below, and must not wait in the process that answers.
-Paths are relative to the repository's folder, since options of overlayfs cannot hold every name.
+``mount`` is a program. It looks into the mount below and waits for the process that serves it, so
+that process must not wait for ``mount``. Paths are relative to the repository's folder, since
+options of overlayfs cannot hold every name.
 Everything here blocks; call it in a thread.
 """
 
@@ -52,12 +53,13 @@ def mount_above(layout: RepoLayout) -> None:
 def put_in_place(layout: RepoLayout, mount_point: str) -> None:
     """Show what is mounted at `RepoLayout.merged`, with what is mounted in it, at `mount_point`.
 
-    What a process that died has left there makes room in the same moment: until then programs go
-    on writing in it, and in between there is next to no time in which they would write into the
-    folder underneath. Raises: MountError.
+    A process that died may have left an overlayfs there, in which programs go on writing. It is
+    taken away right before ours comes, so that next to nothing is written into the folder
+    underneath. Raises: MountError.
     """
     top = real_path(mount_point)
-    # An overlayfs that goes writes back its whole disk first. As long as it is held, it does not.
+    # When an overlayfs ends, the kernel first writes back the whole disk under it. An open
+    # descriptor puts that off until ours is in place.
     held = os.open(top, os.O_PATH | os.O_CLOEXEC)
     try:
         if is_ours(mount_point):

@@ -1,4 +1,4 @@
-"""Which of the two takes the writes of a repository, and why.
+"""Who takes the writes of a repository, the kernel or our own mount, and why.
 
 What is there decides: what was written lies in one place or the other. A new repository gets what
 was asked for; ``auto`` takes the kernel where a trial mount works.
@@ -20,7 +20,7 @@ KINDS = ("auto", "kernel", "fuse")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`why` is a clause for people. `moves`: what was written lies at the other place yet."""
+    """`why` is a clause for people. `moves`: what was written is still to be brought over."""
 
     native: bool
     why: str

@@ -6,9 +6,9 @@ object, or reports it as missing: from 2.40 on it never fetches a commit. So the
 or tree that is on its way waits until it is here, and is then answered that there is no such file:
 git finds it in the new pack. libgit2 looks in the same order.
 
-What needs no history must not wait. Before git writes an object it looks whether there is one, by
-the same system calls; therefore only oids count that something which is here names, or the command
-itself, or any where the command never writes.
+What needs no history must not wait. Git looks for an object by the same system calls before it
+writes one. So a look-up waits only for an oid that something here or the command itself names. Of
+a command that never writes, each look-up waits.
 """
 
 from __future__ import annotations

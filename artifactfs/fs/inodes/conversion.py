@@ -11,7 +11,7 @@ and whoever asks for one waits for it. Those that were read are kept in ``attrib
 decisions can be made offline, whatever was evicted.
 
 Moving a file must not change its bytes, so what would show others at its new place is given data
-of its own first (see `Contents.before_rename`).
+of its own first (see `Contents.before_move`).
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ It is made when a file has not been written for a while, at an ``fsync`` and whe
 the file is in it, unless the disk lost it:
 
 - A file that is shorter than its seal was cut.
-- A file with the mtime of its seal has the content of the seal. After a clean end of the mount so
-  has every other.
-- Where power was lost and the file was not synced before, neither can be told: then it is as on
-  any disk.
+- A file with the mtime of its seal has the content of the seal. After a clean end of the mount,
+  every file has the content of its seal.
+- Where power was lost before the file was synced, neither can be told: it is as on any disk.
 """
 
 from __future__ import annotations

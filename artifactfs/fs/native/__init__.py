@@ -1,1 +1,2 @@
-"""What the kernel's overlayfs has written: its upper folder, read without a mount."""
+"""Kernel writes (``--writes kernel``): what the kernel's overlayfs has written, read from its upper
+folder without a mount."""

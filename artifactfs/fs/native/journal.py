@@ -3,9 +3,9 @@
 A look finds every path that differs from the base tree, and each answer names all of them. That is
 not enough: a file that only the upper folder had leaves nothing behind when it is removed, and git
 would keep it in its untracked cache, or take its index entry for unchanged. So a name that an
-earlier look found and this one does not is named to every token of before. A file that came and
-went between two looks may have been seen by git in between: then the folder's mtime is another one,
-and the folder is named.
+earlier look found and this one does not is still named, to every token from before this look. Git
+may also have seen a file that came and went between two looks. It changed the mtime of its folder,
+so the folder is named.
 
 A folder that hides or replaces what was below (it is new, or was moved) is named as ``path/``, with
 a path in it and in each folder below: see `artifactfs.fs.gitview.journal`. What is in it needs no

@@ -4,6 +4,9 @@
 ``fsmonitor`` (`UpperJournal`). Our own mount, at ``STATE/repos/NAME/lower``, shows the base tree
 alone and never changes; the kernel puts both together at the mount point. That the folder
 ``native`` is there says that this repository's writes are the kernel's.
+
+A death of ours loses nothing that was written: the kernel holds it. What is not in the upper folder
+is read through our mount, so it cannot be read until that is served again.
 """
 
 from __future__ import annotations

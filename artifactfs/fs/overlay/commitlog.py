@@ -1,7 +1,10 @@
 """The log of changes: what makes a change outlive the process before its program is answered.
 
 SQLite takes 10 to 30 µs for a transaction; appending a record to a file takes 2. So a change is
-one ``write`` here, and the database gets many of them in one transaction later (`overlay.py`).
+one `append` here, and the database gets many of them in one transaction later (`database.py`).
+
+When `append` has returned, the bytes are in the kernel's page cache: they outlive the process, but
+not a loss of power. `sync` is for that.
 
 The log is a row of segments beside the database, ``overlay.db-changes-NUMBER``. Records are
 numbered without a gap; NUMBER is that of the segment's first one. A record is
@@ -13,13 +16,13 @@ record is never applied to a state that is newer: whatever of the two reached th
 and log together are the tree as it was at one moment. A segment is removed once the database that
 contains its records is on the disk.
 
-Where power was lost, the first record that is not whole ends the log: it was being written, and
-nobody was told that it, or anything after it, was synced. Anything else is damage: a record that
-was synced, or one that a kernel had which still runs, and which is not whole by now. Then
-everything that is sound after it is replayed as well (each change says what is, not what to do),
-and `Overlay` sets the log aside. What was synced, and by which boot of the kernel, is in
-``overlay.db-synced``, which is written after each sync and is itself never synced: where it is
-old, less is known.
+A record that is not whole has one of two reasons. Power was lost while it was being written: then
+it ends the log, since nobody was told that it, or anything after it, was synced. Or it is damaged:
+it was synced, or the kernel that had it still runs. Then the sound records after it are replayed as
+well (each change says what is, not what to do), and `Overlay` sets the log aside.
+
+``overlay.db-synced`` says what was synced, and by which boot of the kernel. It is written after
+each sync and is itself never synced: where it is old, less is known.
 """
 
 from __future__ import annotations

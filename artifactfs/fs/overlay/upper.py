@@ -1,5 +1,8 @@
 """The data of written files: ``upper/XX/INO``, one file for each inode.
 
+What a program has written is in the kernel's page cache: it outlives our process, but not a loss of
+power. ``fsync`` is for that.
+
 XX are 8 bits of the number, the same for 512 numbers in a row: ext4 looks for a free inode near the
 directory, which takes five times as long once there are thousands in one (60 µs against 13).
 

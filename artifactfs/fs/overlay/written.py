@@ -1,4 +1,7 @@
-"""Where what was written is kept: one handle for the parts of an overlay that go together."""
+"""One handle for the four parts of an overlay: rows, upper files, small files, and what is open.
+
+What the kernel writes (``--writes kernel``) is elsewhere: see `fs/native/writes`.
+"""
 
 from __future__ import annotations
 

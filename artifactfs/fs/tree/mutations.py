@@ -3,7 +3,8 @@
 Each function is one committed transaction, made without an await, and either happens whole or
 raises and changes nothing. The order of files and rows is such that the death of the process
 between any two steps loses and resurrects nothing: content exists before the row that names it, and
-outlives it. Upper files without a row are swept after an unclean end (`sweep.py`).
+outlives it. Upper files without a row are removed after an unclean end
+(`Contents.remove_orphans`).
 
 Nothing here reads content: chmod, rename or link of a file that is not downloaded stays so.
 """

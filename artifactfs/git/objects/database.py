@@ -3,7 +3,7 @@
 Reads packs (with the index of each), loose objects and alternates. Never touches the network, and
 never hands out wrong bytes: content is checked against its oid at every read (SHA-1 of 6 KB takes
 5 µs, the inflating 30). Where a copy turns out corrupt it is passed over, remembered for
-`corrupt_packs`, and another copy is looked for: to the caller the object is as good as not here,
+`drain_corrupt`, and another copy is looked for: to the caller the object is as good as not here,
 so that it is fetched again.
 
 Reads do not map pack files: pages of a mapping count as memory of the process, `pread` costs 1 µs

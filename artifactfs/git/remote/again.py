@@ -1,4 +1,4 @@
-"""Trying again what failed with an error that is likely to pass."""
+"""Trying again what failed with `RemoteBusy`, and that alone."""
 
 from __future__ import annotations
 

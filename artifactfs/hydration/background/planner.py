@@ -1,4 +1,4 @@
-"""Prepares the background's work on one tree: what it holds, how large that is, then the sweep."""
+"""Prepares the sweep of one tree: lists its blobs, learns their sizes, then has the sweep begin."""
 
 from __future__ import annotations
 

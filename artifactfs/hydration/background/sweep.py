@@ -1,10 +1,9 @@
 """The background sweep: what to fetch while nobody waits for anything.
 
-Goes class by class in the order of `priority`; manifests have landed before source begins, and
-source before binaries. Where all
-of a large tree is wanted, whole subtrees without their large blobs come between (one want brings
-thousands, and the server knows their names). What is here already is never asked for, so a
-restart goes on where the last run ended. The very last are blobs of recent history.
+It goes class by class in the order of `priority`. Manifests have landed before source begins, and
+source before binaries. Where all of a large tree is wanted, whole subtrees come without their large
+blobs: one want brings thousands. What is here is never asked for, so a restart goes on where the
+last run ended. Blobs of recent history come last.
 
 No method waits.
 """

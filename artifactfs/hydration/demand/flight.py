@@ -50,7 +50,7 @@ REFETCHES = 3
 MAX_STALL_S = 15.0
 """An urgent request that brings nothing for that long is given up and tried again."""
 WHOLE_WANTS = 50
-"""Background requests for so many objects are read by git: a process costs some 5 ms."""
+"""From so many objects on, git reads what a background request brings: its process costs 5 ms."""
 GIVE_WAY_S = 1.0
 """The sweep stops reading for at most that long at a time while a reader's request is on."""
 

@@ -1,4 +1,7 @@
-"""Secrets: repository tokens, API tokens and ids. Only hashes of secrets are ever stored."""
+"""Making and hashing secrets: repository tokens, API tokens and ids.
+
+Only hashes of secrets are ever stored.
+"""
 
 from __future__ import annotations
 
