@@ -54,6 +54,14 @@ def test_index_and_head_stay(open_workspace: Open) -> None:
         assert "snapshots" not in ws.git("branch", "-a")
 
 
+def test_they_are_listed_as_they_were_taken_within_one_second_too(open_workspace: Open) -> None:
+    with open_workspace(on_exit="discard") as ws:
+        names = [ws.snapshot(name).name for name in ("c", "b", "d", "a")]
+        assert [each.name for each in ws.snapshots()] == names
+        ws.restore("b")
+        assert [each.name for each in ws.snapshots()][:-1] == names
+
+
 def test_going_back_and_back_again(open_workspace: Open) -> None:
     with open_workspace(on_exit="discard") as ws:
         make_a_mess(ws)
