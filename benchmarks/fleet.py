@@ -2,7 +2,9 @@
 
     .venv/bin/python benchmarks/fleet.py [--repository DIR.git] [--tasks 20]
 
-Each task changes a file, runs a test, commits and pushes; what has passed is merged by the server.
+Each task changes a file, runs a test, commits and pushes. The workspaces have `depth=1` and
+`hydrate="none"`, and one of their forks is merged by the server; the others have all of
+history, and merge nothing.
 Prints a table in Markdown: seconds until the first tree can be read and until all have been pushed,
 bytes from the server, disk and memory. `git worktree` has one clone and one repository for all.
 """
@@ -42,10 +44,14 @@ class Row:
     all_s: float
     received: int
     disk: int
-    memory: int
+    memory: int | None
+    """None: not measured."""
 
     def __str__(self) -> str:
-        sizes = (f"{n / 1e6:.1f} MB" for n in (self.received, self.disk, self.memory))
+        sizes = (
+            "not measured" if n is None else f"{n / 1e6:.1f} MB"
+            for n in (self.received, self.disk, self.memory)
+        )
         return f"| {self.way} | {self.first_s:.2f} s | {self.all_s:.2f} s | {' | '.join(sizes)} |"
 
 
@@ -125,7 +131,7 @@ class Fleet:
         for result in results.passed[:1]:
             self.artifacts.repo(baseline).merge(result.branch or "main", head_repo=result.fork)
 
-    def clones(self, baseline: str, *options: str) -> tuple[int, int]:
+    def clones(self, baseline: str, *options: str) -> tuple[int, None]:
         began = time.monotonic()
         ready: list[float] = []
 
@@ -140,9 +146,9 @@ class Fleet:
         with ThreadPoolExecutor(CONCURRENCY) as pool:
             list(pool.map(one, range(self.tasks)))
         self.first_s = min(ready)
-        return disk_bytes(self.scratch / "clones"), 0
+        return disk_bytes(self.scratch / "clones"), None
 
-    def worktrees(self, baseline: str) -> tuple[int, int]:
+    def worktrees(self, baseline: str) -> tuple[int, None]:
         began = time.monotonic()
         fork = self.by_proxy(self.artifacts.repo(baseline).fork(f"{baseline}-w"))
         clone, trees = self.scratch / "clone", self.scratch / "trees"
@@ -159,9 +165,9 @@ class Fleet:
         with ThreadPoolExecutor(CONCURRENCY) as pool:
             list(pool.map(one, range(self.tasks)))
         self.first_s = min(ready)
-        return disk_bytes(clone, trees), 0
+        return disk_bytes(clone, trees), None
 
-    def row(self, way: str, do: Callable[[], tuple[int, int]]) -> Row:
+    def row(self, way: str, do: Callable[[], tuple[int, int | None]]) -> Row:
         before, began = self.proxy.bytes_down, time.monotonic()
         disk, memory = do()
         seconds = time.monotonic() - began
