@@ -163,8 +163,8 @@ def test_an_unmount_leaves_no_lock_of_git(
 NOBODY_KNOWN = """
 import os, sys
 from artifactfs.cli import main  # all of them while they can be read
-from artifactfs.cli.operation import daemon, doctor, looking
-from artifactfs.cli.repositories import adding, one_line
+from artifactfs.cli.operation import daemon, doctor, status
+from artifactfs.cli.repositories import adding, mount
 from artifactfs.daemon.host import logs
 from artifactfs.daemon.repositories import offline, registration, registry
 from artifactfs.daemon.supervisor import supervisor
