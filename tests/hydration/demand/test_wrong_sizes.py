@@ -97,7 +97,7 @@ def test_a_prefetch_brings_what_is_larger_than_the_remote_told(
 ) -> None:
     """Many are read by git, which does not look at the size of one object."""
     oids, contents = tree_repository.oids, tree_repository.contents
-    paths = [path for path in oids if path.startswith(b"src/p0/")]
+    paths = [b"data/large.bin", *(path for path in oids if path.startswith(b"src/p0/"))]
     backend.tells = {oids[path]: 1 for path in paths}
 
     async def main() -> None:
