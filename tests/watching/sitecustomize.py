@@ -90,11 +90,11 @@ def watched(method: Any, watch: Any) -> Any:
 def get_stuck(virtual_files: Any, file: str) -> None:
     answered = virtual_files.before_lookup
 
-    async def before_lookup(self: Any, parent: int, pid: int) -> None:
-        if os.path.exists(file):  # noqa: ASYNC240
+    async def before_lookup(self: Any, parent: int, name: bytes, pid: int) -> None:
+        if self.owns(parent) and os.path.exists(file):  # noqa: ASYNC240
             sys.modules["artifactfs.daemon.worker.requests"].STUCK_AFTER_S = 0.2  # type: ignore
             await sys.modules["trio"].sleep_forever()
-        await answered(self, parent, pid)
+        await answered(self, parent, name, pid)
 
     virtual_files.before_lookup = before_lookup
 
