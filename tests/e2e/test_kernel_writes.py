@@ -125,6 +125,22 @@ def test_allow_other_lets_others_in(
     subprocess.run(command, user=STRANGER, group=STRANGER, check=True, capture_output=True)
 
 
+def test_they_can_be_switched_off_and_on(kernel: Path, daemon: DaemonProcess) -> None:
+    (kernel / "README.md").write_text("changed\n")
+    (kernel / "LICENSE").unlink()
+    before = status(kernel)
+    for switched_off, kind in ((["--disable", "kernel-writes"], "fuse"), ([], "kernel")):
+        daemon.stop()
+        daemon.start(*switched_off)
+        wait_until(lambda: mounted_at(kernel), "the mount")
+        found = daemon.status("odd")
+        assert found["writes"]["kind"] == kind
+        assert found["features"]["kernel-writes"]["on"] == (kind == "kernel")
+        assert ("ARTIFACT_FS_DISABLE" in found["writes"]["why"]) == (kind == "fuse")
+        assert (kernel / "README.md").read_text() == "changed\n"
+        assert status(kernel) == before
+
+
 def test_the_gitdir_stays_where_it_is(kernel: Path) -> None:
     for change in (
         lambda: (kernel / ".git").rename(kernel / "moved"),

@@ -1,7 +1,8 @@
 """Who takes the writes of a repository, the kernel or our own mount, and why.
 
 What is there decides: what was written lies in one place or the other. A new repository gets what
-was asked for; ``auto`` takes the kernel where a trial mount works.
+was asked for; ``auto`` takes the kernel where a trial mount works. Where the feature is switched
+off, none has the kernel, whatever was asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.messages import Message
 from artifactfs.daemon.host import overlayfs
 from artifactfs.errors import InvalidInput, MountError
+from artifactfs.features import VARIABLE, disabled_features
 from artifactfs.fs.native.writes import is_native
 from artifactfs.paths import RepoLayout, StateLayout
 
@@ -37,6 +39,8 @@ class Kind:
 def settle(state: StateLayout, layout: RepoLayout, settings: RepoSettings) -> Kind:
     """Decide. Tries a mount where that matters: blocks. Raises: MountError, InvalidInput."""
     kept = _kept(layout)
+    if "kernel-writes" in disabled_features():
+        return Kind(False, f"switched off by {VARIABLE}", kept is not None and kept.native)
     if kept is not None and settings.writes in ("auto", kept.name):
         if kept.native and (unsuitable := unsuited(settings)) is not None:
             raise InvalidInput(f"the kernel cannot take the writes: {unsuitable}", hint=_HINT)
