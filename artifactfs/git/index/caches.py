@@ -2,7 +2,7 @@
 
 A switch changes some directories of a tree that git knows everything about. What it knows of the
 rest stays: TREE (oid of every directory), UNTR (what is untracked in every directory) and FSMN
-(which entries need no `stat`). The formats are those of ``gitformat-index``; `index_extensions`
+(which entries need no `stat`). The formats are those of ``gitformat-index``; `extensions`
 writes them for a new mount and tells what was measured.
 """
 

@@ -1,7 +1,7 @@
 """The primed index: written by us right after the clone, so that git finds everything in order.
 
 Every entry has exactly the stat data that the mount reports, so the first `git status` reads no
-file and sends no request; with the extensions (see `index_extensions`) it stats nothing either.
+file and sends no request; with the extensions (see `extensions`) it stats nothing either.
 An entry whose size is not known yet has size 0, which means "unknown" to git; it is trusted
 through FSMN, and read by git only once it was changed.
 
