@@ -87,7 +87,7 @@ def open_folder() -> Iterator[Path]:
         yield folder
     finally:
         clear_mounts(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

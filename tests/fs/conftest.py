@@ -71,8 +71,8 @@ def new_mount(tmp_path: Path, origin: Path) -> Iterator[Callable[..., Mount]]:
 
 
 @pytest.fixture
-def new_shared_mount(new_mount: Callable[..., Mount], open_folder: Path) -> Callable[[], Mount]:
-    """The same for mounts that other users may use."""
+def new_shared_mount(open_folder: Path, new_mount: Callable[..., Mount]) -> Callable[[], Mount]:
+    """The same for mounts that other users may use. The folder first: it goes after the mounts."""
 
     def make() -> Mount:
         mount = new_mount(below=open_folder)
