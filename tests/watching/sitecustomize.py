@@ -15,7 +15,9 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 import time
+import traceback
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -42,6 +44,17 @@ def command_line(pid: int) -> str:
             return os.fsdecode(file.read().replace(b"\0", b" "))[:200]
     except OSError:
         return "?"
+
+
+def stack_of_thread(number: int) -> str:
+    """Where it is, if it is a thread of this process: FUSE names the thread that asks."""
+    for thread in threading.enumerate():
+        if thread.native_id == number and thread.ident is not None:
+            frames = traceback.extract_stack(sys._current_frames()[thread.ident])
+            return "".join(
+                f" in {frame.name} ({frame.filename}:{frame.lineno})" for frame in frames
+            )
+    return ""
 
 
 class Watch:
@@ -73,7 +86,8 @@ class Watch:
             self._innocent[pid] = now
             return
         with open(self._path, "a") as file:
-            file.write(f"{operation}: {' < '.join(map(command_line, chain))}\n")
+            asked = " < ".join(map(command_line, chain))
+            file.write(f"{operation}: {pid} {asked}{stack_of_thread(pid)}\n")
 
 
 def watched(method: Any, watch: Any) -> Any:
