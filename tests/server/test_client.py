@@ -291,6 +291,14 @@ async def use_async(server: Server, namespace: str) -> None:
         assert (await repo.compare("main", head_repo="task-3")).head == theirs.hash
         done = await repo.merge("main", head_repo="task-3", method="fast-forward")
         assert (done.outcome, done.hash) == ("fast-forwarded", theirs.hash)
+        await repo.fork("task-4")
+        await client.repo("task-4").write_file("new.txt", b"theirs\n")
+        ours = await repo.write_file("new.txt", b"ours\n")
+        with pytest.raises(ArtifactsError) as caught:
+            await repo.merge("main", head_repo="task-4")
+        assert caught.value.code == "MERGE_CONFLICT"
+        assert caught.value.conflicts == (Conflict("new.txt", "contents"),)
+        assert (await repo.log())[0].hash == ours.hash
         assert await client.delete("task") and not await client.delete("never")
         with pytest.raises(ArtifactsError):
             await client.get("task")
