@@ -144,6 +144,12 @@ async def _opening(
     configuration = await read_configuration(place.gitdir)
     remote_url = effective_remote(url, configuration)
     check_allowed(remote_url.scheme, configuration)
+    served = place.mount_point
+    if remote_url.scheme == "file" and served is not None and leads_into(remote_url.path, served):
+        raise InvalidInput(  # before anything asks what lies at that path: we would have to answer
+            f"{remote_url.path} is in the mount of this repository: it cannot be its own remote",
+            hint="name the one that it came from: artifact-fs set-remote",
+        )
     return _Opening(remote_url, credentials, deadline_s, place, configuration)
 
 
@@ -198,12 +204,6 @@ class _Opening:
         last, remote = self.configuration.last, self.place.name
         program = last(f"remote.{remote}.uploadpack")
         if url.scheme == "file":
-            served = self.place.mount_point
-            if served is not None and leads_into(url.path, served):
-                raise InvalidInput(
-                    f"{url.path} is in the mount of this repository: it cannot be its own remote",
-                    hint="name the one that it came from: artifact-fs set-remote",
-                )
             from artifactfs.git.streams.process import local_transport
 
             return await local_transport(
