@@ -315,21 +315,31 @@ def run_with_terminal(command: Command, *, cwd: str, environment: Mapping[str, s
     words = words_of(command)
     before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     before[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    reset = tuple(before)
+    early: list[int] = []  # what comes before the command has begun
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _frame: object) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        before[number] = signal.signal(number, pass_on)
     try:
         process = subprocess.Popen(
             words,
             cwd=cwd,
             env=dict(environment),
             restore_signals=True,
-            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in before],
+            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in reset],
         )
-    except OSError as error:
-        _restore(before)
-        raise InvalidInput(f"{words[0]} cannot be started: {error.strerror}") from error
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        before[number] = signal.signal(number, lambda n, _: process.send_signal(n))
-    try:
+        for came in early:
+            process.send_signal(came)
         code = process.wait()
+    except OSError as error:
+        raise InvalidInput(f"{words[0]} cannot be started: {error.strerror}") from error
     finally:
         _restore(before)
     return code if code >= 0 else 128 - code

@@ -51,10 +51,10 @@ def stay_with(pid: int) -> None:
     """As long as the daemon lives; a signal to us ends it."""
     log = state().root / "daemon.log"
     who = f"the daemon (pid {pid}) that artifact-fs mount has started"
-    click.echo(f"going on with {who}; it logs to {log}", err=True)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+    click.echo(f"going on with {who}; it logs to {log}", err=True)
     while is_locked(state().lock):
         time.sleep(LOOK_EVERY_S)
 
