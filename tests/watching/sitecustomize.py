@@ -46,6 +46,11 @@ def command_line(pid: int) -> str:
         return "?"
 
 
+def command_name() -> str:
+    """Of this process: which mount it serves."""
+    return parent_and_name(os.getpid())[1]
+
+
 def stack_of_thread(number: int) -> str:
     """Where it is, if it is a thread of this process: FUSE names the thread that asks."""
     for thread in threading.enumerate():
@@ -86,8 +91,10 @@ class Watch:
             self._innocent[pid] = now
             return
         with open(self._path, "a") as file:
-            asked = " < ".join(map(command_line, chain))
-            file.write(f"{operation}: {pid} {asked}{stack_of_thread(pid)}\n")
+            asked = " < ".join(
+                f"{parent_and_name(each)[1]}: {command_line(each)}" for each in chain
+            )
+            file.write(f"{operation} of {command_name()}: {pid} {asked}{stack_of_thread(pid)}\n")
 
 
 def watched(method: Any, watch: Any) -> Any:
