@@ -20,6 +20,7 @@ from pathlib import Path
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.host.mounts import mounts_at
 from artifactfs.errors import AlreadyExists, ArtifactFSError, InvalidInput, RemoteError
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.configuration.listing import read_configuration
@@ -221,7 +222,12 @@ async def _check_unused(gitdir: Path, settings: RepoSettings) -> None:
 
 
 def _is_used(worktree: Path, gitdir: Path) -> bool:
-    """Whether there is more in it than the gitfile that `git init --separate-git-dir` makes."""
+    """Whether there is more in it than the gitfile that `git init --separate-git-dir` makes.
+
+    What is mounted there is in use, and is asked nothing: it may be ours.
+    """
+    if mounts_at(str(worktree)):
+        return True
     return worktree.exists() and not is_bare_worktree(worktree, gitdir)
 
 
