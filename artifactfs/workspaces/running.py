@@ -163,19 +163,7 @@ def run(
     started, Stopped, and whatever `output` raises; the command is killed then.
     """
     began = time.monotonic()
-    words = words_of(command)
-    try:
-        process = subprocess.Popen(
-            words,
-            cwd=cwd,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise InvalidInput(f"{words[0]} cannot be started: {error.strerror}") from error
+    process = _start(words_of(command), environment, cwd=cwd, has_input=given is not None)
     streams = _Stream("stdout", output), _Stream("stderr", output)
     end = None if timeout_s is None else began + timeout_s
     with process:
@@ -189,6 +177,28 @@ def run(
     out, errors = (stream.text() for stream in streams)
     seconds = time.monotonic() - began
     return Run(shown(command), code, out, errors, seconds=seconds, timed_out=timed_out)
+
+
+def _start(
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    cwd: str | None = None,
+    has_input: bool,
+) -> subprocess.Popen[bytes]:
+    """As the leader of a process group, its streams in pipes. Raises: InvalidInput."""
+    try:
+        return subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise InvalidInput(f"{words[0]} cannot be started: {error.strerror}") from error
 
 
 def _attend(
@@ -279,29 +289,16 @@ def capture(
 ) -> Captured:
     """Run a program that says little. One that does not even die, as it waits for a mount, is left
     behind. Raises: InvalidInput where it cannot be started, Stopped."""
-    try:
-        process = subprocess.Popen(
-            words,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise InvalidInput(f"{words[0]} cannot be started: {error.strerror}") from error
+    process = _start(words, environment, has_input=given is not None)
     try:
         with stoppable(lambda: _signal(process, signal.SIGKILL)):
             output, errors = process.communicate(given, timeout_s)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:
         _signal(process, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=KILL_AFTER_S)
-        return Captured(TIMED_OUT, b"", b"")
-    except BaseException:
-        _signal(process, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=KILL_AFTER_S)
+        if isinstance(error, subprocess.TimeoutExpired):
+            return Captured(TIMED_OUT, b"", b"")
         raise
     return Captured(process.returncode, output, errors)
 
