@@ -20,6 +20,7 @@ from artifactfs.fs.inodes.inode import Directory, Inode, Row
 from artifactfs.fs.inodes.listings import base_tree_of, is_directory_entry
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.native.marks import OPAQUE, REDIRECT
+from artifactfs.fs.native.view import places_of_trees
 from artifactfs.fs.native.writes import make_folders
 from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
 from artifactfs.system.files import sync_everything, sync_path
@@ -110,15 +111,7 @@ class MoveIn:
     def _place_of(self, tree: Oid) -> bytes | None:
         """Where the base tree has such a folder."""
         if self._places is None:
-            self._places = {}
-            stack = [(b"", self._filesystem.base.tree)]
-            while stack:
-                prefix, oid = stack.pop()
-                for entry in self._odb.tree(oid):
-                    below = base_tree_of(entry)
-                    if below is not None:
-                        self._places.setdefault(below, prefix + entry.name)
-                        stack.append((prefix + entry.name + b"/", below))
+            self._places = places_of_trees(self._odb.tree, self._filesystem.base.tree)
         return self._places.get(tree)
 
     async def _put_data(self, inode: Inode, path: bytes) -> None:

@@ -70,8 +70,7 @@ class MoveOut:
         for name, node in self._view.children(folder).items():
             if node.upper is None:
                 continue
-            natural = _natural(folder, name)
-            if node.lower is not None and node.lower != natural:
+            if node.lower is not None and node.lower != folder.lower_of(name):
                 yield node.lower, node
             if isinstance(node, Folder):
                 yield from self._all_moved(node)
@@ -112,7 +111,7 @@ class MoveOut:
     async def _put(self, folder: Folder, node: Node, directory: Directory, name: bytes) -> Inode:
         there = self._tree.lookup(directory, name)
         if node.lower is not None:
-            if node.lower == _natural(folder, name):
+            if node.lower == folder.lower_of(name):
                 assert there is not None
                 return there
             if there is not None:
@@ -188,13 +187,6 @@ class MoveOut:
             atime_ns=found.st_atime_ns,
             mtime_ns=found.st_mtime_ns,
         )
-
-
-def _natural(folder: Folder, name: bytes) -> bytes | None:
-    """The path below that shows at a name where nothing says otherwise."""
-    if folder.lower is None:
-        return None
-    return folder.lower + b"/" + name if folder.lower else name
 
 
 async def move_out(filesystem: FileSystem, odb: ObjectDatabase) -> None:

@@ -26,7 +26,7 @@ from artifactfs.daemon.writes import record
 from artifactfs.fs.inodes.inode import Owner, mode_of_entry
 from artifactfs.fs.inodes.listings import base_tree_of, is_directory_entry
 from artifactfs.fs.native.marks import OWN_PREFIX, REDIRECT
-from artifactfs.fs.native.view import File, Folder, View
+from artifactfs.fs.native.view import File, Folder, View, places_of_trees
 from artifactfs.fs.native.writes import hidden_names, make_folders
 from artifactfs.fs.tree.compaction import PromisedObjects
 from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
@@ -183,15 +183,7 @@ class _Builder:
     def _place_of(self, tree: Oid) -> bytes | None:
         """Where the new base has such a folder."""
         if self._places is None:
-            self._places = {}
-            stack = [(b"", self._new)]
-            while stack:
-                prefix, oid = stack.pop()
-                for entry in self._view.entries(oid).values():
-                    below = base_tree_of(entry)
-                    if below is not None:
-                        self._places.setdefault(below, prefix + entry.name)
-                        stack.append((prefix + entry.name + b"/", below))
+            self._places = places_of_trees(lambda oid: self._view.entries(oid).values(), self._new)
         return self._places.get(tree)
 
 

@@ -168,6 +168,4 @@ class _Rescuer:
 
 def _is_elsewhere(parent: Folder, folder: Folder, name: bytes) -> bool:
     """Whether the folder shows what the base tree has at another place."""
-    if folder.lower is None or parent.lower is None:
-        return folder.lower is not None
-    return folder.lower != (parent.lower + b"/" + name if parent.lower else name)
+    return folder.lower is not None and folder.lower != parent.lower_of(name)

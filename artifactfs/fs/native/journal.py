@@ -29,7 +29,7 @@ from artifactfs.fs.gitview.journal import EVERYTHING, IN_DIRECTORY
 from artifactfs.fs.inodes.listings import base_tree_of, is_directory_entry
 from artifactfs.fs.inodes.seals import boot_id
 from artifactfs.fs.native.marks import marks_of, redirected
-from artifactfs.fs.native.view import View
+from artifactfs.fs.native.view import View, join
 from artifactfs.git.objects.database import Oid
 from artifactfs.system.files import replace_file
 
@@ -99,7 +99,7 @@ def _look_into(view: View, place: _Place, found: Look) -> Iterable[_Place]:
 
 
 def _folder(view: View, place: _Place, upper: bytes, name: bytes, found: Look) -> _Place:
-    path = place.path + b"/" + name if place.path else name
+    path = join(place.path, name)
     marks, entry = marks_of(upper), view.entries(place.tree).get(name)
     if marks.redirect is not None:
         lower = redirected(place.lower, marks.redirect)
@@ -108,7 +108,7 @@ def _folder(view: View, place: _Place, upper: bytes, name: bytes, found: Look) -
     elif marks.opaque or entry is None or not is_directory_entry(entry):
         lower = tree = None
     else:
-        lower = place.lower + b"/" + name if place.lower else name
+        lower = join(place.lower or b"", name)
         tree = base_tree_of(entry)
         if not place.named:
             return _Place(upper, path, lower, tree, named=False)

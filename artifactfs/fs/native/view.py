@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from artifactfs.fs.inodes.inode import mode_of_entry
@@ -27,6 +27,10 @@ class Folder:
     upper: bytes | None
     lower: bytes | None
     tree: Oid | None
+
+    def lower_of(self, name: bytes) -> bytes | None:
+        """The path in the base tree that shows at `name`, where nothing says otherwise."""
+        return join(self.lower, name) if self.lower is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class View:
                 if one.is_dir(follow_symlinks=False):
                     found[one.name] = self._written_folder(folder, one, found.get(one.name))
                     continue
-                path = _join(folder.path, one.name)
+                path = join(folder.path, one.name)
                 if one.is_symlink():
                     found[one.name] = File(path, one.path, None)
                 elif is_whiteout(one.stat(follow_symlinks=False)):
@@ -118,17 +122,17 @@ class View:
         return found
 
     def _clean(self, folder: Folder, entry: TreeEntry) -> Node:
-        path = _join(folder.path, entry.name)
+        path = join(folder.path, entry.name)
         if is_directory_entry(entry):
             assert folder.lower is not None
-            return Folder(path, None, _join(folder.lower, entry.name), base_tree_of(entry))
+            return Folder(path, None, join(folder.lower, entry.name), base_tree_of(entry))
         assert folder.lower is not None
-        return File(path, None, entry, _join(folder.lower, entry.name))
+        return File(path, None, entry, join(folder.lower, entry.name))
 
     def _written_folder(
         self, folder: Folder, one: os.DirEntry[bytes], below: Node | None
     ) -> Folder:
-        path, marks = _join(folder.path, one.name), marks_of(one.path)
+        path, marks = join(folder.path, one.name), marks_of(one.path)
         if marks.redirect is not None:
             lower = redirected(folder.lower, marks.redirect)
             return Folder(path, one.path, lower, self.tree_at(lower))
@@ -142,7 +146,7 @@ class View:
             return None
         if marks.redirect is not None:
             return redirected(folder.lower, marks.redirect)
-        return _join(folder.lower, one.name) if folder.lower is not None else None
+        return folder.lower_of(one.name)
 
     # Differences
 
@@ -163,7 +167,7 @@ class View:
         now, before = self.children(folder), self.entries(base)
         for name in sorted({*now, *before}):
             node, entry = now.get(name), before.get(name)
-            path = _join(folder.path, name)
+            path = join(folder.path, name)
             if entry is not None and is_directory_entry(entry) != isinstance(node, Folder):
                 was_folder = is_directory_entry(entry)
                 yield LocalChange(path + b"/" if was_folder else path, "deleted")
@@ -215,5 +219,20 @@ def _same_content(
     return found.st_size <= _MOST_COMPARED and equals(file.upper, before.oid, found.st_size)
 
 
-def _join(folder: bytes, name: bytes) -> bytes:
+def join(folder: bytes, name: bytes) -> bytes:
+    """The path of `name` in `folder`, which is empty for the top."""
     return folder + b"/" + name if folder else name
+
+
+def places_of_trees(read_tree: Callable[[Oid], Iterable[TreeEntry]], base: Oid) -> dict[Oid, bytes]:
+    """Where the folders of a base tree are: the path of one of each tree."""
+    places: dict[Oid, bytes] = {}
+    stack = [(b"", base)]
+    while stack:
+        path, oid = stack.pop()
+        for entry in read_tree(oid):
+            below = base_tree_of(entry)
+            if below is not None:
+                places.setdefault(below, join(path, entry.name))
+                stack.append((join(path, entry.name), below))
+    return places

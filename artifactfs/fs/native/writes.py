@@ -23,7 +23,7 @@ from artifactfs.fs.gitview.virtual import free_name
 from artifactfs.fs.inodes.inode import Owner
 from artifactfs.fs.native.journal import UpperJournal
 from artifactfs.fs.native.marks import marks_of
-from artifactfs.fs.native.view import File, Folder, View
+from artifactfs.fs.native.view import File, Folder, View, join
 from artifactfs.fs.tree.walk import LocalChange
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.pack.format import object_id
@@ -130,7 +130,7 @@ class KernelWrites:
             if node is None or node.upper is None:
                 self._mkdir(upper, opaque=node is None)
                 node = Folder(
-                    folder.path + b"/" + name if folder.path else name,
+                    join(folder.path, name),
                     upper,
                     node.lower if node is not None else None,
                     node.tree if node is not None else None,
