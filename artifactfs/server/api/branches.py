@@ -16,9 +16,8 @@ from artifactfs.server.api.base import (
     RepoName,
     RepositoriesOf,
 )
-from artifactfs.server.api.content import DIFF_ANSWER
+from artifactfs.server.api.content import DIFF_ANSWER, diff_answer, missing_is_a_problem
 from artifactfs.server.api.schemas import ConflictItem, Envelope
-from artifactfs.server.content.blob_answer import SAFE
 from artifactfs.server.content.merging import (
     MergeOrder,
     Outcome,
@@ -116,10 +115,8 @@ async def get_comparison(
 ) -> Envelope[ComparisonInfo]:
     repo = repositories.get_ready(caller.account_id, namespace, name)
     other = other_repo(repositories, caller, repo, head_repo)
-    try:
+    with missing_is_a_problem():
         found = await compare(context, Side(repo, base), Side(other, head), limit)
-    except NoSuchContent:
-        raise Problem(Code.NOT_FOUND, "Not found in this repository") from None
     ends = found.ends
     return Envelope(
         result=ComparisonInfo(
@@ -155,13 +152,9 @@ async def get_comparison_diff(
     repo = repositories.get_ready(caller.account_id, namespace, name)
     other = other_repo(repositories, caller, repo, head_repo)
     limit = context.limits.diff_bytes
-    try:
+    with missing_is_a_problem():
         found = await compare_diff(context, Side(repo, base), Side(other, head), limit)
-    except NoSuchContent:
-        raise Problem(Code.NOT_FOUND, "Not found in this repository") from None
-    if not found.whole:
-        raise Problem(Code.MEMORY_LIMIT, "The diff is too large; make it with git")
-    return Response(found.data, headers={**SAFE, "Content-Type": "text/x-diff; charset=utf-8"})
+    return diff_answer(found)
 
 
 @router.post("/repos/{name}/merge", summary="Merge a branch, or one of a fork, into a branch")

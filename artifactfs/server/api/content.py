@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import pygit2
@@ -20,7 +21,7 @@ from artifactfs.server.api.base import (
 from artifactfs.server.api.schemas import Envelope
 from artifactfs.server.content.archives import Archive, ArchiveAnswer, Format
 from artifactfs.server.content.blob_answer import SAFE, blob_answer
-from artifactfs.server.content.differences import diff, two_ends
+from artifactfs.server.content.differences import Diff, diff, two_ends
 from artifactfs.server.content.objects import Content, EntryType, NoSuchContent, TooLarge
 from artifactfs.server.context import Context
 from artifactfs.server.events.commits import CommitInfo, commit_info
@@ -80,13 +81,28 @@ async def read_content(context: Context, repo: Repo, read: Callable[[Content], T
     """Run `read` on an open repository in a thread. Raises: Problem."""
     gitdir = context.layout.gitdir(repo.id)
     try:
-        return await trio.to_thread.run_sync(lambda: read(Content(gitdir)))
-    except NoSuchContent:
-        raise Problem(Code.NOT_FOUND, "Not found in this repository") from None
+        with missing_is_a_problem():
+            return await trio.to_thread.run_sync(lambda: read(Content(gitdir)))
     except TooLarge:
         raise Problem(Code.MEMORY_LIMIT, "An object is too large to be shown") from None
     except pygit2.GitError as error:
         raise Problem(Code.INTERNAL_ERROR, "The repository cannot be read") from error
+
+
+@contextmanager
+def missing_is_a_problem() -> Iterator[None]:
+    """Tells a client that a repository does not have what it asked for. Raises: Problem."""
+    try:
+        yield
+    except NoSuchContent:
+        raise Problem(Code.NOT_FOUND, "Not found in this repository") from None
+
+
+def diff_answer(found: Diff) -> Response:
+    """Raises: Problem where it was cut off."""
+    if not found.whole:
+        raise Problem(Code.MEMORY_LIMIT, "The diff is too large; make it with git")
+    return Response(found.data, headers={**SAFE, "Content-Type": "text/x-diff; charset=utf-8"})
 
 
 @router.get("/repos/{name}/log", summary="Commits of a ref, first parents, newest first")
@@ -149,9 +165,7 @@ async def get_diff(
     if any(not each or "\0" in each for each in path or ()):
         raise Problem(Code.INVALID_INPUT, "The path is not valid", pointer="/path")
     found = await diff(context, repo, ends, tuple(path or ()), context.limits.diff_bytes)
-    if not found.whole:
-        raise Problem(Code.MEMORY_LIMIT, "The diff is too large; make it with git")
-    return Response(found.data, headers={**SAFE, "Content-Type": "text/x-diff; charset=utf-8"})
+    return diff_answer(found)
 
 
 @router.get(

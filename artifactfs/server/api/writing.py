@@ -15,15 +15,13 @@ from artifactfs.server.api.base import (
     RepoName,
     RepositoriesOf,
 )
-from artifactfs.server.api.content import read_content
+from artifactfs.server.api.content import missing_is_a_problem, read_content
 from artifactfs.server.api.schemas import Envelope
-from artifactfs.server.content.objects import NoSuchContent
 from artifactfs.server.content.writing import FileChange, check_path, write_file
 from artifactfs.server.context import Context
 from artifactfs.server.events.commits import CommitInfo, commit_info
 from artifactfs.server.jobs.repositories import check_branch
 from artifactfs.server.metadata.records import Repo
-from artifactfs.server.problems import Code, Problem
 
 router = APIRouter(tags=["content"])
 
@@ -107,10 +105,8 @@ async def delete_file(
 async def _commit(
     context: Context, repo: Repo, change: FileChange, actor: str
 ) -> Envelope[CommitInfo]:
-    try:
+    with missing_is_a_problem():
         made = await write_file(context, repo, change, actor=actor)
-    except NoSuchContent:
-        raise Problem(Code.NOT_FOUND, "Not found in this repository") from None
     with trio.CancelScope(shield=True):
         found = await read_content(context, repo, lambda content: commit_info(content.commit(made)))
     return Envelope(result=found)
