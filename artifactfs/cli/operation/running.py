@@ -78,7 +78,7 @@ def tell_when_ready() -> None:
     """What is mounted, once that is known. Raises: DaemonError where something is not."""
     with daemon() as client:
         pid = client.request("ping")["pid"]
-        repos: list[dict[str, Any]] = client.request("settle", timeout_s=READY_S)
+        repos: list[dict[str, Any]] = client.request("first-attempts", timeout_s=READY_S)
     failed = [repo for repo in repos if repo["error"] and repo["state"] != "mounted"]
     mounted = sum(repo["state"] == "mounted" for repo in repos)
     wanted = sum(repo["enabled"] for repo in repos)

@@ -173,10 +173,10 @@ def add_repo(
     if answer["state"] == "queued":
         click.echo(f"queued {name}")
         return
-    took = f" ({answer['seconds']} s)" if answer.get("seconds") is not None else ""
+    duration = f" ({answer['seconds']} s)" if answer.get("seconds") is not None else ""
     where = "at" if answer["state"] == "mounted" else "and will be at"
     again = ", as before" if answer.get("again") else ""
-    line = f"{name}: {answer['state']} {where} {answer['mount_point']}{took}{again}"
+    line = f"{name}: {answer['state']} {where} {answer['mount_point']}{duration}{again}"
     click.echo(line + who_writes(answer, options["writes"]))
 
 

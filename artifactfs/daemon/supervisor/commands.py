@@ -85,7 +85,7 @@ class Commands:
             "unmount": self.unmount,
             "prepare": self.prepare,
             "remount": self.remount,
-            "settle": self.settle,
+            "first-attempts": self.first_attempts,
             "remove": self.remove,
             "set-remote": self.set_remote,
             "worker": self.worker,
@@ -136,7 +136,7 @@ class Commands:
         self._adopt = None
         return {"pid": os.getpid()}
 
-    async def settle(self, request: Request) -> list[Message]:
+    async def first_attempts(self, request: Request) -> list[Message]:
         """The summaries, once everything is mounted or has failed, or ``timeout_s`` are over."""
         with trio.move_on_after(float(request.args.get("timeout_s") or QUICK_S)):
             for supervision in tuple(self._repositories.mounts.values()):

@@ -40,8 +40,8 @@ from artifactfs.daemon.worker.covered_gitdir import CoveredGitdir
 from artifactfs.daemon.worker.gitdir_health import GitdirHealth, tip_of_head
 from artifactfs.daemon.worker.other_user import serve_as_other_user
 from artifactfs.daemon.worker.preparation import Preparation, held
-from artifactfs.daemon.writes.kinds import Kind, settle
-from artifactfs.daemon.writes.moving import settle_place
+from artifactfs.daemon.writes.kinds import Kind, decide
+from artifactfs.daemon.writes.moving import move_written
 from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError, CorruptData, DaemonError, MountError, StateError
 from artifactfs.features import Features
@@ -296,8 +296,8 @@ class Worker:
 
     async def _serve(self) -> None:
         async with locked(self._layout):
-            settling = partial(settle, self._state, self._layout, self._settings)
-            self._writes = await trio.to_thread.run_sync(settling)
+            decision = partial(decide, self._state, self._layout, self._settings)
+            self._writes = await trio.to_thread.run_sync(decision)
             await trio.to_thread.run_sync(self._clear_mounts)
             withdraw(self._layout.gitdir)  # a worker that was killed has left it
             prepared = self._layout.gitdir.exists() or self._writes.native
@@ -397,7 +397,7 @@ class Worker:
         )
         mode = 0o755 if settings.allow_other else 0o700
         native = self._writes.native
-        await settle_place(self._layout, odb, open_filesystem, owner, native=native, top_mode=mode)
+        await move_written(self._layout, odb, open_filesystem, owner, native=native, top_mode=mode)
         if native and not is_native(self._layout):
             await trio.to_thread.run_sync(create_native, self._layout, owner, mode)
 

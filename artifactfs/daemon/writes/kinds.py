@@ -36,8 +36,11 @@ class Kind:
         return {"kind": self.name, "why": self.why}
 
 
-def settle(state: StateLayout, layout: RepoLayout, settings: RepoSettings) -> Kind:
-    """Decide. Tries a mount where that matters: blocks. Raises: MountError, InvalidInput."""
+def decide(state: StateLayout, layout: RepoLayout, settings: RepoSettings) -> Kind:
+    """By what is kept and what is asked for. Tries a mount where that matters: blocks.
+
+    Raises: MountError, InvalidInput.
+    """
     kept = _kept(layout)
     if "kernel-writes" in disabled_features():
         return Kind(False, f"switched off by {VARIABLE}", kept is not None and kept.native)

@@ -27,7 +27,7 @@ from artifactfs.paths import RepoLayout
 log = logging.getLogger(__name__)
 
 
-async def settle_place(
+async def move_written(
     layout: RepoLayout,
     odb: ObjectDatabase,
     open_overlay: Callable[[], FileSystem],
