@@ -73,7 +73,7 @@ class Contender(ABC):
 
     @abstractmethod
     def hydrate(self) -> None:
-        """Bring every blob of the tree here."""
+        """Fetch every blob of the tree."""
 
     def switch_command(self, ref: str) -> str:
         """The shell command that moves the tree to `ref`."""
@@ -171,7 +171,7 @@ class ArtifactFS(Contender):
 
 
 class Unhydrated(ArtifactFS):
-    """A mount that brings no contents by itself."""
+    """A mount that fetches no contents by itself."""
 
     def open(self, url: str) -> Path:
         return self.daemon.add_repo("bench", url, "--hydrate", "none")

@@ -239,7 +239,7 @@ def evict(daemon: DaemonProcess, outcome: Outcome, until: float) -> None:
 
 
 def push(clones: list[Path], outcome: Outcome, until: float) -> None:
-    """Somebody else's work, so that fetches have something to bring."""
+    """Somebody else's work, so that fetches have something to fetch."""
     rng = random.Random("push")
     while time.monotonic() < until:
         time.sleep(min(10.0, max(0.0, until - time.monotonic())))

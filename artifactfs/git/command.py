@@ -4,7 +4,7 @@ Every process gets a clean environment (no ``GIT_DIR`` of whoever started us, no
 in English) and a deadline. Secrets are never arguments: they go through the credential file.
 
 None sees a mount of ours (`apart`), wherever we were started; and none fetches what it misses,
-unless it is told that it may: what it would wait for, we bring ourselves.
+unless it is told that it may: what it would wait for, we fetch ourselves.
 """
 
 from __future__ import annotations

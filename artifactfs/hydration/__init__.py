@@ -1,1 +1,1 @@
-"""Bringing blobs here in the order in which they are needed."""
+"""Fetching blobs in the order in which they are needed."""

@@ -8,7 +8,7 @@ from artifactfs.errors import ArtifactFSError
 
 
 class HydrationError(ArtifactFSError):
-    """Content could not be brought here. `errno` is what the reading program gets."""
+    """Content could not be fetched. `errno` is what the reading program gets."""
 
     errno: int = errno.EIO
 

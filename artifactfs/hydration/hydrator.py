@@ -28,13 +28,13 @@ upkeep                 sizes, large blobs, pack merging, the size limit.
 What an await may change under one's feet:
 
 * Between a look at the object database and the answer of the remote, another worker or flight may
-  have brought the blob. Before each attempt a flight looks again; after it, a reader does.
-* A want is finished at most once, by the flight that brings it, by an error, or by an outage. A
+  have fetched the blob. Before each attempt a flight looks again; after it, a reader does.
+* A want is finished at most once, by the flight that fetches it, by an error, or by an outage. A
   finished want is out of the queue; whoever holds it reads its outcome, which never changes.
 * A blob is handed to its readers before its pack is in place. Until the flight has landed, it may
   be in memory only; a reader that comes in that time and finds it evicted waits for the landing.
 * A want may be carried by two flights: when a reader needs what a background flight has not
-  brought, an urgent one is sent after it. The first to bring it wins.
+  fetched, an urgent one is sent after it. The first to fetch it wins.
 """
 
 from __future__ import annotations
@@ -347,7 +347,7 @@ class Hydrator:
         """Fetch all of `oids`; `progress(done, total)` is called as they come.
 
         Waits for the network without an overall deadline; each blob has the usual retries.
-        Raises: HydrationFailed when some could not be brought, after trying all.
+        Raises: HydrationFailed when some could not be fetched, after trying all.
         """
         wanted = list(dict.fromkeys(oids))
         absent = self._odb.missing(wanted)
@@ -461,7 +461,7 @@ class Hydrator:
             await self.attention.pause(seconds)
 
     def start_recent(self, commit: bytes) -> None:
-        """Bring, after the sweep, what recent commits up to `commit` changed; history is here."""
+        """Fetch, after the sweep, what recent commits up to `commit` changed; history is here."""
         self._recent.start(commit)
 
     def reset_remote(self) -> None:
@@ -529,7 +529,7 @@ class Hydrator:
             self._planner.inventory.note_here(oid, size)
 
     def _absent(self, oid: bytes) -> bool:
-        """Whether readahead should bring `oid`: it is not here, not coming, and to be had."""
+        """Whether readahead should fetch `oid`: it is not here, not coming, and to be had."""
         return (
             self._queue.get(oid) is None
             and self._memory.get(oid) is None

@@ -21,7 +21,7 @@ class HydrationStats:
 
     `blobs_total` counts the distinct blobs of the mounted tree (0 until it was walked),
     `bytes_total` those whose size is known. `reads_here` counts contents that were here when a
-    program asked, `reads_waited` those that had to be brought: what the kernel has cached is in
+    program asked, `reads_waited` those that had to be fetched: what the kernel has cached is in
     neither. `queue` has the length for each priority.
     `remote` is ``up``, ``down`` or ``unused``; the `outage_…` fields say since when (seconds since
     1970) and why. `recent_state` is that of recent history: ``off``, ``waiting``, ``running`` or

@@ -117,7 +117,7 @@ def fetch(repository: Repository, name: str) -> Snapshot:
         raise InvalidInput(f"neither here nor on the remote is a snapshot {name}") from error
     found = find(repository, name)
     if found is None:
-        raise GitRefused(f"git fetch brought no snapshot {name}")
+        raise GitRefused(f"git fetch found no snapshot {name}")
     repository.git("update-ref", PUSHED + name, found.commit)
     return found
 

@@ -59,7 +59,7 @@ def test_sizes_are_true_before_any_content_is_here(
     with proxy.recording() as requests:
         seen = tree(mounted, content=False)
     assert seen == expected
-    # What git reads at every command is brought for the index, not for `stat`.
+    # What git reads at every command is fetched for the index, not for `stat`.
     blobs = {oid for path, oid in odd_repository.blobs().items() if not path.startswith(".git")}
     assert not blobs_wanted(requests, blobs)
     assert len(requests) <= 6

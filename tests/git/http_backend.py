@@ -60,7 +60,7 @@ class Backend:
     busy: list[int] = field(default_factory=list)  # answer so, once each; 0: hang up
     cut_after: int | None = None  # bytes of a fetch's answer
     tells: dict[bytes, int] = field(default_factory=dict)  # sizes by oid: what it lies
-    endless: bool = False  # each fetch brings one object of 1 TB of zeros
+    endless: bool = False  # each fetch is answered by one object of 1 TB of zeros
     pack_version: int = 2  # of what is endless; git refuses others at once
     given_up: threading.Event = field(default_factory=threading.Event)  # by who got such a thing
     stall: threading.Event | None = None  # answer no POST before it is set

@@ -27,7 +27,7 @@ from artifactfs.cli.terminal.output import human_bytes
 def prefetch(
     name: str, patterns: tuple[str, ...], wait: bool, history: tuple[str, ...], as_json: bool
 ) -> None:
-    """Bring contents here before they are read.
+    """Fetch contents before they are read.
 
     PATTERNS are paths or globs as in .gitignore, from the top of the tree; without any,
     everything.
@@ -48,7 +48,7 @@ def prefetch(
     if as_json:
         output.print_json(answer)
     else:
-        done = "are here" if answer["waited"] else "are being brought here"
+        done = "are here" if answer["waited"] else "are being fetched"
         click.echo(f"{name}: {answer['blobs']} blobs {done}")
 
 

@@ -77,10 +77,10 @@ depth_option = click.option(
     type=click.Choice(["all", "source", "none"]),
     default="source",
     show_default=True,
-    help="What is brought here in the background once the mount is quiet.",
+    help="What is fetched in the background once the mount is quiet.",
 )
 @click.option(
-    "--hydrate-first", multiple=True, metavar="GLOB", help="Brought before others. Repeatable."
+    "--hydrate-first", multiple=True, metavar="GLOB", help="Fetched before others. Repeatable."
 )
 @click.option("--hydrate-budget", type=Size(), default=2 << 30, help="At most so much. [2G]")
 @click.option("--hydrate-max-blob", type=Size(), default=8 << 20, help="No larger files. [8M]")

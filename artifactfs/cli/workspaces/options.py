@@ -43,7 +43,7 @@ def workspace_options(function: _F) -> _F:
                 type=click.Choice(["all", "source", "none"]),
                 default="source",
                 show_default=True,
-                help="What is brought here in the background.",
+                help="What is fetched in the background.",
             ),
             click.option("--allow-other", is_flag=True, help="Let other users in."),
             click.option(

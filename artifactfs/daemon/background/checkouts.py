@@ -1,6 +1,6 @@
 """Brings what ``git checkout`` is about to write, in one batch, over the connection that is open.
 
-Git brings the missing blobs of a checkout in one batch as well, but by a process and a connection
+Git fetches the missing blobs of a checkout in one batch as well, but by a process and a connection
 of its own, and it reads each of them again to be sure that it came. We know them sooner: from the
 tree that it waits for while history is on its way, and later from its command line, when its fetch
 looks whether the objects are here. Then it finds them and fetches nothing.
@@ -45,15 +45,15 @@ class Checkouts:
         self._hydrator = hydrator
 
     async def before_tree(self, command: GitCommand, tree: Oid) -> None:
-        """`command` has waited for the root `tree`: bring the blobs too, where it will write them.
+        """`command` has waited for the root `tree`: fetch the blobs too, where it will write them.
 
         Waits for the network, up to `WAIT_S`; raises nothing.
         """
         if target_of(command) is not None:
-            await self._bring(tree, None)
+            await self._fetch(tree, None)
 
     async def before_fetch(self, fetch: GitCommand, oid: Oid) -> None:
-        """Git fetches what it misses, `oid` among it: bring that, where it is for a checkout.
+        """Git fetches what it misses, `oid` among it: fetch that, where it is for a checkout.
 
         Waits for the network, up to `WAIT_S`; raises nothing.
         """
@@ -65,7 +65,7 @@ class Checkouts:
             tree = await self._tree_of(target)
         except (GitFailed, ValueError):
             return  # it has another meaning in that folder: git fetches it
-        await self._bring(tree, oid)
+        await self._fetch(tree, oid)
 
     async def _tree_of(self, target: str) -> Oid:
         """The tree of a commit, or of the one branch of a remote that has such a name, of which
@@ -80,14 +80,14 @@ class Checkouts:
         (tree,) = printed.decode("ascii").split()
         return bytes.fromhex(tree)
 
-    async def _bring(self, tree: Oid, wanted: Oid | None) -> None:
+    async def _fetch(self, tree: Oid, wanted: Oid | None) -> None:
         with trio.move_on_after(WAIT_S):
             try:
                 base = self._filesystem.base.tree
                 missing = await trio.to_thread.run_sync(_missing, self._odb, base, tree)
                 if not missing or wanted not in (None, *missing):
                     return
-                log.info("bringing a checkout for git", extra={"blobs": len(missing)})
+                log.info("fetching a checkout for git", extra={"blobs": len(missing)})
                 if not self._hydrator.sizes_are_told:
                     # Git looks at each file that it replaces, and would wait for its size.
                     missing += await trio.to_thread.run_sync(_missing, self._odb, tree, base)

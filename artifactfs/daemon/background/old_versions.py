@@ -1,12 +1,12 @@
-"""Brings old versions of files when `git blame` or `git log -p` begins to ask for them.
+"""Fetches old versions of files when `git blame` or `git log -p` begins to ask for them.
 
 In a partial clone git fetches them as it comes to them: for `blame` one at a time, for `log -p` and
 `log --stat` those of one commit at a time, a process and a connection each. But first it looks
 into the object directory that the mount offers (``fs/gitview/offered.py``), and waits for the
-answer. Its command line tells which history it walks; so we bring that in one batch, newest
+answer. Its command line tells which history it walks; so we fetch that in one batch, newest
 versions first, and then answer that there is no such object: git looks for new packs, and finds it.
 
-What is brought grows with the number of times that git had to ask, or to begin a fetch (which looks
+What is fetched grows with the number of times that git had to ask, or to begin a fetch (which looks
 once more, too): who looks at the first page of ``git log -p`` needs little of it.
 """
 
@@ -64,7 +64,7 @@ _COUNT = re.compile(r"(?:-n|-|--max-count=)(\d+)")
 
 @dataclass(slots=True)
 class _Reader:
-    """One git command that walks through history, and what it was brought so far."""
+    """One git command that walks through history, and what was fetched for it so far."""
 
     command: GitCommand
     paths: tuple[str, ...]
@@ -123,7 +123,7 @@ class OldVersions:
             log.warning("git will not see the blobs of the tree: %s", error)
 
     async def before_missing(self, command: GitCommand, oid: Oid | None) -> None:
-        """`command` looks for `oid`, or what there is: bring what it will ask for.
+        """`command` looks for `oid`, or what there is: fetch what it will ask for.
 
         Waits for the network, up to `WAIT_S`; raises nothing.
         """
@@ -196,7 +196,7 @@ class OldVersions:
         missing = self._odb.missing(some)
         if missing:
             log.info(
-                "bringing old versions for git",
+                "fetching old versions for git",
                 extra={"command": reader.command.name, "blobs": len(missing)},
             )
             await self._hydrator.offered.fetch_all(missing)

@@ -62,7 +62,7 @@ def _kept_only_here(gitdir: Path, mounted: str | None) -> dict[str, Any]:
     except MissingObject as error:
         raise StateError(
             f"a branch of {gitdir} has a commit that is not here ({error.oid.hex()})",
-            hint="git fetch in the mount brings it, or give --force to delete all",
+            hint="git fetch in the mount gets it, or give --force to delete all",
         ) from error
     return {
         "unpushed": len(unpushed),

@@ -165,7 +165,7 @@ class Switching:
 
     async def _leave_to_git(self, goal: Goal) -> Switched:
         """Where the kernel takes the writes, git writes as fast as the disk is; what it is going
-        to write is brought before, in one batch."""
+        to write is fetched before, in one batch."""
         self._check_nothing_unfinished()
         head = await trio.to_thread.run_sync(read_head, self._gitdir)
         if head.commit is not None:

@@ -2,7 +2,7 @@
 
 `git clone`, `git fetch` from the mount and `git bundle` send objects by ``pack-objects``, which may
 not fetch what it misses (git forbids that below ``upload-pack``). It looks into the directory of
-offered objects first, and waits: the blobs of the tree are brought, or those of all of history
+offered objects first, and waits: the blobs of the tree are fetched, or those of all of history
 where it wants an older one.
 
 ``git clone PATH`` and ``--reference`` copy or borrow the object directory itself, as it is. The
@@ -57,7 +57,7 @@ class Copies:
         self._done_for: GitCommand | None = None
 
     async def before_missing(self, command: GitCommand, oid: Oid) -> None:
-        """`command` is about to send `oid`, or is asked for it: bring it, and what is like it.
+        """`command` is about to send `oid`, or is asked for it: fetch it, and what is like it.
 
         Waits for the network, up to `COPY_S`; raises nothing.
         """
@@ -67,9 +67,9 @@ class Copies:
         with trio.move_on_after(COPY_S):
             try:
                 async with self._lock:
-                    await self._bring(await trio.to_thread.run_sync(self._blobs_of_tree))
+                    await self._fetch(await trio.to_thread.run_sync(self._blobs_of_tree))
                     if not self._odb.contains(oid):
-                        await self._bring(await self._blobs_of_history())
+                        await self._fetch(await self._blobs_of_history())
             except (ArtifactFSError, OSError) as error:
                 log.warning("a copy of the repository is not whole: %s", error)
 
@@ -92,7 +92,7 @@ class Copies:
     async def _keep_everything(self) -> None:
         """Every blob of history into packs of the gitdir. Raises: ArtifactFSError, OSError."""
         oids = await self._blobs_of_history()
-        await self._bring(oids)
+        await self._fetch(oids)
         absent = await trio.to_thread.run_sync(_not_in, self._gitdir / "objects", oids)
         if not absent:
             return
@@ -116,10 +116,10 @@ class Copies:
         positions = (inventory.beginning_with(byte) for byte in range(256))
         return [inventory.oid_at(position) for some in positions for position in some]
 
-    async def _bring(self, oids: Iterable[Oid]) -> None:
+    async def _fetch(self, oids: Iterable[Oid]) -> None:
         missing = self._odb.missing(oids)
         if missing:
-            log.info("bringing blobs for a copy", extra={"blobs": len(missing)})
+            log.info("fetching blobs for a copy", extra={"blobs": len(missing)})
             await self._hydrator.offered.fetch_all(missing)
 
 

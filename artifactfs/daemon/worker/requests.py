@@ -149,7 +149,7 @@ class Requests:
         return await kept_only_here(self.layout, mounted)
 
     async def wait(self, request: Request) -> Message:
-        """Until ``history`` is complete or the sweep has ``hydrated`` what it is to bring."""
+        """Until ``history`` is complete or the sweep has ``hydrated`` what it is to fetch."""
         if request.text("for") == "history":
             await self.jobs.history_done.wait()
             return {"history_complete": True}

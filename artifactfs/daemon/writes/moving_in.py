@@ -2,8 +2,8 @@
 
 Nothing is mounted meanwhile. Files keep their data, kinds, modes, owners, times, extended
 attributes and hard links; names that were removed become whiteouts. A folder that was moved is
-marked as such, with nothing brought here, where the base tree has it; what else is not at its place
-(a clean file that was moved or got another mode) is brought, and written.
+marked as such, with nothing fetched, where the base tree has it; what else is not at its place
+(a clean file that was moved or got another mode) is fetched, and written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Moves what was written from an upper folder of overlayfs into the overlay of our own mount.
 
 Nothing is mounted meanwhile. What the kernel has moved, with its data still in the base tree, is
-moved in our overlay as well, so nothing has to be brought: everything that was moved gets a name of
+moved in our overlay as well, so nothing has to be fetched: everything that was moved gets a name of
 its own first, the deepest first, since folders may have changed places; then the tree is walked
 from the top. Extended attributes are kept where we have them (``user.*``).
 """

@@ -8,9 +8,9 @@ exist, and would download those of the whole tree for a commit of one line.
 So the gitdir names this directory among its alternates. It shows a loose object for each blob
 that the remote has promised with the mounted tree: enough for git to know that the blob exists.
 The "objects" are symlinks: ``lstat`` finds them, and only an ``open``, by which git begins to read
-an object, has the kernel ask for the target. By then we have brought the blob into a pack of the
+an object, has the kernel ask for the target. By then we have fetched the blob into a pack of the
 shared cache, with what comes next in the tree. The target does not exist, so git takes the object
-for one that was "just packed", looks for new packs, and finds it. Where it could not be brought,
+for one that was "just packed", looks for new packs, and finds it. Where it could not be fetched,
 git fetches it as it always would, and says what went wrong.
 
 A name is shown only for what the remote surely has. Commands that want to know what is really here

@@ -136,7 +136,7 @@ class Conversions:
         self._settings_known.set()
 
     async def run(self, root: Directory) -> None:
-        """Take the settings where there are none yet, then bring attribute files ahead of demand.
+        """Take the settings where there are none yet, then fetch attribute files ahead of demand.
 
         Runs until cancelled.
         """
@@ -374,7 +374,7 @@ class Conversions:
         return True
 
     def _ask_for(self, files: Iterable[AttributeFile]) -> None:
-        """Have them brought in the background, once: whoever waits for one asks again."""
+        """Have them fetched in the background, once: whoever waits for one asks again."""
         for file in files:
             if file[1] not in self._asked:
                 self._asked.add(file[1])

@@ -368,7 +368,7 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
-        """Asked once where the kernel opens files by itself. Content is brought by reading."""
+        """Asked once where the kernel opens files by itself. Content is fetched by reading."""
         if self._no_open:
             raise FUSEError(errno.ENOSYS)
         if flags & os.O_TRUNC and flags & _WRITES:

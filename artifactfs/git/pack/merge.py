@@ -2,7 +2,7 @@
 
 See docs/decisions/merging-packs-by-ourselves.md.
 
-Entries are copied as they are, in order. An object that an earlier pack already brought is left
+Entries are copied as they are, in order. An object that an earlier pack already has is left
 out, so OFS deltas get a new distance where their base moved; everything an entry depends on is in
 its own pack or in one before it, so no base ever comes later. Each entry is checked against the
 CRC-32 in its index: a damaged pack is left out and reported, never given a new valid checksum.

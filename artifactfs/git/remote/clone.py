@@ -3,7 +3,7 @@
 Phase 1 (`clone_tip`) fetches the tip's commit and trees as from depth 1, but writes no
 ``shallow`` file: the parents are then promised objects like any other, so that git is right at
 every moment; a `git log` that comes early pulls the history itself. Phase 2 (`fetch_history`)
-brings it in the background. `--depth` asks for the shallow file, and gets it.
+fetches it in the background. `--depth` asks for the shallow file, and gets it.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ async def clone_tip(
     """Phase 1: make ``layout.gitdir`` with everything that a mount of `settings.ref` needs.
 
     `shared_objects` is the object directory with hydrated blobs; it is made if need be. Takes one
-    round trip where `remote` did not bring the `tip_wish`, and one more where it was not opened
+    round trip where `remote` did not ask for the `tip_wish`, and one more where it was not opened
     with ``expect_refs``. Cancelled or
     failed, it leaves nothing behind.
     Raises: RemoteError (RemoteNotFound for a ref that is not there), InvalidInput, StateError.

@@ -127,7 +127,7 @@ async def _store(
     give_way: Callable[[], Awaitable[None]] | None = None,
     background: bool = False,
 ) -> PackStream | TipPack:
-    """Index what `fetching` brings in ``artifactfs/FOLDER``, and move it when it is whole.
+    """Index what `fetching` receives in ``artifactfs/FOLDER``, and move it when it is whole.
     `most` as `feed_pack` has it.
 
     Raises: RemoteError, CorruptData.

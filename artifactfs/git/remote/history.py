@@ -41,7 +41,7 @@ MAX_DEPTH_AT_ONCE = 100
 PAUSE_S = 1.0
 PAUSES_S = 10.0
 """History waits so long between two chunks, and in all, for what somebody asked for: reading what
-the network brings and indexing it would take half of a small machine."""
+the network delivers, and indexing it would take half of a small machine."""
 
 TREELESS = "tree:0"
 FIRST_PART = 4_000

@@ -154,7 +154,7 @@ class TipPack:
 
 @dataclass(slots=True)
 class Greeting:
-    """What the first round trip brought; `refs` are those of a clone (`CLONE_PREFIXES`)."""
+    """What the first round trip fetched; `refs` are those of a clone (`CLONE_PREFIXES`)."""
 
     advertisement: Advertisement
     version: Version

@@ -1,6 +1,6 @@
 """What the transports have in common: one request, one streamed answer, deadlines, counters.
 
-A transport carries protocol version 2 requests to ``git-upload-pack`` and brings the answers back
+A transport carries protocol version 2 requests to ``git-upload-pack`` and carries the answers back
 as chunks. It knows about connections and credentials, and nothing about objects.
 """
 

@@ -2,7 +2,7 @@
 
 It goes class by class in the order of `priority`. Manifests have landed before source begins, and
 source before binaries. Where all of a large tree is wanted, whole subtrees come without their large
-blobs: one want brings thousands. What is here is never asked for, so a restart goes on where the
+blobs: one want fetches thousands. What is here is never asked for, so a restart goes on where the
 last run ended. Blobs of recent history come last.
 
 No method waits.
@@ -48,7 +48,7 @@ CLASSES = {"none": (), "source": _SOURCE, "all": SWEEP_ORDER}
 
 @dataclass(frozen=True, slots=True)
 class SweepBatch:
-    """What one request of the sweep is to bring: blobs of one class, or a whole subtree."""
+    """What one request of the sweep is to fetch: blobs of one class, or a whole subtree."""
 
     priority: Priority
     oids: tuple[bytes, ...] = ()
@@ -195,7 +195,7 @@ class Sweep:
                 limit = f"blob:limit={min(self._max_blob, SUBTREE_LIMIT)}"
                 return SweepBatch(stage, tree=tree, filter=limit)
             if self._in_trees:
-                return None  # what they do not bring is known when they have landed
+                return None  # what they do not fetch is known when they have landed
             if stage >= Priority.SOURCE and not self.sized:
                 return None  # which blobs are too large is not known yet
             oids, budget = self._gather(inventory, stage, budget)
@@ -216,7 +216,7 @@ class Sweep:
 
     def _is_barrier(self, stage: Priority) -> bool:
         """Whether `stage` has landed before the next one begins. After subtrees, which have
-        brought of every class, little is left: it comes at once."""
+        fetched of every class, little is left: it comes at once."""
         return stage in _BARRIERS and not (stage is Priority.OTHER and self._took_trees)
 
     def _next_recent(self) -> SweepBatch | None:

@@ -1,4 +1,4 @@
-"""One worker at a time sweeps a tree: what one brings, all mounts of a state root have.
+"""One worker at a time sweeps a tree: what one fetches, all mounts of a state root have.
 
 Workers that start together, as after a restart of the daemon, would download the same blobs at the
 same time. So the sweep of a tree holds ``STATE/cache/sweeps/OID.lock`` (flock, dropped by the
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 PATIENCE_S = 120.0
-"""The other may be slow, or bring less than we want: after that, both sweep."""
+"""The other may be slow, or fetch less than we want: after that, both sweep."""
 
 
 class SweepTurn:
@@ -73,7 +73,7 @@ class SweepTurn:
         waited = False
         while not self._try(tree) and trio.current_time() < started + PATIENCE_S:
             if not waited:
-                log.info("another mount brings the files of this tree")
+                log.info("another mount fetches the files of this tree")
                 waited = True
             with trio.move_on_after(POLL_S):
                 await self._wanted.wait()

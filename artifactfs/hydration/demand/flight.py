@@ -1,7 +1,7 @@
-"""Flights: requests for blobs on the wire, their retries, and where what they bring goes.
+"""Flights: requests for blobs on the wire, their retries, and where what they fetch goes.
 
-A flight ends when all it was to bring is here, or when trying again is of no use. Readers whose
-want fails in an urgent flight get the error; a want that a background flight could not bring, and
+A flight ends when all it was to fetch is here, or when trying again is of no use. Readers whose
+want fails in an urgent flight get the error; a want that a background flight could not fetch, and
 that has readers by then, is queued again as explicit.
 """
 
@@ -48,9 +48,9 @@ BACKGROUND_ATTEMPTS = 3
 REFETCHES = 3
 """Attempts for a pack that is damaged, or an answer that is not the protocol."""
 MAX_STALL_S = 15.0
-"""An urgent request that brings nothing for that long is given up and tried again."""
+"""An urgent request that fetches nothing for that long is given up and tried again."""
 WHOLE_WANTS = 50
-"""From so many objects on, git reads what a background request brings: its process costs 5 ms."""
+"""From so many objects on, git reads what a background request fetches: its process costs 5 ms."""
 GIVE_WAY_S = 1.0
 """The sweep stops reading for at most that long at a time while a reader's request is on."""
 
@@ -122,7 +122,7 @@ class FlightControl:
         return trio.current_time() < self._full_until
 
     def moved(self, oid: bytes) -> float:
-        """When bytes came last of a request that brings `oid`; long ago where none have."""
+        """When bytes came last of a request that fetches `oid`; long ago where none have."""
         want = self._queue.get(oid)
         flights = [*want.carriers] if want is not None else []
         if (flight := self.flight_with(oid)) is not None:
@@ -130,7 +130,7 @@ class FlightControl:
         return max((flight.moved for flight in flights if flight.received), default=-math.inf)
 
     def flight_with(self, oid: bytes) -> Flight | None:
-        """The flight that brought `oid` already, but whose pack is not in place yet."""
+        """The flight that fetched `oid` already, but whose pack is not in place yet."""
         return next((flight for flight in self.active if oid in flight.arrived), None)
 
     async def give_way(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What git is told that it has: the blobs of the mounted tree, brought when it opens one.
+"""What git is told that it has: the blobs of the mounted tree, fetched when it opens one.
 
 Git looks into its own object directories and never asks us, so `fs/gitview/offered.py` shows it an
 object directory in which these blobs have names. This is what stands behind it.
@@ -23,7 +23,7 @@ WALK_S = 10.0
 """Git waits so long at most for the first walk through the tree (100,000 files: 0.5 s)."""
 
 AROUND = 2_000
-"""Entries of the largest directory that is brought as a whole for one blob of it."""
+"""Entries of the largest directory that is fetched as a whole for one blob of it."""
 
 OpenBlob = Callable[[bytes, ReadContext], Awaitable[Blob]]
 

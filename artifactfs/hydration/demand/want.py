@@ -13,11 +13,11 @@ from artifactfs.hydration.order.nearby import NearbyBlob
 from artifactfs.hydration.order.priority import Priority
 
 STALLED_S = 0.3
-"""A reader sends an urgent request after a readahead that brought nothing for so long."""
+"""A reader sends an urgent request after a readahead that fetched nothing for so long."""
 MAX_PATIENCE_S = 2.0
-"""A reader waits for a readahead that does bring something at most so long."""
+"""A reader waits for a readahead that does fetch something at most so long."""
 SWEEP_PATIENCE_S = 0.05
-"""The same for what the sweep or a prefetch is bringing: their requests are large. No time at all
+"""The same for what the sweep or a prefetch is fetching: their requests are large. No time at all
 where a request hands out nothing before its end."""
 
 
@@ -41,7 +41,7 @@ class Want:
     takers: int = 0
     """Those of the readers that take the content; the others wait until it is here."""
     companions: list[NearbyBlob] = field(default_factory=list)
-    """Small siblings to bring with it."""
+    """Small siblings to fetch with it."""
     trouble: str = ""
     """Why it is not here yet, where an attempt failed."""
     data: bytes | None = None
@@ -96,7 +96,7 @@ class Flight:
 
     @property
     def soon_read(self) -> bool:
-        """Whether what it brings is worth being kept in memory."""
+        """Whether what it fetches is worth being kept in memory."""
         return self.reason in (Reason.READ, Reason.READAHEAD)
 
 

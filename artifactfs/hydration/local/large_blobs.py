@@ -193,7 +193,7 @@ class LargeBlobStore:
 
         Synchronous: a hard link where both are on one file system, which they are under a state
         root. Readers in this worker see it at once; `publish` makes it durable and public.
-        One that two requests brought is kept once. Raises: OSError.
+        One that two requests fetched is kept once. Raises: OSError.
         """
         if oid in self._unpublished:
             return

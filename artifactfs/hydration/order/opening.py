@@ -2,7 +2,7 @@
 
 Whoever mounts a repository lists it and looks at its README, or lets a tool look at its manifests;
 and nothing can be read before the .gitattributes above it are known. All of these are in the root
-directory, and one request brings them in the time that the mount takes anyway.
+directory, and one request fetches them in the time that the mount takes anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLASSES = (Priority.GIT, Priority.MANIFEST)
 def opening_files(
     tree: TreeReader, root: bytes, absent: Callable[[bytes], bool]
 ) -> list[NearbyBlob]:
-    """The files of the tree `root` to bring first, in that order: those of git, the README, then
+    """The files of the tree `root` to fetch first, in that order: those of git, the README, then
     manifests."""
     found: list[tuple[bool, bool, NearbyBlob]] = []
     for entry in islice(read_tree(tree, root), _LOOKED_AT):

@@ -6,7 +6,7 @@
 `sweep` goes by it class by class, and lets some of them (``_BARRIERS``) land before the next one.
 `lanes` take the wants of readers before those of the background. `readahead` asks which files are
 large. Where all of a tree is wanted, most of it is missing, and that is ``MIN_FOR_SUBTREES`` blobs
-or more, whole subtrees are brought when source is reached: files of every class together.
+or more, whole subtrees are fetched when source is reached: files of every class together.
 """
 
 from __future__ import annotations

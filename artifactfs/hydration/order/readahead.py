@@ -1,6 +1,6 @@
 """Readahead over the tree: a scan of cold files becomes a few large requests.
 
-The first miss brings the file and its small siblings. A *scan* remembers them; when half of what
+The first miss fetches the file and its small siblings. A *scan* remembers them; when half of what
 it predicted has been used, or the next miss comes nearby, its window grows fourfold and the
 walk (`nearby`) goes on where it was, up to thousands of blobs in a request. When most of a window
 was not used before the next miss, the reads are random: the window falls back, down to nothing.

@@ -234,7 +234,7 @@ def test_another_tree_replaces_the_first(
 def test_a_reader_does_not_wait_for_the_batch_that_its_file_is_in(
     url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
 ) -> None:
-    """The file is the last of a large request that crawls: an urgent one brings it at once."""
+    """The file is the last of a large request that crawls: an urgent one fetches it at once."""
 
     async def main() -> None:
         async with cold_mount(url, tmp_path) as mount:
