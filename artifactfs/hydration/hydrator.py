@@ -52,11 +52,7 @@ from artifactfs.damage import DamageReport
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.git.pack.store import PackStore
 from artifactfs.git.remote.remote import Remote
-from artifactfs.hydration.background.attention import Attention
-from artifactfs.hydration.background.planner import Planner
-from artifactfs.hydration.background.recent import RecentHistory
-from artifactfs.hydration.background.sweep import SUBTREE_BLOBS, Sweep
-from artifactfs.hydration.background.turn import SweepTurn
+from artifactfs.hydration.background.background import Background
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.hydration.demand.flight import FlightControl
 from artifactfs.hydration.demand.lanes import Lanes
@@ -69,14 +65,12 @@ from artifactfs.hydration.link.health import Outage, RemoteHealth
 from artifactfs.hydration.link.sizing import Sizing
 from artifactfs.hydration.link.trace import FailureLog, FetchTrace
 from artifactfs.hydration.local.blobs import Blob, Found, InPack, MemoryBlob, ReadContext
-from artifactfs.hydration.local.cache import DEFAULT_MEMORY, MemoryCache
-from artifactfs.hydration.local.large_blobs import LargeBlobStore
+from artifactfs.hydration.local.cache import DEFAULT_MEMORY
 from artifactfs.hydration.local.lookup import LocalBlobs
-from artifactfs.hydration.local.sizes import SizeStore
+from artifactfs.hydration.local.stores import LocalStores
 from artifactfs.hydration.order.inventory import TreeInventory
-from artifactfs.hydration.order.nearby import blobs_below
 from artifactfs.hydration.order.opening import opening_files
-from artifactfs.hydration.order.priority import Priority, classify, compile_globs
+from artifactfs.hydration.order.priority import Priority
 from artifactfs.hydration.order.readahead import Readahead
 from artifactfs.hydration.stats import HydrationStats, WaitingReader
 from artifactfs.paths import RepoLayout, StateLayout
@@ -87,9 +81,7 @@ class Parts:
     """What a hydrator is made of, as far as a test may have to reach in: to evict, to do at once
     what upkeep does in a minute, to make a disk full, or to wait for flights to land."""
 
-    memory: MemoryCache
-    large: LargeBlobStore
-    sizes: SizeStore
+    stores: LocalStores
     health: RemoteHealth
     control: FlightControl
     upkeep: Upkeep
@@ -119,15 +111,12 @@ class Hydrator:
         """Open the shared cache. Call it inside `trio.run`. Raises: OSError, sqlite3.Error."""
         self._settings = settings
         self._odb = odb
-        first = compile_globs(settings.hydrate_first)
         self._complaints = FailureLog(settings.name)
         self.trace = FetchTrace()
-        self.attention = Attention()
         self._queue = WantQueue()
-        self._memory = MemoryCache(memory_bytes)
         damage = DamageReport(settings.name) if damage is None else damage
-        self._large = LargeBlobStore(state.large_blobs, damage)
-        self._sizes = SizeStore(state.sizes_db, damage)
+        self._stores = LocalStores.open(state, memory_bytes, damage)
+        self._sizes = self._stores.sizes
         self._reads_here = self._reads_waited = 0
         self._health = RemoteHealth(
             repo=settings.name,
@@ -141,15 +130,15 @@ class Hydrator:
         store = PackStore(state.shared_objects)
         self._upkeep = Upkeep(
             store=store,
-            large=self._large,
+            large=self._stores.large,
             sizes=self._sizes,
             odb=odb,
             cache_limit=cache_limit,
             damage=damage,
         )
         self._local = LocalBlobs(
-            memory=self._memory,
-            large=self._large,
+            memory=self._stores.memory,
+            large=self._stores.large,
             sizes=self._sizes,
             odb=odb,
             unpacked=self._upkeep.due,
@@ -164,56 +153,40 @@ class Hydrator:
             trace=self.trace,
             deadline_s=settings.deadline_s,
         )
-        self.parts = Parts(
-            self._memory, self._large, self._sizes, self._health, self._control, self._upkeep
-        )
+        self.parts = Parts(self._stores, self._health, self._control, self._upkeep)
         self._sizing = Sizing(
             store=self._sizes,
             odb=odb,
             link=self._link,
             fetch=self._fetch_directory,
         )
-        self._turn = SweepTurn(
-            state.cache / "sweeps", after_wait=self._recount, wake=self._queue.wake
-        )
-        self._sweep = Sweep(
-            reach=settings.hydrate,
-            budget=settings.hydrate_budget,
-            max_blob=settings.hydrate_max_blob,
-            missing=self._neither_here_nor_coming,
+        self._background = Background(
+            settings=settings,
+            turns=state.cache / "sweeps",
+            odb=odb,
+            link=self._link,
+            sizing=self._sizing,
             size_of=self._sizes.get,
-            absent_share=self._absent_share,
-            my_turn=lambda: self._turn.mine,
-            somebody_works=self.attention.somebody_works,
+            missing=self._neither_here_nor_coming,
+            wake=self._queue.wake,
         )
+        self.attention = self._background.attention
         self._lanes = Lanes(
             queue=self._queue,
             control=self._control,
             health=self._health,
-            sweep=self._sweep,
+            sweep=self._background.sweep,
             trace=self.trace,
             landed=self._upkeep.due,
-            swept=self._turn.release,
+            swept=self._background.turn.release,
             concurrency=concurrency,
         )
-        self._planner = Planner(
-            odb=odb,
-            link=self._link,
-            sizing=self._sizing,
-            sweep=self._sweep,
-            classify=lambda path, mode: classify(path, mode, None, first=first),
-            wake=self._queue.wake,
-            turn=self._turn,
-        )
         self.offered = OfferedBlobs(
-            planner=self._planner,
+            planner=self._background.planner,
             odb=odb,
             control=self._control,
             open_blob=self.open,
             prefetch=self.prefetch,
-        )
-        self._recent = RecentHistory(
-            odb=odb, sizing=self._sizing, sweep=self._sweep, wake=self._queue.wake
         )
         self._readahead = Readahead(
             tree=odb.tree,
@@ -228,10 +201,8 @@ class Hydrator:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._health.run)
                 nursery.start_soon(self._lanes.run)
-                nursery.start_soon(self._upkeep.run, self._planner.recount)
-                nursery.start_soon(self._planner.run)
-                nursery.start_soon(self._recent.run)
-                nursery.start_soon(self._turn.run)
+                nursery.start_soon(self._upkeep.run, self._background.recount)
+                nursery.start_soon(self._background.run)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 3):
                 await self._link.aclose()
@@ -299,7 +270,7 @@ class Hydrator:
                 blob = await self.open_here(oid)
                 if blob is not None:
                     return blob
-            self._sweep.note_read()
+            self._background.sweep.note_read()
             await self._health.admit()
             want = await self._read(oid, context)
             if want.error is not None:
@@ -370,7 +341,7 @@ class Hydrator:
 
         Does nothing while the tree of `start_sweep` was not walked. Waits and raises as `prefetch`.
         """
-        inventory = self._planner.inventory
+        inventory = self._background.inventory
         oids = inventory.of_priority(Priority.GIT) if inventory is not None else []
         await self.offered.fetch_all(oids)
 
@@ -429,7 +400,9 @@ class Hydrator:
         await self._health.admit()
         wants = self._join_all(absent, Priority.EXPLICIT)
         chain = (
-            self._planner.inventory.chain(tree) if self._planner.inventory is not None else (tree,)
+            self._background.inventory.chain(tree)
+            if self._background.inventory is not None
+            else (tree,)
         )
         self._readahead.missed(absent[0], b"", chain, 0)
         self._readahead.note_endings(tree, set(absent))
@@ -451,7 +424,7 @@ class Hydrator:
 
     def start_sweep(self, tree: bytes) -> None:
         """The tree that the background works on from now on: its sizes, then its contents."""
-        self._planner.start(tree)
+        self._background.planner.start(tree)
 
     async def give_way(self, seconds: float) -> None:
         """Wait, at most so long, while requests are on that somebody asked for, or while somebody
@@ -462,7 +435,7 @@ class Hydrator:
 
     def start_recent(self, commit: bytes) -> None:
         """Fetch, after the sweep, what recent commits up to `commit` changed; history is here."""
-        self._recent.start(commit)
+        self._background.recent.start(commit)
 
     def reset_remote(self) -> None:
         """The remote's URL or credentials are new: connect again at the next request."""
@@ -478,16 +451,16 @@ class Hydrator:
     async def evict(self, max_bytes: int) -> int:
         """Shrink the shared cache to `max_bytes`; returns the bytes freed. Raises: OSError."""
         freed = await self._upkeep.evict(max_bytes)
-        await self._planner.recount()
+        await self._background.recount()
         return freed
 
     def stats(self) -> HydrationStats:
         """A snapshot of everything that `status` and `top` show."""
-        inventory = self._planner.inventory or TreeInventory(b"")
+        inventory = self._background.inventory or TreeInventory(b"")
         counters = self._control.counters
         outage = self._health.outage
         remote = self._link.remote
-        sweep = self._sweep.progress()
+        sweep = self._background.sweep.progress()
         now = trio.current_time()
         readers = tuple(
             WaitingReader(os.fsdecode(want.path), want.pid, now - want.created)
@@ -518,21 +491,21 @@ class Hydrator:
             limits=remote.capabilities.limits if remote is not None else (),
             sweep_state=sweep.state,
             sweep_stage=sweep.stage,
-            recent_state=self._sweep.recent_state,
-            memory_bytes=self._memory.used_bytes,
+            recent_state=self._background.sweep.recent_state,
+            memory_bytes=self._stores.memory.used_bytes,
         )
 
     # -- called by the parts
 
     def _arrived(self, oid: bytes, size: int) -> None:
-        if self._planner.inventory is not None:
-            self._planner.inventory.note_here(oid, size)
+        if self._background.inventory is not None:
+            self._background.inventory.note_here(oid, size)
 
     def _absent(self, oid: bytes) -> bool:
         """Whether readahead should fetch `oid`: it is not here, not coming, and to be had."""
         return (
             self._queue.get(oid) is None
-            and self._memory.get(oid) is None
+            and self._stores.memory.get(oid) is None
             and oid not in self._control.lacking
             and not self._odb.contains(oid, look_again=False)
             and self._control.flight_with(oid) is None
@@ -546,23 +519,15 @@ class Hydrator:
             if oid not in lacking and self._queue.get(oid) is None
         ]
 
-    def _absent_share(self, tree: bytes) -> float:
-        blobs = blobs_below(self._odb.tree, tree, b"", max_entries=4 * SUBTREE_BLOBS) or []
-        return len(self._odb.missing(blob.oid for blob in blobs)) / max(len(blobs), 1)
-
     async def _probe(self) -> None:
         await (await self._link.get()).ls_refs(("HEAD",))
 
-    async def _recount(self) -> None:
-        await self._planner.recount()
-
     def _remote_down(self, outage: Outage) -> None:
-        self._turn.release()
+        self._background.remote_down()
         self._lanes.drop_windows()
         for want in list(self._queue):
             self._queue.finish(want, error=self._health.failure())
 
     def _remote_up(self) -> None:
-        self._sweep.begin_again()
-        self._planner.take_turn()
+        self._background.remote_up()
         self._queue.wake()

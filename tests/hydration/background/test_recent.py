@@ -148,10 +148,10 @@ def test_a_full_disk_under_the_sizes_is_survived(history_line: DelayProxy, tmp_p
 
     async def main() -> None:
         async with cold_mount(url, tmp_path / "state", hydrate="source") as mount:
-            mount.hydrator.parts.sizes.writer.execute("PRAGMA query_only=1")
+            mount.hydrator.parts.stores.sizes.writer.execute("PRAGMA query_only=1")
             mount.hydrator.start_sweep(mount.tip.tree)
             await mount.until(lambda stats: stats.sweep_state == "done")
             assert mount.hydrator.stats().sizes_known == 3
-            mount.hydrator.parts.sizes.writer.execute("PRAGMA query_only=0")
+            mount.hydrator.parts.stores.sizes.writer.execute("PRAGMA query_only=0")
 
     trio.run(main)

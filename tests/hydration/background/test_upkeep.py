@@ -51,14 +51,14 @@ def test_the_size_limit_is_kept_and_what_was_evicted_comes_again(
             store = PackStore(mount.state.shared_objects)
             assert held is not None  # an open blob is passed by, and goes on
             assert (
-                store.total_bytes() + mount.hydrator.parts.large.total_bytes()
+                store.total_bytes() + mount.hydrator.parts.stores.large.total_bytes()
                 <= 1_000_000 + 3_000_000
             )
             assert held.read(0, 100) == tree_repository.contents[b"data/large.bin"][:100]
             held.close()
             await mount.hydrator.evict(0)
-            assert store.total_bytes() + mount.hydrator.parts.large.total_bytes() == 0
-            mount.hydrator.parts.memory.clear()
+            assert store.total_bytes() + mount.hydrator.parts.stores.large.total_bytes() == 0
+            mount.hydrator.parts.stores.memory.clear()
             with line.recording() as requests:
                 path = b"data/large.bin"
                 assert await mount.read(path) == tree_repository.contents[path]
@@ -78,7 +78,7 @@ def test_the_size_limit_is_kept_where_sizes_cannot_be_written(
             def refuse(rows: object) -> None:
                 raise sqlite3.OperationalError("database or disk is full")
 
-            monkeypatch.setattr(mount.hydrator.parts.sizes, "_write", refuse)
+            monkeypatch.setattr(mount.hydrator.parts.stores.sizes, "_write", refuse)
             await mount.hydrator.parts.upkeep.once()
             assert PackStore(mount.state.shared_objects).total_bytes() == 0
 
@@ -102,7 +102,7 @@ def test_a_damaged_pack_is_never_shown_and_dropped(
                 content[rng.randrange(12, len(content) - 20)] ^= 0xFF
             pack.path.chmod(0o600)
             pack.path.write_bytes(content)
-            mount.hydrator.parts.memory.clear()
+            mount.hydrator.parts.stores.memory.clear()
             for path in paths:
                 assert await mount.read(path) == tree_repository.contents[path]
             await mount.landed()

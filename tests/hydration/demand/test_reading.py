@@ -167,7 +167,7 @@ def test_a_large_blob_that_is_only_in_a_pack_is_unpacked_once(
             await mount.read(path)
             await mount.landed()
             await mount.hydrator.parts.upkeep.once()
-            mount.hydrator.parts.large.evict(1 << 40)
+            mount.hydrator.parts.stores.large.evict(1 << 40)
             assert isinstance(mount.hydrator.find(mount.oid(path)), InPack)
             with line.recording() as requests:
                 assert await mount.read(path) == tree_repository.contents[path]
