@@ -64,6 +64,17 @@ def held(idle_daemon: DaemonProcess, tmp_path: Path) -> Iterator[Callable[[], No
     released.touch()
 
 
+KERNEL = pytest.param(
+    "kernel", marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount an overlayfs")
+)
+
+
+@pytest.fixture(params=["fuse", KERNEL])
+def writes(request: pytest.FixtureRequest) -> str:
+    """Who takes what programs write."""
+    return str(request.param)
+
+
 def reader(folder: Path) -> subprocess.Popen[str]:
     """A program that lists `folder`, and says what came of it."""
     script = (
@@ -90,10 +101,11 @@ def fields(daemon: DaemonProcess, name: str) -> dict[str, str]:
 
 
 def test_who_looks_into_an_asynchronous_mount_waits(
-    idle_daemon: DaemonProcess, held: Callable[[], None], remote: Path
+    idle_daemon: DaemonProcess, held: Callable[[], None], remote: Path, writes: str
 ) -> None:
     daemon, mount = idle_daemon, idle_daemon.mounts / "later"
-    added = daemon.run("add-repo", "--name", "later", "--remote", f"file://{remote}", "--async")
+    options = ("--remote", f"file://{remote}", "--async", "--writes", writes)
+    added = daemon.run("add-repo", "--name", "later", *options)
     assert added.stdout == "queued later\n"
     subprocess.run(["mountpoint", "-q", mount], check=True)
     waiting = reader(mount)
@@ -107,12 +119,16 @@ def test_who_looks_into_an_asynchronous_mount_waits(
     assert writing.wait(60) == 0
     assert git(mount, "status", "--porcelain") == "?? mine"
     assert fields(daemon, "later")["state"] == "mounted"
+    assert (daemon.status("later")["writes"]["kind"]) == writes
+    daemon.run("unmount", "--name", "later")
+    assert os.listdir(mount) == [], "nothing was written into the folder underneath"
 
 
 def test_who_waits_can_be_interrupted(
-    idle_daemon: DaemonProcess, held: Callable[[], None], remote: Path
+    idle_daemon: DaemonProcess, held: Callable[[], None], remote: Path, writes: str
 ) -> None:
-    idle_daemon.run("add-repo", "--name", "later", "--remote", f"file://{remote}", "--async")
+    options = ("--remote", f"file://{remote}", "--async", "--writes", writes)
+    idle_daemon.run("add-repo", "--name", "later", *options)
     waiting = reader(idle_daemon.mounts / "later")
     assert still_waits(waiting)
     waiting.kill()
@@ -122,11 +138,12 @@ def test_who_waits_can_be_interrupted(
 
 
 def test_a_failure_is_an_error_until_it_is_prepared_again(
-    daemon: DaemonProcess, remote: Path
+    daemon: DaemonProcess, remote: Path, writes: str
 ) -> None:
     away, mount = remote.with_name("away.git"), daemon.mounts / "later"
     remote.rename(away)
-    daemon.run("add-repo", "--name", "later", "--remote", f"file://{remote}", "--async")
+    options = ("--remote", f"file://{remote}", "--async", "--writes", writes)
+    daemon.run("add-repo", "--name", "later", *options)
     wait_until(lambda: fields(daemon, "later")["state"] == "failed", "the failure")
     assert reader(mount).communicate(timeout=20)[0] == f"{errno.EIO}\n"
     with pytest.raises(OSError, match="Input/output error"):
@@ -139,10 +156,22 @@ def test_a_failure_is_an_error_until_it_is_prepared_again(
     assert fields(daemon, "later")["prepare_error"] == "none"
 
 
-def test_without_a_daemon_it_is_only_queued(idle_daemon: DaemonProcess, remote: Path) -> None:
+def test_without_a_daemon_it_is_only_queued(
+    idle_daemon: DaemonProcess, remote: Path, writes: str
+) -> None:
     daemon = idle_daemon
     absent = f"file://{remote}.later"
-    options = ("--ref", "refs/heads/main", "--depth", "1", "--refresh", "never", "--async")
+    options = (
+        "--ref",
+        "refs/heads/main",
+        "--depth",
+        "1",
+        "--refresh",
+        "never",
+        "--async",
+        "--writes",
+        writes,
+    )
     added = daemon.run("add-repo", "--name", "later", "--remote", absent, *options)
     assert added.stdout == "queued later\n"
     assert daemon.run("list-repos").stdout.startswith("later\tmain\t")

@@ -50,19 +50,19 @@ def mount_above(layout: RepoLayout) -> None:
     _run("mount", "--make-rprivate", str(layout.merged))
 
 
-def put_in_place(layout: RepoLayout, mount_point: str) -> None:
+def put_in_place(layout: RepoLayout, mount_point: str, *, instead: bool = False) -> None:
     """Show what is mounted at `RepoLayout.merged`, with what is mounted in it, at `mount_point`.
 
     A process that died may have left an overlayfs there, in which programs go on writing. It is
     taken away right before ours comes, so that next to nothing is written into the folder
-    underneath. Raises: MountError.
+    underneath; and so is any mount, where it comes `instead`. Raises: MountError.
     """
     top = real_path(mount_point)
     # When an overlayfs ends, the kernel first writes back the whole disk under it. An open
     # descriptor puts that off until ours is in place.
     held = os.open(top, os.O_PATH | os.O_CLOEXEC)
     try:
-        if is_ours(mount_point):
+        if instead or is_ours(mount_point):
             mounts.detach(top)
         if _libc.mount(os.fsencode(layout.merged), os.fsencode(top), None, _BIND, None) != 0:
             number = ctypes.get_errno()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import trio
 
@@ -25,6 +26,13 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
+
+
+class Waiting(Protocol):
+    """What people wait behind: an `Entrance`, or a `Gate`."""
+
+    def refuse(self) -> None: ...
+    def wait_again(self) -> None: ...
 
 
 @asynccontextmanager
@@ -52,7 +60,7 @@ class Preparation:
 
     def __init__(
         self,
-        entrance: Entrance,
+        entrance: Waiting,
         attempt: Callable[[], Awaitable[Tip | None]],
         report: Callable[[Exception], Awaitable[None]],
         use: Callable[[Message], Awaitable[None]],

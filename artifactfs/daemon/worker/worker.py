@@ -48,6 +48,7 @@ from artifactfs.features import Features
 from artifactfs.fs.inodes.inode import Owner
 from artifactfs.fs.mount.entrance import Entrance
 from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.fs.mount.gate import Gate
 from artifactfs.fs.mount.session import serve
 from artifactfs.fs.native.writes import create_native, is_native
 from artifactfs.git.checkout.refused_names import keep_protection
@@ -147,6 +148,7 @@ class Worker:
         self._serving = trio.CancelScope()
         self._redirected: list[redirects.Redirect] = []
         self._writes = Kind(False, "not settled yet")
+        self._gate: Gate | None = None
 
     # -- life --------------------------------------------------------------------------------
 
@@ -211,7 +213,11 @@ class Worker:
         layout, top = self._layout, self._settings.mount_point
         await trio.to_thread.run_sync(overlayfs.mount_above, layout)
         await self._cover(filesystem, layout.merged)
-        await trio.to_thread.run_sync(overlayfs.put_in_place, layout, top)
+        gate = self._gate if self._gate is not None and not self._gate.opened else None
+        put = partial(overlayfs.put_in_place, layout, top, instead=gate is not None)
+        await trio.to_thread.run_sync(put)
+        if gate is not None:
+            gate.open()
 
     async def _cover(self, filesystem: FileSystem, top: Path) -> None:
         """What is mounted on folders of the tree at `top`: the gitdir, and what is redirected."""
@@ -300,20 +306,30 @@ class Worker:
             self._writes = await trio.to_thread.run_sync(decision)
             await trio.to_thread.run_sync(self._clear_mounts)
             withdraw(self._layout.gitdir)  # a worker that was killed has left it
-            prepared = self._layout.gitdir.exists() or self._writes.native
-            if self._behind_an_entrance and not prepared:
-                await self._serve_behind_an_entrance()
-            else:
+            if self._layout.gitdir.exists() or not self._behind_an_entrance:
                 await self._serve_gitdir(await self._clone_or_refresh(), None)
+            elif self._writes.native:
+                await self._serve_behind_a_gate()
+            else:
+                await self._serve_behind_an_entrance()
 
     async def _serve_behind_an_entrance(self) -> None:
         """Mount at once; who looks into it waits until the gitdir is there."""
         entrance = Entrance(Features(), self._settings)
-        preparation = Preparation(entrance, self._clone_or_refresh, self._report, self._use)
         async with held(entrance, self._settings, keep_awake=self._keep_awake):
-            self._commands["retry"] = Command(preparation.retry, STOP_S)
-            await self.event("waiting")
-            await self._serve_gitdir(await preparation.run(), entrance)
+            await self._serve_gitdir(await self._prepare_behind(entrance), entrance)
+
+    async def _serve_behind_a_gate(self) -> None:
+        """Likewise, where it is the kernel's overlayfs that they are to see."""
+        self._gate = Gate(self._settings)
+        async with self._gate.held():
+            await self._serve_gitdir(await self._prepare_behind(self._gate), None)
+
+    async def _prepare_behind(self, entrance: Entrance | Gate) -> Tip | None:
+        preparation = Preparation(entrance, self._clone_or_refresh, self._report, self._use)
+        self._commands["retry"] = Command(preparation.retry, STOP_S)
+        await self.event("waiting")
+        return await preparation.run()
 
     async def _use(self, settings: Message) -> None:
         """Other settings, for the next attempt at the gitdir."""
