@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from artifactfs.cli.operation import running
 from artifactfs.cli.terminal import output
@@ -102,8 +103,8 @@ def daemon(
     Serves until SIGTERM, SIGINT or SIGHUP, then unmounts cleanly; under nohup(1) it outlives its
     terminal. Logs JSON lines on stderr. Under
     systemd (Type=notify) it reports readiness and feeds the watchdog. One daemon serves one state
-    root; several state roots can each have their own. One that `artifact-fs mount` has started is
-    not in the way: it is gone on with, and its mounts stay.
+    root; several state roots can each have their own. One that `artifact-fs mount` or `add-repo`
+    has started is not in the way: it is gone on with, and its mounts stay.
 
     \b
     Examples:
@@ -117,14 +118,10 @@ def daemon(
     if context.invoked_subcommand is not None:
         return
     root = (mount_root or default_mount_root()).absolute()
-    if running.started_by_mount():
-        if metrics or keep_cpus_awake or disable is not None or exit_when_idle is not None:
-            raise DaemonError(
-                "a daemon that `artifact-fs mount` has started runs, without these options",
-                hint="artifact-fs daemon stop ends it and unmounts",
-            )
+    command = running.started_for()
+    if command is not None and running.can_go_on(command, _only_at_the_start(context)):
         pid = running.take_over(root, log_level, cache_limit)
-        running.tell_when_ready() if background else running.stay_with(pid)
+        running.tell_when_ready() if background else running.stay_with(pid, command)
         return
     if background:
         running.in_background(_options(context, root))
@@ -159,6 +156,18 @@ def daemon(
         started.end_unless_used()
     if again is not None:
         os.execv(sys.executable, [sys.executable, *again])
+
+
+def _only_at_the_start(context: click.Context) -> list[str]:
+    """The options given here that a daemon that runs cannot take over; what the settings say, it
+    was started with."""
+    names = ("hydration_concurrency", "metrics", "keep_cpus_awake", "disable", "exit_when_idle")
+    given = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if context.get_parameter_source(name) in given
+    ]
 
 
 def _options(context: click.Context, root: Path) -> list[str]:

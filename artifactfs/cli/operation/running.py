@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,29 +17,61 @@ import click
 from artifactfs.cli.terminal.context import connect, daemon, state
 from artifactfs.daemon.control.starting import start_daemon
 from artifactfs.errors import DaemonError
-from artifactfs.system.locks import is_locked
 
 LOOK_EVERY_S = 0.2
+POLL_S = 0.02
+ENDED_S = 90.0
 READY_S = 60.0
 """So long `--background` waits for mounts; who looks into one that is cloned waits by itself."""
 
 
-def started_by_mount() -> bool:
-    """Whether the daemon of the state root is one that `artifact-fs mount` started.
-
-    Not under a service manager: it would watch a process that is not the daemon.
-    """
-    if "NOTIFY_SOCKET" in os.environ:
-        return False
+def started_for() -> str | None:
+    """The command (``mount``, ``add-repo``) that has started the daemon of the state root; None
+    where none runs, or one that was asked for."""
     client = connect()
     if client is None:
-        return False
+        return None
     with client:
-        return client.request("ping").get("exit_when_idle") is not None
+        found: str | None = client.request("ping").get("started_for")
+        return found
+
+
+def can_go_on(command: str, options: list[str]) -> bool:
+    """Whether a `daemon` with `options` goes on with the one that `command` has started.
+
+    It does not where only a daemon of its own will do: then that of ``add-repo``, which was started
+    for it, is ended. Raises: DaemonError where programs may work in its mounts.
+    """
+    managed = "NOTIFY_SOCKET" in os.environ  # the service manager watches us, no other process
+    if not managed and not options:
+        return True
+    if command != "add-repo":
+        without = "" if managed else f", without {' '.join(options)}"
+        raise DaemonError(
+            f"a daemon that `artifact-fs {command}` has started runs{without}",
+            hint="artifact-fs daemon stop ends it and unmounts",
+        )
+    end_it()
+    return False
+
+
+def end_it() -> None:
+    """End the daemon that runs, so that another can take its place. Raises: DaemonError."""
+    with daemon() as client:
+        pid = int(client.request("ping")["pid"])
+        with suppress(DaemonError):  # it ends before it has answered
+            client.request("end", again=False)
+    end = time.monotonic() + ENDED_S
+    while _lives(pid):
+        if time.monotonic() > end:
+            raise DaemonError(
+                f"the daemon (pid {pid}) does not end", hint="artifact-fs doctor looks why"
+            )
+        time.sleep(POLL_S)
 
 
 def take_over(mount_root: Path, log_level: str, cache_limit: int | None) -> int:
-    """Let the daemon that `artifact-fs mount` started be the one that is wanted; its mounts stay.
+    """Let the daemon that another command started be the one that is wanted; its mounts stay.
 
     Returns its pid. Raises: DaemonError.
     """
@@ -47,16 +82,37 @@ def take_over(mount_root: Path, log_level: str, cache_limit: int | None) -> int:
     return int(answer["pid"])
 
 
-def stay_with(pid: int) -> None:
-    """As long as the daemon lives; a signal to us ends it."""
+def stay_with(pid: int, command: str) -> None:
+    """Be in place of the daemon, which `command` has started: for as long as it lives, with its log
+    on our stderr. A signal to us ends it, and so does our end, however we end."""
     log = state().root / "daemon.log"
-    who = f"the daemon (pid {pid}) that artifact-fs mount has started"
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
-    click.echo(f"going on with {who}; it logs to {log}", err=True)
-    while is_locked(state().lock):
-        time.sleep(LOOK_EVERY_S)
+    who = f"the daemon (pid {pid}) that artifact-fs {command} has started"
+    click.echo(f"going on with {who}; it logs to {log}, and here", err=True)
+    threading.Thread(target=_show_what_comes, args=(log,), daemon=True).start()
+    while _lives(pid):  # also while it starts anew
+        with suppress(DaemonError), daemon() as client:
+            client.request("attend")
+        time.sleep(POLL_S)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _show_what_comes(path: Path) -> None:
+    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as log:
+        log.seek(0, os.SEEK_END)
+        while True:
+            shutil.copyfileobj(log, sys.stderr)
+            sys.stderr.flush()
+            time.sleep(LOOK_EVERY_S)
 
 
 def _end(_number: int, _frame: object) -> None:

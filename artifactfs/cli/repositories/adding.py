@@ -25,6 +25,7 @@ from artifactfs.daemon.control.remote_argument import (
     read_remote,
     remote_of_environment,
 )
+from artifactfs.daemon.control.starting import ensure_daemon
 from artifactfs.errors import InvalidInput
 
 DEFAULT_REFRESH_S = 300.0
@@ -128,7 +129,8 @@ def add_repo(
 ) -> None:
     """Register a repository and mount it; returns when its tree can be read.
 
-    Without a running daemon it is cloned and registered, and the daemon mounts it at its start.
+    Where no daemon runs, one is started if --mount-root says where to mount; a `daemon` that comes
+    later goes on with it. Else it is cloned and registered, and the daemon mounts it at its start.
     If anything fails, nothing is left behind. What is registered already, from the same remote,
     takes over the other options and what the credentials are now, and is mounted if it was not.
 
@@ -241,6 +243,19 @@ def checked_commit(oid: str | None) -> str | None:
     return oid.lower()
 
 
+def _can_be_mounted_now(settings: RepoSettings) -> bool:
+    """Whether it is known where: below a --mount-root, not below the root of a daemon to come.
+    Raises: ArtifactFSError."""
+    from artifactfs.daemon.repositories.registry import Registry
+
+    path = state().registry_db
+    known: list[RepoSettings] = []
+    if path.exists():
+        with Registry(path) as registry:
+            known = [one.settings for one in registry.all() if one.damaged is None]
+    return all(os.path.isabs(one.mount_point) for one in (settings, *known))
+
+
 def register(
     settings: RepoSettings,
     remote: RemoteArgument,
@@ -252,6 +267,9 @@ def register(
     """By the daemon where one runs, else here. `again`: what is registered already, from the same
     remote, is brought up to date. Raises: ArtifactFSError."""
     client = connect()
+    if client is None and not in_background and _can_be_mounted_now(settings):
+        ensure_daemon(state(), wanted_by="add-repo")
+        client = connect()
     if client is None:
         from artifactfs.daemon.repositories.offline import register_here
 

@@ -19,6 +19,8 @@ from artifactfs.system.locks import is_locked
 START_WAIT_S = 15.0
 IDLE_END = "10m"
 """How long a daemon that nobody asked for stays after its last mount is gone."""
+STARTER_VARIABLE = "ARTIFACT_FS_STARTED_FOR"
+"""Tells a daemon that nobody asked for which command wanted one."""
 _ASK_AGAIN_S = 0.02
 
 
@@ -30,16 +32,18 @@ def connected(state: StateLayout) -> ControlClient | None:
         return None
 
 
-def ensure_daemon(state: StateLayout) -> None:
+def ensure_daemon(state: StateLayout, *, wanted_by: str = "mount") -> None:
     """Start a daemon of the user's own where none runs. Raises: DaemonError."""
     client = connected(state)
     if client is not None:
         client.close()
         return
-    start_daemon(state, ["--exit-when-idle", IDLE_END])
+    start_daemon(state, ["--exit-when-idle", IDLE_END], wanted_by=wanted_by)
 
 
-def start_daemon(state: StateLayout, options: Sequence[str]) -> None:
+def start_daemon(
+    state: StateLayout, options: Sequence[str], *, wanted_by: str | None = None
+) -> None:
     """Start a daemon in a session of its own; it logs to ``STATE/daemon.log``. Returns when it
     answers. Raises: DaemonError."""
     root = state.root
@@ -47,7 +51,10 @@ def start_daemon(state: StateLayout, options: Sequence[str]) -> None:
     log_path = root / "daemon.log"
     command = [sys.executable, "-P", "-m", "artifactfs.cli.main", "--state-root", str(root)]
     environment = without_tokens(os.environ)
-    environment.pop("NOTIFY_SOCKET", None)
+    for name in ("NOTIFY_SOCKET", STARTER_VARIABLE):
+        environment.pop(name, None)
+    if wanted_by is not None:
+        environment[STARTER_VARIABLE] = wanted_by
     with open(log_path, "ab", opener=_private) as log:
         began_at = log.tell()
         process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from artifactfs import __version__
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.messages import Message, error_fields
 from artifactfs.daemon.control.server import Command, Request
+from artifactfs.daemon.control.starting import STARTER_VARIABLE
 from artifactfs.daemon.repositories import housekeeping, registration
 from artifactfs.daemon.repositories.registration import Reservation, Secret
 from artifactfs.daemon.repositories.registry import Registration, name_taken
@@ -96,6 +98,7 @@ class Commands:
         return {
             **{name: Command(handler, QUICK_S) for name, handler in quick.items()},
             **{name: Command(handler, LONG_S) for name, handler in long.items()},
+            "attend": Command(self.attend, math.inf),
         }
 
     # -- looking -----------------------------------------------------------------------------
@@ -109,13 +112,14 @@ class Commands:
             "state_root": str(repositories.state.root),
             "mount_root": str(repositories.mount_root),
             "exit_when_idle": True if self._adopt is not None else None,
+            "started_for": os.environ.get(STARTER_VARIABLE, "mount") if self._adopt else None,
         }
 
     async def adopt(self, request: Request) -> Message:
         """Become the daemon that a user has asked for by hand. Raises: StateError where mounts are
         below another mount root."""
         if self._adopt is None:
-            raise DaemonError("it was not started by artifact-fs mount")
+            raise DaemonError("somebody has started it by hand")
         root = Path(request.text("mount_root"))
         if root != self._repositories.mount_root:
             here = [
@@ -135,6 +139,14 @@ class Commands:
         self._adopt(root)
         self._adopt = None
         return {"pid": os.getpid()}
+
+    async def attend(self, _request: Request) -> None:
+        """For as long as whoever asks wants: a `daemon` in the foreground that goes on with this
+        one. When it is gone, however it ended, this one ends as if it were that."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._end(False)
 
     async def first_attempts(self, request: Request) -> list[Message]:
         """The summaries, once everything is mounted or has failed, or ``timeout_s`` are over."""

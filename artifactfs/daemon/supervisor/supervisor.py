@@ -104,8 +104,9 @@ class Supervisor:
         return self._again
 
     def _end(self, again: bool) -> None:
-        self._again = again
-        self._asked.set()
+        if not self._asked.is_set():  # whoever asked first is obeyed
+            self._again = again
+            self._asked.set()
 
     @property
     def mount_root(self) -> Path:

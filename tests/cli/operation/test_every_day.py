@@ -202,6 +202,85 @@ def test_a_daemon_in_the_foreground_takes_over(
     assert not os.listdir(daemon.directory / "one"), "it was unmounted"
 
 
+GUIDE = """\
+artifact-fs add-repo \\
+  --name starter-repo \\
+  --remote "$ARTIFACTS_AUTH_REMOTE" \\
+  --branch main \\
+  --mount-root "$ROOT"
+
+artifact-fs daemon --root "$ROOT" &
+
+ls $ROOT/starter-repo/
+cat $ROOT/starter-repo/README.md
+git -C $ROOT/starter-repo log --oneline -5
+kill $!; wait $!
+"""
+
+
+def test_the_documented_guide_as_a_whole(
+    idle_daemon: DaemonProcess, local_remote: Any, tmp_path: Path
+) -> None:
+    """Nothing in it waits for the daemon: the tree is there before."""
+    daemon = idle_daemon
+    environment = {
+        **daemon.environment,
+        "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+        "ROOT": str(tmp_path / "root"),
+        "ARTIFACTS_AUTH_REMOTE": f"file://{local_remote.path}",
+    }
+    done = subprocess.run(
+        ["bash", "-s"], input=GUIDE, env=environment, capture_output=True, text=True, timeout=90
+    )
+    assert "README.md" in done.stdout.splitlines(), done.stderr
+    assert len(done.stdout.splitlines()[-1].split()[0]) == 7, "a line of the log"
+    assert "going on with the daemon" in done.stderr and '"message": "stopped"' in done.stderr
+    assert done.returncode == 0
+    assert not os.listdir(tmp_path / "root" / "starter-repo"), "it was unmounted with the daemon"
+
+
+def test_a_daemon_with_options_of_its_own_takes_the_place_of_the_one_of_add_repo(
+    idle_daemon: DaemonProcess, local_remote: Any, tmp_path: Path
+) -> None:
+    daemon, root = idle_daemon, tmp_path / "root"
+    daemon.run("add-repo", "--name", "one", "--remote", local_remote.path, "--mount-root", root)
+    before = daemon.json("status")[0]["pid"]
+    daemon.run("daemon", "--background", "--root", root, "--hydration-concurrency", "2")
+    assert (root / "one" / "README.md").exists()
+    assert daemon.json("status")[0]["pid"] != before
+    daemon.run("daemon", "stop")
+
+
+def test_who_stays_with_a_daemon_ends_it_also_by_sigkill(
+    idle_daemon: DaemonProcess, local_remote: Any, tmp_path: Path
+) -> None:
+    daemon, root = idle_daemon, tmp_path / "root"
+    daemon.run("add-repo", "--name", "one", "--remote", local_remote.path, "--mount-root", root)
+    command = [PROGRAMS / "artifact-fs", "daemon", "--root", str(root)]
+    foreground = subprocess.Popen(command, env=daemon.environment, stderr=subprocess.PIPE)
+    assert foreground.stderr is not None
+    assert b"going on with the daemon" in foreground.stderr.readline()
+    daemon.run("daemon", "restart")
+    wait_until((root / "one" / "README.md").exists, "it is mounted again")
+    assert foreground.poll() is None, "it stays with it also while it starts anew"
+    foreground.kill()
+    foreground.wait(60)
+    wait_until(lambda: not os.listdir(root / "one"), "it was unmounted")
+
+
+def test_where_the_mount_root_is_not_known_it_is_only_registered(
+    idle_daemon: DaemonProcess, local_remote: Any, tmp_path: Path
+) -> None:
+    daemon, remote = idle_daemon, local_remote.path
+    one = daemon.run("add-repo", "--name", "one", "--remote", remote)
+    two = daemon.run("add-repo", "--name", "two", "--remote", remote, "--mount-root", tmp_path)
+    assert ": registered and will be at " in one.stdout and ": registered" in two.stdout
+    daemon.run("daemon", "--background", "--root", tmp_path / "root")
+    assert (tmp_path / "root" / "one" / "README.md").exists()
+    assert (tmp_path / "two" / "README.md").exists()
+    daemon.run("daemon", "stop")
+
+
 def test_remote_and_token_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
