@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import trio
 
@@ -15,6 +20,7 @@ from artifactfs.client import Artifacts, ArtifactsError, AsyncArtifacts
 from artifactfs.errors import InvalidInput
 from artifactfs.workspaces.asynchronous import AsyncWorkspace
 from artifactfs.workspaces.workspace import Workspace
+from tests.e2e.mount_table import mounts_below
 from tests.e2e.processes import ArtifactsProcess, DaemonProcess
 from tests.workspaces.conftest import git
 
@@ -116,3 +122,70 @@ def test_asynchronous(
     with artifacts:
         found = [artifacts.repo(r.fork).log()[0].message.strip() for r in results]
     assert found == ["Mine"] * 3
+
+
+INTERRUPTED = """
+import artifactfs, sys
+
+def task(ws, number):
+    ws.write("mine", str(number))
+    print(ws.name, ws.commit(f"Task {number}"), flush=True)
+    ws.run("exec sleep 300", show=False)
+
+artifactfs.fanout(sys.argv[1], task, n=6, concurrency=2, author="A <a@b>")
+"""
+
+
+def test_ctrl_c_ends_what_runs_and_loses_nothing(daemon: DaemonProcess, remote: Path) -> None:
+    script = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(remote)],
+        env=daemon.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert script.stdout is not None
+    made = dict(script.stdout.readline().split() for _ in range(2))
+    script.send_signal(signal.SIGINT)
+    more, said = script.communicate(timeout=60)
+    assert "KeyboardInterrupt" in said and not more
+    check_kept(daemon, made)
+    assert all(f"{name}: kept 1 commit of " in said for name in made)
+
+
+@pytest.mark.parametrize("run", [trio.run, asyncio.run])
+def test_cancelling_ends_what_runs_and_loses_nothing(
+    run: Any, daemon: DaemonProcess, remote: Path
+) -> None:
+    made: dict[str, str] = {}
+    two_are_made: anyio.Event
+
+    async def task(ws: AsyncWorkspace, number: int) -> None:
+        await ws.write("mine", str(number))
+        made[ws.name] = str(await ws.commit(f"Task {number}"))
+        if len(made) == 2:
+            two_are_made.set()
+        await ws.run("exec sleep 300", show=False)
+
+    async def fan() -> None:
+        nonlocal two_are_made
+        two_are_made = anyio.Event()
+        options: Any = {"state_root": daemon.state, "author": "A <a@b>"}
+        async with anyio.create_task_group() as group:
+            group.start_soon(
+                partial(artifactfs.async_fanout, str(remote), task, n=6, concurrency=2, **options)
+            )
+            await two_are_made.wait()
+            group.cancel_scope.cancel()
+
+    run(fan) if run is trio.run else run(fan())
+    check_kept(daemon, made)
+
+
+def check_kept(daemon: DaemonProcess, made: dict[str, str]) -> None:
+    """These workspaces are there with their commits, unmounted, and no other."""
+    assert sorted(repo["name"] for repo in daemon.json("list-repos")) == sorted(made)
+    for name, commit in made.items():
+        gitdir = daemon.state / "repos" / name / "git"
+        assert git(f"--git-dir={gitdir}", "rev-parse", "HEAD") == commit
+    assert mounts_below(daemon.mounts) == []
