@@ -23,8 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import sqlite_utils
-
 from artifactfs.config import RepoSettings
 from artifactfs.errors import CorruptData, NameTaken, NotRegistered, StateError
 
@@ -81,7 +79,7 @@ class Registry:
                 hint = f"choose a state root whose path is well below {SQLITE_PATH_LIMIT} bytes"
             reason = error.strerror if isinstance(error, OSError) else error
             raise StateError(f"cannot open {path}: {reason}", hint=hint) from error
-        self._db = sqlite_utils.Database(connection)
+        self._db = connection
         try:
             with self._reported():
                 self._migrate(connection)
@@ -124,7 +122,7 @@ class Registry:
         self.close()
 
     def close(self) -> None:
-        self._db.conn.close()
+        self._db.close()
 
     def add(self, settings: RepoSettings, *, enabled: bool = True) -> None:
         """Register a repository; a damaged row of that name is replaced. Raises: AlreadyExists."""
@@ -137,15 +135,18 @@ class Registry:
         }
         try:
             with self._reported():
-                replace = any(one.damaged and one.name == settings.name for one in self.all())
-                self._db.table("repos").insert(row, replace=replace)
+                damaged = any(one.damaged and one.name == settings.name for one in self.all())
+                verb = "REPLACE" if damaged else "INSERT"
+                columns = ", ".join(row)
+                values = ", ".join(f":{column}" for column in row)
+                self._db.execute(f"{verb} INTO repos ({columns}) VALUES ({values})", row)
         except sqlite3.IntegrityError as error:
             raise name_taken(settings.name) from error
 
     def get(self, name: str, *, whole: bool = True) -> Registration:
         """Raises: NotRegistered; if it has to be `whole`, StateError where its row is damaged."""
         with self._reported():
-            rows = list(self._db.table("repos").rows_where("name = ?", [name]))
+            rows = self._rows("SELECT * FROM repos WHERE name = ?", name)
         if not rows:
             raise not_registered(name)
         found = read_row(self._path, rows[0])
@@ -156,8 +157,13 @@ class Registry:
     def all(self) -> list[Registration]:
         """Every repository, by name, those of damaged rows included."""
         with self._reported():
-            rows = list(self._db.table("repos").rows_where(order_by="name"))
+            rows = self._rows("SELECT * FROM repos ORDER BY name")
         return [read_row(self._path, row) for row in rows]
+
+    def _rows(self, query: str, *values: object) -> list[dict[str, Any]]:
+        cursor = self._db.execute(query, values)
+        columns = [column[0] for column in cursor.description]
+        return [dict(zip(columns, row, strict=True)) for row in cursor]
 
     def update(self, settings: RepoSettings) -> None:
         """Replace the settings of a registered repository. Raises: NotRegistered."""
