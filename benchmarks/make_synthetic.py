@@ -79,6 +79,24 @@ def synthetic_repository(count: int, cache: Path = DEFAULT_CACHE) -> Path:
     return target
 
 
+def lines_repository(count: int, cache: Path = DEFAULT_CACHE) -> Path:
+    """Return the bare repository of `count` files of one line, all different, and a README: made in
+    20 s where there are a million."""
+    target = cache / f"lines-{count}.git"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_suffix(".making")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with FastImport(unfinished) as stream:
+            files = {b"README.md": (FILE, stream.blob(b"# %d lines\n" % count))}
+            for number in range(count):
+                files[file_path(number)] = (FILE, stream.blob(b"line = %d\n" % number))
+            stream.commit(f"Add {count} files\n", files)
+        run_git("-C", unfinished, "repack", "-adq")
+        unfinished.rename(target)
+    return target
+
+
 def large_repository(cache: Path = DEFAULT_CACHE) -> Path:
     """Return the bare repository with one file of 300 MB that does not compress."""
     target = cache / "large.git"
