@@ -39,30 +39,30 @@ def parse_tree(content: bytes, protection: Protection = GITS_DEFAULT) -> list[Tr
     Names that cannot be checked out are left out (see `is_refused`): everything that shows or
     writes a tree reads it here.
     """
-    return [entry for entry in parse_whole_tree(content) if not _is_absent(entry, protection)]
+    entries = parse_whole_tree(content)
+    names = b"/".join([entry.name for entry in entries])
+    if names.isascii() and b"~" not in names and b"/." not in b"/" + names:
+        # Nearly all: what is left to look for is a slash, no name at all, and a long one.
+        plain = names.count(b"/") < max(len(entries), 1) and b"//" not in b"/%b/" % names
+        if plain and all(len(entry.name) <= NAME_MAX for entry in entries):
+            return entries
+    return [entry for entry in entries if not _is_absent(entry, protection)]
 
 
 def parse_whole_tree(content: bytes) -> list[TreeEntry]:
     """All entries, also those that must not appear in a working tree. Raises: CorruptData."""
-    entries: list[TreeEntry] = []
-    position = 0
-    end = len(content)
-    try:
-        while position < end:
-            space = content.index(b" ", position)
-            nul = content.index(b"\0", space)
-            mode = int(content[position:space], 8)
-            if not 0 <= mode <= _MAX_MODE:
-                raise CorruptData("a tree object has an impossible mode")
-            position = nul + 21
-            entries.append(TreeEntry(content[space + 1 : nul], mode, content[nul + 1 : position]))
-    except ValueError:
-        raise CorruptData("a tree object is malformed") from None
-    if position != end:
-        raise CorruptData("a tree object is cut")
-    return entries
+    found = _ENTRY.findall(content)
+    names = [name for _, name, _ in found]
+    modes = [mode for mode, _, _ in found]
+    if sum(map(len, names)) + sum(map(len, modes)) + 22 * len(found) != len(content):
+        raise CorruptData("a tree object is malformed or cut")
+    numbers = {mode: int(mode, 8) for mode in set(modes)}
+    if any(number > _MAX_MODE for number in numbers.values()):
+        raise CorruptData("a tree object has an impossible mode")
+    return [TreeEntry(name, numbers[mode], oid) for mode, name, oid in found]
 
 
+_ENTRY = re.compile(rb"([0-7]{1,12}) ([^\0]*)\0(.{20})", re.DOTALL)
 _MAX_MODE = 0o177777
 _MAX_TIME = 1 << 33
 """Still a number of nanoseconds in 64 bits."""
