@@ -111,7 +111,8 @@ class Commands:
         return found
 
     async def do_memory(self) -> dict[str, int]:
-        return {"inodes": len(self.fs.tree), "rss": _resident_bytes()}
+        objects = len(list(self.fs.tree.inodes()))
+        return {"inodes": len(self.fs.tree), "objects": objects, "rss": _resident_bytes()}
 
     async def do_ready(self) -> None:
         self.fs.index_ready.set()

@@ -312,6 +312,10 @@ class Contents:
         finally:
             content.close()
 
+    def shows_blob_at(self, directory: Directory, name: bytes) -> bool:
+        """Whether a clean file `name` in `directory` is known to be its blob, byte for byte."""
+        return self._conversions.shows_blob_at(directory, name)
+
     def sizes_in(self, directory: Directory) -> dict[Oid, int]:
         """Of the blobs in the base of `directory`, as far as they are known: one query, where
         asking for each takes 6 µs."""

@@ -62,6 +62,31 @@ def entry_attributes(inode: Inode, owner: Owner) -> pyfuse3.EntryAttributes:
     return entry
 
 
+class CleanFileAttributes:
+    """Attributes of the clean files of one directory, one after the other in the same object: a
+    listing has pyfuse3 copy them, and most are the same for all."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, owner: Owner, time_ns: int) -> None:
+        self._entry = entry = pyfuse3.EntryAttributes()
+        entry.entry_timeout = FOREVER
+        entry.st_blksize = BLOCK_SIZE
+        entry.st_uid = owner.uid
+        entry.st_gid = owner.gid
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = time_ns
+
+    def of(self, ino: int, mode: int, size: int | None) -> pyfuse3.EntryAttributes:
+        """As `entry_attributes`; valid until the next call. `size` None: it is not known."""
+        entry = self._entry
+        entry.st_ino = ino
+        entry.st_mode = mode
+        entry.attr_timeout = 0 if size is None else FOREVER
+        entry.st_size = size = size or 0
+        entry.st_blocks = (size + 511) >> 9 if stat.S_ISREG(mode) else 0
+        return entry
+
+
 def negative_entry() -> pyfuse3.EntryAttributes:
     """There is no such name, and the kernel may remember that."""
     entry = pyfuse3.EntryAttributes()

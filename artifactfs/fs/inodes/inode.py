@@ -1,8 +1,8 @@
 """Inodes in memory.
 
 Memory follows what the kernel holds: an inode is dropped with the kernel's last `forget`, so the
-classes are slots only. A clean file is nine slots, some 110 bytes, and shares its name and oid
-with the listing of its directory.
+classes are slots only. A clean file takes 400 bytes with its name, oid and place in the table, so
+only some thousands that were asked for last are here; the others are `CompactFiles`.
 
 - `Inode.row is None`: the inode is **clean**. Everything about it follows from the base tree.
 - `Inode.row`: what the overlay stores of it. Content is `oid` (a blob here or at the remote), or,
@@ -172,7 +172,15 @@ class Inode:
 class Directory(Inode):
     """A directory: its base tree `oid` (None: no base), minus and under the dirents in `names`."""
 
-    __slots__ = ("children", "names", "scope", "scope_age", "subdirectories", "time_ns")
+    __slots__ = (
+        "children",
+        "compact",
+        "names",
+        "scope",
+        "scope_age",
+        "subdirectories",
+        "time_ns",
+    )
 
     def __init__(
         self, ino: int, parent: Directory | None, name: bytes, mode: int, oid: Oid | None
@@ -183,6 +191,8 @@ class Directory(Inode):
         """Dirents of the overlay: inode number, or 0 for a removed name. None: not loaded."""
         self.children = 0
         """Inodes in memory whose `parent` this is; keeps the directory in memory."""
+        self.compact = -1
+        """Its index in `CompactFiles`, where some of them are there."""
         self.subdirectories = -1
         """Number of subdirectories, -1 where it was not counted yet."""
         self.time_ns: int = 0 if parent is None else parent.time_ns

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from artifactfs.fs.inodes.compact import NOWHERE
 from artifactfs.fs.inodes.inode import GIT_DIRECTORY, GIT_LINK
 from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
 
@@ -26,6 +28,8 @@ class Listings:
         self._odb = odb
         self._kept: OrderedDict[Oid, tuple[Entries, int]] = OrderedDict()
         self._count = 0
+        self._last: tuple[Oid, tuple[TreeEntry, ...]] = (b"", ())
+        """The tree that was last looked into by position."""
 
     def entries(self, tree: Oid | None) -> Entries:
         """Entries by name. Raises: MissingObject, CorruptData."""
@@ -34,6 +38,26 @@ class Listings:
     def subdirectories(self, tree: Oid | None) -> int:
         """How many entries are directories (submodules are shown as such)."""
         return self._listing(tree)[1] if tree is not None else 0
+
+    def at(self, tree: Oid | None, position: int) -> TreeEntry | None:
+        """The entry at `position` of `entries`. Raises: MissingObject, CorruptData."""
+        if tree is None:
+            return None
+        ordered = self._ordered(tree)
+        return ordered[position] if position < len(ordered) else None
+
+    def position(self, tree: Oid | None, name: bytes) -> int:
+        """Where the file `name` is; `NOWHERE` if that cannot be told without reading the tree."""
+        if tree is None or tree not in self._kept:
+            return NOWHERE
+        ordered = self._ordered(tree)
+        at = bisect_left(ordered, name, key=_order)
+        return at if at < len(ordered) and ordered[at].name == name else NOWHERE
+
+    def _ordered(self, tree: Oid) -> tuple[TreeEntry, ...]:
+        if self._last[0] != tree:
+            self._last = tree, tuple(self._listing(tree)[0].values())
+        return self._last[1]
 
     def known(self, tree: Oid) -> list[TreeEntry] | None:
         """The entries of a tree that is kept; None: it is not. For any thread."""
@@ -62,6 +86,11 @@ class Listings:
             _, (dropped, _) = self._kept.popitem(last=False)
             self._count -= len(dropped)
         return entries, subdirectories
+
+
+def _order(entry: TreeEntry) -> bytes:
+    """What git sorts trees by."""
+    return entry.name + b"/" if entry.mode & 0o170000 == GIT_DIRECTORY else entry.name
 
 
 def is_directory_entry(entry: TreeEntry) -> bool:

@@ -31,7 +31,12 @@ from pyfuse3 import (
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.content.contents import Contents
 from artifactfs.fs.gitview.virtual import GITFILE, VirtualFiles
-from artifactfs.fs.inodes.attributes import entry_attributes, negative_entry, unreadable_entry
+from artifactfs.fs.inodes.attributes import (
+    CleanFileAttributes,
+    entry_attributes,
+    negative_entry,
+    unreadable_entry,
+)
 from artifactfs.fs.inodes.inode import Directory, Inode, Row
 from artifactfs.fs.kernel.extension import Session
 from artifactfs.fs.kernel.interrupt import Opener
@@ -42,7 +47,7 @@ from artifactfs.fs.kernel.privileges import (
     mode_that_may_be,
 )
 from artifactfs.fs.kernel.refusal import errno_of
-from artifactfs.fs.mount.unfinished import Listing, UnfinishedListings
+from artifactfs.fs.mount.unfinished import Listing, UnfinishedListings, is_at_end
 from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.mutations import (
     NAME_MAX,
@@ -50,7 +55,7 @@ from artifactfs.fs.tree.mutations import (
     Mutations,
     check_name,
 )
-from artifactfs.fs.tree.tree import Tree
+from artifactfs.fs.tree.tree import Held, Tree
 from artifactfs.fs.tree.xattrs import Xattrs
 from artifactfs.git.objects.database import MissingObject
 
@@ -432,6 +437,8 @@ class Operations(pyfuse3.Operations):
         if self._virtual.owns(fh):
             self._list_offered(fh, start, token)
             return
+        if is_at_end(start):
+            return
         tree, directory = self._tree, self._tree.directory(fh)
         listing, position = self._unfinished.resume(start)
         if listing is None:
@@ -447,7 +454,9 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, b"." * (number + 1), entry, cookie):
                 self._unfinished.keep(listing)
                 return
-        if not self._list(directory, listing, max(position, 2), token):
+        if self._list(directory, listing, max(position, 2), token):
+            self._unfinished.drop(listing)
+        else:
             self._unfinished.keep(listing)
 
     def _list(
@@ -457,6 +466,8 @@ class Operations(pyfuse3.Operations):
         tree, names = self._tree, listing.names
         lookup, reply, cookie = tree.lookup, pyfuse3.readdir_reply, listing.cookie
         rows = self._rows_in(directory)
+        attributes = CleanFileAttributes(tree.owner, directory.time_ns)
+        shift = 3 if directory is tree.root else 2
         for position in range(start, len(names) + 2):
             name = names[position - 2]
             if name == GITFILE and directory is tree.root:
@@ -466,6 +477,13 @@ class Operations(pyfuse3.Operations):
                 continue
             inode = None
             try:
+                held = self._hold_clean(directory, name, position - shift)
+                if held is not None:
+                    entry = attributes.of(held.ino, held.mode, listing.sizes.get(held.oid))
+                    if not reply(token, name, entry, cookie(position + 1)):
+                        tree.forget(held.ino, 1)
+                        return False
+                    continue
                 inode = lookup(directory, name, rows)
                 if inode is None:  # removed since the listing began
                     continue
@@ -481,6 +499,12 @@ class Operations(pyfuse3.Operations):
                 return False
             inode.nlookup += 1
         return True
+
+    def _hold_clean(self, directory: Directory, name: bytes, position: int) -> Held | None:
+        """As the tree does, for files of which the attributes can be told without an inode."""
+        if self._contents.shows_blob_at(directory, name):
+            return self._tree.hold_clean(directory, name, position)
+        return None
 
     def _rows_in(self, directory: Directory) -> Mapping[int, Row]:
         """What is known of the rows of a directory in one query; the rest is asked one by one."""

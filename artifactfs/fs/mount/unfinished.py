@@ -14,12 +14,15 @@ _LAST_LISTING = (1 << 31) - 1
 
 _LISTINGS_KEPT = 256
 
+_END = _POSITION_MASK
+"""The position behind the last entry: the kernel asks once more there, for nothing."""
+
 
 class Listing:
     """The names of a directory as they were when it was (re)wound. Nobody opens or closes
     directories (see `extension`), so each position that the kernel is given names the listing."""
 
-    __slots__ = ("_first", "names", "number", "sizes")
+    __slots__ = ("_end", "_first", "names", "number", "sizes")
 
     def __init__(self, number: int, names: list[bytes], sizes: Mapping[Oid, int]) -> None:
         self.number = number
@@ -27,10 +30,15 @@ class Listing:
         self.sizes = sizes
         """Of the blobs in the directory, as far as they were known."""
         self._first = number << _POSITION_BITS
+        self._end = len(names) + 2
 
     def cookie(self, position: int) -> int:
         """Where `readdir` goes on after the entry before `position`."""
-        return self._first | position
+        return self._first | (position if position < self._end else _END)
+
+
+def is_at_end(cookie: int) -> bool:
+    return cookie & _POSITION_MASK == _END
 
 
 class UnfinishedListings:
@@ -51,6 +59,10 @@ class UnfinishedListings:
         self._kept.move_to_end(listing.number)
         while len(self._kept) > _LISTINGS_KEPT:
             self._kept.popitem(last=False)
+
+    def drop(self, listing: Listing) -> None:
+        """It was read to its end."""
+        self._kept.pop(listing.number, None)
 
     def resume(self, cookie: int) -> tuple[Listing | None, int]:
         """The listing and the position that `cookie` names; no listing where a new one begins,

@@ -10,13 +10,16 @@ import errno
 import logging
 import os
 import stat
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from artifactfs.damage import DamageReport
 from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.clock import advance_to
+from artifactfs.fs.inodes.compact import MOST_REFERENCES, CompactFiles
 from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import (
     EMPTY,
@@ -37,8 +40,31 @@ from artifactfs.inode_numbers import ROOT_INO, derive_ino
 
 log = logging.getLogger(__name__)
 
+WARM = 8192
+"""Clean files that stay inodes though only the kernel refers to them: 3 MB. What was asked for a
+moment ago is asked for again: `lookup`, `getattr`, `read`."""
+
 _NO_NAMES: Mapping[bytes, int] = MappingProxyType({})
 _NO_ROWS: Mapping[int, Row] = MappingProxyType({})
+
+
+def _references_alone() -> int:
+    """What `sys.getrefcount` says of an inode that was looked up in a table, where nobody else has
+    it: no task over an await, and nobody above on the stack."""
+    table: dict[int, Inode] = {0: Inode(0, None, b"", 0, None)}
+    inode = table.get(0)
+    return sys.getrefcount(inode)
+
+
+_ALONE = _references_alone()
+
+
+class Held(NamedTuple):
+    """A clean file to which the kernel got a reference."""
+
+    ino: int
+    mode: int
+    oid: Oid
 
 
 class Tree:
@@ -74,6 +100,9 @@ class Tree:
         self._known_size = known_size
         self._conversions = conversions
         self._table: dict[int, Inode] = {}
+        self._compact = CompactFiles()
+        self._warm: deque[int] = deque()
+        """Clean files in the table, in the order in which they came."""
         root = self._from_row(None, b"", ROOT_INO)
         assert type(root) is Directory
         self.root = root
@@ -83,24 +112,28 @@ class Tree:
 
     def get(self, ino: int) -> Inode:
         """The inode `ino`, to which the kernel holds a reference. Raises: KeyError."""
-        return self._table[ino]
+        inode = self.find(ino)
+        if inode is None:
+            raise KeyError(ino)
+        return inode
 
     def find(self, ino: int) -> Inode | None:
-        """The inode `ino` if it is in memory."""
-        return self._table.get(ino)
+        """The inode `ino` if anybody refers to it. Raises: MissingObject."""
+        inode = self._table.get(ino)
+        return self._take_out(ino) if inode is None else inode
 
     def directory(self, ino: int) -> Directory:
         """Raises: KeyError, NotADirectoryError."""
-        inode = self._table[ino]
+        inode = self.get(ino)
         if type(inode) is not Directory:
             fail(errno.ENOTDIR)
         return inode
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._table) + len(self._compact)
 
     def inodes(self) -> Iterator[Inode]:
-        """Everything in memory."""
+        """Everything that is more than the base tree says, and more."""
         return iter(list(self._table.values()))
 
     def names(self, directory: Directory) -> Mapping[bytes, int]:
@@ -164,7 +197,7 @@ class Tree:
 
     def by_number(self, ino: int) -> Inode | None:
         """An inode that has a row, found through the overlay where it is not in memory."""
-        inode = self._table.get(ino)
+        inode = self.find(ino)
         if inode is not None:
             return inode
         links = self._overlay.links(ino)
@@ -334,6 +367,8 @@ class Tree:
         if inode is not None:
             inode.nlookup -= count
             self.drop_if_unused(inode)
+        else:
+            self.drop_if_unused(self._compact.forget(ino, count))
 
     def drop_if_unused(self, inode: Inode | None) -> None:
         """Drop `inode`, and its parents, where nothing refers to them any more."""
@@ -374,7 +409,7 @@ class Tree:
 
     def _clean(self, directory: Directory, entry: TreeEntry) -> Inode:
         ino = derive_ino(self._ino_secret, directory.ino, entry.name)
-        inode = self._table.get(ino)
+        inode = self.find(ino)
         if inode is not None:
             if inode.parent is not directory or inode.name != entry.name:
                 self._refuse_number(inode, directory, entry.name)
@@ -386,7 +421,80 @@ class Tree:
             inode = Inode(ino, directory, entry.name, mode, entry.oid)
         self._table[ino] = inode
         directory.children += 1
+        if type(inode) is Inode:
+            self._keep_warm(ino)
         return inode
+
+    # Files that only the kernel refers to
+
+    def hold_clean(self, directory: Directory, name: bytes, position: int) -> Held | None:
+        """For the kernel, one reference more to the clean file `name` in `directory`, without an
+        inode: `position` is where its base tree has it. None where it takes `lookup`: it is no such
+        file, or somebody works with it. Raises: MissingObject."""
+        names = self.names(directory)
+        if name in names:
+            return None
+        entry = self._listings.entries(directory.oid).get(name)
+        if entry is None or is_directory_entry(entry):
+            return None
+        if names:  # what is listed is not what the base tree has
+            position = self._listings.position(directory.oid, name)
+        ino = derive_ino(self._ino_secret, directory.ino, name)
+        if ino in self._table or not self._compact.hold(ino, directory, position):
+            return None
+        return Held(ino, mode_of_entry(entry.mode), entry.oid)
+
+    def _take_out(self, ino: int) -> Inode | None:
+        """An inode of a file that only the kernel refers to. Raises: MissingObject."""
+        held = self._compact.find(ino)
+        if held is None:
+            return None
+        directory, position, references = held
+        entry = self._listings.at(directory.oid, position)
+        if entry is None or derive_ino(self._ino_secret, directory.ino, entry.name) != ino:
+            entry = self._look_for(ino, directory)
+        directory.children += 1
+        self._compact.take(ino)
+        self._table[ino] = inode = Inode(
+            ino, directory, entry.name, mode_of_entry(entry.mode), entry.oid
+        )
+        inode.nlookup = references
+        self._keep_warm(ino)
+        return inode
+
+    def _look_for(self, ino: int, directory: Directory) -> TreeEntry:
+        """The entry of `directory` with the number `ino`. Raises: MissingObject, KeyError."""
+        entries = list(self.entries(directory).values())
+        inos = [derive_ino(self._ino_secret, directory.ino, entry.name) for entry in entries]
+        self._compact.reindex(directory, inos)
+        try:
+            return entries[inos.index(ino)]
+        except ValueError:
+            raise KeyError(ino) from None
+
+    def _keep_warm(self, ino: int) -> None:
+        """Note a clean file, and put away what came longest ago."""
+        warm = self._warm
+        warm.append(ino)
+        for _ in range(2):
+            if len(warm) > WARM:
+                self._put_away(warm.popleft())
+
+    def _put_away(self, ino: int) -> None:
+        """Keep of a clean file that nobody works with only what the kernel's references need."""
+        inode = self._table.get(ino)
+        if inode is None or inode.row is not None:
+            return
+        parent = inode.parent
+        alone = sys.getrefcount(inode) == _ALONE and not inode.pins
+        if parent is None or not alone or not 0 < inode.nlookup <= MOST_REFERENCES:
+            self._warm.append(ino)
+            return
+        position = self._listings.position(parent.oid, inode.name)
+        if self._compact.hold(ino, parent, position, inode.nlookup):
+            parent.children -= 1
+            self._opened.forget(inode)
+            del self._table[ino]
 
     def _check_link(self, inode: Inode, directory: Directory, name: bytes) -> None:
         """Of an inode that is in memory as another name's: it has to have more than one."""
