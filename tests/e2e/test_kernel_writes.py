@@ -95,6 +95,47 @@ def test_a_file_that_only_the_upper_folder_had_is_seen_to_go(kernel: Path) -> No
     assert status(kernel) == ""
 
 
+def test_an_added_file_is_seen_to_go(kernel: Path) -> None:
+    """It was in git's index, and in no look."""
+    git("status", "--porcelain", cwd=kernel)
+    for place in (kernel, kernel / "src"):
+        (place / "added").write_text("1")
+        git("add", "added", cwd=place)
+        (place / "added").unlink()
+    assert status(kernel) == "AD added\nAD src/added\n"
+
+
+def answer_to(kernel: Path, daemon: DaemonProcess, token: str) -> tuple[str, set[str]]:
+    """Git's fsmonitor is told this: a token, and names."""
+    folder = daemon.state / "repos/odd/lower/.artifact-fs/fsmonitor"
+    head, *names = (folder / token).read_bytes().decode().split("\0")
+    return head, {name for name in names if name}
+
+
+def test_git_is_told_of_what_changed_alone(kernel: Path, daemon: DaemonProcess) -> None:
+    """Not of what is untracked, or was checked out, each time."""
+    git("checkout", "-q", "topic", cwd=kernel)
+    for number in range(100):
+        (kernel / f"node_modules/package{number}/lib").mkdir(parents=True)
+        (kernel / f"node_modules/package{number}/lib/main.js").write_text("1")
+
+    def settled() -> str | None:
+        token, _ = answer_to(kernel, daemon, "none")
+        return token if told_since(token) == set() else None
+
+    def told_since(token: str) -> set[str]:
+        """But for what is named each time: folders that are new, and this file."""
+        told = answer_to(kernel, daemon, token)[1]
+        return {name for name in told if not name.endswith("/")} - {".gitmodules"}
+
+    token = wait_until(settled, "nothing more to tell", deadline=20)
+    (kernel / "node_modules/package7/lib/other.js").write_text("1")
+    (kernel / "README.md").write_text("1")
+    told = told_since(token) - {".artifact-fs-changed"}
+    assert told == {"node_modules/package7/lib/.artifact-fs-changed", "README.md"}
+    assert status(kernel) == " M README.md\n?? node_modules/\n"
+
+
 def test_files_that_come_and_go_between_two_looks(kernel: Path) -> None:
     for place in (kernel, kernel / "src", kernel / "made"):
         place.mkdir(exist_ok=True)
