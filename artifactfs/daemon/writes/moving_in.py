@@ -22,13 +22,13 @@ from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.native.marks import OPAQUE, REDIRECT
 from artifactfs.fs.native.view import places_of_trees
 from artifactfs.fs.native.writes import make_folders
+from artifactfs.fs.tree.xattrs import is_kept
 from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
 from artifactfs.system.files import sync_everything, sync_path
 
 log = logging.getLogger(__name__)
 
 _PIECE = 1 << 20
-_SEAL_PREFIX = b"user."
 
 
 class MoveIn:
@@ -126,11 +126,11 @@ class MoveIn:
         self._tree.refresh_attributes(inode)
         row: Row = inode.row if inode.row is not None else self._tree.owner.row(inode)
         os.chown(path, row.uid, row.gid, follow_symlinks=False)
-        if not stat.S_ISLNK(inode.mode):
-            os.chmod(path, stat.S_IMODE(inode.mode))
         for name, value in self._filesystem.written.overlay.xattrs(inode.ino).items():
-            if name.startswith(_SEAL_PREFIX):
+            if is_kept(name):
                 os.setxattr(path, name, value, follow_symlinks=False)
+        if not stat.S_ISLNK(inode.mode):  # after an ACL, which sets the mode as well
+            os.chmod(path, stat.S_IMODE(inode.mode))
         os.utime(path, ns=(row.atime_ns, row.mtime_ns), follow_symlinks=False)
 
 

@@ -3,7 +3,7 @@
 Nothing is mounted meanwhile. What the kernel has moved, with its data still in the base tree, is
 moved in our overlay as well, so nothing has to be fetched: everything that was moved gets a name of
 its own first, the deepest first, since folders may have changed places; then the tree is walked
-from the top. Extended attributes are kept where we have them (``user.*``).
+from the top. Extended attributes are kept, though our mount shows ``user.*`` alone.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from artifactfs.fs.inodes.inode import Directory, Inode
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.native.view import File, Folder, Node, View
 from artifactfs.fs.native.writes import hidden_names
-from artifactfs.fs.tree.xattrs import Xattrs
+from artifactfs.fs.tree.xattrs import OVERLAY, Xattrs, is_kept
 from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.system.files import sync_everything
 
 log = logging.getLogger(__name__)
 
 _PIECE = 1 << 20
-_OVERLAY_PREFIX = "trusted.overlay."
 
 
 class MoveOut:
@@ -44,7 +43,7 @@ class MoveOut:
         """Path in the base tree → the name in the top that it has meanwhile."""
         self._links: dict[tuple[int, int], Inode] = {}
         self.lost_attributes: list[str] = []
-        """Extended attributes that our mount cannot have."""
+        """Extended attributes that are not kept."""
 
     async def run(self) -> None:
         """Raises: OSError, MissingObject, ArtifactFSError."""
@@ -173,10 +172,11 @@ class MoveOut:
         """Owner, mode, attributes, and times last."""
         found = os.lstat(upper)
         for name in os.listxattr(upper, follow_symlinks=False):
-            value = os.getxattr(upper, name, follow_symlinks=False)
-            if name.startswith("user."):
-                self._xattrs.set(inode, os.fsencode(name), value)
-            elif not name.startswith(_OVERLAY_PREFIX):
+            encoded = os.fsencode(name)
+            if is_kept(encoded):
+                value = os.getxattr(upper, name, follow_symlinks=False)
+                self._xattrs.keep(inode, encoded, value)
+            elif not encoded.startswith(OVERLAY):
                 self.lost_attributes.append(f"{os.fsdecode(self._tree.path(inode) or b'.')} {name}")
         link = stat.S_ISLNK(found.st_mode)
         self._mutations.set_attributes(
@@ -201,6 +201,6 @@ async def move_out(filesystem: FileSystem, odb: ObjectDatabase) -> None:
     await move.run()
     if move.lost_attributes:
         some = ", ".join(move.lost_attributes[:5])
-        what = "extended attributes that only the kernel's overlayfs can keep were dropped: %s"
+        what = "extended attributes that only a disk can keep were dropped: %s"
         log.warning(what, some, extra={"count": len(move.lost_attributes)})
     await trio.to_thread.run_sync(sync_everything, filesystem.layout.directory)

@@ -1,4 +1,7 @@
-"""Extended attributes of the ``user`` namespace, where ``--xattrs`` turns them on."""
+"""Extended attributes of the ``user`` namespace, where ``--xattrs`` turns them on.
+
+Others, which what the kernel wrote may have, are kept for when it takes the writes again.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,17 @@ from artifactfs.fs.tree.changes import Change
 from artifactfs.fs.tree.tree import Tree
 
 _PREFIX = b"user."
+
+KEPT = (_PREFIX, b"trusted.", b"system.posix_acl_")
+"""What a file keeps whoever takes the writes, `OVERLAY` aside. ``security.*`` is the kernel's own:
+capabilities end with the first write, labels belong to a file system."""
+
+OVERLAY = b"trusted.overlay."
+"""overlayfs' own."""
+
+
+def is_kept(name: bytes) -> bool:
+    return name.startswith(KEPT) and not name.startswith(OVERLAY)
 
 
 class Xattrs:
@@ -34,6 +48,10 @@ class Xattrs:
 
     def set(self, inode: Inode, name: bytes, value: bytes) -> None:
         _check(name)
+        self._change(inode, put_xattr(inode.ino, name, value))
+
+    def keep(self, inode: Inode, name: bytes, value: bytes) -> None:
+        """The same for those of `KEPT` that nobody is shown."""
         self._change(inode, put_xattr(inode.ino, name, value))
 
     def remove(self, inode: Inode, name: bytes) -> None:
