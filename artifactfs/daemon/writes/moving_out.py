@@ -154,7 +154,9 @@ class MoveOut:
             offset = 0
             async with await trio.open_file(path, "rb") as file:
                 while piece := await file.read(_PIECE):
-                    offset += await self._filesystem.contents.write(inode, offset, piece)
+                    while piece:  # a disk that is nearly full takes a part of it
+                        written = await self._filesystem.contents.write(inode, offset, piece)
+                        offset, piece = offset + written, piece[written:]
         finally:
             inode.pins -= 1
         return inode
