@@ -15,10 +15,10 @@ import pytest
 
 from tests.btrfs import limited_folder
 from tests.e2e.comparison import tree
+from tests.e2e.kernel_mount import status
 from tests.e2e.mount_table import clear_mounts
 from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
 from tests.e2e.test_crashes import has_ended
-from tests.fs.gitview.test_fsmonitor_random import PLAIN
 from tests.fs.mounting import git
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount an overlayfs")
@@ -38,13 +38,6 @@ def mount(daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository], k
     daemon.wait_for("odd", "history")
     daemon.wait_for("odd", "index")
     return path
-
-
-def status(mount: Path) -> str:
-    """What git says; both with its caches and without."""
-    cached = git("status", "--porcelain", cwd=mount)
-    assert cached == git(*PLAIN, "status", "--porcelain", cwd=mount)
-    return cached
 
 
 def change(mount: Path) -> None:

@@ -15,8 +15,7 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,9 @@ import pytest
 
 from tests.e2e.comparison import tree
 from tests.e2e.delay_proxy import DelayProxy
+from tests.e2e.kernel_mount import snapshot, status
 from tests.e2e.mount_table import mounted_at, overlays_below
 from tests.e2e.processes import (
-    IMPATIENCE_S,
-    PROGRAMS,
     DaemonProcess,
     ServedRepository,
     wait_until,
@@ -41,25 +39,6 @@ from tests.fs.mounting import git
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount an overlayfs")
 
 STRANGER = 65533
-
-
-@pytest.fixture
-def kernel(
-    daemon: DaemonProcess, proxy: DelayProxy, remote_repo: Callable[..., ServedRepository]
-) -> Path:
-    """The odd repository mounted as `odd` through the proxy, with its whole history."""
-    url = proxy.url(remote_repo().url)
-    mount = daemon.add_repo("odd", url, "--writes", "kernel", "--deadline", str(IMPATIENCE_S))
-    daemon.wait_for("odd", "history")
-    daemon.wait_for("odd", "index")
-    return mount
-
-
-def status(mount: Path) -> str:
-    """What git says; both with its caches and without."""
-    cached = git("status", "--porcelain", cwd=mount)
-    assert cached == git(*PLAIN, "status", "--porcelain", cwd=mount)
-    return cached
 
 
 def test_says_who_takes_the_writes(
@@ -611,131 +590,3 @@ def test_the_base_stays_where_it_must(kernel: Path, daemon: DaemonProcess) -> No
     assert daemon.status("odd")["commit"] == base
     assert snapshot(kernel) == before
     assert status(kernel) == said
-
-
-# Moving between the two kinds
-
-CHANGES = """
-echo new > new; touch -d 2001-02-03 new; echo more >> README.md; chmod 750 LICENSE
-mkdir -p deep/a; echo d > deep/a/b; ln deep/a/b hard; ln -s target link-of-mine; mkfifo pipe
-mv src moved; mkdir src; echo again > src/file; rm -r many; mkdir many; echo one > many/one
-mv moved/package1 deep/; rm moved/package0/module0.py; mv Makefile Makefile.old
-chown -h 1234:1234 link-of-mine; chown 1234 hard; chmod 700 deep; head -c 300000 /dev/zero > big
-"""
-
-
-def snapshot(mount: Path) -> dict[str, tuple[object, ...]]:
-    found: dict[str, tuple[object, ...]] = {}
-    for top, folders, files in os.walk(mount):
-        if ".git" in folders:
-            folders.remove(".git")
-        for name in (*folders, *files):
-            path = Path(top, name)
-            seen = path.lstat()
-            content = b""
-            if path.is_symlink():
-                content = os.fsencode(os.readlink(path))
-            elif path.is_file():
-                content = path.read_bytes()
-            links = 0 if path.is_dir() and not path.is_symlink() else seen.st_nlink
-            times = 0 if path.is_dir() and not path.is_symlink() else seen.st_mtime_ns
-            key = str(path.relative_to(mount))
-            found[key] = (seen.st_mode, seen.st_uid, seen.st_gid, links, times, content)
-    return found
-
-
-@pytest.fixture(params=["kernel", "fuse"])
-def changed(
-    request: pytest.FixtureRequest,
-    daemon: DaemonProcess,
-    remote_repo: Callable[..., ServedRepository],
-) -> Iterator[tuple[Path, str, str]]:
-    """A mount with all kinds of changes, its kind of writes, and the other one."""
-    mount = daemon.add_repo("odd", remote_repo().url, "--xattrs", "--writes", request.param)
-    daemon.wait_for("odd", "index")
-    subprocess.run(["sh", "-ec", CHANGES], cwd=mount, check=True)
-    os.setxattr(mount / "new", "user.note", b"kept")
-    yield mount, request.param, "fuse" if request.param == "kernel" else "kernel"
-
-
-def test_moving_what_was_written_loses_nothing(
-    changed: tuple[Path, str, str], daemon: DaemonProcess
-) -> None:
-    mount, mine, other = changed
-    before, said = snapshot(mount), status(mount)
-    for kind in (other, mine, other):
-        daemon.run("remount", "--name", "odd", "--writes", kind)
-        assert daemon.status("odd")["writes"]["kind"] == kind
-        assert snapshot(mount) == before
-        assert status(mount) == said
-        assert os.getxattr(mount / "new", "user.note") == b"kept"
-
-
-def test_moving_is_cut(changed: tuple[Path, str, str], daemon: DaemonProcess) -> None:
-    """Killed at some moments of the move; at the end it is done, and nothing is lost."""
-    mount, mine, other = changed
-    before, said = snapshot(mount), status(mount)
-    for number, kind in enumerate((other, mine, other, mine)):
-        command = ("remount", "--name", "odd", "--writes", kind)
-        moving = subprocess.Popen(
-            [PROGRAMS / "artifact-fs", *command],
-            env=daemon.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(3):
-            pid = wait_until(lambda: daemon.status("odd")["pid"], "a worker")
-            signal_after(pid, 0.05 + 0.1 * number)
-        moving.wait(60)
-        wait_until(lambda: daemon.status("odd")["state"] == "mounted", "the mount", deadline=60)
-        assert daemon.status("odd")["writes"]["kind"] == kind
-        assert snapshot(mount) == before
-        assert status(mount) == said
-
-
-def signal_after(pid: int, seconds: float) -> None:
-    time.sleep(seconds)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def test_rescue(kernel: Path, daemon: DaemonProcess, tmp_path: Path) -> None:
-    """Everything that differs, with nothing mounted and no daemon."""
-    daemon.run("prefetch", "--name", "odd", "src", "LICENSE", "Makefile")
-    subprocess.run(["sh", "-ec", CHANGES], cwd=kernel, check=True)
-    os.setxattr(kernel / "new", "user.note", b"kept")
-    everything = snapshot(kernel)
-    differing = {
-        change["path"]: change["kind"] for change in daemon.json("diff-overlay", "--name", "odd")
-    }
-    daemon.stop()
-    target = tmp_path / "rescued"
-    said = daemon.run("rescue", str(daemon.state / "repos/odd/native/upper"), str(target)).stdout
-    brought = snapshot(target)
-    for path, kind in differing.items():
-        if kind != "deleted":
-            assert _without_links(brought[path.rstrip("/")]) == _without_links(
-                everything[path.rstrip("/")]
-            ), path
-    removed = {path for path, kind in differing.items() if kind == "deleted"}
-    assert {line[2:] for line in said.splitlines() if line.startswith("D ")} == removed
-    assert os.getxattr(target / "new", "user.note") == b"kept"
-    assert os.path.samefile(target / "hard", target / "deep/a/b")
-
-
-def _without_links(seen: tuple[object, ...]) -> tuple[object, ...]:
-    """Times of what was not written are those of the commit in the mount alone."""
-    return (*seen[:3], seen[5])
-
-
-def test_rescue_names_what_is_not_here(kernel: Path, daemon: DaemonProcess, tmp_path: Path) -> None:
-    (kernel / "src" / "package0").rename(kernel / "package0")
-    (kernel / "new").write_text("new\n")
-    daemon.stop()
-    upper = daemon.state / "repos/odd/native/upper"
-    done = daemon.run("rescue", str(upper), str(tmp_path / "out"), check=False)
-    assert done.returncode == 1
-    assert "files is not here: package0/" in done.stderr
-    assert (tmp_path / "out" / "new").read_text() == "new\n"
-    again = daemon.run("rescue", str(upper), str(tmp_path / "out"), check=False)
-    assert "is not empty" in again.stderr
