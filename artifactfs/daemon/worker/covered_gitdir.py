@@ -40,6 +40,7 @@ class CoveredGitdir:
         self._waits = False
         self._covers_gitfile = False
         self._top = Path()  # of `cover`
+        self._changing = trio.Lock()
         self.place = GitdirPlace(can_be_covered=wanted and may_mount())
 
     async def cover(
@@ -54,6 +55,12 @@ class CoveredGitdir:
         path in our own mount at `served_at`) covers it until `open`. A gitfile is covered by
         itself there: the kernel would let it be removed.
         """
+        async with self._changing:
+            await self._cover_at(served_at, top, waiting_room, features)
+
+    async def _cover_at(
+        self, served_at: Path, top: Path, waiting_room: bytes, features: Features
+    ) -> None:
         folder = Path(real_path(str(top))) / ".git"
         if not self.place.is_folder:
             if served_at != top:
@@ -78,6 +85,10 @@ class CoveredGitdir:
 
     async def open(self, features: Features) -> None:
         """There is an index: git may look at the gitdir."""
+        async with self._changing:
+            await self._open(features)
+
+    async def _open(self, features: Features) -> None:
         if self.place.is_folder and self._waits:
             await trio.to_thread.run_sync(self._end_waiting)
         elif self.place.is_folder and not self.place.has_waiting_room:
@@ -86,8 +97,16 @@ class CoveredGitdir:
 
     async def uncover(self) -> None:
         """Unmount it again. Raises: MountError where a program uses it."""
-        if self.place.is_folder or self._covers_gitfile:
-            await trio.to_thread.run_sync(unbind, self._folder())
+        async with self._changing:
+            if self.place.is_folder or self._covers_gitfile:
+                await trio.to_thread.run_sync(self._unbind)
+
+    def _unbind(self) -> None:
+        folder = self._folder()
+        try:
+            unbind(folder)
+        finally:
+            self._waits = self._waits and len(mounts.mounts_at(str(folder), follow=False)) > 1
 
     def _bind(self, waiting_room: Path | None = None) -> None:
         folder = self._top
@@ -112,9 +131,14 @@ class CoveredGitdir:
         self._covers_gitfile = True
 
     def _end_waiting(self) -> None:
-        """Lazily: who waits in it is in it."""
-        detach(self._folder())
+        """Lazily: who waits in it is in it. Somebody may have unmounted it by umount(8)."""
         self._waits = False
+        folder = self._folder()
+        try:
+            detach(folder)
+        except MountError:
+            if len(mounts.mounts_at(str(folder), follow=False)) > 1:
+                raise
 
     def _folder(self) -> Path:
         return Path(real_path(self._mount_point)) / ".git"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from artifactfs.daemon.host import mounts
 from tests.e2e.mount_table import descendants, mounted_at
 from tests.e2e.odd_repository import OddRepository
 from tests.e2e.processes import PROGRAMS, ArtifactsProcess, DaemonProcess, wait_until
+from tests.e2e.test_crashes import has_ended
 
 
 def test_umount_clears_what_a_dead_daemon_left(
@@ -29,7 +29,7 @@ def test_umount_clears_what_a_dead_daemon_left(
                 os.kill(pid, number)
     assert idle_daemon.process is not None
     idle_daemon.process.wait()
-    wait_until(lambda: mounts.probe(str(mount)) is mounts.MountState.DEAD, "the mount's death")
+    wait_until(lambda: all(map(has_ended, everybody)), "the mount's death")
     idle_daemon.run("umount", mount)
     assert not mounted_at(mount)
     (repo,) = idle_daemon.json("list-repos")

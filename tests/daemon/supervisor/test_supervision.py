@@ -217,7 +217,7 @@ def test_unmount_refuses_while_in_use(state: StateLayout, settings: RepoSettings
         with suppress(OSError):  # its flush finds nobody either
             os.close(descriptor)
 
-    supervised(state, settings, body)
+    supervised(state, replace(settings, writes="fuse"), body)
 
 
 def test_who_waits_for_a_change_learns_of_the_end(
