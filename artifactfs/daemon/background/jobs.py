@@ -313,7 +313,7 @@ class Jobs:
         """
         gitdir = self._layout.gitdir
         seen = done = _stamps(gitdir)
-        if self._filesystem.overlay_stats().dirty_files:
+        if not self._filesystem.has_nothing_written():
             done = ()  # of an earlier process: nothing was compared yet
         while True:
             await trio.sleep(WATCH_S)

@@ -382,6 +382,10 @@ class FileSystem:
             return await self.native.changes()
         return list(self.local_changes())
 
+    def has_nothing_written(self) -> bool:
+        """Surely: then there is nothing to `compact`."""
+        return self.native is None and not self.overlay_stats().dirty_files
+
     def overlay_stats(self) -> OverlayStats:
         """What is local, that is neither of the mounted commit nor HEAD's. `dirty_bytes` may be
         some seconds old where there are many files, and then counts what HEAD has as well."""
@@ -517,7 +521,11 @@ class FileSystem:
 
     async def compact(self, head: Oid | None = None) -> int:
         """Make files clean again that equal a blob of the base or of the tree `head`, if the remote
-        has it. Returns how many. Can be cancelled at any time."""
+        has it. Returns how many. Can be cancelled at any time. Where the kernel takes the writes
+        they stay in the upper folder, and only do not count as local any more."""
+        if self.native is not None:
+            await self.native.compare(head)
+            return 0
         return await self._compaction.run(head, [self.base.tree])
 
     # Life

@@ -14,7 +14,7 @@ from artifactfs.fs.tree.walk import LocalChange
 from artifactfs.git.objects.database import Oid, TreeEntry
 from artifactfs.git.pack.format import object_id
 
-_MOST_COMPARED = 64 << 20
+MOST_COMPARED = 64 << 20
 """Larger written files are not hashed to find out whether they are their blob."""
 
 
@@ -216,7 +216,7 @@ def _same_content(
         return False
     if file.entry is not None:
         return file.entry.oid == before.oid
-    return found.st_size <= _MOST_COMPARED and equals(file.upper, before.oid, found.st_size)
+    return found.st_size <= MOST_COMPARED and equals(file.upper, before.oid, found.st_size)
 
 
 def join(folder: bytes, name: bytes) -> bytes:

@@ -14,22 +14,28 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Container, Iterator
 from pathlib import Path
 
 import trio
 
 from artifactfs.fs.gitview.virtual import free_name
-from artifactfs.fs.inodes.inode import Owner
+from artifactfs.fs.inodes.inode import Owner, mode_of_entry
 from artifactfs.fs.native.journal import UpperJournal
 from artifactfs.fs.native.marks import marks_of
-from artifactfs.fs.native.view import File, Folder, View, join
+from artifactfs.fs.native.view import MOST_COMPARED, File, Folder, View, join
 from artifactfs.fs.tree.walk import LocalChange
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.pack.format import object_id
 from artifactfs.paths import RepoLayout
 
 GITFILE = b".git"
+
+_KIND_AND_EXECUTABLE = stat.S_IFMT(0o777777) | 0o100
+
+_Version = tuple[int, int, int]
+"""Inode number, ctime in ns, and size: another one after each change."""
 
 
 def is_native(layout: RepoLayout) -> bool:
@@ -80,6 +86,9 @@ class KernelWrites:
         self._hidden = hidden
         self.journal = UpperJournal(layout.native / "fsmonitor", self._view())
         self._lock = trio.Lock()
+        self._oids: dict[_Version, Oid] = {}
+        """Of files that were compared with HEAD's."""
+        self._committed: frozenset[_Version] = frozenset()
 
     def _view(self) -> View:
         return View(
@@ -100,15 +109,52 @@ class KernelWrites:
         return await trio.to_thread.run_sync(lambda: list(self._view().changes(self._equals)))
 
     async def measure(self) -> tuple[int, int]:
-        """How many files have data in the upper folder, and their size."""
+        """How many files have data in the upper folder, and their size, without those that were
+        HEAD's when they were compared."""
         return await trio.to_thread.run_sync(self._measure)
 
     def _measure(self) -> tuple[int, int]:
         files = size = 0
-        for found in _regular_files(os.fsencode(self._layout.native_upper)):
-            files += 1
-            size += found.st_size
+        committed = self._committed
+        for _, found in _regular_files(os.fsencode(self._layout.native_upper)):
+            if not committed or _version(found) not in committed:
+                files += 1
+                size += found.st_size
         return files, size
+
+    async def compare(self, head: Oid | None) -> int:
+        """See which files are as in the tree `head`. Returns how many."""
+        return await trio.to_thread.run_sync(self._compare, head)
+
+    def _compare(self, head: Oid | None) -> int:
+        """Raises: OSError, MissingObject, CorruptData."""
+        oids: dict[_Version, Oid] = {}
+        committed = set()
+        upper = os.fsencode(self._layout.native_upper)
+        view = View(upper, self._odb.tree, head or self._base, self._hidden)
+        for path, found in _regular_files(upper) if head is not None else ():
+            entry = view.at(path[len(upper) + 1 :])
+            if entry is None or (mode_of_entry(entry.mode) ^ found.st_mode) & _KIND_AND_EXECUTABLE:
+                continue
+            version = _version(found)
+            oid = self._oids.get(version) or self._oid_of(path, found, entry.oid)
+            if oid is not None:
+                oids[version] = oid
+            if oid == entry.oid:
+                committed.add(version)
+        self._oids, self._committed = oids, frozenset(committed)
+        return len(committed)
+
+    def _oid_of(self, path: bytes, found: os.stat_result, expected: Oid) -> Oid | None:
+        """None where that need not be known: it cannot be the expected blob, or is large."""
+        size = found.st_size
+        if size > MOST_COMPARED or self._odb.header_size(expected) != size:
+            return None
+        try:
+            with open(path, "rb") as opened:
+                return object_id("blob", opened.read())
+        except FileNotFoundError:
+            return None
 
     def _equals(self, file: bytes, oid: Oid, size: int) -> bool:
         if self._odb.header_size(oid) != size:
@@ -173,7 +219,12 @@ def _is_below(path: bytes) -> bool:
     return marks_of(path).metacopy
 
 
-def _regular_files(upper: bytes) -> Iterator[os.stat_result]:
+def _version(found: os.stat_result) -> _Version:
+    return found.st_ino, found.st_ctime_ns, found.st_size
+
+
+def _regular_files(upper: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Those with data of their own, each once."""
     stack, seen = [upper], set()
     while stack:
         try:
@@ -187,6 +238,6 @@ def _regular_files(upper: bytes) -> Iterator[os.stat_result]:
                             continue
                         seen.add(status.st_ino)
                         if not _is_below(one.path):
-                            yield status
+                            yield one.path, status
         except (FileNotFoundError, NotADirectoryError):
             continue
