@@ -18,14 +18,13 @@ import trio
 from artifactfs.errors import ArtifactFSError, InvalidInput, StateError
 from artifactfs.redact import redact
 from artifactfs.server.commands.admin import COMMANDS
-from artifactfs.server.commands.options import Size, data_option, layout_of
+from artifactfs.server.commands.options import Size, data_option, database_option, layout_of
 from artifactfs.server.commands.tokens import token
 from artifactfs.server.storage.settings import Limits, NameRule, ServerSettings
 from artifactfs.streams import leave, open_standard_streams
 
 if TYPE_CHECKING:
-    from artifactfs.server.context import Context
-
+    from sqlalchemy.engine import URL
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +136,7 @@ def _allow_many_files() -> None:
 
 @cli.command()
 @data_option
+@database_option
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, help="HOST:PORT.")
 @click.option("--public-url", help="Origin in the remotes handed out, e.g. behind a proxy.")
 @click.option("--tls-cert", type=_FILE, help="PEM file: the certificate, and those above it.")
@@ -172,6 +172,7 @@ def _allow_many_files() -> None:
 @_bound("--client-timeout", _SECONDS, _LIMITS.client_idle_s, "Seconds a silent client has.")
 def serve(
     data: Path,
+    database: URL | None,
     listen: str,
     public_url: str | None,
     tls_cert: Path | None,
@@ -199,7 +200,8 @@ def serve(
     """
     from artifactfs.server.connections import listen as open_sockets
     from artifactfs.server.connections import tls_context
-    from artifactfs.server.service import locked, run_server
+    from artifactfs.server.service import run_server
+    from artifactfs.server.storage.open_marks import locked
 
     if (tls_cert is None) != (tls_key is None):
         raise InvalidInput("--tls-cert and --tls-key go together")
@@ -212,6 +214,7 @@ def serve(
     layout = layout_of(data)
     settings = ServerSettings(
         layout=layout,
+        database=database,
         public_url=None if public_url is None else check_origin(public_url),
         names=NameRule(names),
         limits=Limits(
@@ -239,12 +242,12 @@ def serve(
         tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
         scheme = "http" if tls is None else "https"
 
-        def ready(context: Context) -> None:
+        def ready(has_tokens: bool) -> None:
             for sock in sockets:
                 address = sock.getsockname()
                 shown = f"[{address[0]}]" if ":" in address[0] else address[0]
                 click.echo(f"listening on {scheme}://{shown}:{address[1]}")
-            if not context.catalog.has_api_tokens():
+            if not has_tokens:
                 click.echo("no API token yet; make the first one with:")
                 click.echo(f"  artifacts-server token create --data {data}")
             sys.stdout.flush()

@@ -12,7 +12,7 @@ from artifactfs.server.events.metrics import Metrics
 from artifactfs.server.events.webhooks import Webhooks
 from artifactfs.server.metadata.catalog import Catalog
 from artifactfs.server.metadata.database import Store
-from artifactfs.server.metadata.limits import RateLimiter
+from artifactfs.server.metadata.limits import Limiter
 from artifactfs.server.storage.open_marks import OpenMarks
 from artifactfs.server.storage.settings import DataLayout, Limits, ServerSettings
 
@@ -32,8 +32,8 @@ class Context:
     metrics: Metrics
     access_log: AccessLog
     marks: OpenMarks
-    control_limiter: RateLimiter
-    git_limiter: RateLimiter
+    control_limiter: Limiter
+    git_limiter: Limiter
     git_turns: trio.Semaphore
     content_turns: trio.Semaphore
     background: trio.Nursery

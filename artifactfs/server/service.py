@@ -9,9 +9,8 @@ import shutil
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -26,32 +25,22 @@ from artifactfs.server.events.webhooks import Webhooks
 from artifactfs.server.git.process import run_bounded
 from artifactfs.server.jobs.repositories import remove_tree
 from artifactfs.server.metadata.catalog import Catalog
-from artifactfs.server.metadata.database import Store, metadata_migrations
-from artifactfs.server.metadata.limits import RateLimiter
+from artifactfs.server.metadata.limits import Limiter, OwnLimit, SharedLimit
 from artifactfs.server.storage.gitdir import (
     create_gitdir,
     find_git,
     git_environment,
-    mend_gitdir,
     write_git_config,
 )
-from artifactfs.server.storage.open_marks import OpenMarks, marked_ids
+from artifactfs.server.storage.installation import Installation
+from artifactfs.server.storage.open_marks import OpenMarks
 from artifactfs.server.storage.settings import DataLayout, Limits, ServerSettings
-from artifactfs.system.locks import locked_at_once
+from artifactfs.server.storage.sweeping import marks_of_last_run, sweep
 
 log = logging.getLogger(__name__)
 
 _OWN_FILES = 100
 _FILES_OF_GIT = 10
-
-
-@contextmanager
-def locked(layout: DataLayout) -> Iterator[None]:
-    """Hold the data folder: one server at a time. Raises: StateError."""
-    with locked_at_once(layout.lock) as alone:
-        if not alone:
-            raise StateError(f"another server is using {layout.root}")
-        yield
 
 
 async def advertisement_v2(git: str, layout: DataLayout) -> bytes:
@@ -76,24 +65,32 @@ async def run_server(
     sockets: Sequence[socket.socket],
     *,
     tls: ssl.SSLContext | None = None,
-    ready: Callable[[Context], None],
+    ready: Callable[[bool], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is called once when requests are accepted."""
+    """Serve until SIGTERM or SIGINT; `ready` is called once when requests are accepted,
+    with whether there are API tokens."""
     layout = settings.layout
     write_git_config(layout.git_config)
     git = find_git()
     shutdown = trio.Event()
-    store = Store(layout.metadata_db, metadata_migrations)
+    store, event_store = Installation(layout, settings.database).stores()
     try:
         access_log = AccessLog(settings.access_log, oids=settings.log_oids)
     except OSError as error:
         store.close()
+        event_store.close()
         raise StateError(f"{settings.access_log} cannot be written: {error.strerror}") from error
     catalog = Catalog(store)
     metrics = Metrics()
     webhooks = Webhooks(store, metrics, allow_private=settings.allow_private_networks)
-    events = EventLog(layout.events_db, store, metrics, webhooks)
+    events = EventLog(event_store, store, metrics, webhooks)
     access_log.also(metrics.request)
+
+    def limiter(area: str, limit: int) -> Limiter:
+        if settings.database is None:
+            return OwnLimit(limit, settings.limits.window_s)
+        return SharedLimit(store, area, limit, settings.limits.window_s)
+
     try:
         async with trio.open_nursery() as services:
             services.start_soon(_until_signal, shutdown)
@@ -111,26 +108,24 @@ async def run_server(
                     metrics=metrics,
                     access_log=access_log,
                     marks=OpenMarks(layout.open),
-                    control_limiter=RateLimiter(
-                        settings.limits.control_requests, settings.limits.window_s
-                    ),
-                    git_limiter=RateLimiter(settings.limits.git_requests, settings.limits.window_s),
+                    control_limiter=limiter("control", settings.limits.control_requests),
+                    git_limiter=limiter("git", settings.limits.git_requests),
                     git_turns=trio.Semaphore(settings.limits.git_processes),
                     content_turns=trio.Semaphore(settings.limits.content_streams),
                     background=background,
                 )
-                _add_gauges(context)
-                marks = _marks_of_last_run(layout)
+                _add_figures(context)
+                marks = marks_of_last_run(layout)
                 if not _was_clean(layout) or marks:
-                    await trio.to_thread.run_sync(sweep, layout, store, marks)
+                    await store.read(partial(sweep, layout, marks=marks))
                 layout.open.mkdir(mode=0o700, exist_ok=True)
                 for directory in layout.trash.iterdir():
                     background.start_soon(remove_tree, directory)
                 services.start_soon(context.marks.run)
                 application = Application(context)
-                application.jobs.resume()
+                await application.jobs.resume()
                 gc.freeze()
-                ready(context)
+                ready(await catalog.has_api_tokens())
                 clean = await serve_connections(
                     application,
                     sockets,
@@ -155,35 +150,29 @@ def _reserved_descriptors(limits: Limits) -> int:
     return _OWN_FILES + _FILES_OF_GIT * (limits.git_processes + limits.content_streams)
 
 
-def _add_gauges(context: Context) -> None:
-    def one(sql: str) -> float:
-        row = context.store.row(sql)
-        return 0.0 if row is None else float(row["n"] or 0)
-
-    gauge = context.metrics.gauge
-    gauge("artifacts_repos", "Repositories", lambda: one("SELECT count(*) AS n FROM repos"))
-    gauge(
-        "artifacts_repos_not_ready",
-        "Repositories whose fork or import goes on",
-        lambda: one("SELECT count(*) AS n FROM repos WHERE status <> 'ready'"),
-    )
-    gauge(
-        "artifacts_stored_bytes",
-        "Bytes of objects, each pool once",
-        lambda: one(
-            "SELECT (SELECT coalesce(sum(own_bytes), 0) FROM repos)"
-            " + (SELECT coalesce(sum(bytes), 0) FROM pools) AS n"
-        ),
-    )
-    gauge(
+def _add_figures(context: Context) -> None:
+    context.metrics.gauge(
         "artifacts_git_processes",
         "Git processes that serve a request",
         lambda: context.limits.git_processes - context.git_turns.value,
     )
-    gauge(
+    figure = context.metrics.figure
+    figure("artifacts_repos", "Repositories", "SELECT count(*) AS n FROM repos")
+    figure(
+        "artifacts_repos_not_ready",
+        "Repositories whose fork or import goes on",
+        "SELECT count(*) AS n FROM repos WHERE status <> 'ready'",
+    )
+    figure(
+        "artifacts_stored_bytes",
+        "Bytes of objects, each pool once",
+        "SELECT (SELECT coalesce(sum(own_bytes), 0) FROM repos)"
+        " + (SELECT coalesce(sum(bytes), 0) FROM pools) AS n",
+    )
+    figure(
         "artifacts_webhook_queue",
         "Webhook deliveries that wait",
-        lambda: one("SELECT count(*) AS n FROM deliveries"),
+        "SELECT count(*) AS n FROM deliveries",
     )
 
 
@@ -200,58 +189,3 @@ async def _until_signal(shutdown: trio.Event) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             shutdown.set()
-
-
-def _marks_of_last_run(layout: DataLayout) -> list[str] | None:
-    """What was being written to when the last server ended; None: an older one, or a backup that
-    was put back, made no marks."""
-    try:
-        return os.listdir(layout.open)
-    except FileNotFoundError:
-        return None
-
-
-def sweep(layout: DataLayout, store: Store, marks: list[str] | None) -> None:
-    """Mend what a crash left: folders that no row names, quarantines, lock files, empty files.
-
-    Of what `marks` name; without any, of everything.
-    """
-    if marks is None:
-        gitdirs = list(layout.repos.glob("*/*.git"))
-        pools = list(layout.pools.iterdir())
-    else:
-        repo_ids, pool_ids = marked_ids(marks)
-        gitdirs = [path for each in repo_ids if (path := layout.gitdir(each)).exists()]
-        pools = [path for each in pool_ids if (path := layout.pool(each)).exists()]
-    for gitdir in gitdirs:
-        _mend_repo(gitdir, store)
-    for pool in pools:
-        if store.row("SELECT 1 AS one FROM pools WHERE id = ?", (pool.name,)) is None:
-            shutil.rmtree(pool, ignore_errors=True)
-    layout.open.mkdir(mode=0o700, exist_ok=True)
-    for mark in marks or ():
-        (layout.open / mark).unlink(missing_ok=True)
-
-
-def _mend_repo(gitdir: Path, store: Store) -> None:
-    row = store.row(
-        "SELECT default_branch FROM repos WHERE id = ? AND status <> 'importing'",
-        (gitdir.name.removesuffix(".git"),),
-    )
-    if row is None:
-        log.info("removing a repository folder that was never finished: %s", gitdir.name)
-        shutil.rmtree(gitdir, ignore_errors=True)
-        return
-    for quarantine in (gitdir / "objects").glob("tmp_objdir-*"):
-        shutil.rmtree(quarantine, ignore_errors=True)
-    _remove_stale_locks(gitdir)
-    if mend_gitdir(gitdir, row["default_branch"]):
-        log.warning("mended %s", gitdir)
-
-
-def _remove_stale_locks(gitdir: Path) -> None:
-    """A killed git leaves ``.lock`` files; with the data folder locked, nobody holds them."""
-    for lock in (gitdir / "packed-refs.lock", gitdir / "HEAD.lock", gitdir / "config.lock"):
-        lock.unlink(missing_ok=True)
-    for lock in (gitdir / "refs").rglob("*.lock"):
-        lock.unlink(missing_ok=True)

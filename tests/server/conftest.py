@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
+from artifactfs.server.metadata.database import Database
+from artifactfs.server.metadata.migrations import event_migrations, metadata_migrations
+from artifactfs.server.metadata.postgres import Postgres
+from artifactfs.server.metadata.sqlite import SQLite
+from tests.server.postgres import PostgresServer, programs
 from tests.server.running import Git, Server, ServerFactory, git_environment
 
 
@@ -62,15 +68,19 @@ def work(tmp_path: Path, _work_model: Path) -> Path:
 
 
 @pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[ServerFactory]:
+def start_server(
+    tmp_path: Path, engine: str, request: pytest.FixtureRequest
+) -> Iterator[ServerFactory]:
     """Start servers of one's own, with options; all are stopped at the end."""
     started: list[Server] = []
 
     def start(*options: str) -> Server:
         root = tmp_path / f"server{len(started)}"
         root.mkdir(exist_ok=True)
-        server = Server(root, list(options))
+        server = Server(root, list(options), database=_new_database(engine, request))
         started.append(server)
+        if server.database is not None:
+            server.command("migrate")
         return server.start()
 
     yield start
@@ -79,18 +89,37 @@ def start_server(tmp_path: Path) -> Iterator[ServerFactory]:
             server.kill()
 
 
+def _new_database(engine: str, request: pytest.FixtureRequest) -> str | None:
+    if engine == "sqlite":
+        return None
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
 @pytest.fixture(scope="session")
-def _shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"), ["--allow-private-networks"])
-    server.start()
-    yield server
-    server.kill()
+def _shared_servers() -> Iterator[dict[str, Server]]:
+    servers: dict[str, Server] = {}
+    yield servers
+    for server in servers.values():
+        server.kill()
 
 
 @pytest.fixture
-def server(_shared_server: Server, request: pytest.FixtureRequest) -> Server:
-    """The server that most tests share; each test uses names of its own."""
-    return _shared_server
+def server(
+    _shared_servers: dict[str, Server],
+    engine: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Server:
+    """The server that most tests share, one of each engine; each test uses names of its own."""
+    if engine not in _shared_servers:
+        root = tmp_path_factory.mktemp("server")
+        database = _new_database(engine, request)
+        made = Server(root, ["--allow-private-networks"], database=database)
+        if database is not None:
+            made.command("migrate")
+        _shared_servers[engine] = made.start()
+    return _shared_servers[engine]
 
 
 @pytest.fixture
@@ -99,3 +128,58 @@ def name(request: pytest.FixtureRequest) -> str:
     text = request.node.name.removeprefix("test_").lower()
     cleaned = "".join(c if c.isalnum() else "-" for c in text).strip("-")
     return f"{cleaned[:40]}-{os.urandom(3).hex()}"
+
+
+@pytest.fixture(scope="session")
+def _postgres_or_none() -> Iterator[PostgresServer | None]:
+    if programs() is None:
+        yield None
+        return
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgres(_postgres_or_none: PostgresServer | None) -> PostgresServer:
+    """A running PostgreSQL that the tests of this process share."""
+    if _postgres_or_none is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    return _postgres_or_none
+
+
+ON_BOTH = ("jobs", "storage", "events", "metadata", "cluster")
+"""Rooms whose tests are run on both engines each time; those of others with ``-m long``."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" not in metafunc.fixturenames:
+        return
+    if metafunc.definition.get_closest_marker("files") is not None:
+        metafunc.parametrize("engine", ["sqlite"], indirect=True)
+        return
+    often = metafunc.definition.path.parent.name in ON_BOTH
+    marks = () if often else (pytest.mark.long,)
+    engines = ["sqlite", pytest.param("postgresql", marks=marks)]
+    metafunc.parametrize("engine", engines, indirect=True)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> str:
+    """Where a test with databases runs: on each engine that is to be had."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
+    """An empty database with all tables, once of each engine."""
+    made: Database
+    if engine == "sqlite":
+        made = SQLite(tmp_path / "all.db", metadata_migrations)
+        made.write(event_migrations.apply)
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres")
+        url = make_url(server.new_database())
+        made = Postgres(url, metadata_migrations, event_migrations, migrate=True)
+    yield made
+    made.close()

@@ -15,8 +15,13 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
+from sqlalchemy.engine import make_url
+
+from artifactfs.server.storage.installation import Installation
+from artifactfs.server.storage.settings import DataLayout
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
+_CAPTURED: Any = {"capture_output": True, "text": True, "check": False}
 SERVER = [sys.executable, "-m", "artifactfs.server.cli"]
 
 
@@ -30,6 +35,8 @@ class Server:
     url: str = ""
     banner: list[str] = field(default_factory=list)
     api_token: str = ""
+    database: str | None = None
+    """The URL of PostgreSQL."""
 
     @property
     def data(self) -> Path:
@@ -38,6 +45,17 @@ class Server:
     @property
     def log_path(self) -> Path:
         return self.root / "access.log"
+
+    @property
+    def installation(self) -> Installation:
+        url = None if self.database is None else make_url(self.database)
+        return Installation(DataLayout(self.data), url)
+
+    @property
+    def environment(self) -> dict[str, str] | None:
+        if self.database is None:
+            return None
+        return {**os.environ, "ARTIFACTS_DATABASE": self.database}
 
     def start(self) -> Server:
         listen = urlsplit(self.url).netloc or "127.0.0.1:0"
@@ -50,6 +68,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                env=self.environment,
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -68,9 +87,9 @@ class Server:
     def command(self, *arguments: str) -> str:
         """Run an administration command on the data folder; its stdout."""
         words = [*arguments, "--data", str(self.data)]
-        done = subprocess.run([*SERVER, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run([*SERVER, *words], env=self.environment, **_CAPTURED)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return str(done.stdout)
 
     def stop(self) -> int:
         assert self.process is not None

@@ -105,7 +105,7 @@ async def get_all_repos(
         sort=sort,
         descending=direction == "desc",
     )
-    repos, info = list_repos(context.store, query)
+    repos, info = await list_repos(context.store, query)
     return Envelope(result=[repo_info(request, context, repo) for repo in repos], result_info=info)
 
 
@@ -121,9 +121,7 @@ async def get_usage(
     last = str(until) if until else day_of(now_ms())
     await context.events.flush()
     account = caller.account_id
-    total, *rows = await context.events.store.read_in_thread(
-        lambda db: usage(db, account, first, last)
-    )
+    total, *rows = await context.events.store.read(lambda tx: usage(tx, account, first, last))
     return Envelope(
         result=UsageReport(
             since=first,
@@ -164,7 +162,7 @@ async def create_webhook(
 async def get_webhooks(caller: CallerOf, context: ContextOf) -> Envelope[list[WebhookInfo]]:
     hooks = [
         hook
-        for hook in context.webhooks.all(caller.account_id)
+        for hook in await context.webhooks.all(caller.account_id)
         if caller.token.namespaces is None
         or (hook.namespace is not None and caller.token.may_use(hook.namespace))
     ]
@@ -175,7 +173,7 @@ async def get_webhooks(caller: CallerOf, context: ContextOf) -> Envelope[list[We
 async def delete_webhook(
     caller: CallerOf, context: ContextOf, webhook_id: str
 ) -> Envelope[Deleted]:
-    for hook in context.webhooks.all(caller.account_id):
+    for hook in await context.webhooks.all(caller.account_id):
         if hook.id == webhook_id:
             caller.check_namespace(hook.namespace)
     if not await context.webhooks.remove(caller.account_id, webhook_id):
@@ -188,8 +186,8 @@ async def graphql(caller: CallerOf, context: ContextOf, body: GraphQLRequest) ->
     caller.check_namespace(None)
     await context.events.flush()
     account = caller.account_id
-    answer = await context.events.store.read_in_thread(
-        lambda db: run_query(db, account, body.query, body.variables, body.operationName)
+    answer = await context.events.store.read(
+        lambda tx: run_query(tx, account, body.query, body.variables, body.operationName)
     )
     return GraphQLAnswer(**answer)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, cast
@@ -19,6 +18,7 @@ from artifactfs.server.api.schemas import ErrorEnvelope
 from artifactfs.server.context import Context
 from artifactfs.server.jobs.jobs import Jobs
 from artifactfs.server.jobs.repositories import Repositories
+from artifactfs.server.metadata.database import DatabaseAway, DatabaseError, RefusedValue
 from artifactfs.server.metadata.records import ApiToken
 from artifactfs.server.problems import Code, Problem, is_scarcity
 
@@ -74,17 +74,19 @@ def jobs_of(request: Request) -> Jobs:
     return cast(Jobs, request.app.state.jobs)
 
 
-def _authenticate(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
+async def _authenticate(
+    request: Request, credentials: HTTPAuthorizationCredentials | None
+) -> Caller:
     context = context_of(request)
     token = None
     if credentials is not None and credentials.scheme.lower() == "bearer":
-        token = context.catalog.api_token(credentials.credentials)
+        token = await context.catalog.api_token(credentials.credentials)
     if token is None or token.revoked_at is not None:
         raise Problem(Code.AUTHENTICATION, "Authentication error")
     if request.method not in _READING and token.permission != "edit":
         raise Problem(Code.AUTHENTICATION, "Authentication error: the token may only read")
     caller = request.state.caller = Caller(token)
-    wait = context.control_limiter.take(token.account_id)
+    wait = await context.control_limiter.take(token.account_id)
     if wait is not None:
         raise Problem(Code.RATE_LIMITED, "Too many requests", retry_after=wait)
     if "namespace" in request.path_params:
@@ -101,7 +103,7 @@ async def caller_by_path(
     account_id: Annotated[str, Path(max_length=64)],
 ) -> Caller:
     """For ``/client/v4/accounts/{account_id}/…``: the token must belong to that account."""
-    caller = _authenticate(request, credentials)
+    caller = await _authenticate(request, credentials)
     if caller.account_id != account_id:
         raise Problem(Code.AUTHENTICATION, "Authentication error")
     return caller
@@ -109,7 +111,7 @@ async def caller_by_path(
 
 async def caller_by_token(request: Request, credentials: Credentials) -> Caller:
     """For ``/v1/api/…``: the account is that of the token."""
-    return _authenticate(request, credentials)
+    return await _authenticate(request, credentials)
 
 
 def _caller(request: Request) -> Caller:
@@ -207,6 +209,14 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
             return answer(request, Problem(Code.BUSY, "Too much to do", retry_after=5))
         return answer(request, Problem(Code.INTERNAL_ERROR, "The server cannot use its disk"))
 
+    async def on_database(request: Request, error: Exception) -> Response:
+        if isinstance(error, RefusedValue):
+            return answer(request, Problem(Code.INVALID_INPUT, "A value cannot be stored"))
+        log.error("%s %s failed: %s", request.method, request.url.path, error)
+        if isinstance(error, DatabaseAway):
+            return answer(request, Problem(Code.BUSY, "The database is away", retry_after=5))
+        return answer(request, Problem(Code.INTERNAL_ERROR, "The server cannot use its disk"))
+
     async def on_crash(request: Request, error: Exception) -> Response:
         return answer(request, Problem(Code.INTERNAL_ERROR, "Internal error"))
 
@@ -214,5 +224,5 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(StarletteHTTPException, on_http)
     app.add_exception_handler(OSError, on_full_disk)
-    app.add_exception_handler(sqlite3.OperationalError, on_full_disk)
+    app.add_exception_handler(DatabaseError, on_database)
     app.add_exception_handler(Exception, on_crash)

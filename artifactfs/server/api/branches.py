@@ -90,7 +90,9 @@ class DeletedRef(BaseModel):
     hash: str = Field(description="what it was at")
 
 
-def other_repo(repositories: Repositories, caller: Caller, repo: Repo, wanted: str | None) -> Repo:
+async def other_repo(
+    repositories: Repositories, caller: Caller, repo: Repo, wanted: str | None
+) -> Repo:
     """The repository that `wanted` names as seen from `repo`. Raises: Problem."""
     if wanted is None:
         return repo
@@ -98,7 +100,7 @@ def other_repo(repositories: Repositories, caller: Caller, repo: Repo, wanted: s
     if not slash:
         namespace = repo.namespace
     caller.check_namespace(namespace)
-    return repositories.get_ready(caller.account_id, namespace, name)
+    return await repositories.get_ready(caller.account_id, namespace, name)
 
 
 @router.get("/repos/{name}/compare", summary="Compare a branch, or one of a fork, with another")
@@ -113,8 +115,8 @@ async def get_comparison(
     head_repo: OtherRepo = None,
     limit: Annotated[int, Query(ge=0, le=1_000)] = 50,
 ) -> Envelope[ComparisonInfo]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
-    other = other_repo(repositories, caller, repo, head_repo)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
+    other = await other_repo(repositories, caller, repo, head_repo)
     with missing_is_a_problem():
         found = await compare(context, Side(repo, base), Side(other, head), limit)
     ends = found.ends
@@ -149,8 +151,8 @@ async def get_comparison_diff(
     base: RefName = "HEAD",
     head_repo: OtherRepo = None,
 ) -> Response:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
-    other = other_repo(repositories, caller, repo, head_repo)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
+    other = await other_repo(repositories, caller, repo, head_repo)
     limit = context.limits.diff_bytes
     with missing_is_a_problem():
         found = await compare_diff(context, Side(repo, base), Side(other, head), limit)
@@ -166,8 +168,8 @@ async def merge_branch(
     name: RepoName,
     body: MergeRequest,
 ) -> Envelope[MergeResult]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
-    other = other_repo(repositories, caller, repo, body.head_repo)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
+    other = await other_repo(repositories, caller, repo, body.head_repo)
     email = body.author_email or f"{_SERVER}@localhost"
     order = MergeOrder(
         base=check_branch(body.base or repo.default_branch, "/base"),
@@ -200,7 +202,7 @@ async def remove_ref(
         str | None, Query(pattern=_OID, description="what the ref must be at")
     ] = None,
 ) -> Envelope[DeletedRef]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     full = f"refs/{ref.removeprefix('refs/')}"
     was = await delete_ref(context, repo, full, expected=expected, actor=caller.token.id)
     return Envelope(result=DeletedRef(name=full, hash=was))

@@ -116,7 +116,7 @@ async def get_log(
     limit: Annotated[int, Query(ge=1, le=_MAX_LOG)] = 50,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Envelope[list[CommitInfo]]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
 
     def read(content: Content) -> list[CommitInfo]:
         try:
@@ -135,7 +135,7 @@ async def get_refs(
     namespace: NamespaceName,
     name: RepoName,
 ) -> Envelope[list[RefItem]]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     refs = await read_content(context, repo, lambda content: content.refs())
     return Envelope(result=[RefItem(name=ref.name, hash=ref.hash) for ref in refs])
 
@@ -160,7 +160,7 @@ async def get_diff(
         list[str] | None, Query(max_length=100, description="only these files and folders")
     ] = None,
 ) -> Response:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     ends = await read_content(context, repo, lambda content: two_ends(content, base, head))
     if any(not each or "\0" in each for each in path or ()):
         raise Problem(Code.INVALID_INPUT, "The path is not valid", pointer="/path")
@@ -184,7 +184,7 @@ async def get_archive(
     path: Annotated[str, Query(max_length=4_096, description="of a folder; default: all")] = "",
     format: Format = "tar.gz",
 ) -> Response:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     folder = path.strip("/")
 
     def find(content: Content) -> str:
@@ -205,7 +205,7 @@ async def get_commit(
     name: RepoName,
     hash: str,
 ) -> Envelope[CommitInfo]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     found = await read_content(context, repo, lambda content: commit_info(content.commit(hash)))
     return Envelope(result=found)
 
@@ -219,7 +219,7 @@ async def get_tree(
     name: RepoName,
     hash: str,
 ) -> Envelope[list[TreeItem]]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     entries = await read_content(context, repo, lambda content: content.tree(hash))
     return Envelope(
         result=[TreeItem(name=e.name, mode=e.mode, hash=e.hash, type=e.type) for e in entries]
@@ -241,7 +241,7 @@ async def get_blob(
     name: RepoName,
     hash: str,
 ) -> Response:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     held = context.limits.held_bytes
     blob = await read_content(context, repo, lambda content: content.blob(hash, held))
     return blob_answer(request, context, repo, blob, sniffed=False)
@@ -263,7 +263,7 @@ async def get_file(
     path: Annotated[str, Query(max_length=4_096)],
     ref: Annotated[str, Query(max_length=500)] = "HEAD",
 ) -> Response:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     held = context.limits.held_bytes
     blob = await read_content(context, repo, lambda content: content.file(ref, path, held))
     return blob_answer(request, context, repo, blob, sniffed=False)
@@ -285,7 +285,7 @@ async def get_raw(
     ref: str,
     path: str,
 ) -> Response:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     held = context.limits.held_bytes
     blob = await read_content(
         context, repo, lambda content: content.file_below(f"{ref}/{path}", held)

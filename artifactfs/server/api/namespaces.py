@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Query, Response
-from sqlite_utils import Database
 
 from artifactfs.server.api.base import CallerOf, ContextOf, NamespaceName, RepositoriesOf
 from artifactfs.server.api.paging import list_namespaces
 from artifactfs.server.api.schemas import CreateNamespace, Envelope, NamespaceInfo
 from artifactfs.server.metadata import catalog
 from artifactfs.server.metadata.clock import iso
+from artifactfs.server.metadata.database import Transaction
 from artifactfs.server.metadata.records import Namespace
 from artifactfs.server.problems import Code, Problem, not_found
 
@@ -38,12 +38,12 @@ async def create_namespace(
     caller.check_namespace(name)
     jurisdiction = body.jurisdiction or "unrestricted"
 
-    def make(db: Database) -> bool:
-        return catalog.ensure_namespace(db, name, caller.account_id, jurisdiction=jurisdiction)
+    def make(tx: Transaction) -> bool:
+        return catalog.ensure_namespace(tx, name, caller.account_id, jurisdiction=jurisdiction)
 
     if not await context.store.write(make):
         raise Problem(Code.ALREADY_EXISTS, "The namespace already exists", pointer="/namespace")
-    made = context.catalog.namespace(name, caller.account_id)
+    made = await context.catalog.namespace(name, caller.account_id)
     if made is None:
         raise not_found("Namespace")
     return Envelope(result=_info(made, 0))
@@ -58,7 +58,7 @@ async def get_namespaces(
     cursor: Annotated[str | None, Query(max_length=1_000)] = None,
     page: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
 ) -> Envelope[list[NamespaceInfo]]:
-    found, info = list_namespaces(
+    found, info = await list_namespaces(
         *(context.store, caller.account_id, limit or per_page or 50, cursor, page),
         only=caller.token.namespaces,
     )
@@ -69,10 +69,10 @@ async def get_namespaces(
 async def get_namespace(
     caller: CallerOf, context: ContextOf, namespace: NamespaceName
 ) -> Envelope[NamespaceInfo]:
-    found = context.catalog.namespace(namespace, caller.account_id)
+    found = await context.catalog.namespace(namespace, caller.account_id)
     if found is None:
         raise not_found("Namespace")
-    return Envelope(result=_info(found, _repo_count(context, namespace)))
+    return Envelope(result=_info(found, await _repo_count(context, namespace)))
 
 
 @router.delete(
@@ -84,22 +84,23 @@ async def get_namespace(
 async def delete_namespace(
     caller: CallerOf, context: ContextOf, namespace: NamespaceName
 ) -> Response:
-    if context.catalog.namespace(namespace, caller.account_id) is None:
+    if await context.catalog.namespace(namespace, caller.account_id) is None:
         raise not_found("Namespace")
 
-    def remove(db: Database) -> None:
-        used = next(
-            iter(db.query("SELECT 1 FROM repos WHERE namespace = ? LIMIT 1", (namespace,))), None
-        )
+    def remove(tx: Transaction) -> None:
+        named = {"name": namespace}
+        used = tx.row("SELECT 1 AS one FROM repos WHERE namespace = :name LIMIT 1", named)
         if used is not None:
             raise Problem(Code.CONFLICT, "The namespace still has repositories")
-        db.conn.execute("DELETE FROM deleted_repos WHERE namespace = ?", (namespace,))
-        db.conn.execute("DELETE FROM namespaces WHERE name = ?", (namespace,))
+        tx.run("DELETE FROM deleted_repos WHERE namespace = :name", named)
+        tx.run("DELETE FROM namespaces WHERE name = :name", named)
 
     await context.store.write(remove)
     return Response(status_code=204)
 
 
-def _repo_count(context: ContextOf, namespace: str) -> int:
-    row = context.store.row("SELECT count(*) AS total FROM repos WHERE namespace = ?", (namespace,))
+async def _repo_count(context: ContextOf, namespace: str) -> int:
+    row = await context.store.row(
+        "SELECT count(*) AS total FROM repos WHERE namespace = :name", {"name": namespace}
+    )
     return 0 if row is None else int(row["total"])

@@ -26,7 +26,7 @@ _STATE_SQL = {
     "active": "revoked_at IS NULL AND expires_at > :now",
     "expired": "revoked_at IS NULL AND expires_at <= :now",
     "revoked": "revoked_at IS NOT NULL",
-    "all": "1",
+    "all": "1 = 1",
 }
 
 
@@ -78,7 +78,7 @@ def pages_of(total: int, per_page: int) -> int:
     return -(-total // per_page)
 
 
-def list_repos(store: Store, query: RepoQuery) -> tuple[list[Repo], ResultInfo]:
+async def list_repos(store: Store, query: RepoQuery) -> tuple[list[Repo], ResultInfo]:
     """One page of repositories. Raises: Problem for a bad cursor."""
     where = "namespaces.account_id = :account"
     params: dict[str, Any] = {"account": query.account_id}
@@ -86,11 +86,12 @@ def list_repos(store: Store, query: RepoQuery) -> tuple[list[Repo], ResultInfo]:
         where += f" AND {_one_of('repos.namespace', query.namespaces, params)}"
     if query.search:
         where += (
-            " AND (repos.name LIKE :like ESCAPE '\\' OR repos.description LIKE :like ESCAPE '\\')"
+            " AND (lower(repos.name) LIKE :like ESCAPE '\\'"
+            " OR lower(repos.description) LIKE :like ESCAPE '\\')"
         )
-        params["like"] = f"%{_escape_like(query.search)}%"
+        params["like"] = f"%{_escape_like(query.search.lower())}%"
     source = "FROM repos JOIN namespaces ON namespaces.name = repos.namespace WHERE " + where
-    total = int(_rows(store, f"SELECT count(*) AS total {source}", params)[0]["total"])
+    total = int((await _rows(store, f"SELECT count(*) AS total {source}", params))[0]["total"])
     key = _SORT_SQL[query.sort]
     order, beyond = ("DESC", "<") if query.descending else ("ASC", ">")
     if query.cursor:
@@ -100,7 +101,7 @@ def list_repos(store: Store, query: RepoQuery) -> tuple[list[Repo], ResultInfo]:
         params |= {"value": value, "id": repo_id}
     elif query.page:
         params["skip"] = (query.page - 1) * query.limit
-    rows = _rows(
+    rows = await _rows(
         store,
         f"SELECT repos.*, namespaces.account_id, {key} AS sort_key {source}"
         f" ORDER BY {key} {order}, repos.id {order} LIMIT :limit OFFSET :skip",
@@ -119,9 +120,9 @@ def list_repos(store: Store, query: RepoQuery) -> tuple[list[Repo], ResultInfo]:
     return [Repo.of(row) for row in rows], info
 
 
-def list_forks(store: Store, repo: Repo) -> list[tuple[str, str]]:
+async def list_forks(store: Store, repo: Repo) -> list[tuple[str, str]]:
     """(namespace, name) of the repositories that were forked from one, at most 100."""
-    rows = _rows(
+    rows = await _rows(
         store,
         "SELECT repos.namespace, repos.name FROM repos JOIN namespaces"
         " ON namespaces.name = repos.namespace WHERE namespaces.account_id = :account"
@@ -132,14 +133,14 @@ def list_forks(store: Store, repo: Repo) -> list[tuple[str, str]]:
     return [(str(row["namespace"]), str(row["name"])) for row in rows]
 
 
-def list_tokens(
+async def list_tokens(
     store: Store, repo_id: str, state: str, query: PageQuery
 ) -> tuple[list[RepoToken], ResultInfo]:
     """One page of a repository's tokens, newest first."""
     where = f"FROM tokens WHERE repo_id = :repo AND ({_STATE_SQL[state]})"
     params: dict[str, Any] = {"repo": repo_id, "now": now_ms()}
-    total = int(_rows(store, f"SELECT count(*) AS total {where}", params)[0]["total"])
-    rows = _rows(
+    total = int((await _rows(store, f"SELECT count(*) AS total {where}", params))[0]["total"])
+    rows = await _rows(
         store,
         f"SELECT * {where} ORDER BY created_at DESC, id LIMIT :limit OFFSET :skip",
         {**params, "limit": query.per_page, "skip": (query.page - 1) * query.per_page},
@@ -155,7 +156,7 @@ def list_tokens(
     return [RepoToken.of(row) for row in rows], info
 
 
-def list_namespaces(
+async def list_namespaces(
     store: Store,
     account_id: str,
     limit: int,
@@ -169,11 +170,11 @@ def list_namespaces(
     params: dict[str, Any] = {"account": account_id}
     if only is not None:
         where += f" AND {_one_of('namespaces.name', only, params)}"
-    counted = _rows(store, f"SELECT count(*) AS total FROM namespaces WHERE {where}", params)
+    counted = await _rows(store, f"SELECT count(*) AS total FROM namespaces WHERE {where}", params)
     total = int(counted[0]["total"])
     after = decode_cursor(cursor, str)[0] if cursor else ""
     skip = (page - 1) * limit if page and not cursor else 0
-    rows = _rows(
+    rows = await _rows(
         store,
         "SELECT namespaces.*, (SELECT count(*) FROM repos WHERE repos.namespace = namespaces.name)"
         f" AS repo_count FROM namespaces WHERE {where} AND name > :after"
@@ -193,8 +194,8 @@ def list_namespaces(
     return [(Namespace.of(row), int(row["repo_count"])) for row in rows], info
 
 
-def _rows(store: Store, sql: str, params: dict[str, Any]) -> list[Row]:
-    return store.rows(sql, params)
+async def _rows(store: Store, sql: str, params: dict[str, Any]) -> list[Row]:
+    return await store.rows(sql, params)
 
 
 def _one_of(column: str, values: tuple[str, ...], params: dict[str, Any]) -> str:

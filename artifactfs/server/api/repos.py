@@ -135,7 +135,7 @@ async def get_repos(
         sort=sort,
         descending=direction == "desc",
     )
-    repos, info = list_repos(context.store, query)
+    repos, info = await list_repos(context.store, query)
     return Envelope(result=[repo_info(request, context, repo) for repo in repos], result_info=info)
 
 
@@ -148,7 +148,7 @@ async def get_repo(
     namespace: NamespaceName,
     name: RepoName,
 ) -> Envelope[RepoInfo]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     return Envelope(result=repo_info(request, context, repo))
 
 
@@ -163,7 +163,7 @@ async def update_repo(
     body: UpdateRepo,
 ) -> Envelope[RepoInfo]:
     repo = await repositories.update(
-        repositories.get_ready(caller.account_id, namespace, name),
+        await repositories.get_ready(caller.account_id, namespace, name),
         description=body.description,
         default_branch=body.default_branch,
         read_only=body.read_only,
@@ -194,7 +194,7 @@ async def fork_repo(
 ) -> Envelope[ForkedRepo]:
     if body.namespace is not None:
         caller.check_namespace(body.namespace)
-    parent = repositories.get_ready(caller.account_id, namespace, name)
+    parent = await repositories.get_ready(caller.account_id, namespace, name)
     repo, token, objects = await jobs.fork(
         parent,
         body.name,
@@ -253,7 +253,7 @@ async def sync_repo(
     name: RepoName,
     body: SyncRepo,
 ) -> Envelope[SyncResult]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     order = SyncOrder(
         credentials=_credentials(source_url(repo), body.username, body.password),
         force=body.force,
@@ -275,8 +275,8 @@ async def get_tokens(
     per_page: Annotated[int, Query(ge=1, le=100)] = 30,
     page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
 ) -> Envelope[list[TokenInfo]]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
-    found, info = list_tokens(context.store, repo.id, state, PageQuery(page, per_page))
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
+    found, info = await list_tokens(context.store, repo.id, state, PageQuery(page, per_page))
     return Envelope(result=[token_info(token) for token in found], result_info=info)
 
 

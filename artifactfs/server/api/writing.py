@@ -83,7 +83,7 @@ async def put_file(
     name: RepoName,
     asked: AskedOf,
 ) -> Envelope[CommitInfo]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     change = asked.change(repo, "Write")
     change = replace(change, data=await request.body())
     return await _commit(context, repo, change, caller.token.id)
@@ -98,7 +98,7 @@ async def delete_file(
     name: RepoName,
     asked: AskedOf,
 ) -> Envelope[CommitInfo]:
-    repo = repositories.get_ready(caller.account_id, namespace, name)
+    repo = await repositories.get_ready(caller.account_id, namespace, name)
     return await _commit(context, repo, asked.change(repo, "Delete"), caller.token.id)
 
 

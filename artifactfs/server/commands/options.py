@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from artifactfs.errors import InvalidInput, StateError
 from artifactfs.server.storage.gitdir import write_git_config
@@ -25,9 +26,39 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+    from artifactfs.server.storage.installation import Installation
+
     _SizeType = click.ParamType[int]
+    _UrlType = click.ParamType[URL]
 else:
-    _SizeType = click.ParamType  # generic for the type checker only
+    _SizeType = _UrlType = click.ParamType  # generic for the type checker only
+
+
+class DatabaseType(_UrlType):
+    """The URL of PostgreSQL; a password in it only where nobody else sees it."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> URL:
+        from sqlalchemy.engine import URL
+
+        from artifactfs.server.storage.installation import parse_database
+
+        if isinstance(value, URL):
+            return value
+        source = ctx.get_parameter_source(param.name) if ctx and param and param.name else None
+        return parse_database(str(value), shown=source is not ParameterSource.ENVIRONMENT)
+
+
+database_option = click.option(
+    "--database",
+    type=DatabaseType(),
+    envvar="ARTIFACTS_DATABASE",
+    help="postgresql://… that several servers share, or @FILE that holds the URL.  "
+    "[files in the data folder]",
+)
 
 
 def layout_of(data: Path) -> DataLayout:
@@ -40,13 +71,16 @@ def layout_of(data: Path) -> DataLayout:
     return layout
 
 
-def existing(data: Path) -> DataLayout:
-    """The data folder of a server that was there before. Raises: InvalidInput, StateError."""
-    if not DataLayout(data.absolute()).metadata_db.exists():
+def existing(data: Path, database: URL | None) -> Installation:
+    """What a server has that was there before. Raises: InvalidInput, StateError."""
+    from artifactfs.server.storage.installation import Installation
+
+    layout = DataLayout(data.absolute())
+    if not layout.metadata_db.exists() and not layout.database_id.exists():
         raise InvalidInput(f"{data} is not a data folder of artifacts-server")
     layout = layout_of(data)
     write_git_config(layout.git_config)
-    return layout
+    return Installation(layout, database)
 
 
 def show(as_json: bool, found: Mapping[str, Any], text: str) -> None:

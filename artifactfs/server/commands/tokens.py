@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from artifactfs.errors import InvalidInput
-from artifactfs.server.commands.options import data_option, existing, json_option, layout_of, show
-from artifactfs.server.metadata.catalog import add_api_token, set_setting, setting
+from artifactfs.server.commands.options import (
+    data_option,
+    database_option,
+    existing,
+    json_option,
+    layout_of,
+    show,
+)
 from artifactfs.server.metadata.clock import iso
-from artifactfs.server.metadata.database import metadata_migrations, open_database, write_now
 from artifactfs.server.metadata.records import Permission
 from artifactfs.server.storage.settings import NameRule, name_is_valid
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+    from artifactfs.server.metadata.database import Transaction
 
 
 @click.group()
@@ -24,6 +35,7 @@ def token() -> None:
 
 @token.command("create")
 @data_option
+@database_option
 @click.option("--account", help="Account id; default: the one of this data folder.")
 @click.option("--permission", type=click.Choice(["edit", "read"]), default="edit")
 @click.option(
@@ -37,6 +49,7 @@ def token() -> None:
 @json_option
 def token_create(
     data: Path,
+    database: URL | None,
     account: str | None,
     permission: Permission,
     namespaces: tuple[str, ...],
@@ -45,16 +58,19 @@ def token_create(
     as_json: bool,
 ) -> None:
     """Make an API token. It is shown once: the server keeps a hash."""
+    from artifactfs.server.metadata.catalog import add_api_token
+    from artifactfs.server.storage.installation import Installation
+
     for each in namespaces:
         if not name_is_valid(each, NameRule.EXTENDED):
             raise InvalidInput(f"{each!r} cannot be the name of a namespace")
     if account is not None and not _account_ok(account):
         raise InvalidInput("an account id has 1 to 64 characters of a-z, 0-9, '-' and '_'")
-    db = open_database(layout_of(data).metadata_db, metadata_migrations)
+    db = Installation(layout_of(data), database).open()
     try:
-        account_id = account or write_now(db, _default_account)
-        made, plaintext = write_now(
-            db, lambda d: add_api_token(d, account_id, name, permission, namespaces or None)
+        account_id = account or db.write(_default_account)
+        made, plaintext = db.write(
+            lambda tx: add_api_token(tx, account_id, name, permission, namespaces or None)
         )
     finally:
         db.close()
@@ -79,25 +95,25 @@ def _account_ok(account: str) -> bool:
     )
 
 
-def _default_account(db: object) -> str:
-    from sqlite_utils import Database
+def _default_account(tx: Transaction) -> str:
+    from artifactfs.server.metadata.catalog import set_setting, setting
 
-    assert isinstance(db, Database)
-    known = setting(db, "account_id")
+    known = setting(tx, "account_id")
     if known is None:
         known = secrets.token_hex(16)
-        set_setting(db, "account_id", known)
+        set_setting(tx, "account_id", known)
     return known
 
 
 @token.command("list")
 @data_option
+@database_option
 @json_option
-def token_list(data: Path, as_json: bool) -> None:
+def token_list(data: Path, database: URL | None, as_json: bool) -> None:
     """List API tokens."""
-    db = open_database(existing(data).metadata_db, metadata_migrations)
+    db = existing(data, database).open()
     try:
-        for row in db.query("SELECT * FROM api_tokens ORDER BY created_at"):
+        for row in db.read(lambda tx: tx.rows("SELECT * FROM api_tokens ORDER BY created_at")):
             found = {
                 "id": row["id"],
                 "state": "active" if row["revoked_at"] is None else "revoked",
@@ -116,22 +132,20 @@ def token_list(data: Path, as_json: bool) -> None:
 
 @token.command("revoke")
 @data_option
+@database_option
 @click.argument("token_id")
 @json_option
-def token_revoke(data: Path, token_id: str, as_json: bool) -> None:
+def token_revoke(data: Path, database: URL | None, token_id: str, as_json: bool) -> None:
     """Revoke the API token with this id, at once."""
     from artifactfs.server.metadata.clock import now_ms
 
-    db = open_database(existing(data).metadata_db, metadata_migrations)
+    db = existing(data, database).open()
     try:
-        changed = write_now(
-            db,
-            lambda d: (
-                d.conn.execute(
-                    "UPDATE api_tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL",
-                    (now_ms(), token_id),
-                ).rowcount
-            ),
+        changed = db.write(
+            lambda tx: tx.run(
+                "UPDATE api_tokens SET revoked_at = :now WHERE id = :id AND revoked_at IS NULL",
+                {"now": now_ms(), "id": token_id},
+            )
         )
     finally:
         db.close()

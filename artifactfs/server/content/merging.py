@@ -144,7 +144,7 @@ async def merge(context: Context, repo: Repo, order: MergeOrder, *, actor: str |
             outcome, made = await _commit_to_push(scratch, ends, order)
             with trio.CancelScope(shield=True):  # the branch moves and the database hears of it
                 update = RefUpdate(base.ref, ends.base, made)
-                if await scratch.push(repo, [update], remaining_bytes(context, repo)):
+                if await scratch.push(repo, [update], await remaining_bytes(context, repo)):
                     ms = (time.perf_counter() - started) * 1000
                     await note_push(context, repo, [update], actor=actor, ms=ms)
                     return Merged(outcome, ends.base, made)

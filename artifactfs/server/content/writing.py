@@ -109,7 +109,7 @@ async def write_file(context: Context, repo: Repo, change: FileChange, *, actor:
     started = time.perf_counter()
     if repo.read_only:
         raise Problem(Code.CONFLICT, "The repository is read-only")
-    if len(change.data or b"") > remaining_bytes(context, repo):
+    if len(change.data or b"") > await remaining_bytes(context, repo):
         raise Problem(Code.STORAGE_LIMIT, "The storage limit is reached")
     gitdir = context.layout.gitdir(repo.id)
     for _ in range(_TRIES):

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlite_utils import Database
-
 from artifactfs.server.events.events import ACTIONS, ERRORS
 from artifactfs.server.metadata.clock import iso, parse_iso
+from artifactfs.server.metadata.database import Engines, Transaction
 
 MINUTE = 60_000
 
@@ -80,23 +79,25 @@ def is_time(dimension: str) -> bool:
     return dimension in _STEPS
 
 
-def groups(db: Database, query: GroupQuery) -> list[dict[str, Any]]:
+def groups(tx: Transaction, query: GroupQuery) -> list[dict[str, Any]]:
     """The rows of a group query, shaped as GraphQL shows them. Raises: BadQuery."""
     if not 1 <= query.limit <= MAX_ROWS:
         raise BadQuery(f"limit must be between 1 and {MAX_ROWS}")
-    _install_quantiles(db.conn)
-    params: list[Any] = [query.account_id]
+    if tx.engine == "sqlite":
+        _install_quantiles(tx.raw)
+    params: dict[str, Any] = {"account": query.account_id}
     where = _where(query.filter, params, depth=0)
-    columns = [f"{_sql(dimension)} AS {dimension}" for dimension in query.dimensions]
+    columns = [f'{_sql(dimension)} AS "{dimension}"' for dimension in query.dimensions]
     columns += ["count(*) AS total", "sum(duration_ms) AS sum_ms", "avg(duration_ms) AS avg_ms"]
     if query.quantiles:
-        columns.append("quantiles(duration_ms) AS quantiles")
-    group = f" GROUP BY {', '.join(query.dimensions)}" if query.dimensions else ""
+        columns.append(f"{_QUANTILES[tx.engine]} AS quantiles")
+    places = ", ".join(str(number + 1) for number in range(len(query.dimensions)))
+    group = f" GROUP BY {places}" if places else ""
     sql = (
-        f"SELECT {', '.join(columns)} FROM events WHERE account_id = ? AND {where}{group}"
+        f"SELECT {', '.join(columns)} FROM events WHERE account_id = :account AND {where}{group}"
         f"{_order(query)} LIMIT {query.limit}"
     )
-    return [_shape(row, query) for row in db.query(sql, params) if row["total"]]
+    return [_shape(row, query) for row in tx.rows(sql, params) if row["total"]]
 
 
 def _sql(dimension: str) -> str:
@@ -106,25 +107,33 @@ def _sql(dimension: str) -> str:
     return f"(at / {step} * {step})"
 
 
-def _where(conditions: Mapping[str, Any], params: list[Any], *, depth: int) -> str:
+def _where(conditions: Mapping[str, Any], params: dict[str, Any], *, depth: int) -> str:
     if depth > 5:
         raise BadQuery("the filter is nested too deep")
-    parts = ["1"]
+    parts = ["1 = 1"]
     for key, value in conditions.items():
         if value is None:
             continue
         if key in ("AND", "OR"):
             inner = [_where(each, params, depth=depth + 1) for each in value]
-            parts.append("(" + f" {key} ".join(inner or ["1"]) + ")")
+            parts.append("(" + f" {key} ".join(inner or ["1 = 1"]) + ")")
             continue
         dimension, operator = _split(key)
         if operator == "IN":
-            parts.append(f"{_sql(dimension)} IN ({', '.join('?' for _ in value)})")
-            params.extend(_bound(dimension, each) for each in value)
+            bound = [_bound(dimension, each) for each in value]
+            names = ", ".join(_add(params, each) for each in bound)
+            parts.append(f"{_sql(dimension)} IN ({names or 'NULL'})")
         else:
-            parts.append(f"{_sql(dimension)} {operator} ?")
-            params.append(_bound(dimension, value))
+            name = _add(params, _bound(dimension, value))
+            parts.append(f"{_sql(dimension)} {operator} {name}")
     return "(" + " AND ".join(parts) + ")"
+
+
+def _add(params: dict[str, Any], value: Any) -> str:
+    """Its name in the statement."""
+    name = f"value{len(params)}"
+    params[name] = value
+    return f":{name}"
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -150,7 +159,7 @@ def _order(query: GroupQuery) -> str:
         name, _, direction = order.rpartition("_")
         if name not in ORDERS and name not in query.dimensions:
             raise BadQuery(f"orderBy {order} needs {name} among the dimensions")
-        terms.append(f"{ORDERS.get(name, name)} {direction}")
+        terms.append(f"{ORDERS.get(name, chr(34) + name + chr(34))} {direction}")
     return f" ORDER BY {', '.join(terms)}" if terms else ""
 
 
@@ -159,7 +168,7 @@ def _shape(row: Mapping[str, Any], query: GroupQuery) -> dict[str, Any]:
         "count": row["total"],
         "sum": {"durationMs": row["sum_ms"]},
         "avg": {"durationMs": row["avg_ms"]},
-        "quantiles": json.loads(row["quantiles"]) if query.quantiles else None,
+        "quantiles": _quantiles_of(row["quantiles"]) if query.quantiles else None,
         "dimensions": {name: _shown(name, row[name]) for name in query.dimensions},
     }
 
@@ -168,6 +177,19 @@ def _shown(dimension: str, value: Any) -> Any:
     if dimension == "date":
         return iso(value)[:10]
     return iso(value)[:19] + "Z" if is_time(dimension) else value
+
+
+def _quantiles_of(found: str | list[float]) -> dict[str, float]:
+    if isinstance(found, str):
+        return dict(json.loads(found))
+    return dict(zip(QUANTILES, found, strict=True))
+
+
+_QUANTILES: Mapping[Engines, str] = {
+    "sqlite": "quantiles(duration_ms)",
+    "postgresql": f"percentile_cont(ARRAY[{', '.join(map(str, QUANTILES.values()))}])"
+    " WITHIN GROUP (ORDER BY duration_ms)",
+}
 
 
 class _Quantiles:
@@ -210,17 +232,21 @@ class UsageRow:
     gb_months: float
 
 
-def usage(db: Database, account_id: str, since: str, until: str) -> list[UsageRow]:
+def usage(tx: Transaction, account_id: str, since: str, until: str) -> list[UsageRow]:
     """Operations and GB-months (daily peaks in GB, over 30) from day to day, both included.
 
     The first row is the account's total.
     """
-    rows = db.query(
+    rows = tx.rows(
         "SELECT namespace, sum(operations) AS operations, sum(peak_bytes) AS peaks FROM usage"
-        " WHERE account_id = ? AND day BETWEEN ? AND ? GROUP BY namespace ORDER BY namespace",
-        (account_id, since, until),
+        " WHERE account_id = :account AND day BETWEEN :since AND :until"
+        " GROUP BY namespace ORDER BY namespace",
+        {"account": account_id, "since": since, "until": until},
     )
-    found = [UsageRow(row["namespace"], row["operations"], row["peaks"] / 1e9 / 30) for row in rows]
+    found = [
+        UsageRow(row["namespace"], int(row["operations"]), int(row["peaks"]) / 1e9 / 30)
+        for row in rows
+    ]
     total = UsageRow(
         None, sum(row.operations for row in found), sum(row.gb_months for row in found)
     )

@@ -7,19 +7,16 @@ stored. They are kept for good.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
-from sqlite_utils import Database, Migrations
 
 from artifactfs.server.events.events import Event, Notice
 from artifactfs.server.events.metrics import Metrics
 from artifactfs.server.events.webhooks import Webhooks
 from artifactfs.server.metadata.clock import day_of, now_ms
-from artifactfs.server.metadata.database import Store
+from artifactfs.server.metadata.database import DatabaseError, Store, Transaction, insertion
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +28,10 @@ _PRUNE_S = 3_600.0
 _MAX_PENDING = 100_000
 _MESSAGE_CHARS = 500
 
-event_migrations = Migrations("artifacts-events")
-
+_EVENT = (
+    *("at", "account_id", "namespace", "repository"),
+    *("kind", "type", "error_message", "duration_ms"),
+)
 _STORED = """
     SELECT namespaces.account_id, namespaces.name AS namespace,
         coalesce((SELECT sum(own_bytes) FROM repos WHERE repos.namespace = namespaces.name), 0)
@@ -41,23 +40,6 @@ _STORED = """
             WHERE repos.namespace = namespaces.name)), 0) AS stored
     FROM namespaces
 """
-
-
-@event_migrations()
-def m001_events_and_usage(db: Database) -> None:
-    db.conn.execute(
-        "CREATE TABLE events (at INTEGER NOT NULL, account_id TEXT NOT NULL,"
-        " namespace TEXT NOT NULL, repository TEXT NOT NULL, kind TEXT NOT NULL,"
-        " type TEXT NOT NULL, error_message TEXT NOT NULL, duration_ms REAL NOT NULL)"
-    )
-    db.conn.execute("CREATE INDEX events_account_at ON events (account_id, at)")
-    db.conn.execute("CREATE INDEX events_at ON events (at)")
-    db.conn.execute(
-        "CREATE TABLE usage (day TEXT NOT NULL, account_id TEXT NOT NULL,"
-        " namespace TEXT NOT NULL, operations INTEGER NOT NULL DEFAULT 0,"
-        " peak_bytes INTEGER NOT NULL DEFAULT 0,"
-        " PRIMARY KEY (day, account_id, namespace)) WITHOUT ROWID"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +52,8 @@ class _Stored:
 class EventLog:
     """Where operations are reported, and what writes them down."""
 
-    def __init__(self, path: Path, metadata: Store, metrics: Metrics, webhooks: Webhooks) -> None:
-        self.store = Store(path, event_migrations, durable=False)
+    def __init__(self, store: Store, metadata: Store, metrics: Metrics, webhooks: Webhooks) -> None:
+        self.store = store
         self._metadata = metadata
         self._metrics = metrics
         self._webhooks = webhooks
@@ -111,8 +93,8 @@ class EventLog:
         try:
             stored = await self._stored()
             if events or stored:
-                await self.store.write(lambda db: _write(db, events, stored))
-        except sqlite3.Error as error:
+                await self.store.write(lambda tx: _write(tx, events, stored))
+        except DatabaseError as error:
             self._pending = [*events, *self._pending][:_MAX_PENDING]
             if not self._failing:
                 log.error("events cannot be written: %s", error)
@@ -128,41 +110,41 @@ class EventLog:
         if trio.current_time() - self._measured < _STORAGE_S:
             return []
         self._measured = trio.current_time()
-        rows = await self._metadata.read_in_thread(lambda db: list(db.query(_STORED)))
-        return [_Stored(row["account_id"], row["namespace"], row["stored"]) for row in rows]
+        rows = await self._metadata.read(lambda tx: tx.rows(_STORED))
+        return [_Stored(row["account_id"], row["namespace"], int(row["stored"])) for row in rows]
 
     async def _prune_or_log(self) -> None:
         try:
             await self.prune(now_ms() - KEPT_DAYS * DAY_MS)
-        except sqlite3.Error as error:
+        except DatabaseError as error:
             log.error("old events cannot be removed: %s", error)
 
     async def prune(self, before: int) -> None:
         """Forget events older than this time."""
         await self.store.write(
-            lambda db: db.conn.execute("DELETE FROM events WHERE at < ?", (before,))
+            lambda tx: tx.run("DELETE FROM events WHERE at < :before", {"before": before})
         )
 
 
 def _storable(text: str) -> str:
     """What git says may name a ref in any bytes, and at any length."""
-    return text[:_MESSAGE_CHARS].encode("utf-8", "replace").decode()
+    return text[:_MESSAGE_CHARS].replace("\0", "?").encode("utf-8", "replace").decode()
 
 
-def _write(db: Database, events: list[Event], stored: list[_Stored]) -> None:
-    db.conn.executemany(
-        "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+def _write(tx: Transaction, events: list[Event], stored: list[_Stored]) -> None:
+    tx.run(
+        insertion("events", _EVENT),
         [
-            (
-                event.at,
-                event.account_id,
-                event.namespace,
-                event.repository,
-                event.kind,
-                event.event_type,
-                _storable(event.error_message),
-                event.duration_ms,
-            )
+            {
+                "at": event.at,
+                "account_id": event.account_id,
+                "namespace": _storable(event.namespace),
+                "repository": _storable(event.repository),
+                "kind": event.kind,
+                "type": event.event_type,
+                "error_message": _storable(event.error_message),
+                "duration_ms": event.duration_ms,
+            }
             for event in events
         ],
     )
@@ -171,14 +153,28 @@ def _write(db: Database, events: list[Event], stored: list[_Stored]) -> None:
         for event in events
         if event.kind == "action"
     )
-    db.conn.executemany(
-        "INSERT INTO usage (day, account_id, namespace, operations) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET operations = operations + excluded.operations",
-        [(*key, count) for key, count in operations.items()],
+    tx.run(
+        insertion("usage", ("day", "account_id", "namespace", "operations"))
+        + " ON CONFLICT (day, account_id, namespace)"
+        " DO UPDATE SET operations = usage.operations + excluded.operations",
+        [
+            {"day": day, "account_id": account, "namespace": namespace, "operations": count}
+            for (day, account, namespace), count in sorted(operations.items())
+        ],
     )
     today = day_of(now_ms())
-    db.conn.executemany(
-        "INSERT INTO usage (day, account_id, namespace, peak_bytes) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET peak_bytes = max(peak_bytes, excluded.peak_bytes)",
-        [(today, each.account_id, each.namespace, each.bytes) for each in stored],
+    tx.run(
+        insertion("usage", ("day", "account_id", "namespace", "peak_bytes"))
+        + " ON CONFLICT (day, account_id, namespace) DO UPDATE SET peak_bytes ="
+        " CASE WHEN excluded.peak_bytes > usage.peak_bytes"
+        " THEN excluded.peak_bytes ELSE usage.peak_bytes END",
+        [
+            {
+                "day": today,
+                "account_id": each.account_id,
+                "namespace": each.namespace,
+                "peak_bytes": each.bytes,
+            }
+            for each in stored
+        ],
     )

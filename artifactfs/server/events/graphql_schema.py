@@ -25,7 +25,6 @@ from graphql import (
     visit,
 )
 from graphql.execution.values import get_directive_values
-from sqlite_utils import Database
 
 from artifactfs.server.events.analytics import (
     DIMENSIONS,
@@ -37,6 +36,7 @@ from artifactfs.server.events.analytics import (
     groups,
     is_time,
 )
+from artifactfs.server.metadata.database import Transaction
 
 Info = GraphQLResolveInfo[Any]
 
@@ -127,7 +127,7 @@ def _resolve_groups(account: dict[str, str], info: Info, **arguments: Any) -> li
         "quantiles" in chosen,
     )
     try:
-        return groups(info.context["db"], query)
+        return groups(info.context["tx"], query)
     except BadQuery as error:
         raise GraphQLError(str(error)) from None
 
@@ -187,7 +187,7 @@ class _Counter(Visitor):
 
 
 def run_query(
-    db: Database,
+    tx: Transaction,
     account_id: str,
     source: str,
     variables: dict[str, Any] | None,
@@ -204,7 +204,7 @@ def run_query(
     result = execute_sync(
         SCHEMA,
         document,
-        context_value={"account_id": account_id, "db": db},
+        context_value={"account_id": account_id, "tx": tx},
         variable_values=variables,
         operation_name=operation_name,
     )

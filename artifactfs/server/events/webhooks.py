@@ -13,14 +13,12 @@ import hmac
 import json
 import logging
 import secrets
-import sqlite3
 from base64 import b64decode, b64encode
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
 import trio
-from sqlite_utils import Database
 
 from artifactfs.redact import redact
 from artifactfs.server.events.events import Notice
@@ -28,7 +26,13 @@ from artifactfs.server.events.metrics import Metrics
 from artifactfs.server.events.network_guard import Forbidden, Target, Unresolvable, check_url
 from artifactfs.server.metadata import tokens
 from artifactfs.server.metadata.clock import iso, now_ms
-from artifactfs.server.metadata.database import Row, Store
+from artifactfs.server.metadata.database import (
+    DatabaseError,
+    Row,
+    Store,
+    Transaction,
+    insertion,
+)
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +124,14 @@ class Webhooks:
             self._pending.append(notice)
             self._wake.set()
 
-    def wanted(self, account_id: str, kind: str) -> bool:
+    async def wanted(self, account_id: str, kind: str) -> bool:
         """True if anybody of the account subscribed to that kind of notice."""
-        return any(kind in hook.events for hook in self.all(account_id))
+        return any(kind in hook.events for hook in await self.all(account_id))
 
-    def all(self, account_id: str) -> list[Webhook]:
-        rows = self._store.rows(
-            "SELECT * FROM webhooks WHERE account_id = ? ORDER BY created_at", (account_id,)
+    async def all(self, account_id: str) -> list[Webhook]:
+        rows = await self._store.rows(
+            "SELECT * FROM webhooks WHERE account_id = :account ORDER BY created_at",
+            {"account": account_id},
         )
         return [Webhook.of(row) for row in rows]
 
@@ -136,29 +141,18 @@ class Webhooks:
         """Subscribe. Raises: Forbidden, Unresolvable."""
         await check_url(url, allow_private=self._allow_private)
         made = Webhook(tokens.new_id(), account_id, namespace, url, new_secret(), events, now_ms())
-        await self._store.write(
-            lambda db: db.conn.execute(
-                "INSERT INTO webhooks VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    made.id,
-                    account_id,
-                    namespace,
-                    url,
-                    made.secret,
-                    ",".join(events),
-                    made.created_at,
-                ),
-            )
-        )
+        row = {**asdict(made), "events": ",".join(events)}
+        await self._store.write(lambda tx: tx.run(insertion("webhooks", row), row))
         return made
 
     async def remove(self, account_id: str, webhook_id: str) -> bool:
         """Unsubscribe; False if there is no such subscription."""
 
-        def delete(db: Database) -> int:
-            return db.conn.execute(
-                "DELETE FROM webhooks WHERE id = ? AND account_id = ?", (webhook_id, account_id)
-            ).rowcount
+        def delete(tx: Transaction) -> int:
+            return tx.run(
+                "DELETE FROM webhooks WHERE id = :id AND account_id = :account",
+                {"id": webhook_id, "account": account_id},
+            )
 
         return await self._store.write(delete) > 0
 
@@ -171,46 +165,48 @@ class Webhooks:
                 self._wake = trio.Event()
                 try:
                     await self._queue()
-                except sqlite3.Error as error:
+                except DatabaseError as error:
                     log.error("webhook deliveries cannot be stored: %s", error)
                     await trio.sleep(_POLL_S)
                     self._wake.set()
 
     async def _queue(self) -> None:
         notices = list(self._pending)
-        hooks = [Webhook.of(row) for row in self._store.rows("SELECT * FROM webhooks")]
+        hooks = [Webhook.of(row) for row in await self._store.rows("SELECT * FROM webhooks")]
         due = [
-            (tokens.new_id(), hook.id, json.dumps(envelope(notice, hook.id)), now_ms())
+            {
+                "id": tokens.new_id(),
+                "webhook_id": hook.id,
+                "body": json.dumps(envelope(notice, hook.id)),
+                "attempts": 0,
+                "next_at": now_ms(),
+            }
             for notice in notices
             for hook in hooks
             if hook.wants(notice)
         ]
         if due:
-            await self._store.write(
-                lambda db: db.conn.executemany(
-                    "INSERT INTO deliveries VALUES (?, ?, ?, 0, ?, NULL)", due
-                )
-            )
+            await self._store.write(lambda tx: tx.run(insertion("deliveries", due[0]), due))
         del self._pending[: len(notices)]
 
     async def _deliver_due(self) -> None:
         under_way: set[str] = set()
         async with trio.open_nursery() as nursery:
             while True:
-                for row in self._due():
+                for row in await self._due():
                     if row["id"] not in under_way:
                         under_way.add(row["id"])
                         nursery.start_soon(self._deliver, row, under_way)
                 await trio.sleep(_POLL_S)
 
-    def _due(self) -> list[Row]:
+    async def _due(self) -> list[Row]:
         try:
-            return self._store.rows(
+            return await self._store.rows(
                 "SELECT deliveries.*, url, secret FROM deliveries JOIN webhooks"
-                " ON webhooks.id = webhook_id WHERE next_at <= ? ORDER BY next_at LIMIT 200",
-                (now_ms(),),
+                " ON webhooks.id = webhook_id WHERE next_at <= :now ORDER BY next_at LIMIT 200",
+                {"now": now_ms()},
             )
-        except sqlite3.Error as error:
+        except DatabaseError as error:
             log.error("webhook deliveries cannot be read: %s", error)
             return []
 
@@ -219,8 +215,8 @@ class Webhooks:
             async with self._turns:
                 error = await self._post(row)
             self._metrics.delivery(delivered=error is None)
-            await self._store.write(lambda db: _record_outcome(db, row, error))
-        except sqlite3.Error as failure:
+            await self._store.write(lambda tx: _record_outcome(tx, row, error))
+        except DatabaseError as failure:
             # It stays as it was, so the subscriber may get it again.
             log.error("a webhook delivery cannot be recorded: %s", failure)
         finally:
@@ -268,16 +264,22 @@ async def _post_to(target: Target, headers: dict[str, str], body: bytes) -> int:
         return answer.status_code
 
 
-def _record_outcome(db: Database, row: Row, error: str | None) -> None:
+def _record_outcome(tx: Transaction, row: Row, error: str | None) -> None:
     if error is None:
-        db.conn.execute("DELETE FROM deliveries WHERE id = ?", (row["id"],))
+        tx.run("DELETE FROM deliveries WHERE id = :id", {"id": row["id"]})
         return
     attempts = row["attempts"] + 1
     if attempts > len(RETRY_AFTER_S):
         log.warning("a webhook delivery was given up: %s", error)
-        db.conn.execute("DELETE FROM deliveries WHERE id = ?", (row["id"],))
+        tx.run("DELETE FROM deliveries WHERE id = :id", {"id": row["id"]})
         return
-    db.conn.execute(
-        "UPDATE deliveries SET attempts = ?, next_at = ?, last_error = ? WHERE id = ?",
-        (attempts, now_ms() + RETRY_AFTER_S[attempts - 1] * 1000, error, row["id"]),
+    tx.run(
+        "UPDATE deliveries SET attempts = :attempts, next_at = :next_at, last_error = :error,"
+        " owner = NULL WHERE id = :id",
+        {
+            "attempts": attempts,
+            "next_at": now_ms() + RETRY_AFTER_S[attempts - 1] * 1000,
+            "error": error.replace("\0", "?"),
+            "id": row["id"],
+        },
     )

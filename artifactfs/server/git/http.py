@@ -31,6 +31,7 @@ from artifactfs.server.git.stream import answer_busy, environment_for
 from artifactfs.server.git.upload_pack import UploadPack
 from artifactfs.server.metadata import tokens
 from artifactfs.server.metadata.clock import now_ms
+from artifactfs.server.metadata.database import DatabaseAway
 from artifactfs.server.metadata.limits import RateLimiter
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.problems import is_scarcity
@@ -101,7 +102,7 @@ class GitHTTP:
         try:
             await self._serve(route, exchange)
         except Refused as refused:
-            self._report(route, exchange, refused)
+            await self._report(route, exchange, refused)
             await exchange.answer(
                 refused.status, refused.text.encode() + b"\n", headers=refused.headers
             )
@@ -112,6 +113,12 @@ class GitHTTP:
                 raise
             log.error("no room for git: %s", error.strerror)
             await answer_busy(exchange)
+        except DatabaseAway as error:
+            if exchange.started:
+                raise
+            log.error("%s failed: %s", exchange.record.path, error)
+            headers = ((b"retry-after", b"5"),)
+            await exchange.answer(503, b"The database is away\n", headers=headers)
         except ClientGone:
             record.status = record.status or 499
             self._context.access_log.write(record)
@@ -120,8 +127,8 @@ class GitHTTP:
         service = _service_of(route, exchange)
         exchange.record.service = service.decode()
         push = service == b"git-receive-pack"
-        repo = self._authorize(route, exchange, push=push)
-        wait = self._context.git_limiter.take(repo.namespace)
+        repo = await self._authorize(route, exchange, push=push)
+        wait = await self._context.git_limiter.take(repo.namespace)
         if wait is not None:
             raise Refused(429, "Too many requests", ((b"retry-after", b"%d" % wait),))
         protocol = _protocol_of(exchange)
@@ -133,19 +140,19 @@ class GitHTTP:
             version = protocol_version(protocol)
             await self._upload_pack.serve(repo, exchange, protocol, version)
 
-    def _authorize(self, route: Route, exchange: Exchange, *, push: bool) -> Repo:
+    async def _authorize(self, route: Route, exchange: Exchange, *, push: bool) -> Repo:
         """The repository, if the request may do that to it. Raises: Refused."""
         header = exchange.headers.get(b"authorization")
         presented = tokens.credential_from_header(
             None if header is None else header.decode("latin-1")
         )
         catalog = self._context.catalog
-        repo = catalog.repo(route.namespace, route.repo)
+        repo = await catalog.repo(route.namespace, route.repo)
         if presented is None:
             if repo is None or push or not repo.anonymous_read:
                 raise Refused(*_UNAUTHORIZED)
             return _ready(repo)
-        token = catalog.repo_token(presented)
+        token = await catalog.repo_token(presented)
         if token is None:
             raise Refused(403, "Invalid or expired token")
         exchange.actor = token.id
@@ -189,19 +196,19 @@ class GitHTTP:
             return
         raise Refused(503, "Git took too long", ((b"retry-after", b"5"),))
 
-    def _report(self, route: Route, exchange: Exchange, refused: Refused) -> None:
+    async def _report(self, route: Route, exchange: Exchange, refused: Refused) -> None:
         """Record a refusal as an event, if it concerns a namespace that exists."""
         if refused.status == 401:
             return
-        row = self._context.store.row(
-            "SELECT account_id FROM namespaces WHERE name = ?", (route.namespace,)
+        row = await self._context.store.row(
+            "SELECT account_id FROM namespaces WHERE name = :name", {"name": route.namespace}
         )
         if row is None:
             return
         # Without a token of ours anybody may come: that must not fill a log.
         if exchange.actor is None and self._strangers.take(route.namespace) is not None:
             return
-        repo = self._context.catalog.repo(route.namespace, route.repo)
+        repo = await self._context.catalog.repo(route.namespace, route.repo)
         self._context.events.record(
             Event(
                 row["account_id"],

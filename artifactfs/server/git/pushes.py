@@ -16,11 +16,12 @@ from artifactfs.server.storage.gitdir import own_bytes
 from artifactfs.server.wire.push_report import RefUpdate
 
 
-def remaining_bytes(context: Context, repo: Repo) -> int:
+async def remaining_bytes(context: Context, repo: Repo) -> int:
     """How many bytes a push may still bring."""
     limits, known = context.limits, context.catalog
-    of_repo = limits.repo_bytes - repo.own_bytes - known.pool_bytes(repo.id)
-    return max(0, min(of_repo, limits.account_bytes - known.account_bytes(repo.account_id)))
+    of_repo = limits.repo_bytes - repo.own_bytes - await known.pool_bytes(repo.id)
+    of_account = limits.account_bytes - await known.account_bytes(repo.account_id)
+    return max(0, min(of_repo, of_account))
 
 
 async def note_push(
@@ -34,13 +35,13 @@ async def note_push(
     size = await trio.to_thread.run_sync(own_bytes, gitdir)
     now = now_ms()
     await context.store.write(
-        lambda db: catalog.update_repo(
-            db, repo.id, last_push_at=now, updated_at=now, own_bytes=size
+        lambda tx: catalog.update_repo(
+            tx, repo.id, last_push_at=now, updated_at=now, own_bytes=size
         )
     )
     where = (repo.account_id, repo.namespace, repo.name)
     context.events.record(Event(*where, "push", ms))
-    if context.webhooks.wanted(repo.account_id, "pushed"):
+    if await context.webhooks.wanted(repo.account_id, "pushed"):
         payloads = await trio.to_thread.run_sync(pushed_payloads, gitdir, updates, actor)
         for payload in payloads:
             context.events.notify(Notice(*where, "pushed", payload))

@@ -36,7 +36,7 @@ class ReceivePack:
         """Answer one request. Raises: ClientGone, BadBody."""
         exchange.record.command = "push"
         commands = PushCommands()
-        remaining = remaining_bytes(self._context, repo)
+        remaining = await remaining_bytes(self._context, repo)
         # No bound here: git itself stops at `remaining`, and what comes then is dropped.
         body = exchange.body(None)
         try:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
-from sqlite_utils import Database
 
 from artifactfs.server.context import Context
 from artifactfs.server.git.process import run_bounded
 from artifactfs.server.metadata import catalog, tokens
-from artifactfs.server.metadata.clock import now_ms
+from artifactfs.server.metadata.database import Transaction
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.storage.gitdir import (
     create_gitdir,
@@ -48,7 +47,7 @@ class Forking:
     async def run(self, fork: Repo) -> int:
         """Make the fork ready; how many objects it shares. Raises: ForkFailed."""
         assert fork.job is not None
-        parent = self._context.catalog.repo_by_id(fork.job["parent"])
+        parent = await self._context.catalog.repo_by_id(fork.job["parent"])
         if parent is None:
             raise ForkFailed("the ancestor was deleted")
         lock = self._one_at_a_time.setdefault(parent.id, trio.Lock())
@@ -66,7 +65,7 @@ class Forking:
         source = self._context.layout.gitdir(parent.id)
         # Refs first: all objects they need are there when the objects are linked afterwards.
         refs = await self._refs(source, parent.default_branch if default_branch_only else None)
-        pools = self._context.catalog.pool_ids(parent.id)
+        pools = await self._context.catalog.pool_ids(parent.id)
         pool_id = tokens.new_id()
         with self._context.marks.open(pool_mark(pool_id)):
             new = await trio.to_thread.run_sync(self._pool_for, source, pools, pool_id)
@@ -80,19 +79,19 @@ class Forking:
         if new is not None:
             pools = [*pools, new.id]
 
-        def claim(db: Database) -> int:
+        def claim(tx: Transaction) -> int:
             if new is not None:
-                _insert_pool(db, new, parent.account_id)
-                _claim(db, parent.id, new.id)
+                made = new.contents
+                catalog.add_pool(tx, new.id, parent.account_id, made.bytes, made.objects)
+                catalog.claim_pool(tx, parent.id, new.id)
             for pool_id in pools:
-                _claim(db, fork.id, pool_id)
-            marks = ", ".join("?" for _ in pools)
-            row = next(
-                db.query(
-                    f"SELECT coalesce(sum(objects), 0) AS n FROM pools WHERE id IN ({marks})", pools
-                )
+                catalog.claim_pool(tx, fork.id, pool_id)
+            row = tx.row(
+                "SELECT coalesce(sum(objects), 0) AS n FROM pools WHERE id IN"
+                " (SELECT pool_id FROM repo_pools WHERE repo_id = :fork)",
+                {"fork": fork.id},
             )
-            return int(row["n"])
+            return 0 if row is None else int(row["n"])
 
         with trio.CancelScope(shield=True):
             objects = await self._context.store.write(claim)
@@ -101,11 +100,11 @@ class Forking:
             await trio.to_thread.run_sync(write_alternates, source, paths)
             left = await trio.to_thread.run_sync(own_bytes, source)
 
-            def finish(db: Database) -> None:
+            def finish(tx: Transaction) -> None:
                 catalog.update_repo(
-                    db, fork.id, status="ready", job=None, updated_at=fork.updated_at
+                    tx, fork.id, status="ready", job=None, updated_at=fork.updated_at
                 )
-                catalog.update_repo(db, parent.id, own_bytes=left, updated_at=parent.updated_at)
+                catalog.update_repo(tx, parent.id, own_bytes=left, updated_at=parent.updated_at)
 
             await self._context.store.write(finish)
         return objects
@@ -148,17 +147,6 @@ def _build(source: Path, target: Path, parent: Repo, pools: tuple[Path, ...], re
         shutil.copyfile(source / "shallow", target / "shallow")
     (target / "packed-refs").write_text(refs, encoding="utf-8", errors="surrogateescape")
     sync_tree(target)
-
-
-def _insert_pool(db: Database, pool: _NewPool, account_id: str) -> None:
-    db.conn.execute(
-        "INSERT INTO pools VALUES (?, ?, ?, ?, ?)",
-        (pool.id, account_id, now_ms(), pool.contents.bytes, pool.contents.objects),
-    )
-
-
-def _claim(db: Database, repo_id: str, pool_id: str) -> None:
-    db.conn.execute("INSERT OR IGNORE INTO repo_pools VALUES (?, ?)", (repo_id, pool_id))
 
 
 def fork_record(fork: Repo, parent: Repo, *, default_branch_only: bool) -> Repo:

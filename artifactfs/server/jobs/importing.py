@@ -178,13 +178,13 @@ class Importing:
         await self._fetch(repo, repo.job, credentials)
         size = await trio.to_thread.run_sync(own_bytes, gitdir)
         limits = context.limits
-        of_account = context.catalog.account_bytes(repo.account_id) + size
+        of_account = await context.catalog.account_bytes(repo.account_id) + size
         if size > limits.repo_bytes or of_account > limits.account_bytes:
             raise ImportFailed("storage limit reached")
         now = now_ms()
         await context.store.write(
-            lambda db: catalog.update_repo(
-                db, repo.id, status="ready", job=None, own_bytes=size, last_push_at=now
+            lambda tx: catalog.update_repo(
+                tx, repo.id, status="ready", job=None, own_bytes=size, last_push_at=now
             )
         )
 

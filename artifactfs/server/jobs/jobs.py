@@ -8,13 +8,11 @@ takes up every row that is not ready.
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
-from sqlite_utils import Database
 
 from artifactfs.server.context import Context
 from artifactfs.server.events.events import ActionType, Event, Notice
@@ -34,6 +32,7 @@ from artifactfs.server.jobs.repositories import (
 )
 from artifactfs.server.jobs.syncing import Synced, SyncOrder, sync
 from artifactfs.server.metadata import catalog
+from artifactfs.server.metadata.database import DatabaseError, Transaction
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.problems import Code, Problem
 
@@ -62,9 +61,9 @@ class Jobs:
         self._importing = Importing(context)
         self._imports_at_once = trio.Semaphore(4)
 
-    def resume(self) -> None:
+    async def resume(self) -> None:
         """Take up what an earlier run of the server left undone."""
-        for repo in self._context.catalog.unfinished():
+        for repo in await self._context.catalog.unfinished():
             log.info("resuming: %s is %s", repo.full_name, repo.status)
             self._start(Job(repo))
 
@@ -122,7 +121,7 @@ class Jobs:
             check_branch(branch, "/branch")
         self._repositories.check_namespace(namespace)
         self._repositories.check_name(name)
-        if self._context.catalog.repo(namespace, name) is not None:
+        if await self._context.catalog.repo(namespace, name) is not None:
             raise Problem(Code.ALREADY_EXISTS, f"Repository {name!r} already exists")
         private = self._context.settings.allow_private_networks
         found = await look(url, allow_private=private, credentials=credentials)
@@ -152,10 +151,10 @@ class Jobs:
             self._imports_at_once.release()
 
     async def _insert(self, repo: Repo) -> str:
-        def insert(db: Database) -> str:
-            catalog.ensure_namespace(db, repo.namespace, repo.account_id)
-            catalog.add_repo(db, repo)
-            return catalog.add_repo_token(db, repo.id, repo.namespace, "write", FIRST_TOKEN_TTL_S)[
+        def insert(tx: Transaction) -> str:
+            catalog.ensure_namespace(tx, repo.namespace, repo.account_id)
+            catalog.add_repo(tx, repo)
+            return catalog.add_repo_token(tx, repo.id, repo.namespace, "write", FIRST_TOKEN_TTL_S)[
                 1
             ]
 
@@ -181,14 +180,14 @@ class Jobs:
         except OSError as error:
             log.exception("the work on %s failed", job.repo.full_name)
             await self._give_up(job, error.strerror or "input/output error")
-        except sqlite3.Error:
+        except DatabaseError:
             log.exception("the work on %s failed; it goes on at the next start", job.repo.full_name)
             job.failure = Problem(Code.INTERNAL_ERROR, "The result cannot be stored")
         except Exception:
             log.exception("the work on %s failed", job.repo.full_name)
             await self._give_up(job, "internal error")
         finally:
-            if self._context.catalog.repo_by_id(job.repo.id) is None:
+            if await self._context.catalog.repo_by_id(job.repo.id) is None:
                 # Deleted while the work went on.
                 with trio.CancelScope(shield=True):
                     gitdir = self._context.layout.gitdir(job.repo.id)
@@ -220,7 +219,7 @@ class Jobs:
         log.warning("%s of %s failed: %s", repo.status, repo.full_name, reason)
         with trio.CancelScope(shield=True):
             await self._context.store.write(
-                lambda db: catalog.remove_repo(db, repo, tombstone=False)
+                lambda tx: catalog.remove_repo(tx, repo, tombstone=False)
             )
             await self._repositories.discard(self._context.layout.gitdir(repo.id))
         self._context.events.record(

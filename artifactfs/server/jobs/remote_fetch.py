@@ -111,7 +111,8 @@ class RemoteFetch:
     async def _run_bounded(self, words: list[str], environment: dict[str, str]) -> tuple[int, str]:
         """Run git fetch, and end it when it takes too long or brings too much."""
         context = self.context
-        left = context.limits.account_bytes - context.catalog.account_bytes(self.repo.account_id)
+        stored = await context.catalog.account_bytes(self.repo.account_id)
+        left = context.limits.account_bytes - stored
         limit = min(context.limits.repo_bytes, left)
         result: tuple[int, str] | None = None
         reason = "the transfer took too long"

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import trio
-from sqlite_utils import Database
 
 from artifactfs.server.context import Context
 from artifactfs.server.events.events import ActionType, Event, Notice
 from artifactfs.server.metadata import catalog, tokens
 from artifactfs.server.metadata.clock import now_ms
+from artifactfs.server.metadata.database import Transaction
 from artifactfs.server.metadata.records import Repo, RepoToken, Scope
 from artifactfs.server.problems import Code, Problem, not_found
 from artifactfs.server.storage.gitdir import create_gitdir, point_head, remove_later
@@ -63,16 +63,16 @@ class Repositories:
             raise Problem(Code.INVALID_INPUT, "The namespace name is not valid", pointer=pointer)
         return name
 
-    def get(self, account_id: str, namespace: str, name: str) -> Repo:
+    async def get(self, account_id: str, namespace: str, name: str) -> Repo:
         """The repository, in whatever status. Raises: Problem (NOT_FOUND)."""
-        repo = self._context.catalog.repo(namespace, name)
+        repo = await self._context.catalog.repo(namespace, name)
         if repo is None or repo.account_id != account_id:
             raise not_found("Repository")
         return repo
 
-    def get_ready(self, account_id: str, namespace: str, name: str) -> Repo:
+    async def get_ready(self, account_id: str, namespace: str, name: str) -> Repo:
         """The repository. Raises: Problem (NOT_FOUND, or 409 while it is not ready)."""
-        repo = self.get(account_id, namespace, name)
+        repo = await self.get(account_id, namespace, name)
         require_ready(repo)
         return repo
 
@@ -101,10 +101,10 @@ class Repositories:
         )
         gitdir = self._context.layout.gitdir(repo.id)
 
-        def insert(db: Database) -> str:
-            catalog.ensure_namespace(db, namespace, account_id)
-            catalog.add_repo(db, repo)
-            return catalog.add_repo_token(db, repo.id, namespace, "write", FIRST_TOKEN_TTL_S)[1]
+        def insert(tx: Transaction) -> str:
+            catalog.ensure_namespace(tx, namespace, account_id)
+            catalog.add_repo(tx, repo)
+            return catalog.add_repo_token(tx, repo.id, namespace, "write", FIRST_TOKEN_TTL_S)[1]
 
         with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
             await trio.to_thread.run_sync(create_gitdir, gitdir, default_branch)
@@ -169,24 +169,24 @@ class Repositories:
                 changes["default_branch"] = default_branch
                 gitdir = self._context.layout.gitdir(repo.id)
                 await trio.to_thread.run_sync(point_head, gitdir, default_branch)
-            await self._context.store.write(lambda db: catalog.update_repo(db, repo.id, **changes))
-        return self.get(repo.account_id, repo.namespace, repo.name)
+            await self._context.store.write(lambda tx: catalog.update_repo(tx, repo.id, **changes))
+        return await self.get(repo.account_id, repo.namespace, repo.name)
 
     async def delete(self, account_id: str, namespace: str, name: str) -> str:
         """Delete a repository, or say again that it is; returns its id. Raises: Problem."""
         started = time.perf_counter()
         known = self._context.catalog
-        repo = known.repo(namespace, name)
+        repo = await known.repo(namespace, name)
         if repo is None or repo.account_id != account_id:
-            owned = known.namespace(namespace, account_id) is not None
-            gone = known.deleted_repo_id(namespace, name) if owned else None
+            owned = await known.namespace(namespace, account_id) is not None
+            gone = await known.deleted_repo_id(namespace, name) if owned else None
             if gone is None:
                 raise not_found("Repository")
             return gone
         found = repo
 
-        def remove(db: Database) -> None:
-            catalog.remove_repo(db, found, tombstone=True)
+        def remove(tx: Transaction) -> None:
+            catalog.remove_repo(tx, found, tombstone=True)
 
         with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
             await self._context.store.write(remove)
@@ -205,9 +205,9 @@ class Repositories:
                 f"ttl must be between {MIN_TTL_S} and {MAX_TTL_S} seconds",
                 pointer="/ttl",
             )
-        repo = self.get_ready(account_id, namespace, name)
+        repo = await self.get_ready(account_id, namespace, name)
         token, plaintext = await self._context.store.write(
-            lambda db: catalog.add_repo_token(db, repo.id, namespace, scope, ttl_s)
+            lambda tx: catalog.add_repo_token(tx, repo.id, namespace, scope, ttl_s)
         )
         self._notify(repo, "token.created", {"tokenId": token.id, "scope": scope})
         return token, plaintext
@@ -218,21 +218,21 @@ class Repositories:
         Raises: Problem (NOT_FOUND).
         """
         known = self._context.catalog
-        token = known.token_by_id(token_or_id, namespace)
+        token = await known.token_by_id(token_or_id, namespace)
         if token is None:
-            presented = known.repo_token(token_or_id)
-            token = None if presented is None else known.token_by_id(presented.id, namespace)
-        if token is None or known.namespace(namespace, account_id) is None:
+            presented = await known.repo_token(token_or_id)
+            token = None if presented is None else await known.token_by_id(presented.id, namespace)
+        if token is None or await known.namespace(namespace, account_id) is None:
             raise not_found("Token")
         token_id = token.id
         if token.revoked_at is None:
             await self._context.store.write(
-                lambda db: db.conn.execute(
-                    "UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL",
-                    (now_ms(), token_id),
+                lambda tx: tx.run(
+                    "UPDATE tokens SET revoked_at = :now WHERE id = :id AND revoked_at IS NULL",
+                    {"now": now_ms(), "id": token_id},
                 )
             )
-            repo = known.repo_by_id(token.repo_id)
+            repo = await known.repo_by_id(token.repo_id)
             if repo is not None:
                 self._notify(repo, "token.revoked", {"tokenId": token_id})
         return token_id

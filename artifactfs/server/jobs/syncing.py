@@ -96,7 +96,7 @@ async def sync(context: Context, repo: Repo, order: SyncOrder, *, actor: str | N
         with trio.CancelScope(shield=True):  # what is moved is told to the database
             for start in range(0, len(plan.updates), _AT_ONCE):
                 some = plan.updates[start : start + _AT_ONCE]
-                moved |= await scratch.push(repo, some, remaining_bytes(context, repo))
+                moved |= await scratch.push(repo, some, await remaining_bytes(context, repo))
             updates = tuple(each for each in plan.updates if each.ref in moved)
             if updates:
                 ms = (time.perf_counter() - started) * 1000

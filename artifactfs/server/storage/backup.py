@@ -14,13 +14,17 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from sqlite_utils import Database
-
 from artifactfs.errors import InvalidInput, StateError
-from artifactfs.server.metadata.catalog import remove_repo
-from artifactfs.server.metadata.clock import now_ms
-from artifactfs.server.metadata.database import metadata_migrations, open_database, write_now
+from artifactfs.server.metadata.catalog import add_pool, claim_pool, remove_repo
+from artifactfs.server.metadata.copying import EVENT_TABLES, METADATA_TABLES, copy_rows
+from artifactfs.server.metadata.database import Database, Transaction
+from artifactfs.server.metadata.migrations import (
+    Migrations,
+    event_migrations,
+    metadata_migrations,
+)
 from artifactfs.server.metadata.records import Repo
+from artifactfs.server.metadata.sqlite import SQLite
 from artifactfs.server.storage.gitdir import (
     borrowed_pools,
     find_git,
@@ -34,8 +38,9 @@ from artifactfs.server.storage.settings import DataLayout
 _COPY_TRIES = 5
 
 
-def back_up(source: DataLayout, target: DataLayout) -> int:
-    """Copy a data folder; how many repositories are in the copy.
+def back_up(source: DataLayout, target: DataLayout, database: Database | None = None) -> int:
+    """Copy a data folder; how many repositories are in the copy. `database`: where it is not in
+    the folder. In the copy it always is.
 
     Raises: StateError; InvalidInput if one folder is within the other.
     """
@@ -46,20 +51,25 @@ def back_up(source: DataLayout, target: DataLayout) -> int:
         target.prepare()
     except OSError as error:
         raise StateError(f"{target.root} cannot be used: {error.strerror}") from error
-    for name in ("metadata_db", "events_db"):
-        _copy_database(getattr(source, name), getattr(target, name))
+    if database is None and source.database_id.exists():
+        raise StateError(f"the database of {source.root} is not in the folder")
+    if database is not None:
+        database.snapshot(lambda tx: _copy_to_files(tx, target))
+    else:
+        for name in ("metadata_db", "events_db"):
+            _copy_database(getattr(source, name), getattr(target, name))
     shutil.copy2(source.git_config, target.git_config)
-    db = open_database(target.metadata_db, metadata_migrations)
+    db = SQLite(target.metadata_db, metadata_migrations)
     try:
-        for row in list(db.query("SELECT id FROM pools")):
+        for row in db.read(lambda tx: tx.rows("SELECT id FROM pools")):
             _copy_pool(source.pool(row["id"]), target.pool(row["id"]))
         for repo in _ready_repos(db):
             pools = _copy_repo(source, target, repo.id)
             if pools is None:
                 # Deleted since the database was copied.
-                write_now(db, partial(remove_repo, repo=repo, tombstone=True))
+                db.write(partial(remove_repo, repo=repo, tombstone=True))
             else:
-                write_now(db, partial(_claim, target=target, repo=repo, pools=pools))
+                db.write(partial(_claim, target=target, repo=repo, pools=pools))
         kept = _ready_repos(db)
         _remove_strangers(target, db, {repo.id for repo in kept})
         return len(kept)
@@ -81,9 +91,11 @@ def restore(source: DataLayout, target: DataLayout) -> int:
 def _ready_repos(db: Database) -> list[Repo]:
     return [
         Repo.of(row)
-        for row in db.query(
-            "SELECT repos.*, account_id FROM repos JOIN namespaces"
-            " ON namespaces.name = repos.namespace WHERE status = 'ready'"
+        for row in db.read(
+            lambda tx: tx.rows(
+                "SELECT repos.*, account_id FROM repos JOIN namespaces"
+                " ON namespaces.name = repos.namespace WHERE status = 'ready'"
+            )
         )
     ]
 
@@ -101,9 +113,30 @@ def _copy_database(source: Path, target: Path) -> None:
     finally:
         writing.close()
         reading.close()
+    _put_in_place(building, target)
+
+
+def _put_in_place(building: Path, target: Path) -> None:
     for suffix in ("-wal", "-shm"):
         Path(f"{target}{suffix}").unlink(missing_ok=True)
     building.replace(target)
+
+
+def _copy_to_files(tx: Transaction, target: DataLayout) -> None:
+    """A snapshot of PostgreSQL as the files that a data folder has, put in place whole."""
+    kinds: tuple[tuple[Path, Migrations, tuple[str, ...]], ...] = (
+        (target.metadata_db, metadata_migrations, METADATA_TABLES),
+        (target.events_db, event_migrations, EVENT_TABLES),
+    )
+    for path, migrations, tables in kinds:
+        building = path.with_suffix(".new")
+        building.unlink(missing_ok=True)
+        made = SQLite(building, migrations)
+        try:
+            made.write(partial(copy_rows, tx, tables=tables))
+        finally:
+            made.close()
+        _put_in_place(building, path)
 
 
 def _copy_pool(source: Path, target: Path) -> None:
@@ -141,16 +174,14 @@ def _copy_repo(source: DataLayout, target: DataLayout, repo_id: str) -> list[str
     raise StateError(f"{gitdir} keeps changing")
 
 
-def _claim(db: Database, target: DataLayout, repo: Repo, pools: list[str]) -> None:
+def _claim(tx: Transaction, target: DataLayout, repo: Repo, pools: list[str]) -> None:
     """Let the copied database know what a copied repository borrows."""
     for pool in pools:
-        known = next(iter(db.query("SELECT 1 FROM pools WHERE id = ?", (pool,))), None)
-        if known is None:
+        if tx.row("SELECT 1 AS one FROM pools WHERE id = :pool", {"pool": pool}) is None:
             size = tree_bytes(target.pool(pool))
             objects = count_objects(target.pool(pool) / "objects")
-            row = (pool, repo.account_id, now_ms(), size, objects)
-            db.conn.execute("INSERT INTO pools VALUES (?, ?, ?, ?, ?)", row)
-        db.conn.execute("INSERT OR IGNORE INTO repo_pools VALUES (?, ?)", (repo.id, pool))
+            add_pool(tx, pool, repo.account_id, size, objects)
+        claim_pool(tx, repo.id, pool)
 
 
 def _packed_refs(gitdir: Path, config: Path) -> str:
@@ -196,7 +227,7 @@ def _copy_rest(source: Path, target: Path, refs: str) -> None:
 
 def _remove_strangers(target: DataLayout, db: Database, known: set[str]) -> None:
     """Remove what an earlier backup had and this one has not."""
-    pools = {row["id"] for row in db.query("SELECT id FROM pools")}
+    pools = {row["id"] for row in db.read(lambda tx: tx.rows("SELECT id FROM pools"))}
     for pool in target.pools.iterdir():
         if pool.name not in pools:
             shutil.rmtree(pool)

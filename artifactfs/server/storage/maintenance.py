@@ -14,10 +14,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from sqlite_utils import Database
-
 from artifactfs.server.metadata.catalog import update_repo
-from artifactfs.server.metadata.database import Row, write_now
+from artifactfs.server.metadata.database import Database, Row, Transaction
 from artifactfs.server.storage.gitdir import (
     find_git,
     git_environment,
@@ -73,9 +71,10 @@ class Caretaker:
 
     def repos(self) -> list[Row]:
         """All repositories that are ready."""
-        return list(
-            self._db.query("SELECT * FROM repos WHERE status = 'ready' ORDER BY namespace, name")
-        )
+        return self._rows("SELECT * FROM repos WHERE status = 'ready' ORDER BY namespace, name")
+
+    def _rows(self, sql: str, **params: str) -> list[Row]:
+        return self._db.read(lambda tx: tx.rows(sql, params))
 
     def _run(self, gitdir: Path, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -89,10 +88,10 @@ class Caretaker:
         )
 
     def _pools(self, repo_id: str) -> list[str]:
-        rows = self._db.query(
+        rows = self._rows(
             "SELECT pool_id FROM repo_pools JOIN pools ON pools.id = pool_id"
-            " WHERE repo_id = ? ORDER BY pools.created_at, pools.id",
-            (repo_id,),
+            " WHERE repo_id = :repo ORDER BY pools.created_at, pools.id",
+            repo=repo_id,
         )
         return [row["pool_id"] for row in rows]
 
@@ -109,7 +108,7 @@ class Caretaker:
             if done.returncode != 0:
                 text = (done.stderr or done.stdout).strip().splitlines()
                 yield Finding(name, text[0] if text else f"git fsck ended with {done.returncode}")
-        for row in self._db.query("SELECT id FROM pools"):
+        for row in self._rows("SELECT id FROM pools"):
             if not (self._layout.pool(row["id"]) / "objects").is_dir():
                 yield Finding(f"pool {row['id']}", "its folder is missing")
 
@@ -127,7 +126,7 @@ class Caretaker:
                     error = self._stand_alone(row["id"], gitdir, pools)
             after = own_bytes(gitdir)
             columns = {"own_bytes": after, "updated_at": row["updated_at"]}
-            write_now(self._db, partial(update_repo, repo_id=row["id"], **columns))
+            self._db.write(partial(update_repo, repo_id=row["id"], **columns))
             name = f"{row['namespace']}/{row['name']}"
             yield Collected(name, before, after, error)
         yield from self._remove_pools(grace_s)
@@ -151,9 +150,8 @@ class Caretaker:
         if self._run(gitdir, "fsck", "--connectivity-only", "--no-dangling").returncode != 0:
             write_alternates(gitdir, tuple(self._layout.pool(pool) for pool in pools))
             return "still needs its pools"
-        write_now(
-            self._db,
-            lambda db: db.conn.execute("DELETE FROM repo_pools WHERE repo_id = ?", (repo_id,)),
+        self._db.write(
+            lambda tx: tx.run("DELETE FROM repo_pools WHERE repo_id = :repo", {"repo": repo_id})
         )
         for pool in pools:
             self._touch(pool)
@@ -166,8 +164,8 @@ class Caretaker:
             os.utime(directory)
 
     def _remove_pools(self, grace_s: int) -> Iterator[Collected]:
-        known = {row["id"] for row in self._db.query("SELECT id FROM pools")}
-        claimed = {row["pool_id"] for row in self._db.query("SELECT pool_id FROM repo_pools")}
+        known = {row["id"] for row in self._rows("SELECT id FROM pools")}
+        claimed = {row["pool_id"] for row in self._rows("SELECT pool_id FROM repo_pools")}
         for directory in sorted(self._layout.pools.iterdir()):
             pool = directory.name
             try:
@@ -184,15 +182,12 @@ class Caretaker:
 
     def _release(self, pool: str) -> bool:
         """Take a pool out of the database, unless a fork claimed it meanwhile."""
-        return bool(
-            write_now(
-                self._db,
-                lambda db: (
-                    db.conn.execute(
-                        "DELETE FROM pools WHERE id = ? AND NOT EXISTS"
-                        " (SELECT 1 FROM repo_pools WHERE pool_id = pools.id)",
-                        (pool,),
-                    ).rowcount
-                ),
+
+        def release(tx: Transaction) -> int:
+            return tx.run(
+                "DELETE FROM pools WHERE id = :pool AND NOT EXISTS"
+                " (SELECT 1 FROM repo_pools WHERE pool_id = pools.id)",
+                {"pool": pool},
             )
-        )
+
+        return self._db.write(release) > 0

@@ -17,11 +17,24 @@ from pathlib import Path
 
 import trio
 
+from artifactfs.errors import StateError
+from artifactfs.server.storage.settings import DataLayout
+from artifactfs.system.locks import locked_at_once
+
 log = logging.getLogger(__name__)
 
 SYNC_EVERY_S = 30.0
 _POOL = "pool."
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def locked(layout: DataLayout) -> Iterator[None]:
+    """Hold the data folder: one server at a time. Raises: StateError."""
+    with locked_at_once(layout.lock) as alone:
+        if not alone:
+            raise StateError(f"another server is using {layout.root}")
+        yield
 
 
 def pool_mark(pool_id: str) -> str:

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 MiB = 1024 * 1024
 GiB = 1024 * MiB
@@ -94,6 +98,11 @@ class DataLayout:
         return self.root / "gitconfig"
 
     @property
+    def database_id(self) -> Path:
+        """There if the database is not in this folder: the id that it has, too."""
+        return self.root / "database-id"
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 
@@ -144,6 +153,8 @@ class ServerSettings:
     """Everything `artifacts-server serve` was told."""
 
     layout: DataLayout
+    database: URL | None = None
+    """PostgreSQL; None: files in the data folder."""
     public_url: str | None = None
     """Origin in the remotes that are handed out; None: that of each request."""
     names: NameRule = NameRule.DEFAULT

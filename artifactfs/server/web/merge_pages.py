@@ -46,8 +46,8 @@ async def get_comparison(
     head_repo: str = "",
     merged: str = "",
 ) -> Response:
-    repo = repositories.get_ready(visitor.account_id, namespace, name)
-    other = other_repo(repositories, visitor.caller, repo, head_repo or None)
+    repo = await repositories.get_ready(visitor.account_id, namespace, name)
+    other = await other_repo(repositories, visitor.caller, repo, head_repo or None)
     base = base or repo.default_branch
     bases = await read_content(context, repo, branch_names)
     heads = await read_content(context, other, branch_names)
@@ -65,7 +65,9 @@ async def get_comparison(
                 patch = diff_lines(await compare_diff(context, *sides, _SHOWN_BYTES))
         except NoSuchContent:
             missing = True
-    forks = [each for each in list_forks(context.store, repo) if visitor.token.may_use(each[0])]
+    forks = [
+        each for each in await list_forks(context.store, repo) if visitor.token.may_use(each[0])
+    ]
     return render(
         "compare.html",
         visitor,
@@ -99,8 +101,8 @@ async def do_merge(
     expected_head: Annotated[str, Form(max_length=40)] = "",
 ) -> Response:
     """Merges what the page showed: neither branch may have moved since."""
-    repo = repositories.get_ready(visitor.account_id, namespace, name)
-    other = other_repo(repositories, visitor.caller, repo, head_repo or None)
+    repo = await repositories.get_ready(visitor.account_id, namespace, name)
+    other = await other_repo(repositories, visitor.caller, repo, head_repo or None)
     if method not in _METHODS or "\0" in message:
         raise Problem(Code.INVALID_INPUT, "The form is not valid")
     order = MergeOrder(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlite_utils import Database
-
 from artifactfs.server.content.differences import Diff, two_ends
 from artifactfs.server.content.objects import Blob, Content, Entry, EntryType, NoSuchContent
 from artifactfs.server.events.analytics import GroupQuery, groups
 from artifactfs.server.events.commits import CommitInfo, commit_info
 from artifactfs.server.metadata.clock import iso, now_ms
+from artifactfs.server.metadata.database import Transaction
 from artifactfs.server.web.charts import Bar, bars
 from artifactfs.server.web.readme import README_BYTES, find_readme
 
@@ -40,32 +39,32 @@ class Activity:
     types: list[TypeRow]
 
 
-def activity(db: Database, account_id: str) -> Activity:
+def activity(tx: Transaction, account_id: str) -> Activity:
     """Charts and a table of the last 24 hours."""
     now = now_ms()
     hours = [(now // _HOUR_MS - back) * _HOUR_MS for back in range(23, -1, -1)]
     since = {"datetime_geq": iso(hours[0])}
     return Activity(
-        operations=_hourly(db, account_id, hours, {**since, "eventKind": "action"}, "count"),
-        errors=_hourly(db, account_id, hours, {**since, "eventKind": "error"}, "count"),
-        durations=_hourly(db, account_id, hours, {**since, "eventKind": "action"}, "p95"),
-        types=_by_type(db, account_id, since),
+        operations=_hourly(tx, account_id, hours, {**since, "eventKind": "action"}, "count"),
+        errors=_hourly(tx, account_id, hours, {**since, "eventKind": "error"}, "count"),
+        durations=_hourly(tx, account_id, hours, {**since, "eventKind": "action"}, "p95"),
+        types=_by_type(tx, account_id, since),
     )
 
 
 def _hourly(
-    db: Database, account_id: str, hours: list[int], conditions: dict[str, str], figure: str
+    tx: Transaction, account_id: str, hours: list[int], conditions: dict[str, str], figure: str
 ) -> list[Bar]:
     query = GroupQuery(account_id, ("datetimeHour",), 100, conditions, (), figure == "p95")
     found: dict[str, float] = {}
-    for row in groups(db, query):
+    for row in groups(tx, query):
         value = row["count"] if figure == "count" else row["quantiles"]["durationMsP95"]
         found[row["dimensions"]["datetimeHour"]] = float(value)
     values = [(iso(hour)[11:16], found.get(iso(hour)[:19] + "Z", 0.0)) for hour in hours]
     return bars(values, "events" if figure == "count" else "ms")
 
 
-def _by_type(db: Database, account_id: str, since: dict[str, str]) -> list[TypeRow]:
+def _by_type(tx: Transaction, account_id: str, since: dict[str, str]) -> list[TypeRow]:
     query = GroupQuery(account_id, ("eventType",), 100, since, ("count_DESC",), True)
     return [
         TypeRow(
@@ -74,7 +73,7 @@ def _by_type(db: Database, account_id: str, since: dict[str, str]) -> list[TypeR
             row["avg"]["durationMs"],
             row["quantiles"]["durationMsP95"],
         )
-        for row in groups(db, query)
+        for row in groups(tx, query)
     ]
 
 

@@ -77,7 +77,7 @@ async def log_in(
     request: Request, context: ContextOf, token: Annotated[str, Form(max_length=200)] = ""
 ) -> Response:
     check_same_site(request)
-    cookie = sessions_of(request).log_in(token.strip())
+    cookie = await sessions_of(request).log_in(token.strip())
     if cookie is None:
         return login_page(403, wrong=True)
     answer = back_to("/")
@@ -95,7 +95,7 @@ async def log_in(
 @router.post("/ui/logout")
 async def log_out(request: Request) -> Response:
     check_same_site(request)
-    sessions_of(request).log_out(request.cookies.get(COOKIE))
+    await sessions_of(request).log_out(request.cookies.get(COOKIE))
     answer = back_to("/")
     answer.delete_cookie(COOKIE)
     return answer
@@ -103,7 +103,7 @@ async def log_out(request: Request) -> Response:
 
 @router.get("/")
 async def get_namespaces(visitor: VisitorOf, context: ContextOf, page: int = 1) -> Response:
-    found, info = list_namespaces(
+    found, info = await list_namespaces(
         *(context.store, visitor.account_id, _PER_PAGE, None, max(1, min(page, 100_000))),
         only=visitor.token.namespaces,
     )
@@ -115,7 +115,7 @@ async def get_activity(visitor: VisitorOf, context: ContextOf) -> Response:
     visitor.caller.check_namespace(None)
     await context.events.flush()
     account = visitor.account_id
-    shown = await context.events.store.read_in_thread(lambda db: activity(db, account))
+    shown = await context.events.store.read(lambda tx: activity(tx, account))
     return render(
         "activity.html", visitor, activity=shown, width=WIDTH, height=HEIGHT, room=HEIGHT - FOOT
     )
@@ -133,7 +133,7 @@ async def get_repos(
         search=search[:200],
         sort="updated_at",
     )
-    repos, info = list_repos(context.store, query)
+    repos, info = await list_repos(context.store, query)
     return render("repos.html", visitor, namespace=namespace, repos=repos, info=info, search=search)
 
 
@@ -154,11 +154,11 @@ async def create_repo(
         default_branch="main",
         read_only=False,
     )
-    return _tokens_page(request, visitor, context, repo, secret=secret)
+    return await _tokens_page(request, visitor, context, repo, secret=secret)
 
 
-def _repo(visitor: Visitor, repositories: RepositoriesOf, namespace: str, name: str) -> Repo:
-    return repositories.get_ready(visitor.account_id, namespace, name)
+async def _repo(visitor: Visitor, repositories: RepositoriesOf, namespace: str, name: str) -> Repo:
+    return await repositories.get_ready(visitor.account_id, namespace, name)
 
 
 @router.get("/ui/ns/{namespace}/{name}")
@@ -172,7 +172,7 @@ async def get_tree(
     ref: str = "HEAD",
     path: str = "",
 ) -> Response:
-    repo = _repo(visitor, repositories, namespace, name)
+    repo = await _repo(visitor, repositories, namespace, name)
 
     shown = await read_content(context, repo, lambda content: shown_folder(content, ref, path))
     at = page_of(repo)
@@ -193,18 +193,18 @@ async def get_tree(
         pushed=iso_or_none(repo.last_push_at),
         shown=shown,
         readme=readme,
-        ancestor=_ancestor(visitor, repositories, repo),
+        ancestor=await _ancestor(visitor, repositories, repo),
     )
 
 
-def _ancestor(visitor: Visitor, repositories: RepositoriesOf, repo: Repo) -> Repo | None:
+async def _ancestor(visitor: Visitor, repositories: RepositoriesOf, repo: Repo) -> Repo | None:
     """What it was forked from, if that is there and the visitor may see it."""
     kind, _, full_name = (repo.source or "").partition(":")
     namespace, _, name = full_name.partition("/")
     if kind != "artifacts" or not visitor.token.may_use(namespace):
         return None
     try:
-        return repositories.get_ready(visitor.account_id, namespace, name)
+        return await repositories.get_ready(visitor.account_id, namespace, name)
     except Problem:
         return None
 
@@ -219,7 +219,7 @@ async def get_file(
     path: str,
     ref: str = "HEAD",
 ) -> Response:
-    repo = _repo(visitor, repositories, namespace, name)
+    repo = await _repo(visitor, repositories, namespace, name)
 
     def read(content: Content) -> Blob | None:
         entry = content.entry_at(ref, path)
@@ -255,7 +255,7 @@ async def get_image(
     ref: str = "HEAD",
 ) -> Response:
     """An image that a README shows, of a kind that can do nothing else."""
-    repo = _repo(visitor, repositories, namespace, name)
+    repo = await _repo(visitor, repositories, namespace, name)
     blob = await read_content(context, repo, lambda content: content.file(ref, path, _IMAGE_BYTES))
     kind = sniff(blob.data or b"")
     if not kind.startswith("image/"):
@@ -273,7 +273,7 @@ async def get_log(
     ref: str = "HEAD",
     offset: int = 0,
 ) -> Response:
-    repo = _repo(visitor, repositories, namespace, name)
+    repo = await _repo(visitor, repositories, namespace, name)
     start = max(0, min(offset, 1_000_000))
 
     def read(content: Content) -> list[Any]:
@@ -304,7 +304,7 @@ async def get_commit(
     name: str,
     hexadecimal: str,
 ) -> Response:
-    repo = _repo(visitor, repositories, namespace, name)
+    repo = await _repo(visitor, repositories, namespace, name)
     commit, ends = await read_content(
         context, repo, lambda content: commit_and_ends(content, hexadecimal)
     )
@@ -321,8 +321,8 @@ async def get_tokens(
     namespace: str,
     name: str,
 ) -> Response:
-    repo = _repo(visitor, repositories, namespace, name)
-    return _tokens_page(request, visitor, context, repo)
+    repo = await _repo(visitor, repositories, namespace, name)
+    return await _tokens_page(request, visitor, context, repo)
 
 
 @router.post("/ui/ns/{namespace}/{name}/tokens")
@@ -338,8 +338,8 @@ async def create_token(
 ) -> Response:
     wanted: Scope = "write" if scope == "write" else "read"
     _, secret = await repositories.create_token(visitor.account_id, namespace, name, wanted, ttl)
-    repo = _repo(visitor, repositories, namespace, name)
-    return _tokens_page(request, visitor, context, repo, secret=secret)
+    repo = await _repo(visitor, repositories, namespace, name)
+    return await _tokens_page(request, visitor, context, repo, secret=secret)
 
 
 @router.post("/ui/ns/{namespace}/{name}/tokens/{token_id}/revoke")
@@ -350,7 +350,7 @@ async def revoke_token(
     return back_to(f"/ui/ns/{namespace}/{name}/tokens")
 
 
-def _tokens_page(
+async def _tokens_page(
     request: Request,
     visitor: Visitor,
     context: ContextOf,
@@ -358,7 +358,7 @@ def _tokens_page(
     *,
     secret: str | None = None,
 ) -> Response:
-    found, info = list_tokens(context.store, repo.id, "all", PageQuery(1, 100))
+    found, info = await list_tokens(context.store, repo.id, "all", PageQuery(1, 100))
     return render(
         "tokens.html",
         visitor,

@@ -79,7 +79,7 @@ def sessions_of(request: Request) -> Sessions:
 
 
 async def _visitor(request: Request) -> Visitor:
-    found = sessions_of(request).find(request.cookies.get(COOKIE))
+    found = await sessions_of(request).find(request.cookies.get(COOKIE))
     if found is None:
         raise LoginNeeded
     visitor = Visitor(*found)

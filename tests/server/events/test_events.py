@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from artifactfs.server.events.analytics import GroupQuery, groups
-from artifactfs.server.events.eventlog import event_migrations
-from artifactfs.server.metadata.database import open_database
+from artifactfs.server.metadata.database import Database, insertion
 from artifactfs.server.metadata.limits import RateLimiter
 from tests.git.http_backend import http_backend
 from tests.server.running import ACCOUNT, Git, Server, ServerFactory, with_token
@@ -96,19 +95,27 @@ def test_graphql_refuses_what_it_should(server: Server) -> None:
         assert client.post("/client/v4/graphql", json={"query": "{viewer}"}).status_code == 403
 
 
-def test_time_dimensions_filters_and_order(tmp_path: Path) -> None:
-    db = open_database(tmp_path / "events.db", event_migrations)
+def test_time_dimensions_filters_and_order(database: Database) -> None:
     start = 1_767_323_045_678  # 2026-01-02T03:04:05.678Z
     rows = [
-        (start + minute * 60_000, "acc", "ns", "repo", "action", "push", "", float(minute))
+        {
+            "at": start + minute * 60_000,
+            "account_id": "acc",
+            "namespace": "ns",
+            "repository": "repo",
+            "kind": "action",
+            "type": "push",
+            "error_message": "",
+            "duration_ms": float(minute),
+        }
         for minute in range(100)
     ]
-    db.conn.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-    db.conn.commit()
+    database.write(lambda tx: tx.run(insertion("events", rows[0]), rows))
 
     def ask(dimension: str, **options: Any) -> list[dict[str, Any]]:
         settings = {"filter": {}, "order_by": [f"{dimension}_ASC"], "quantiles": True, **options}
-        return groups(db, GroupQuery("acc", (dimension,), 1_000, **settings))
+        query = GroupQuery("acc", (dimension,), 1_000, **settings)
+        return database.read(lambda tx: groups(tx, query))
 
     firsts = {
         "datetime": "2026-01-02T03:04:05Z",
@@ -129,7 +136,6 @@ def test_time_dimensions_filters_and_order(tmp_path: Path) -> None:
     either = {"OR": [{"datetimeMinute": "2026-01-02T03:04:00Z"}, {"eventType": "pull"}]}
     assert sum(row["count"] for row in ask("datetimeMinute", filter=either)) == 1
     assert ask("eventType", filter={"eventType_neq": "push"}) == []
-    db.close()
 
 
 def test_usage(server: Server, git: Git, work: Path, name: str) -> None:

@@ -187,7 +187,11 @@ def test_fsck_finds_damage(start_server: ServerFactory, git: Git, work: Path) ->
     pack.chmod(0o600)
     pack.write_bytes(pack.read_bytes()[:-40])
     done = subprocess.run(
-        [*SERVER, "fsck", "--data", str(server.data)], capture_output=True, text=True, check=False
+        [*SERVER, "fsck", "--data", str(server.data)],
+        env=server.environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "team/broken: " in done.stderr and "team/whole" not in done.stderr
@@ -242,7 +246,12 @@ def test_a_backup_during_which_everything_changes(
 
     monkeypatch.setattr(backup, "copy_objects", change_and_copy)
     source, target = DataLayout(server.data), DataLayout(server.root / "backup")
-    assert backup.back_up(source, target) == 1
+    database = server.installation.open()
+    try:
+        files = None if server.database is None else database
+        assert backup.back_up(source, target, files) == 1
+    finally:
+        database.close()
     done = subprocess.run(
         [*SERVER, "fsck", "--data", str(target.root), "--json"], capture_output=True, text=True
     )
