@@ -69,6 +69,8 @@ def how_to_get_back(name: str) -> str:
 def _save(workspace: Workspace) -> Unsaved:
     """Push commits to the branch, and what is not committed as a snapshot. What is left."""
     unsaved = workspace.unsaved()
+    if not unsaved:
+        return unsaved
     if unsaved.commits:
         workspace.push(workspace.branch or f"artifact-fs/{workspace.name}")
     for snapshot in workspace.snapshots():

@@ -99,8 +99,9 @@ class Repository:
         known = [change for change in found if not change.path.endswith("/")]
         return (*known, *(Change(path, "??") for path in files))
 
-    def stage(self, more: Mapping[str, str] | None = None) -> None:
-        """Bring the index (that of `more`) to what the working tree is.
+    def stage(self, more: Mapping[str, str] | None = None) -> bool:
+        """Bring the index (that of `more`) to what the working tree is; whether anything differs
+        from HEAD.
 
         As ``git add -A``, which reads every folder: what has changed, status knows from its caches.
         Raises: GitRefused.
@@ -116,6 +117,14 @@ class Repository:
             environment = _LITERAL | dict(more or {})
             given = _joined(folders)
             self.git(*add, "--pathspec-file-nul", given=given, more=environment)
+        return bool(paths)
+
+    def _differs_from_head(self, paths: Sequence[str]) -> bool:
+        """Whether the index does; the working tree is not looked at."""
+        try:
+            return bool(self.git("diff-index", "--cached", "--name-only", "HEAD", "--", *paths))
+        except GitRefused:  # there is no HEAD yet
+            return bool(self.git("status", "--porcelain=v1", "-uno", "--", *paths))
 
     def _status(self) -> tuple[Change, ...]:
         """A new folder, in which git knows nothing, is one change: its path ends in a slash."""
@@ -132,10 +141,10 @@ class Repository:
         identity = self.identity()
         if paths:
             self.git("add", "-A", "--", *paths)
-        else:
-            self.stage()
+        elif not self.stage():
+            return None
         only = ("--only", "--", *paths) if paths else ()
-        if not self.git("status", "--porcelain=v1", "-uno", "--", *paths):
+        if not self._differs_from_head(paths):
             return None
         self.git(
             *("commit", "-q", "-F", "-", *options, *only),

@@ -16,8 +16,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from artifactfs.git.command import GitFailed, run_git
-
 NAME_MAX = 255
 """Bytes of a name, of the kernel's VFS and of every file system that git writes to."""
 
@@ -66,6 +64,8 @@ async def keep_protection(gitdir: Path) -> None:
 
     Raises: OSError.
     """
+    from artifactfs.git.command import GitFailed, run_git  # trio: the index is written without
+
     if (gitdir / _FILE).exists():
         return
     arguments = ("config", "--type=bool", "-z", "--get-regexp", CONFIG_KEYS)
