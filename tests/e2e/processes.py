@@ -75,6 +75,11 @@ class ArtifactsProcess:
         self.account = ""
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def origin(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
