@@ -47,6 +47,10 @@ BASE_CACHE = 4 << 20
 IN_MEMORY = 8 << 20
 """Larger contents are put together in a mapped temporary file."""
 
+MAX_IN_MEMORY = 256 << 20
+"""Bytes of a tree, commit or tag: a folder of a million names has 40 MB. (A few MB of a pack
+inflate to gigabytes, and a tree that was read takes three times its size.)"""
+
 _STABLE_NS = 20_000_000
 """A directory that changed this recently may change again without a new mtime (kernel tick)."""
 
@@ -228,11 +232,20 @@ class ObjectDatabase:
         return bytes(found[1])
 
     def read(self, oid: Oid) -> tuple[Kind, bytes] | None:
-        """Kind and content of any object, checked against `oid`; None where it is not here."""
+        """Kind and content of any object, checked against `oid`; None where it is not here.
+
+        Raises: CorruptData for a tree, commit or tag of more than `MAX_IN_MEMORY`.
+        """
         found = self._read(oid)
         if found is None and self._rescan():
             found = self._read(oid)
-        return found and (found[0], bytes(found[1]))
+        if found is None:
+            return None
+        kind, content = found
+        if kind != "blob" and len(content) > MAX_IN_MEMORY:
+            size = len(content)
+            raise CorruptData(f"{oid.hex()} is a {kind} of {size} bytes: too large to be read")
+        return kind, bytes(content)
 
     def export_blob(self, oid: Oid, fd: int) -> int | None:
         """Write a blob into the empty regular file `fd` without holding it in memory.

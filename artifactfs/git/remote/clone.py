@@ -26,7 +26,7 @@ from artifactfs.errors import (
 )
 from artifactfs.git.apart import make_apart
 from artifactfs.git.checkout.refused_names import keep_protection
-from artifactfs.git.command import GitFailed, feed_git
+from artifactfs.git.command import GitFailed
 from artifactfs.git.configuration.defaults import default_branch, default_remote_name
 from artifactfs.git.objects.database import EMPTY_TREE, MissingObject, ObjectDatabase
 from artifactfs.git.remote.fetch import (
@@ -35,8 +35,10 @@ from artifactfs.git.remote.fetch import (
     RefChange,
     feed_pack,
     fetch_refs,
+    index_pack,
     most_of_commit,
     tracked_refs,
+    why_unusable,
 )
 from artifactfs.git.remote.history import MAX_DEPTH_AT_ONCE, fetch_history
 from artifactfs.git.remote.remote import Remote
@@ -297,10 +299,9 @@ async def _fetch_beside(
 
 async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) -> frozenset[Oid]:
     """Commit and trees of the tip; returns the commits whose parents were left out."""
-    arguments = ("index-pack", "--promisor", "--stdin")
     try:
         async with (
-            feed_git(*arguments, gitdir=gitdir) as sink,
+            index_pack(gitdir) as sink,
             remote.fetch_pack([found.want], filter=BLOBLESS, depth=depth) as pack,
         ):
             await feed_pack(pack, sink, gitdir, most=most_of_commit(remote))
@@ -310,7 +311,7 @@ async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) 
             f"the remote has no commit {found.want.hex()}", hint="push it, or name a branch or tag"
         ) from error
     except GitFailed as error:
-        raise CorruptData(f"the pack of the tip is not usable: {error.message}") from error
+        raise CorruptData(f"the pack of the tip is not usable: {why_unusable(error)}") from error
 
 
 def _read_tip(gitdir: Path, found: Resolved) -> Tip:

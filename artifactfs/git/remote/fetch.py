@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,10 @@ MAX_HISTORY = 16 << 30
 """Bytes of a pack of commits and trees: those of all of Linux have 1.3 GB."""
 MAX_COMMIT = 1 << 30
 """The same for one commit: a tree of a million files has 60 MB."""
+MAX_PIECE = 2 << 30
+"""Bytes that ``index-pack`` may hold in one piece. A pack of a few MB inflates to as many GB, and
+git holds a commit or tree as a whole (blobs it streams). Its list of the objects is one piece, too:
+64 bytes each, so 33 million commits and trees; all of Linux has 9 million."""
 SHARE_OF_DISK = 0.9
 """Of the space that is free when it begins to come: the most for a remote that sends blobs, too."""
 _MAX_HAVES = 256
@@ -134,21 +138,40 @@ async def _store(
     """
     staging = await trio.to_thread.run_sync(own_folder, gitdir, folder)
     environment = {"GIT_OBJECT_DIRECTORY": str(staging)}
-    arguments = ("index-pack", "--promisor", "--stdin")
     try:
         (staging / "pack").mkdir()
         async with (
-            feed_git(*arguments, gitdir=gitdir, env=environment, background=background) as sink,
+            index_pack(gitdir, environment, background=background) as sink,
             fetching as pack,
         ):
             await feed_pack(pack, sink, staging, most=most, give_way=give_way)
         await trio.to_thread.run_sync(adopt_packs, staging, gitdir / "objects")
         return pack
     except GitFailed as error:
-        raise CorruptData(f"a fetched pack is not usable: {error.message}") from error
+        raise CorruptData(f"a fetched pack is not usable: {why_unusable(error)}") from error
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(staging, ignore_errors=True))
+
+
+def index_pack(
+    gitdir: Path, environment: Mapping[str, str] | None = None, *, background: bool = False
+) -> AbstractAsyncContextManager[GitSink]:
+    """``git index-pack`` of a pack that a remote sends, bounded in what it holds."""
+    bounds = {"GIT_ALLOC_LIMIT": str(MAX_PIECE)}
+    return feed_git(
+        *("index-pack", "--promisor", "--stdin"),
+        gitdir=gitdir,
+        env=bounds | dict(environment or {}),
+        background=background,
+    )
+
+
+def why_unusable(error: GitFailed) -> str:
+    """What `index_pack` has against a pack."""
+    if "over limit" in error.message:
+        return f"the remote sent an object of more than {MAX_PIECE} bytes"
+    return error.message
 
 
 async def feed_pack(

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
+from artifactfs.git.objects import database
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, TreeEntry
 from artifactfs.git.objects.format import parse_commit, parse_tree
 from artifactfs.git.pack import format as packformat
@@ -146,6 +147,19 @@ def test_another_kind_than_asked_for(sample: SampleRepository) -> None:
             ask(blob)
     with pytest.raises(CorruptData, match="is a tree"):
         odb.blob(sample.resolve("main^{tree}"))
+
+
+def test_what_is_too_large_to_be_held(
+    gitdir: Path, sample: SampleRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of trees and commits; a blob is asked for by who knows its size."""
+    monkeypatch.setattr(database, "MAX_IN_MEMORY", 20)
+    odb = ObjectDatabase(gitdir)
+    with pytest.raises(CorruptData, match=r"is a tree of .* bytes: too large"):
+        odb.tree(sample.resolve("main^{tree}"))
+    with pytest.raises(CorruptData, match=r"is a commit of .* bytes: too large"):
+        odb.commit(sample.resolve("main"))
+    assert odb.blob(sample.resolve("main:text"))
 
 
 def test_the_empty_tree_needs_no_object(tmp_path: Path) -> None:

@@ -387,6 +387,31 @@ def test_a_cut_answer_leaves_nothing(clone: Clone, backend: Backend) -> None:
     clone.run(body)
 
 
+@pytest.mark.parametrize("what", ["tip", "refs"])
+def test_an_object_that_inflates_without_end_is_given_up(
+    clone: Clone, hosted: Sample, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Its pack is small: 20 KB for a commit's message of 20 MB."""
+    monkeypatch.setattr(fetch, "MAX_PIECE", 16 << 20)
+    if what == "refs":
+        clone.run(clone.tip)
+    packs = set(clone.gitdir.glob("objects/pack/*"))
+    (hosted.work / "message").write_text("x" * (20 << 20))
+    git("commit", "--allow-empty", "-qF", "message", cwd=hosted.work)
+    git("push", "-q", "origin", "HEAD:main", cwd=hosted.work)
+
+    async def body(remote: Remote) -> None:
+        with pytest.raises(CorruptData, match="an object of more than 16777216 bytes"):
+            if what == "tip":
+                await clone.tip(remote)
+            else:
+                await fetch_refs(clone.layout, clone.settings, remote)
+        assert set(clone.gitdir.glob("objects/pack/*")) == packs
+        assert leftovers(clone) == []
+
+    clone.run(body)
+
+
 @pytest.mark.parametrize("what", ["tip", "history", "refs", "commit"])
 @pytest.mark.parametrize(
     ("version", "message"), [(2, "more than 1000000 bytes"), (9, "pack version 9 unsupported")]
