@@ -6,14 +6,16 @@ journal of our own mount is: a name stays in it after it is gone, else git would
 untracked cache, or take its index entry for unchanged. Git may also have seen a file that came and
 went between two looks: it changed the ctime of its folder, so the folder is named.
 
-The state is written down before an answer is given, for the next process; after a boot everything
-may have changed, since the disk may have forgotten what we noted.
+The state is written down before an answer is given, for the next process, with its CRC-32: a name
+that a damaged file had lost would never be given again. After a boot everything may have changed,
+since the disk may have forgotten what we noted.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +123,8 @@ class UpperJournal:
             for name, stamp in seen.files.items():
                 parts.append(b"f%d %d %d:%s" % (*stamp, name in seen.covering, name))
         try:
-            replace_file(self._file, b"\0".join(parts), mode=0o600)
+            content = b"\0".join(parts)
+            replace_file(self._file, b"%08x\0%s" % (zlib.crc32(content), content), mode=0o600)
             self._is_kept = True
         except OSError:  # a full disk: no token of this session is good for another process
             self._look, self._state = {}, _State.begin()
@@ -129,7 +132,10 @@ class UpperJournal:
     def _load(self) -> _State | None:
         """None where it was never written, or by another boot, or is damaged."""
         try:
-            head, *parts = self._file.read_bytes().split(b"\0")
+            crc, _, content = self._file.read_bytes().partition(b"\0")
+            if int(crc, 16) != zlib.crc32(content):
+                return None
+            head, *parts = content.split(b"\0")
             session, boot, sequence, floor = head.decode().split(" ")
             if boot != boot_id().hex():
                 return None

@@ -19,7 +19,9 @@ import pytest
 
 from artifactfs.daemon.writes import record
 from artifactfs.daemon.writes.rebase import rebase
+from artifactfs.fs.gitview.journal import EVERYTHING
 from artifactfs.fs.inodes.inode import Owner, mode_of_entry
+from artifactfs.fs.native.journal import UpperJournal
 from artifactfs.fs.native.marks import MOUNT_OPTIONS
 from artifactfs.fs.native.view import File, Folder, View
 from artifactfs.git.objects.database import ObjectDatabase, Oid
@@ -224,3 +226,27 @@ def test_another_base_shows_the_same(
         assert moved
         left = shown(layers.layout.native_upper)
         assert not [path for path, seen in left.items() if seen[0] == stat.S_IFREG]
+
+
+def test_a_damaged_list_of_what_was_changed_is_not_believed(layers: Layers, tmp_path: Path) -> None:
+    """A name that was there and is not any more is nowhere else: git would go on showing it."""
+    view = layers.view(layers.commit())
+    written = layers.layout.native_upper / "came-and-went"
+    file = tmp_path / "fsmonitor"
+    journal = UpperJournal(file, view)
+    journal.update()
+    written.touch()
+    journal.update()
+    token = journal.answer("").partition(b"\0")[0].decode()
+    written.unlink()
+    journal.update()
+    assert b"came-and-went" in journal.answer(token)
+    content = file.read_bytes()
+    assert b"came-and-went" in UpperJournal(file, view).answer(token)
+    changed = [
+        content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in range(len(content))
+    ]
+    for damaged in (b"", content[: len(content) // 2], content[:-1], *changed):
+        file.write_bytes(damaged)
+        answer = UpperJournal(file, view).answer(token).split(b"\0", 1)[1]
+        assert answer == EVERYTHING or b"came-and-went" in answer
