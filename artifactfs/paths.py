@@ -114,6 +114,11 @@ class RepoLayout:
         return self.directory / "overlay.db"
 
     @property
+    def worker_lock(self) -> Path:
+        """flock'ed by the one process that serves this repository."""
+        return self.directory / "worker.lock"
+
+    @property
     def upper(self) -> Path:
         """Data of written files: ``upper/XX/INO`` (decimal inode number)."""
         return self.directory / "upper"

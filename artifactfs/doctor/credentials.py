@@ -1,4 +1,5 @@
-"""Stored credentials: who may read them, and until when they are good."""
+"""Stored credentials: who may read them, and until when they are good; and what is kept of the
+environment."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
+from artifactfs.errors import StateError
+from artifactfs.git import surroundings
 from artifactfs.redact import redact
 
 SOON_S = 3600.0
@@ -42,6 +45,16 @@ def check_credentials(patient: Patient) -> Iterator[Finding]:
                 repo.name,
             )
         yield from _check_expiry(path, repo.name, redact(repo.remote), time.time())
+
+
+def check_surroundings(patient: Patient) -> Iterator[Finding]:
+    """What is kept of the environment of who added a repository: without it none is mounted."""
+    for repo in patient.repos:
+        try:
+            surroundings.load(patient.state.repo(repo.name).git_environment)
+        except StateError as error:
+            mend = error.hint or "restore it from a backup"
+            yield problem("credentials.environment-damaged", error.message, mend, repo.name)
 
 
 def _check_expiry(path: Path, repo: str, url: str, now: float) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ LOCAL_CHECKS: tuple[Check, ...] = (
     storage.check_databases,
     storage.check_gitdirs,
     credentials.check_credentials,
+    credentials.check_surroundings,
     liveness.check_daemon,
     liveness.check_mounts,
     liveness.check_redirects,

@@ -30,6 +30,10 @@ PROBE_S = 3.0
 
 RESTART_DAEMON = "systemctl restart artifact-fs  (or end it, then: artifact-fs daemon)"
 
+_AS_WANTED = frozenset({"mounted", "unmounting", "unmounted"})
+_DOWN = frozenset({"failed", "restarting", "not answering"})
+"""States of a repository, as `Supervision` has them."""
+
 
 def check_daemon(patient: Patient) -> Iterator[Finding]:
     """Is a daemon there, does it answer, did a dead one leave its socket?"""
@@ -75,7 +79,8 @@ def check_daemon(patient: Patient) -> Iterator[Finding]:
         yield warning("daemon.error", f"status failed: {message}", RESTART_DAEMON)
         return
     for repo in answer.get("result") or ():
-        if repo.get("state") in ("failed", "restarting", "not answering"):
+        # Between two attempts it is "starting", "cloning" or "mounting", and says why.
+        if repo.get("state") not in _AS_WANTED and (repo.get("error") or repo["state"] in _DOWN):
             why = (repo.get("error") or {}).get("message", "see its log")
             yield problem(
                 "daemon.mount-failed",

@@ -14,9 +14,11 @@ from contextlib import closing
 from pathlib import Path
 
 from artifactfs.config import RepoSettings
-from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
+from artifactfs.daemon.repositories.losses import overlay_faults
+from artifactfs.doctor.finding import Finding, Patient, Severity, note, ok, problem, warning
 from artifactfs.git.apart import git_environment, gitdir_environment
-from artifactfs.git.repository.soundness import Fault, faults
+from artifactfs.git.repository.soundness import Fault
+from artifactfs.git.repository.soundness import faults as gitdir_faults
 from artifactfs.paths import RepoLayout, StateLayout
 from artifactfs.system.mountinfo import file_system_of
 
@@ -138,16 +140,25 @@ def check_databases(patient: Patient) -> Iterator[Finding]:
         f"stop the daemon, then: rm {shlex.quote(str(state.sizes_db))}*  (it is only a cache)",
     )
     for repo in patient.repos:
-        database = state.repo(repo.name).overlay_db
-        copy = shlex.quote(f"{database}.damaged")
-        yield from _check_database(
-            database,
-            "overlay",
-            repo.name,
-            patient.deep,
-            f"artifact-fs unmount --name {repo.name} && cp {shlex.quote(str(database))} {copy} && "
-            f"sqlite3 {copy} .recover | sqlite3 {shlex.quote(str(database))}.recovered",
-        )
+        yield from _check_overlay(patient, state.repo(repo.name), repo.name)
+
+
+def _check_overlay(patient: Patient, layout: RepoLayout, name: str) -> Iterator[Finding]:
+    """What SQLite says of the database, and what a mount would: for SQLite an empty file is a sound
+    database."""
+    database = layout.overlay_db
+    copy = shlex.quote(f"{database}.damaged")
+    recover = (
+        f"artifact-fs unmount --name {name} && cp {shlex.quote(str(database))} {copy} && "
+        f"sqlite3 {copy} .recover | sqlite3 {shlex.quote(str(database))}.recovered"
+    )
+    found = list(_check_database(database, "overlay", name, patient.deep, recover))
+    if all(finding.severity is not Severity.PROBLEM for finding in found):
+        faults = list(overlay_faults(layout))
+        if faults:
+            code = "database.overlay-damaged"
+            found = [problem(code, one.message, one.hint or recover, name) for one in faults]
+    yield from found
 
 
 def _check_database(
@@ -223,7 +234,7 @@ def _check_gitdir(
             return
     found = [
         problem(_code_of(fault), str(fault), fault.mend, repo.name)
-        for fault in faults(gitdir)
+        for fault in gitdir_faults(gitdir)
         if not (fault.path.name == "index" and not patient.deep and _is_locked(gitdir))
     ]
     if patient.deep and not found:
@@ -232,6 +243,14 @@ def _check_gitdir(
         yield from found
         return
     head = _git(gitdir, "rev-parse", "--verify", "--quiet", "HEAD^{tree}")
+    if head.returncode != 0 and head.stderr:  # git refuses a file that its configuration includes
+        yield problem(
+            "gitdir.file-damaged",
+            f"{gitdir}: git says: {head.stderr.strip().splitlines()[-1]}",
+            f"artifact-fs remount --name {repo.name}  (files of ours are made anew at each start)",
+            repo.name,
+        )
+        return
     if head.returncode != 0:
         yield problem(
             "gitdir.head-broken",

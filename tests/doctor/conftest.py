@@ -18,6 +18,8 @@ from artifactfs.config import RepoSettings
 from artifactfs.daemon.repositories.registry import Registry
 from artifactfs.doctor.examination import Report, examine
 from artifactfs.doctor.finding import Finding, Severity
+from artifactfs.fs.overlay.database import Overlay, create_overlay
+from artifactfs.fs.overlay.pending import put_meta
 from artifactfs.paths import StateLayout
 
 _TINY_MOUNT = """
@@ -79,14 +81,15 @@ def make_state(root: Path, mount_point: Path, upstream: Path) -> StateLayout:
     repo = state.repo("demo")
     repo.directory.mkdir(parents=True)
     git("clone", "--quiet", "--bare", upstream.as_uri(), str(repo.gitdir))
-    for database in (state.sizes_db, repo.overlay_db):
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(database)) as connection:
-            connection.execute("CREATE TABLE rows (number INTEGER PRIMARY KEY, text TEXT)")
-            connection.executemany(
-                "INSERT INTO rows VALUES (?, ?)", ((n, "x" * 100) for n in range(500))
-            )
-            connection.commit()
+    state.sizes_db.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(state.sizes_db)) as connection:
+        connection.execute("CREATE TABLE rows (number INTEGER PRIMARY KEY, text TEXT)")
+        connection.executemany(
+            "INSERT INTO rows VALUES (?, ?)", ((n, "x" * 100) for n in range(500))
+        )
+        connection.commit()
+    create_overlay(repo.overlay_db, [put_meta(f"filler-{n}", b"x" * 100) for n in range(500)])
+    Overlay(repo.overlay_db).close()
     (state.shared_objects / "pack").mkdir(parents=True)
     info = repo.gitdir / "objects" / "info"
     info.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -19,10 +19,13 @@ from pathlib import Path
 import pytest
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.control.messages import encode
 from artifactfs.daemon.host import redirects
 from artifactfs.daemon.host.redirects import Tree
 from artifactfs.doctor import examination, machine
 from artifactfs.doctor.finding import Finding, Patient, Severity, ok
+from artifactfs.fs.overlay.database import Overlay
+from artifactfs.fs.overlay.pending import put_meta
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.paths import StateLayout
 from tests.doctor.conftest import Sick, as_nobody, make_state, tiny_mount, tmpfs
@@ -243,6 +246,57 @@ def test_database_is_damaged(sick: Sick, name: str) -> None:
     assert found.mend
 
 
+def lose(database: Path) -> None:
+    database.unlink()
+
+
+def empty(database: Path) -> None:
+    os.truncate(database, 0)
+
+
+def change_a_page(database: Path) -> None:
+    """The last one, in a row that SQLite's own check takes for any other."""
+    content = database.read_bytes()
+    at = content.rindex(b"x" * 50)
+    database.write_bytes(content[:at] + b"y" + content[at + 1 :])
+
+
+def lose_a_change(database: Path) -> None:
+    """Of the log, in the middle; as after the death of the process."""
+    overlay = Overlay(database)
+    for n in range(3):
+        overlay.apply([put_meta(f"change-{n}", b"y" * 5000)])
+    overlay.sync()
+    left = {path: path.read_bytes() for path in database.parent.glob("overlay.db*")}
+    overlay.close()
+    for path, content in left.items():
+        is_log = "-changes-" in path.name
+        path.write_bytes(content[:6000] + bytes(2000) + content[8000:] if is_log else content)
+
+
+@pytest.mark.parametrize("way", [lose, empty, change_a_page, lose_a_change])
+def test_overlay_that_sqlite_finds_nothing_wrong_with(
+    sick: Sick, way: Callable[[Path], None]
+) -> None:
+    """No daemon runs that could say so."""
+    database = sick.state.repo("demo").overlay_db
+    way(database)
+    found = sick.found("database.overlay-damaged")
+    assert is_problem(
+        found, mend="from a backup" if way is not lose_a_change else "from one backup"
+    )
+    assert str(database) in found.what
+    assert found.repo == "demo"
+
+
+def test_repository_that_was_never_mounted(sick: Sick) -> None:
+    for path in sick.state.repo("demo").directory.glob("overlay.db*"):
+        path.unlink()
+    sick.state.repo("demo").upper.mkdir()
+    report = sick.examine()
+    assert "database.overlay-damaged" not in {finding.code for finding in report.findings}
+
+
 def test_gitdir_without_head(sick: Sick) -> None:
     (sick.state.repo("demo").gitdir / "HEAD").write_text("ref: refs/heads/gone\n")
     assert is_problem(sick.found("gitdir.head-broken"), mend="fetch --all")
@@ -278,6 +332,43 @@ def test_daemon_that_hangs(sick: Sick) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = sick.found("daemon.stuck", deadline_s=0.3)
     assert is_problem(found, mend="restart")
+
+
+@pytest.mark.parametrize("state", ["failed", "starting", "cloning", "mounting", "restarting"])
+def test_repository_that_cannot_be_mounted(sick: Sick, state: str) -> None:
+    """At each moment: it is tried again and again, and for some of them it is not `failed`."""
+    repo = {"name": "demo", "state": state, "error": {"message": "overlay.db is damaged"}}
+    with daemon_that_says(sick.state, [repo]):
+        found = sick.found("daemon.mount-failed")
+    assert is_problem(found, mend="remount --name demo")
+    assert "overlay.db is damaged" in found.what
+
+
+def test_repository_that_is_being_mounted(sick: Sick) -> None:
+    with daemon_that_says(sick.state, [{"name": "demo", "state": "mounting", "error": None}]):
+        codes = {finding.code for finding in sick.examine().findings}
+    assert "daemon.running" in codes
+    assert "daemon.mount-failed" not in codes
+
+
+@contextmanager
+def daemon_that_says(state: StateLayout, repos: list[object]) -> Iterator[None]:
+    """One that answers ``status`` with `repos`, once."""
+
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(encode({"id": 1, "result": repos}))
+
+    with socket.socket(socket.AF_UNIX) as listener, state.lock.open("w") as lock:
+        listener.bind(str(state.control_socket))
+        listener.listen()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        yield
+        thread.join(10)
 
 
 def test_daemon_that_is_not_there(sick: Sick) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from benchmarks.fast_import import FILE, FastImport
 from tests.e2e.mount_table import clear_mounts, descendants
-from tests.e2e.processes import ArtifactsProcess, DaemonProcess, wait_until
+from tests.e2e.processes import ArtifactsProcess, DaemonProcess, ServedRepository, wait_until
 
 PAGE = 4096
 
@@ -339,8 +339,21 @@ def check(used: Used, kind: str, files: list[Path]) -> str:
             assert any(path.name in daemon.log.read_text() for path in files)
             outcome = f"EIO for {len(failed)}"
     if outcome == "failed":
+        while_it_is_tried_again(daemon, files)
         return outcome
     return "; ".join([outcome, *said_of(daemon, files), fetch(daemon, files)])
+
+
+def while_it_is_tried_again(daemon: DaemonProcess, files: list[Path]) -> None:
+    """At every moment of an attempt, status and doctor name the file; and without a daemon, doctor
+    does."""
+    for _ in range(3):
+        for command in (("status", "--json"), ("doctor", "--offline")):
+            said = daemon.run(*command, check=False).stdout
+            assert any(path.name in said for path in files), said
+    daemon.stop()
+    said = daemon.run("doctor", "--offline", check=False).stdout
+    assert any(path.name in said for path in files), said
 
 
 def said_of(daemon: DaemonProcess, files: list[Path]) -> list[str]:
@@ -408,3 +421,24 @@ def test_what_can_be_read_is_right(
         if used.daemon.process is not None and used.daemon.process.poll() is None:
             used.daemon.stop()
         clear_mounts(used.daemon.directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount an overlayfs")
+def test_a_lost_database_where_the_kernel_writes(
+    daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+) -> None:
+    """Nobody knows then which commit lies below what was written."""
+    mount = daemon.add_repo("odd", remote_repo().url, "--writes", "kernel")
+    (mount / "new").write_text("new\n")
+    daemon.run("unmount", "--name", "odd")
+    database = daemon.state / "repos/odd/overlay.db"
+    kept = database.with_name("kept")
+    database.rename(kept)
+    for command in ("remove-repo", "remount"):
+        refused = daemon.run(command, "odd", check=False)
+        assert refused.returncode != 0
+        assert f"{database} is missing" in refused.stderr
+    assert f"{database} is missing" in daemon.run("doctor", "--offline", check=False).stdout
+    kept.rename(database)
+    daemon.run("remount", "odd")
+    assert (mount / "new").read_text() == "new\n"

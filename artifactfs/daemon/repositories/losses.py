@@ -8,9 +8,7 @@ mount for that, so whoever asks for the removal asks git, and tells us what it s
 from __future__ import annotations
 
 import logging
-import sqlite3
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,13 @@ import trio
 
 from artifactfs.errors import CorruptData, StateError
 from artifactfs.fs.native.writes import count_entries, is_native
-from artifactfs.fs.overlay.database import read_base
+from artifactfs.fs.overlay.database import faults, is_missing, missing, read_base
 from artifactfs.fs.tree.compaction import PromisedObjects
 from artifactfs.git.objects.ancestry import made_here
 from artifactfs.git.objects.database import CommitInfo, MissingObject, ObjectDatabase, Oid
 from artifactfs.git.repository.refs import PUSHED, SNAPSHOTS, read_head, read_refs
 from artifactfs.paths import RepoLayout
+from artifactfs.system.locks import is_locked
 
 log = logging.getLogger(__name__)
 
@@ -123,17 +122,27 @@ async def check_unmounted(name: str, layout: RepoLayout) -> None:
 
 def read_overlay(layout: RepoLayout) -> tuple[int, str | None]:
     """How many names differ from the mounted commit, and that commit (hex). Raises: CorruptData."""
-    if not layout.overlay_db.exists():
-        return 0, None
     try:
+        if is_missing(layout):
+            raise missing(layout)
+        if not layout.overlay_db.exists():
+            return 0, None
         dirty, commit = read_base(layout.overlay_db)
-    except (sqlite3.DatabaseError, StateError, ValueError, LookupError, struct.error) as error:
-        raise CorruptData(
-            f"{layout.overlay_db} cannot be read: {error}", hint="give --force to delete it anyway"
-        ) from error
+    except StateError as error:
+        raise CorruptData(error.message, hint="give --force to delete it anyway") from error
     if is_native(layout):
         dirty = _written_by_the_kernel(layout)
     return dirty, commit.hex() if commit else None
+
+
+def overlay_faults(layout: RepoLayout) -> Iterator[StateError]:
+    """What a mount would say of the overlay. Where one has it open, it has told the daemon. Raises:
+    OSError."""
+    database = layout.overlay_db
+    if is_missing(layout):
+        yield missing(layout)
+    elif database.exists() and (database.stat().st_size == 0 or not is_locked(layout.worker_lock)):
+        yield from faults(database)
 
 
 def _written_by_the_kernel(layout: RepoLayout) -> int:

@@ -492,7 +492,7 @@ class Worker:
 async def locked(layout: RepoLayout) -> AsyncIterator[None]:
     """Hold the repository's worker lock. Raises: StateError if another process keeps it."""
     layout.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = open_lock_file(layout.directory / "worker.lock")
+    descriptor = open_lock_file(layout.worker_lock)
     try:
         for _ in range(round(LOCK_WAIT_S / LOCK_POLL_S)):
             if try_lock(descriptor):

@@ -15,6 +15,7 @@ from artifactfs.daemon.host import overlayfs
 from artifactfs.errors import InvalidInput, MountError
 from artifactfs.features import VARIABLE, disabled_features
 from artifactfs.fs.native.writes import is_native
+from artifactfs.fs.overlay.database import is_missing, missing
 from artifactfs.paths import RepoLayout, StateLayout
 
 KINDS = ("auto", "kernel", "fuse")
@@ -39,7 +40,7 @@ class Kind:
 def decide(state: StateLayout, layout: RepoLayout, settings: RepoSettings) -> Kind:
     """By what is kept and what is asked for. Tries a mount where that matters: blocks.
 
-    Raises: MountError, InvalidInput.
+    Raises: MountError, InvalidInput, StateError.
     """
     kept = _kept(layout)
     if "kernel-writes" in disabled_features():
@@ -61,10 +62,13 @@ def decide(state: StateLayout, layout: RepoLayout, settings: RepoSettings) -> Ki
 
 
 def _kept(layout: RepoLayout) -> Kind | None:
+    """Raises: StateError where nobody can tell."""
     if is_native(layout):
         return Kind(True, "what was written is there")
     if layout.overlay_db.exists():
         return Kind(False, "what was written is there")
+    if is_missing(layout):
+        raise missing(layout)
     return None
 
 

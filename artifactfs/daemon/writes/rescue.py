@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import stat
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,8 +73,8 @@ def _base_of(layout: RepoLayout) -> Oid:
                 hint="--repository STATE/repos/NAME says which one the folder belongs to",
             )
         commit = read_base(layout.overlay_db)[1]
-    except (sqlite3.DatabaseError, ValueError, LookupError, struct.error) as error:
-        raise CorruptData(f"{layout.overlay_db} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptData(f"{layout.native / record.NAME} is damaged: {error}") from error
     if commit is None:
         raise StateError(f"{layout.overlay_db} names no commit")
     return commit

@@ -20,7 +20,6 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.damage import DamageReport
-from artifactfs.errors import StateError
 from artifactfs.features import Features
 from artifactfs.fs.content.contents import BlobSource, Contents
 from artifactfs.fs.content.converted import ConvertedContents
@@ -37,7 +36,7 @@ from artifactfs.fs.inodes.listings import Listings, base_tree_of
 from artifactfs.fs.kernel.stale import StaleEntries
 from artifactfs.fs.mount.operations import Operations
 from artifactfs.fs.native.writes import KernelWrites, hidden_names
-from artifactfs.fs.overlay.database import Overlay, create_overlay, damaged
+from artifactfs.fs.overlay.database import Overlay, create_overlay, damaged, is_missing, missing
 from artifactfs.fs.overlay.opened import Opened
 from artifactfs.fs.overlay.pending import Edit, delete_meta, put_inode, put_meta
 from artifactfs.fs.overlay.smallfiles import SmallFiles
@@ -175,7 +174,7 @@ class FileSystem:
         self.journal = ChangeJournal()
         self.stale = StaleEntries()
         if not layout.overlay_db.exists():
-            _create(layout, self._upper, tip, owner, self.journal)
+            _create(layout, tip, owner, self.journal)
         self._overlay = Overlay(layout.overlay_db)
         try:
             self._compose()
@@ -651,16 +650,12 @@ def _base_time_ns(tip: TipLike | None) -> int:
 
 def _create(
     layout: RepoLayout,
-    upper: Upper,
     tip: TipLike | None,
     owner: Owner,
     journal: ChangeJournal,
 ) -> None:
-    if tip is None or not upper.is_empty() or layout.small.exists():
-        raise StateError(
-            f"overlay database {layout.overlay_db} is missing",
-            hint="restore it from a backup; written files are in 'upper' and 'small' beside it",
-        )
+    if tip is None or is_missing(layout):
+        raise missing(layout)
     root = Directory(ROOT_INO, None, b"", 0o040755, tip.tree)
     time_ns = _base_time_ns(tip)
     root.time_ns = time_ns

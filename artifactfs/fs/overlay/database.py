@@ -24,7 +24,7 @@ import sqlite3
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
@@ -36,12 +36,16 @@ from artifactfs.fs.overlay import pagesums
 from artifactfs.fs.overlay.commitlog import CommitLog
 from artifactfs.fs.overlay.pending import Edit, Pending, decode, delete_meta, put_meta
 from artifactfs.fs.overlay.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
+from artifactfs.paths import RepoLayout
 from artifactfs.system.files import sync_path
 
 log = logging.getLogger(__name__)
 
 FOLD_AT = 1_000
 """Edits that are folded together: some 3 ms in the event loop."""
+
+SHOWN = 5
+"""Damaged pages that are named."""
 
 PENDING_AT_MOST = 100 * FOLD_AT
 """Where the database takes none (a full disk): beyond, changes are refused. Some 30 MB."""
@@ -77,6 +81,8 @@ _PLACES = (
     "SELECT i.ino, segment, segment_offset, segment_size, segment_crc, x.value FROM inodes i"
     " LEFT JOIN xattrs x ON x.ino = i.ino AND x.name = ? WHERE has_data"
 )
+_DAMAGE = (sqlite3.DatabaseError, ValueError, LookupError, struct.error)
+"""What reading a damaged database or log ends in."""
 _ASIDE = "-damaged-changes-"
 _SEGMENT_SYNCED = "segment-synced-"
 _SEQUENCE = "sequence"
@@ -95,7 +101,7 @@ class Overlay:
         if not path.exists() or path.stat().st_size == 0:
             raise damaged(path, "the file is missing or empty")
         self._pending = Pending()
-        self._check_pages(path)
+        on_disk_ns = self._check_pages(path)
         try:
             self.connection = _connect(path)
             """Public for tests alone, which make it refuse to write."""
@@ -106,22 +112,24 @@ class Overlay:
         except BaseException:
             self.connection.close()
             raise
-        self._write_sums(in_use=True)
+        self._write_sums(in_use=True, lasts=path.stat().st_mtime_ns == on_disk_ns)
 
-    def _check_pages(self, path: Path) -> None:
-        """Raises: StateError, OSError."""
-        changed, wrong = pagesums.compare(path)
-        if wrong is not None:
+    def _check_pages(self, path: Path) -> int | None:
+        """The mtime (ns) of the database if it is on the disk as it is. Raises: StateError,
+        OSError."""
+        found = pagesums.compare(path)
+        if found.wrong is not None:
             raise StateError(
-                f"overlay database {path} is damaged: {wrong}",
+                f"overlay database {path} is damaged: {found.wrong}",
                 hint="restore it from a backup; written files are in 'upper' and 'small' beside it."
                 f" If it was changed on purpose: rm {pagesums.sums_path(path)}",
             )
-        if changed:
-            copy = pagesums.make_unreadable(path, changed)
-            log.error("pages %s of %s are damaged; as it was: %s", changed, path, copy)
-        self.has_unreadable_pages = bool(changed) or pagesums.unreadable_pages(path)
+        if found.changed:
+            copy = pagesums.make_unreadable(path, found.changed)
+            log.error("pages %s of %s are damaged; as it was: %s", found.changed, path, copy)
+        self.has_unreadable_pages = bool(found.changed) or pagesums.unreadable_pages(path)
         """Some of what it said cannot be read any more."""
+        return path.stat().st_mtime_ns if found.lasts else None
 
     def _load(self, path: Path) -> None:
         try:
@@ -131,7 +139,7 @@ class Overlay:
             self._log = CommitLog(path, int(self.meta.get(_SEQUENCE, 0)))
             for payload in self._log.replay():
                 self._pending.take(list(decode(payload)))
-        except (sqlite3.DatabaseError, ValueError, LookupError, struct.error) as error:
+        except _DAMAGE as error:
             raise _unusable(path, error) from error
         self._set_aside()
         self._log.begin()
@@ -314,11 +322,13 @@ class Overlay:
         """Note what the pages are now, after a checkpoint: a disk that changes one is found out
         also where the process dies before it can `close`. 1 ms a MB: call it in a thread."""
         with self._checkpointing:
-            self._write_sums(in_use=True)
+            self._write_sums(in_use=True, lasts=True, sync=True)
 
-    def _write_sums(self, *, in_use: bool) -> None:
+    def _write_sums(self, *, in_use: bool, lasts: bool = False, sync: bool = False) -> None:
         try:
-            pagesums.write(self.path, in_use=in_use)
+            if sync:  # SQLite has done it where the checkpoint wrote everything
+                sync_path(self.path)
+            pagesums.write(self.path, in_use=in_use, lasts=lasts)
         except OSError as error:
             log.warning("the overlay's database has no checksums: %s", error)
 
@@ -456,18 +466,70 @@ class Overlay:
 def read_base(path: Path) -> tuple[int, bytes | None]:
     """How many names an overlay that is not open changes, and its base commit.
 
-    Changes nothing. Raises: sqlite3.DatabaseError, StateError, ValueError, LookupError,
-    struct.error (it is damaged).
+    Changes nothing. Raises: StateError (it is damaged, or in use).
     """
+    try:
+        count, meta, pending, _ = _read(path)
+    except _DAMAGE as error:
+        raise _unusable(path, error) from error
+    commit = pending.merge_meta(meta).get("base_commit")
+    return count + sum(map(len, pending.dirents.values())), commit
+
+
+def _read(path: Path) -> tuple[int, dict[str, Any], Pending, CommitLog]:
+    """Names that the database changes, its `meta`, and what the log has beyond it."""
     pending = Pending()
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=5)) as connection:
         (count,) = connection.execute("SELECT count(*) FROM dirents").fetchone()
         meta = dict(connection.execute("SELECT key, value FROM meta"))
-    for payload in CommitLog(path, int(meta.get(_SEQUENCE, 0))).replay():
+    changes = CommitLog(path, int(meta.get(_SEQUENCE, 0)))
+    for payload in changes.replay():
         pending.take(list(decode(payload)))
-    commit = pending.merge_meta(meta).get("base_commit")
-    return count + sum(map(len, pending.dirents.values())), commit
+    return count, meta, pending, changes
+
+
+def faults(path: Path) -> Iterator[StateError]:
+    """What the next `Overlay` would refuse or complain of, where none is open. Reads all of it and
+    changes nothing. Raises: OSError."""
+    if path.stat().st_size == 0:
+        yield damaged(path, "the file is empty")
+        return
+    found = pagesums.compare(path)
+    wrong = found.wrong
+    if found.changed:
+        pages = ", ".join(map(str, found.changed[:SHOWN])) + (
+            ", …" if found.changed[SHOWN:] else ""
+        )
+        wrong = f"pages {pages} do not match their checksums"
+    if wrong is not None:
+        yield damaged(path, wrong)
+        return
+    try:
+        *_, changes = _read(path)
+    except StateError as error:
+        yield error
+    except _DAMAGE as error:
+        yield _unusable(path, error)
+    else:
+        hint = "restore overlay.db* from one backup; or mount it, which replays what is sound"
+        yield from (StateError(f"{gap.path} {gap}", hint=hint) for gap in changes.gaps)
+
+
+def is_missing(layout: RepoLayout) -> bool:
+    """Whether the database is gone, but not what was kept with it."""
+    path = layout.overlay_db
+    if path.exists():
+        return False
+    if any(path.parent.glob(f"{path.name}-*")):
+        return True
+    folders = (layout.upper, layout.small, layout.native_upper)
+    return any(files for folder in folders for *_, files in os.walk(folder))
+
+
+def missing(layout: RepoLayout) -> StateError:
+    """What is said of such an overlay."""
+    return StateError(f"overlay database {layout.overlay_db} is missing", hint=_RESTORE)
 
 
 def create_overlay(path: Path, edits: Sequence[Edit]) -> None:
@@ -553,12 +615,10 @@ def _unusable(path: Path, error: Exception) -> StateError:
 
 def damaged(path: Path, reason: str) -> StateError:
     """What is said of an overlay that cannot be used."""
-    return StateError(
-        f"overlay database {path} is damaged: {reason}",
-        hint="restore it from a backup; written files are in 'upper' and 'small' beside it",
-    )
+    return StateError(f"overlay database {path} is damaged: {reason}", hint=_RESTORE)
 
 
+_RESTORE = "restore it from a backup; written files are in 'upper' and 'small' beside it"
 _ERRNOS = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,

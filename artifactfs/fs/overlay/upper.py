@@ -150,9 +150,6 @@ class Upper:
                 total += os.stat(name, dir_fd=self._fd).st_size
         return total
 
-    def is_empty(self) -> bool:
-        return next(self._files(), None) is None
-
     def free_space(self) -> os.statvfs_result:
         return os.fstatvfs(self._fd)
 

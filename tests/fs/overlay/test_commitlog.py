@@ -381,6 +381,27 @@ def test_what_sqlite_writes_back_after_a_kill_is_no_damage(database: Path) -> No
     assert len(again.names(1)) == 299
 
 
+@pytest.mark.parametrize("moment", ["after a checkpoint", "after a start"])
+def test_a_page_that_changes_is_found_after_a_loss_of_power(
+    database: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    overlay = checkpointed(database)
+    if moment == "after a start":
+        overlay.close()
+        overlay = Overlay(database)
+        overlay.apply([put_inode(301, row())])
+    sound, changed = copied(database, "sound"), copied(database, "changed")
+    overlay.close()
+    times = os.stat(changed)
+    content = bytearray(changed.read_bytes())
+    content[5 * PAGE_SIZE + 1000] ^= 1
+    changed.write_bytes(content)
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    monkeypatch.setattr("artifactfs.fs.overlay.pagesums.boot_id", lambda: b"2" * 16)
+    assert not Overlay(sound).has_unreadable_pages
+    assert Overlay(changed).has_unreadable_pages
+
+
 def test_after_another_boot_checksums_of_an_open_database_do_not_count(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,20 @@ def test_a_damaged_database_is_named_and_left_alone(mount: Mount) -> None:
     assert segment.read_bytes() == b"precious\n"
 
 
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_a_lost_database_is_not_made_anew_where_names_alone_were_changed(
+    mount: Mount, end: str
+) -> None:
+    """What was removed would be back, and nobody would be told."""
+    (mount.path / "README").unlink()
+    (mount.path / "src").rename(mount.path / "moved")
+    mount.stop() if end == "stopped" else mount.kill()
+    for path in mount.layout.glob("overlay.db"):
+        path.unlink()
+    with pytest.raises(MountFailed, match=r"StateError: overlay database .* is missing"):
+        mount.start()
+
+
 def test_a_newer_schema_is_refused(mount: Mount) -> None:
     mount.stop()
     with sqlite3.connect(mount.database()) as database:
