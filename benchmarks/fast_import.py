@@ -118,6 +118,10 @@ class FastImport:
         self._out.write(b"\n".join(lines) + b"\n\n")
         self.commits += 1
 
+    def branch(self, name: str) -> None:
+        """Make the branch `name` at the last commit."""
+        self._out.write(b"reset refs/heads/%s\nfrom %s\n\n" % (name.encode(), self._ref))
+
     def tag(self, name: str) -> None:
         """Make the lightweight tag `name` at the last commit."""
         self._out.write(b"reset refs/tags/%s\nfrom %s\n\n" % (name.encode(), self._ref))

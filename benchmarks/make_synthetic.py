@@ -97,6 +97,37 @@ def lines_repository(count: int, cache: Path = DEFAULT_CACHE) -> Path:
     return target
 
 
+SHAPES = ("flat", "deep", "refs", "commits")
+
+
+def shaped_repository(shape: str, cache: Path = DEFAULT_CACHE) -> Path:
+    """Return a bare repository that is large in one way: 10,000 files in one folder, 500 folders in
+    each other, 50,000 branches, or 500,000 commits."""
+    target = cache / f"shape-{shape}.git"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_suffix(".making")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with FastImport(unfinished) as stream:
+            files = {b"README.md": (FILE, stream.blob(b"# %s\n" % shape.encode()))}
+            if shape == "flat":
+                for number in range(10_000):
+                    blob = stream.blob(b"line = %d\n" % number)
+                    files[b"folder/file%d.py" % number] = (FILE, blob)
+            if shape == "deep":
+                files[b"d/" * 500 + b"file"] = (FILE, stream.blob(b"deep\n"))
+            stream.commit("Add all\n", files)
+            for number in range({"refs": 50_000, "commits": 500_000}.get(shape, 0)):
+                if shape == "commits":
+                    stream.commit(f"Commit {number}\n", {})
+                else:
+                    stream.branch(f"topic/{number % 100}/{number}")
+        run_git("-C", unfinished, "repack", "-adq")
+        run_git("-C", unfinished, "pack-refs", "--all")
+        unfinished.rename(target)
+    return target
+
+
 def large_repository(cache: Path = DEFAULT_CACHE) -> Path:
     """Return the bare repository with one file of 300 MB that does not compress."""
     target = cache / "large.git"

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.contenders import run_to_the_end
 from benchmarks.fast_import import quiet_git_environment
 from benchmarks.make_django_history import DEFAULT_CACHE
-from benchmarks.make_synthetic import lines_repository
+from benchmarks.make_synthetic import SHAPES, lines_repository, shaped_repository
 from benchmarks.measures import fetch_root_tree
 from tests.e2e.mount_table import memory_kib
 from tests.e2e.processes import ArtifactsProcess, DaemonProcess, wait_until
@@ -36,9 +36,9 @@ SETTLED_S = 3.0
 
 @dataclass(slots=True)
 class Figures:
-    """Of one size, by name; seconds, or MB."""
+    """Of one repository; seconds, or MB."""
 
-    files: int
+    name: str
     values: dict[str, float] = field(default_factory=dict)
 
     def timed(self, name: str, step: Callable[[], object], pid: int | None = None) -> None:
@@ -153,7 +153,7 @@ def measure_clone(figures: Figures, url: str, scratch: Path) -> None:
 
 
 def measure(count: int, server: ArtifactsProcess, options: argparse.Namespace) -> Figures:
-    figures = Figures(count)
+    figures = Figures(f"{count:,} files")
     source = lines_repository(count, options.cache)
     url = server.create(f"lines-{count}", source).url
     parts: dict[str, Callable[[Path], None]] = {
@@ -171,8 +171,40 @@ def measure(count: int, server: ArtifactsProcess, options: argparse.Namespace) -
     return figures
 
 
+def measure_shape(shape: str, server: ArtifactsProcess, options: argparse.Namespace) -> Figures:
+    """A repository that is large in another way than by its number of files."""
+    figures = Figures(shape)
+    url = server.create(f"shape-{shape}", shaped_repository(shape, options.cache)).url
+    scratch = Path(tempfile.mkdtemp(prefix="afs-", dir="/tmp"))
+    daemon = DaemonProcess(scratch)
+    daemon.start()
+    try:
+        time.sleep(2)
+        figures.timed("add-repo", lambda: daemon.add_repo("big", url))
+        tree = daemon.mounts / "big"
+        worker = daemon.worker(tree)
+        figures.timed("first ls", lambda: command(tree, "ls"))
+        figures.timed("git log, at once", lambda: command(tree, "git", "log", "--oneline"), worker)
+        daemon.wait_for("big", "index", timeout=INDEX_DEADLINE_S)
+        figures.timed("first find", lambda: command(tree, "find", "."), worker)
+        figures.timed("second find", lambda: command(tree, "find", "."), worker)
+        figures.timed("all contents", lambda: command(tree, "grep", "-rc", "e", "."), worker)
+        daemon.wait_for("big", "history", timeout=INDEX_DEADLINE_S)
+        settle(worker)
+        figures.timed("git status", lambda: command(tree, "git", "status"), worker)
+        figures.timed("git log", lambda: command(tree, "git", "log", "--oneline"), worker)
+        figures.timed("git branch -a", lambda: command(tree, "git", "branch", "-a"), worker)
+        figures.timed("status of the command line", lambda: daemon.run("status"))
+        figures.timed("fetch of the command line", lambda: daemon.run("fetch", "--name", "big"))
+        figures.values["RSS at the end, MB"] = memory_kib(worker) / 1024
+    finally:
+        daemon.clean_up()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return figures
+
+
 def print_table(results: Sequence[Figures]) -> None:
-    print("| | " + " | ".join(f"{figures.files:,} files" for figures in results) + " |")
+    print("| | " + " | ".join(figures.name for figures in results) + " |")
     print("|---|" + "---:|" * len(results))
     names = dict.fromkeys(name for figures in results for name in figures.values)
     for name in names:
@@ -182,7 +214,9 @@ def print_table(results: Sequence[Figures]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/benchmark --scale", description=__doc__)
-    parser.add_argument("sizes", nargs="?", default="1000,10000,100000,1000000", metavar="FILES,…")
+    default = "1000,10000,100000,1000000"
+    shapes = "numbers of files, or " + ", ".join(SHAPES)
+    parser.add_argument("sizes", nargs="?", default=default, metavar="FILES,…", help=shapes)
     parser.add_argument("--part", action="append", default=[], metavar="mount|hydration|clone")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
@@ -192,12 +226,15 @@ def main() -> None:
     server = ArtifactsProcess(scratch)
     server.start()
     try:
-        for count in map(int, options.sizes.split(",")):
-            results.append(measure(count, server, options))
+        for name in options.sizes.split(","):
+            if name in SHAPES:
+                results.append(measure_shape(name, server, options))
+            else:
+                results.append(measure(int(name), server, options))
             print_table(results)
             sys.stdout.flush()
             if options.json is not None:
-                rows = [{"files": figures.files, **figures.values} for figures in results]
+                rows = [{"repository": figures.name, **figures.values} for figures in results]
                 options.json.write_text(json.dumps(rows, indent=1))
     finally:
         server.stop()
