@@ -59,45 +59,45 @@ class IndexFile:
 def encode_index(entries: Sequence[IndexEntry], extensions: Iterable[bytes] = ()) -> bytes:
     """The whole file. `entries` are in the order of their paths; `extensions` are encoded."""
     version = 3 if any(entry.extended for entry in entries) else 2
-    parts = [*encode_entries(entries), *extensions]
-    return finish_index(version, len(entries), parts)
+    return bytes(finish_index(version, len(entries), [encode_entries(entries), *extensions]))
 
 
-def finish_index(version: int, count: int, parts: Sequence[bytes]) -> bytes:
+def finish_index(version: int, count: int, parts: Iterable[bytes | bytearray]) -> bytearray:
     """The file around `count` entries and the extensions, which `parts` are in their order."""
-    body = b"".join([_HEADER.pack(b"DIRC", version, count), *parts])
-    return body + hashlib.sha1(body, usedforsecurity=False).digest()
+    body = bytearray(_HEADER.pack(b"DIRC", version, count))
+    for part in parts:
+        body += part
+    body += hashlib.sha1(body, usedforsecurity=False).digest()
+    return body
 
 
-def encode_entries(entries: Iterable[IndexEntry]) -> list[bytes]:
-    """Entries as they stand in a file of version 2 or 3, in pieces."""
-    out: list[bytes] = []
+def encode_entries(entries: Iterable[IndexEntry]) -> bytearray:
+    """Entries as they stand in a file of version 2 or 3."""
+    out = bytearray()
     pack = _ENTRY.pack
     for path, mode, oid, stat, flags, extended in entries:
         ctime, ctime_ns = divmod(stat.ctime_ns, _NS)
         mtime, mtime_ns = divmod(stat.mtime_ns, _NS)
         flags |= min(len(path), _NAME_MASK)
-        out.append(
-            pack(
-                ctime & _U32,
-                ctime_ns,
-                mtime & _U32,
-                mtime_ns,
-                stat.dev & _U32,
-                stat.ino & _U32,
-                mode,
-                stat.uid & _U32,
-                stat.gid & _U32,
-                stat.size & _U32,
-                oid,
-                flags | _EXTENDED if extended else flags,
-            )
+        out += pack(
+            ctime & _U32,
+            ctime_ns,
+            mtime & _U32,
+            mtime_ns,
+            stat.dev & _U32,
+            stat.ino & _U32,
+            mode,
+            stat.uid & _U32,
+            stat.gid & _U32,
+            stat.size & _U32,
+            oid,
+            flags | _EXTENDED if extended else flags,
         )
         if extended:
-            out.append(struct.pack(">H", extended))
-        out.append(path)
+            out += struct.pack(">H", extended)
+        out += path
         length = len(path) + (2 if extended else 0)
-        out.append(_PADDING[length & 7])
+        out += _PADDING[length & 7]
     return out
 
 

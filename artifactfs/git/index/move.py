@@ -208,7 +208,7 @@ class IndexMove:
             elif name not in _OFFSETS:
                 parts.append(extension(name, payload))
         version = int.from_bytes(self._content[4:8], "big")
-        return finish_index(version, count, parts)
+        return bytes(finish_index(version, count, parts))
 
     def _untrusted(self, changed: Iterable[bytes] | None) -> set[int] | None:
         """Numbers of the entries that fsmonitor does not vouch for; None: of none."""
@@ -294,10 +294,10 @@ class _Plan:
         self._removed.append(number)
 
     def replace(self, number: int, entry: IndexEntry) -> None:
-        self._edits[number] = b"".join(encode_entries([entry]))
+        self._edits[number] = bytes(encode_entries([entry]))
 
     def insert(self, entry: IndexEntry, *, trusted: bool) -> None:
-        self._added.append((entry.path, b"".join(encode_entries([entry])), trusted))
+        self._added.append((entry.path, bytes(encode_entries([entry])), trusted))
 
     @property
     def count(self) -> int:

@@ -19,7 +19,8 @@ import sqlite3
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ from artifactfs.git.index.extensions import (
     encode_untracked_cache,
     exclude_hash,
 )
-from artifactfs.git.index.file import IndexEntry, StatData, encode_index
+from artifactfs.git.index.file import IndexEntry, StatData, encode_entries, finish_index
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 from artifactfs.paths import leads_into, real_path
@@ -47,6 +48,8 @@ _SYMLINK = 0o120000
 _REGULAR = 0o100000
 _KIND = 0o170000
 _SIZES_A_QUERY = 500
+_SIZES_AT_ONCE = 50_000
+UNKNOWN = -1
 _SKIP_WORKTREE = 0x4000
 """Git takes such an entry for unchanged, though there is no file: as in a sparse checkout."""
 _NO_NAMES = (b"", b".", b"..")
@@ -174,20 +177,55 @@ def build_entries(
 
     `sizes` are those of blobs: what `conversions` converts has another one, so it gets none.
     """
-    entries = []
+    found = [sizes.get(oid, UNKNOWN) for _, _, oid, _ in listing.files]
+    made = clean_entries(listing, found, uid=uid, gid=gid, time_ns=time_ns, conversions=conversions)
     kept = keep or {}
-    for path, mode, oid, ino in listing.files:
-        old = kept.get(path)
-        if old is not None and old.oid == oid and old.mode == mode:
-            entries.append(old)
-            continue
-        size = 0 if mode == _GITLINK else sizes.get(oid, 0)
-        if conversions is not None and mode & _KIND == _REGULAR:
+    entries = []
+    for entry in made:
+        old = kept.get(entry.path)
+        stays = old is not None and (old.oid, old.mode) == (entry.oid, entry.mode)
+        entries.append(old if old is not None and stays else entry)
+    return entries
+
+
+def clean_entries(
+    listing: Listing,
+    sizes: Iterable[int],
+    *,
+    uid: int,
+    gid: int,
+    time_ns: int,
+    conversions: TreeConversions | None,
+) -> Iterator[IndexEntry]:
+    """The index entries of a tree, one after another: those of a million files take 500 MB.
+
+    `sizes` are those of the blobs of ``listing.files``, or `UNKNOWN`.
+    """
+    for (path, mode, oid, ino), size in zip(listing.files, sizes, strict=True):
+        if mode == _GITLINK or size == UNKNOWN:
+            size = 0
+        elif conversions is not None and mode & _KIND == _REGULAR:
             size = size if conversions.shows_blob(path) else 0
         stat = StatData(time_ns, time_ns, ino, uid, gid, size)
         extended = _SKIP_WORKTREE if path in listing.absent else 0
-        entries.append(IndexEntry(path, mode, oid, stat, extended=extended))
-    return entries
+        yield IndexEntry(path, mode, oid, stat, extended=extended)
+
+
+def sizes_of(listing: Listing, database: Path | None, odb: ObjectDatabase) -> array[int]:
+    """The size of each of ``listing.files``, or `UNKNOWN`. Raises: StateError."""
+    sizes = array("q", [UNKNOWN]) * len(listing.files)
+    for start in range(0, len(sizes), _SIZES_AT_ONCE):
+        some = listing.files[start : start + _SIZES_AT_ONCE]
+        oids = [oid for _, mode, oid, _ in some if mode != _GITLINK]
+        known = read_sizes(database, oids)
+        unknown = [oid for oid in oids if oid not in known]
+        absent = set(odb.missing(unknown))  # once for all: one that fails looks for new packs
+        for oid in unknown:
+            if oid not in absent and (size := odb.header_size(oid)) is not None:
+                known[oid] = size
+        for at, (_, _, oid, _) in enumerate(some, start):
+            sizes[at] = known.get(oid, UNKNOWN)
+    return sizes
 
 
 def write_primed_index(
@@ -225,18 +263,15 @@ def write_primed_index(
     missing = odb.missing(listing.attribute_files.values())
     if missing and need_attributes:
         raise AttributesMissing(missing)
-    oids = [oid for _, mode, oid, _ in listing.files if mode != _GITLINK]
-    known = read_sizes(sizes, oids)
-    for oid in oids:
-        if oid not in known and (size := odb.header_size(oid)) is not None:
-            known[oid] = size
+    known = sizes_of(listing, sizes, odb)
     settings = read_settings(gitdir, str(worktree))
     conversions = read_conversions(listing, odb, _settings_of(conversion) or settings.conversion)
-    entries = build_entries(
-        listing, known, uid=uid, gid=gid, time_ns=time_ns, conversions=conversions
+    encoded = encode_entries(
+        clean_entries(listing, known, uid=uid, gid=gid, time_ns=time_ns, conversions=conversions)
     )
     fill_ignore_hashes(listing, odb, conversions)
-    untrusted = [n for n, entry in enumerate(entries) if entry.mode == _GITLINK]
+    count = len(listing.files)
+    untrusted = [n for n, (_, mode, _, _) in enumerate(listing.files) if mode == _GITLINK]
     extensions = (
         encode_cache_tree(listing.root),
         encode_untracked_cache(
@@ -246,13 +281,13 @@ def write_primed_index(
             exclude=exclude_hash(_read(gitdir / "info" / "exclude")),
             excludes_file=exclude_hash(_read(settings.excludes_file)),
         ),
-        encode_fsmonitor(token, untrusted, len(entries)),
+        encode_fsmonitor(token, untrusted, count),
     )
-    content = encode_index(entries, extensions)
+    content = finish_index(3 if listing.absent else 2, count, [encoded, *extensions])
     with locked_index(gitdir, force=force) as lock:
         lock.commit(content)
-    unknown = sum(1 for oid in oids if oid not in known)
-    return PrimedIndex(len(entries), unknown, len(listing.absent))
+    without = known.count(UNKNOWN) - len(untrusted)
+    return PrimedIndex(count, without, len(listing.absent))
 
 
 class LockedIndex:
@@ -281,7 +316,7 @@ class LockedIndex:
                 file.unlink()
         self._held = True
 
-    def commit(self, content: bytes) -> None:
+    def commit(self, content: bytes | bytearray) -> None:
         """Replace the index. Raises: OSError."""
         with open(self._fd, "wb", closefd=False) as file:
             file.write(content)
