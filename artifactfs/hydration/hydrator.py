@@ -53,6 +53,7 @@ from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.git.pack.store import PackStore
 from artifactfs.git.remote.remote import Remote
 from artifactfs.hydration.background.background import Background
+from artifactfs.hydration.background.sweep import SUBTREE_LIMIT
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT, Upkeep
 from artifactfs.hydration.demand.flight import FlightControl
 from artifactfs.hydration.demand.lanes import Lanes
@@ -86,6 +87,9 @@ class Parts:
     control: FlightControl
     upkeep: Upkeep
 
+
+SUBTREE_FILTER = f"blob:limit={SUBTREE_LIMIT}"
+PROGRESS_S = 0.2
 
 LATE_S = 2.0
 """A deadline that is noticed so late passed while this process was stopped, or starved: what the
@@ -149,6 +153,7 @@ class Hydrator:
             store=store,
             local=self._local,
             arrived=self._arrived,
+            arrived_many=self._arrived_many,
             make_room=self._upkeep.make_room,
             trace=self.trace,
             deadline_s=settings.deadline_s,
@@ -336,6 +341,39 @@ class Hydrator:
         if failed:
             raise HydrationFailed(f"{len(failed)} of {len(wanted)} could not be had: {failed[0]}")
 
+    async def prefetch_tree(
+        self, tree: bytes, *, progress: Callable[[int, int], None] | None = None
+    ) -> int | None:
+        """Fetch every blob below `tree`, the mounted one, and return how many files it has; None
+        where that is not known yet, and nothing was fetched.
+
+        Where most of many is not here, whole trees are asked for, which the remote sends as they
+        are in its packs; what is left then, by name. Waits and raises as `prefetch`.
+        """
+        await self.offered.walked()
+        inventory = self._background.inventory
+        if inventory is None or inventory.tree != tree or not self.offered.is_walked:
+            return None
+        await self._background.recount()
+        total = inventory.total
+        trees = self._background.sweep.trees_of(inventory)
+        try:
+            for flight in self._lanes.add_trees(trees, SUBTREE_FILTER):
+                while not flight.landed.is_set():
+                    if progress is not None:
+                        progress(inventory.here, total)
+                    with trio.move_on_after(PROGRESS_S):
+                        await flight.landed.wait()
+        finally:
+            self._lanes.drop_trees()
+
+        def note(done: int, wanted: int) -> None:
+            if progress is not None:
+                progress(total - wanted + done, total)
+
+        await self.prefetch(inventory.absent(), progress=note)
+        return inventory.directories.blobs[0]
+
     async def fetch_git_files(self) -> None:
         """Fetch what git reads at every command, whatever the reach of the sweep, into packs.
 
@@ -501,6 +539,13 @@ class Hydrator:
         if self._background.inventory is not None:
             self._background.inventory.note_here(oid, size)
 
+    def _arrived_many(self, blobs: Sequence[tuple[bytes, int]]) -> list[tuple[bytes, int, int]]:
+        """As `_arrived` for many, sorted by oid; see `TreeInventory.note_many_here`."""
+        inventory = self._background.inventory
+        if inventory is None:
+            return [(oid, size, -1) for oid, size in blobs]
+        return inventory.note_many_here(blobs)
+
     def _absent(self, oid: bytes) -> bool:
         """Whether readahead should fetch `oid`: it is not here, not coming, and to be had."""
         return (
@@ -525,6 +570,7 @@ class Hydrator:
     def _remote_down(self, outage: Outage) -> None:
         self._background.remote_down()
         self._lanes.drop_windows()
+        self._lanes.drop_trees()
         for want in list(self._queue):
             self._queue.finish(want, error=self._health.failure())
 

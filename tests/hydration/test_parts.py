@@ -242,7 +242,10 @@ def test_an_inventory_counts_what_is_here_once() -> None:
         oids = {bytes([number]) * 20 for number in range(10)}
         for oid in sorted(oids):
             inventory.add(oid, Priority.SOURCE)
-        inventory.finish(oids)
+        inventory.add(bytes([5]) * 20, Priority.LARGE)  # once more, elsewhere
+        await inventory.finish()
+        assert (len(inventory.order), inventory.total) == (10, 10)
+        assert inventory.remaining(Priority.LARGE) == 0
         present = bytes([3]) * 20
         await inventory.count(lambda chunk: [oid for oid in chunk if oid != present])
         inventory.note_size(present, 50)
@@ -259,18 +262,17 @@ def test_an_inventory_counts_what_is_here_once() -> None:
 
 
 def test_a_partition_has_no_tree_twice() -> None:
-    from artifactfs.hydration.order.inventory import Directory
-
     inventory = TreeInventory(b"r" * 20)
-    inventory.directories = [
-        Directory(b"r" * 20, -1, 1_000),
-        Directory(b"a" * 20, 0, 600),
-        Directory(b"b" * 20, 0, 300),
-        Directory(b"c" * 20, 0, 5),
-        Directory(b"d" * 20, 1, 350),
-        Directory(b"e" * 20, 1, 240),
-        Directory(b"f" * 20, 2, 290),
-    ]
+    for name, parent, blobs in (
+        (b"r", -1, 1_000),
+        (b"a", 0, 600),
+        (b"b", 0, 300),
+        (b"c", 0, 5),
+        (b"d", 1, 350),
+        (b"e", 1, 240),
+        (b"f", 2, 290),
+    ):
+        inventory.directories.add(name * 20, parent, blobs)
     chosen = partition(inventory, max_blobs=400, min_blobs=100)
     assert [oid[:1] for oid in chosen] == [b"b", b"d", b"e"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 
@@ -63,6 +64,10 @@ class ContentRequests:
             oids = await blobs_of_history(self._layout.gitdir, history)
         else:
             patterns = request.args.get("patterns") or []
+            if not patterns and request.args.get("wait", True):
+                files = await self._fetch_everything(request)
+                if files is not None:
+                    return {"name": name, "blobs": files, "waited": True}
             oids = [oid async for oid in self._matching(patterns)]
             if patterns and not oids:
                 raise InvalidInput(
@@ -81,7 +86,19 @@ class ContentRequests:
             await self._history_done.wait()
 
     async def _fetch(self, request: Request, oids: Sequence[Oid]) -> None:
-        state = [0, len(oids)]
+        async with self._reported(request, len(oids)) as note:
+            await self._hydrator.prefetch(oids, progress=note)
+
+    async def _fetch_everything(self, request: Request) -> int | None:
+        async with self._reported(request, 0) as note:
+            return await self._hydrator.prefetch_tree(self._filesystem.base.tree, progress=note)
+
+    @asynccontextmanager
+    async def _reported(
+        self, request: Request, total: int
+    ) -> AsyncIterator[Callable[[int, int], None]]:
+        """What is given to the function is told to who has sent `request`, now and then."""
+        state = [0, total]
 
         def note(done: int, total: int) -> None:
             state[:] = done, total
@@ -93,7 +110,7 @@ class ContentRequests:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(report)
-            await self._hydrator.prefetch(oids, progress=note)
+            yield note
             nursery.cancel_scope.cancel()
 
     async def _matching(self, patterns: Sequence[str]) -> AsyncIterator[Oid]:

@@ -24,10 +24,11 @@ from pathlib import Path
 
 from artifactfs.errors import CorruptData
 from artifactfs.git.apart import alternates_of, is_offered
-from artifactfs.git.checkout.refused_names import Protection, is_refused
+from artifactfs.git.checkout.refused_names import Protection
 from artifactfs.git.objects.format import (
     CommitInfo,
     TreeEntry,
+    is_absent,
     parse_commit,
     parse_tree,
     parse_whole_tree,
@@ -94,6 +95,12 @@ class _Pack:
     def find(self, oid: Oid) -> int | None:
         offset = self.index.offset(oid)
         return None if offset is None or oid in self.bad else offset
+
+    def lacking(self, oids: list[Oid]) -> list[Oid]:
+        """Those of `oids` that are not in it, in their order."""
+        if self.bad:
+            return [oid for oid in oids if self.find(oid) is None]
+        return self.index.lacking(oids)
 
 
 class _Directory:
@@ -176,7 +183,7 @@ class ObjectDatabase:
 
     def is_shown(self, entry: TreeEntry) -> bool:
         """Whether `tree` has the entry, too."""
-        return not (is_refused(entry.name, entry.mode, self._protection) or self._is_hollow(entry))
+        return not (is_absent(entry, self._protection) or self._is_hollow(entry))
 
     def _is_hollow(self, entry: TreeEntry) -> bool:
         """A hollow tree ends in empty ones, so it is only looked into where there is one: servers
@@ -406,9 +413,10 @@ class ObjectDatabase:
 
     def _absent(self, oids: Iterable[Oid]) -> list[Oid]:
         """Those of many objects that are not here, in their order."""
-        absent = [
-            oid for oid in oids if not any(pack.find(oid) is not None for pack in self._packs)
-        ]
+        absent = list(oids)
+        for pack in self._packs:
+            if absent:
+                absent = pack.lacking(absent)
         if len(absent) < _MANY:
             return [oid for oid in absent if not self._contains(oid)]
         for directory in self._directories:

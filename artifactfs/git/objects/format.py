@@ -46,7 +46,7 @@ def parse_tree(content: bytes, protection: Protection = GITS_DEFAULT) -> list[Tr
         plain = names.count(b"/") < max(len(entries), 1) and b"//" not in b"/%b/" % names
         if plain and all(len(entry.name) <= NAME_MAX for entry in entries):
             return entries
-    return [entry for entry in entries if not _is_absent(entry, protection)]
+    return [entry for entry in entries if not is_absent(entry, protection)]
 
 
 def parse_whole_tree(content: bytes) -> list[TreeEntry]:
@@ -69,7 +69,8 @@ _MAX_TIME = 1 << 33
 _TIME = re.compile(rb" *([0-9]{1,20})(?: |$)")
 
 
-def _is_absent(entry: TreeEntry, protection: Protection) -> bool:
+def is_absent(entry: TreeEntry, protection: Protection) -> bool:
+    """As `is_refused`, quickly for usual names."""
     name = entry.name
     if name.isascii() and b"~" not in name and b"/" not in name and len(name) <= NAME_MAX:
         return name[:1] in (b"", b".") and is_refused(name, entry.mode, protection)

@@ -18,6 +18,8 @@ _FANOUT_BYTES = 256 * 4
 _FANOUT_AT = len(_SIGNATURE)
 _OIDS_AT = _FANOUT_AT + _FANOUT_BYTES
 _LARGE = 1 << 31
+_AS_MANY = 8
+"""Entries that are looked through for each that is looked for."""
 _SCAN_ENTRIES = 24
 """Below this many entries a search in C beats halving in Python."""
 
@@ -116,6 +118,23 @@ class PackIndex:
             at = data.find(oid, at + 1, end)
         return None
 
+    def lacking(self, oids: list[bytes]) -> list[bytes]:
+        """Those of `oids` that the pack lacks, in their order. Where they are many to the entries
+        that begin with the same bytes, 0.3 us each; else as `offset`."""
+        firsts = {oid[0] for oid in oids}
+        entries = sum(self._fanout[first + 1] - self._fanout[first] for first in firsts)
+        if entries > _AS_MANY * len(oids):
+            return [oid for oid in oids if self.offset(oid) is None]
+        here: set[bytes] = set()
+        for first in firsts:
+            start, end = (
+                _OIDS_AT + 20 * self._fanout[first],
+                _OIDS_AT + 20 * self._fanout[first + 1],
+            )
+            some = self._map[start:end]
+            here.update([some[at : at + 20] for at in range(0, end - start, 20)])
+        return [oid for oid in oids if oid not in here]
+
     def has_prefix(self, digits: str) -> bool:
         """Whether the pack has an object whose oid begins with these (at least two) hex digits."""
         least = bytes.fromhex(digits.ljust(40, "0"))
@@ -143,6 +162,14 @@ class PackIndex:
         """Every oid, in order."""
         for at in range(_OIDS_AT, self._crcs_at, 20):
             yield self._map[at : at + 20]
+
+    def by_offset(self) -> list[tuple[int, bytes]]:
+        """Every entry's offset and oid, in the order of the pack. Fit for many."""
+        offsets = array("I", self._map[self._offsets_at : self._large_at])
+        if sys.byteorder == "little":
+            offsets.byteswap()
+        places = [at if at < _LARGE else self._offset_number(n) for n, at in enumerate(offsets)]
+        return sorted(zip(places, self.oids(), strict=True))
 
     def entries(self) -> Iterator[PackEntry]:
         """Every entry, in order of oids."""

@@ -28,6 +28,8 @@ BATCH_WANTS = 500
 BATCH_BYTES = 4 << 20
 SUBTREE_BLOBS = 3_000
 """Blobs in one want of a subtree, at most: what a cut connection can cost."""
+PREFETCHED_BLOBS = 30_000
+"""The same where somebody waits for everything: fewer requests, and fewer processes of git."""
 SUBTREE_MIN = 100
 """Smaller directories come with the blobs that are named one by one."""
 SUBTREE_LIMIT = 64 << 10
@@ -284,6 +286,13 @@ class Sweep:
             return []
         trees = partition(inventory, max_blobs=SUBTREE_BLOBS, min_blobs=SUBTREE_MIN)
         return trees[::-1]
+
+    def trees_of(self, inventory: TreeInventory) -> list[bytes]:
+        """Trees to ask for where somebody waits for all of it; none where that is not worth it."""
+        absent = inventory.total - inventory.here
+        if not self.with_subtrees or absent < MIN_FOR_SUBTREES or absent * 2 < inventory.total:
+            return []
+        return partition(inventory, max_blobs=PREFETCHED_BLOBS, min_blobs=SUBTREE_MIN)
 
     def _gather(
         self, inventory: TreeInventory, stage: Priority, budget: int

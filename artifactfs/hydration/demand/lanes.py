@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
@@ -74,6 +74,7 @@ class Lanes:
         self._trace = trace
         self._landed = landed
         self._windows: deque[Flight] = deque()
+        self._trees: deque[Flight] = deque()
 
     async def run(self) -> None:
         """Run every lane. Cancel it to stop; wants that are in flight are dropped then."""
@@ -106,6 +107,18 @@ class Lanes:
         """Forget every window that has not taken off."""
         while self._windows:
             self._forget(self._windows.popleft())
+
+    def add_trees(self, trees: Iterable[bytes], filter_spec: str) -> list[Flight]:
+        """Fetch whole trees soon; each flight has landed when it is over, however it ended."""
+        flights = [Flight(Reason.PREFETCH, {}, trees=(t,), filter=filter_spec) for t in trees]
+        self._trees.extend(flights)
+        self._queue.wake()
+        return flights
+
+    def drop_trees(self) -> None:
+        """Forget those of them that have not taken off."""
+        while self._trees:
+            self._trees.popleft().landed.set()
 
     def _forget(self, flight: Flight) -> None:
         for want in flight.wants.values():
@@ -149,7 +162,7 @@ class Lanes:
             flight: Flight | None = None
             batch: SweepBatch | None = None
             if self._health.up:
-                flight = self._next_prefetch()
+                flight = self._trees.popleft() if self._trees else self._next_prefetch()
                 if flight is None:
                     self._sweep.with_subtrees &= not self._control.trees_refused
                     batch = self._sweep.next()

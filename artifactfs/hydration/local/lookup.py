@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,11 @@ from artifactfs.hydration.local.blobs import Blob, FileBlob, Found, InPack, Memo
 from artifactfs.hydration.local.cache import LARGE_BLOB, MemoryCache
 from artifactfs.hydration.local.large_blobs import LargeBlobStore
 from artifactfs.hydration.local.sizes import SizeStore
+
+log = logging.getLogger(__name__)
+
+_MANY_SIZES = 4_096
+"""Until then they wait for upkeep, 200 bytes each."""
 
 IN_LOOP = 128 << 10
 """Bytes from which on a blob is inflated and hashed in a thread: below it takes 1 ms at most."""
@@ -73,6 +80,14 @@ class LocalBlobs:
 
     def note_size(self, oid: bytes, size: int) -> None:
         self._sizes.put(oid, size)
+
+    async def save_sizes(self) -> None:
+        """Write the sizes down that were noted, where they are many. Waits for the disk."""
+        if self._sizes.unsaved > _MANY_SIZES:
+            try:
+                await self._sizes.flush()
+            except sqlite3.Error as error:
+                log.warning("sizes could not be written: %s", error)
 
     def keep(self, packed: PackedObject, *, in_memory: bool) -> None:
         """Have a blob that was just received here before its pack is: a large one in its file, a

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import stat
 from array import array
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -22,7 +21,9 @@ OID = 20
 _ENTRIES_A_STEP = 250
 """Entries between two checkpoints: about 1 ms. Who waits for an answer of the remote needs a dozen
 turns of the event loop, and waits for such a step in each."""
-_CHECKS_A_STEP = 200
+_CHECKS_A_STEP = 1_000
+_NEAR = 100
+_CHECKS_IN_A_ROW = 4_096
 
 Classifier = Callable[[bytes, int], Priority]
 
@@ -33,7 +34,7 @@ class PackedOids:
     __slots__ = ("_data",)
 
     def __init__(self, data: bytes | bytearray = b"") -> None:
-        self._data = bytearray(data)
+        self._data = data if isinstance(data, bytearray) else bytearray(data)
 
     def __len__(self) -> int:
         return len(self._data) // OID
@@ -50,6 +51,21 @@ class PackedOids:
     def append(self, oid: bytes) -> None:
         self._data += oid
 
+    def extend(self, other: PackedOids, start: int, end: int) -> None:
+        """Append those of `other` from position `start` on, before `end`."""
+        self._data += memoryview(other._data)[start * OID : end * OID]
+
+    def first_byte(self, index: int) -> int:
+        """The first byte of the oid there."""
+        return self._data[index * OID]
+
+    def place(self, oid: bytes, start: int, end: int) -> int:
+        """The position of `oid` from `start` on and before `end`; -1: none."""
+        at = self._data.find(oid, start * OID, end * OID)
+        while at >= 0 and at % OID:
+            at = self._data.find(oid, at + 1, end * OID)
+        return at // OID if at >= 0 else -1
+
     def index(self, oid: bytes) -> int:
         """The position of `oid`, which is looked for from the start; -1: none."""
         at = self._data.find(oid)
@@ -58,16 +74,31 @@ class PackedOids:
         return at // OID if at >= 0 else -1
 
 
-@dataclass(slots=True)
-class Directory:
-    """A directory of the tree; `parent` indexes `TreeInventory.directories`, -1 at the root.
+class Directories:
+    """The directories of a tree in the order of the walk: 28 bytes each, where objects among those
+    of the walk that go again would keep its memory."""
 
-    `blobs` counts files below it, at any depth.
-    """
+    __slots__ = ("blobs", "oids", "parents")
 
-    oid: bytes
-    parent: int
-    blobs: int = 0
+    def __init__(self) -> None:
+        self.oids = PackedOids()
+        self.parents = array("i")
+        """The position of the directory above, -1 at the root."""
+        self.blobs = array("I")
+        """Files below, at any depth."""
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def add(self, oid: bytes, parent: int, blobs: int) -> None:
+        self.oids.append(oid)
+        self.parents.append(parent)
+        self.blobs.append(blobs)
+
+    def sum_up(self) -> None:
+        """Have those above count what is below: each is behind its parent."""
+        for index in range(len(self) - 1, 0, -1):
+            self.blobs[self.parents[index]] += self.blobs[index]
 
 
 @dataclass(slots=True)
@@ -77,7 +108,7 @@ class TreeInventory:
 
     tree: bytes
     order: PackedOids = field(default_factory=PackedOids)
-    directories: list[Directory] = field(default_factory=list)
+    directories: Directories = field(default_factory=Directories)
     _classes: bytearray = field(default_factory=bytearray)
     _places: array[int] = field(default_factory=lambda: array("I"))
     """For each blob in `order`, the directory in which it was met first."""
@@ -117,7 +148,7 @@ class TreeInventory:
         return self._classes.count(priority)
 
     def add(self, oid: bytes, priority: Priority, directory: int = 0) -> None:
-        """Add a blob that is not in `order` yet, in the walk."""
+        """Add a blob that was met in the walk."""
         self.order.append(oid)
         self._classes.append(priority)
         self._places.append(directory)
@@ -139,20 +170,24 @@ class TreeInventory:
         """Where `oid` is in the order of oids; -1: it is not a blob of the tree."""
         if not self._fanout:
             return -1
-        end = self._fanout[oid[0] + 1]
-        at = bisect_left(self._sorted, oid, self._fanout[oid[0]], end)
-        return at if at < end and self._sorted[at] == oid else -1
+        start, end = self._fanout[oid[0]], self._fanout[oid[0] + 1]
+        if end - start > 2 * _NEAR:  # oids are hashes: it is near where it is to be expected
+            guess = start + (int.from_bytes(oid[1:4], "big") * (end - start) >> 24)
+            at = self._sorted.place(oid, max(start, guess - _NEAR), min(end, guess + _NEAR))
+            if at >= 0:
+                return at
+        return self._sorted.place(oid, start, end)
 
     def chain(self, tree: bytes) -> tuple[bytes, ...]:
         """`tree` and the directories above it, nearest first; only `tree` if it is not known."""
-        index = next((i for i, d in enumerate(self.directories) if d.oid == tree), -1)
+        index = self.directories.oids.index(tree)
         return self._chain(index) or (tree,)
 
     def _chain(self, index: int) -> tuple[bytes, ...]:
         chain: list[bytes] = []
         while index >= 0:
-            chain.append(self.directories[index].oid)
-            index = self.directories[index].parent
+            chain.append(self.directories.oids[index])
+            index = self.directories.parents[index]
         return tuple(chain)
 
     def note_here(self, oid: bytes, size: int) -> None:
@@ -165,6 +200,35 @@ class TreeInventory:
             self._here[at] = 1
             self.here += 1
             self.here_bytes += size
+
+    def note_many_here(self, blobs: Sequence[tuple[bytes, int]]) -> list[tuple[bytes, int, int]]:
+        """As `note_here` for many, sorted by oid. Returns those whose size was not known to be
+        that: oid, size, and what was known (-1: nothing)."""
+        others: list[tuple[bytes, int, int]] = []
+        first, start = -1, 0
+        for oid, size in blobs:
+            if oid[0] != first:
+                first = oid[0]
+                start = self._fanout[first] if self._fanout else 0
+            end = self._fanout[first + 1] if self._fanout else 0
+            at = self._sorted.place(oid, start, end)
+            before = self._sizes[at] if at >= 0 else -1
+            if before != size:
+                others.append((oid, size, before))
+            if at >= 0:
+                start = at
+                self._note_size(at, size)
+                self._set_here(at, True)
+        return others
+
+    def absent(self) -> list[bytes]:
+        """The blobs that are not here, in the order of oids."""
+        found = []
+        at = self._here.find(0)
+        while at >= 0:
+            found.append(self._sorted[at])
+            at = self._here.find(0, at + 1)
+        return found
 
     def note_size(self, oid: bytes, size: int) -> None:
         """The size of the blob `oid` is known."""
@@ -186,12 +250,16 @@ class TreeInventory:
 
     async def count(self, missing: Callable[[list[bytes]], list[bytes]]) -> None:
         """Look again which blobs are here. A checkpoint every millisecond."""
-        for start in range(0, len(self._sorted), _CHECKS_A_STEP):
-            chunk = list(self._sorted.slice(start, _CHECKS_A_STEP))
-            absent = set(missing(chunk))
-            for at, oid in enumerate(chunk, start):
-                self._set_here(at, oid not in absent)
-            await trio.lowlevel.checkpoint()
+        for first in range(256):
+            found = self.beginning_with(first)
+            for start in range(found.start, found.stop, _CHECKS_A_STEP):
+                count = min(_CHECKS_A_STEP, found.stop - start)
+                chunk = list(self._sorted.slice(start, count))
+                absent = set(missing(chunk))
+                if len(absent) < count or self._here.find(1, start, start + count) >= 0:
+                    for at, oid in enumerate(chunk, start):
+                        self._set_here(at, oid not in absent)
+                await trio.lowlevel.checkpoint()
 
     def _set_here(self, at: int, here: bool) -> None:
         if here == bool(self._here[at]):
@@ -201,43 +269,70 @@ class TreeInventory:
         self.here += step
         self.here_bytes += step * max(self._sizes[at], 0)
 
-    def finish(self, oids: set[bytes]) -> None:
-        """Take the distinct blobs of the walk."""
-        self._sorted = PackedOids(b"".join(sorted(oids)))
-        self._fanout = [bisect_left(self._sorted, bytes([first])) for first in range(256)]
-        self._fanout.append(len(oids))
-        self._here = bytearray(len(oids))
-        self._sizes = array("q", [-1]) * len(oids)
+    async def finish(self) -> None:
+        """Take the blobs of the walk, each once, the first time. A checkpoint every millisecond."""
+        buckets = [array("I") for _ in range(256)]
+        for at in range(len(self.order)):
+            buckets[self.order.first_byte(at)].append(at)
+            if not at % _CHECKS_IN_A_ROW:
+                await trio.lowlevel.checkpoint()
+        ordered = bytearray()
+        again = bytearray(len(self.order))
+        for bucket in buckets:
+            self._fanout.append(len(ordered) // OID)
+            seen: set[bytes] = set()
+            for at in bucket:
+                oid = self.order[at]
+                again[at] = oid in seen
+                seen.add(oid)
+            ordered += b"".join(sorted(seen))
+            await trio.lowlevel.checkpoint()
+        count = len(ordered) // OID
+        self._fanout.append(count)
+        self._sorted = PackedOids(ordered)
+        if count < len(self.order):
+            await self._leave_out(again)
+        self._here = bytearray(count)
+        self._sizes = array("q", [-1]) * count
+
+    async def _leave_out(self, marked: bytearray) -> None:
+        """Keep of the walk what is not marked."""
+        order, classes, places = PackedOids(), bytearray(), array("I")
+        start = 0
+        while start < len(marked):
+            end = marked.find(1, start)
+            end = len(marked) if end < 0 else end
+            order.extend(self.order, start, end)
+            classes += self._classes[start:end]
+            places += self._places[start:end]
+            start = end + 1
+            if not start % _CHECKS_IN_A_ROW:
+                await trio.lowlevel.checkpoint()
+        self.order, self._classes, self._places = order, classes, places
 
 
 async def take_inventory(read: TreeReader, tree: bytes, classify: Classifier) -> TreeInventory:
     """Walk `tree` breadth first. A checkpoint every millisecond; no network."""
     inventory = TreeInventory(tree)
-    seen: set[bytes] = set()
     queue: deque[tuple[bytes, bytes, int]] = deque([(tree, b"", -1)])
     steps = 0
     while queue:
         oid, prefix, parent = queue.popleft()
         index = len(inventory.directories)
-        directory = Directory(oid, parent)
-        inventory.directories.append(directory)
+        blobs = 0
         for entry in read_tree(read, oid):
             steps += 1
             if stat.S_ISDIR(entry.mode):
                 queue.append((entry.oid, prefix + entry.name + b"/", index))
             elif not is_gitlink(entry.mode):
-                directory.blobs += 1
-                if entry.oid not in seen:
-                    seen.add(entry.oid)
-                    priority = classify(prefix + entry.name, entry.mode)
-                    inventory.add(entry.oid, priority, index)
+                blobs += 1
+                inventory.add(entry.oid, classify(prefix + entry.name, entry.mode), index)
+        inventory.directories.add(oid, parent, blobs)
         if steps >= _ENTRIES_A_STEP:
             steps = 0
             await trio.lowlevel.checkpoint()
-    for directory in reversed(inventory.directories):
-        if directory.parent >= 0:
-            inventory.directories[directory.parent].blobs += directory.blobs
-    inventory.finish(seen)
+    inventory.directories.sum_up()
+    await inventory.finish()
     return inventory
 
 
@@ -247,12 +342,13 @@ def partition(inventory: TreeInventory, *, max_blobs: int, min_blobs: int) -> li
     Files in directories that are too large themselves, or beside those trees, are in none.
     """
     chosen: list[bytes] = []
-    open_above = [False] * len(inventory.directories)
-    for index, directory in enumerate(inventory.directories):
-        if directory.parent >= 0 and not open_above[directory.parent]:
+    directories = inventory.directories
+    open_above = bytearray(len(directories))
+    for index, parent in enumerate(directories.parents):
+        if parent >= 0 and not open_above[parent]:
             continue  # a tree above was chosen, or was too small to be worth a want
-        if directory.blobs > max_blobs:
+        if directories.blobs[index] > max_blobs:
             open_above[index] = True
-        elif directory.blobs >= min_blobs:
-            chosen.append(directory.oid)
+        elif directories.blobs[index] >= min_blobs:
+            chosen.append(directories.oids[index])
     return list(dict.fromkeys(chosen))

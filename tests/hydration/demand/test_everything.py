@@ -1,0 +1,103 @@
+"""Everything of a tree, for somebody who waits for it: whole trees, then what is left by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from artifactfs.hydration.background import sweep as sweep_module
+from artifactfs.hydration.errors import HydrationError
+from tests.e2e.delay_proxy import DelayProxy
+from tests.hydration.background.test_sweep import here, wanted
+from tests.hydration.cold_mount import ColdMount, cold_mount
+from tests.hydration.tree_repository import TreeRepository
+
+
+@pytest.fixture(autouse=True)
+def small_is_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_module, "MIN_FOR_SUBTREES", 500)
+    monkeypatch.setattr(sweep_module, "PREFETCHED_BLOBS", 150)
+
+
+async def everything(mount: ColdMount) -> tuple[int | None, list[tuple[int, int]]]:
+    told: list[tuple[int, int]] = []
+    mount.hydrator.start_sweep(mount.tip.tree)
+    files = await mount.hydrator.prefetch_tree(
+        mount.tip.tree, progress=lambda done, total: told.append((done, total))
+    )
+    await mount.landed()
+    return files, told
+
+
+def test_a_large_tree_comes_as_trees_and_then_by_name(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, hydrate="none") as mount:
+            with line.recording() as requests:
+                files, told = await everything(mount)
+            assert files == len(tree_repository.oids)
+            assert here(mount, tree_repository) == set(tree_repository.oids)
+            by_name = wanted(requests, tree_repository)
+            assert 0 < len(by_name) < len(tree_repository.oids) / 4
+            assert b"data/large.bin" in by_name  # no tree brings it
+            stats = mount.hydrator.stats()
+            assert stats.blobs_here == stats.blobs_total
+            assert stats.bytes_here == stats.bytes_total
+            assert told[-1] == (stats.blobs_total, stats.blobs_total)
+            with line.recording() as requests:
+                assert (await everything(mount))[0] == files
+            assert [request for request in requests if request.command == "fetch"] == []
+
+    trio.run(main)
+
+
+def test_a_reader_who_comes_meanwhile_is_served(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, hydrate="none") as mount:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(everything, mount)
+                await trio.sleep(0.05)
+                path = b"src/p2/m3/f00.py"
+                blob = await mount.hydrator.open(tree_repository.oids[path], mount.context(path))
+                assert blob.read(0, blob.size) == tree_repository.contents[path]
+                blob.close()
+            assert here(mount, tree_repository) == set(tree_repository.oids)
+
+    trio.run(main)
+
+
+def test_what_is_cancelled_asks_for_no_more(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, hydrate="none") as mount:
+            await trio.to_thread.run_sync(line.hold, lambda asked: asked.command == "fetch")
+            with trio.move_on_after(0.2) as scope:
+                await everything(mount)
+            assert scope.cancelled_caught
+            await trio.to_thread.run_sync(line.release)
+            await mount.landed()
+            with line.recording() as requests:
+                await trio.sleep(0.3)
+            assert [request for request in requests if request.command == "fetch"] == []
+
+    trio.run(main)
+
+
+def test_a_remote_that_goes_away_is_an_error(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, hydrate="none", deadline_s=2) as mount:
+            mount.hydrator.start_sweep(mount.tip.tree)
+            await mount.hydrator.offered.walked()
+            await trio.to_thread.run_sync(line.refuse)
+            with pytest.raises(HydrationError):
+                await everything(mount)
+
+    trio.run(main)
