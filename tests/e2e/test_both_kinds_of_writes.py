@@ -124,6 +124,17 @@ def test_the_kind_is_kept(mount: Path, daemon: DaemonProcess, kind: str) -> None
     assert (mount / "new").read_text() == "new\n"
 
 
+def test_what_is_in_the_way_is_not_covered(mount: Path, daemon: DaemonProcess) -> None:
+    daemon.run("unmount", "--name", "odd")
+    (mount / "mine").write_text("mine\n")
+    refused = daemon.run("remount", "--name", "odd", check=False)
+    assert refused.returncode != 0
+    assert "is not empty" in refused.stderr
+    (mount / "mine").unlink()
+    daemon.run("remount", "--name", "odd")
+    assert (mount / "README.md").exists()
+
+
 def test_redirected_folders(mount: Path, daemon: DaemonProcess) -> None:
     daemon.run("redirect", "add", "--name", "odd", "node_modules")
     (mount / "node_modules" / "one").write_text("1")

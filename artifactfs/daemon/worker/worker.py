@@ -49,7 +49,7 @@ from artifactfs.fs.inodes.inode import Owner
 from artifactfs.fs.mount.entrance import Entrance
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.gate import Gate
-from artifactfs.fs.mount.session import serve
+from artifactfs.fs.mount.session import absolute, check_mount_point, serve
 from artifactfs.fs.native.writes import create_native, is_native
 from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.configuration.kept import surroundings_of
@@ -426,6 +426,9 @@ class Worker:
             return
         overlayfs.clear(top, self._layout)
         mounts.clear_dead(top)
+        if self._writes.native:  # our own mount looks where it is, which is elsewhere
+            given = self._settings.git_dir
+            check_mount_point(absolute(top), Path(given) if given is not None else None)
 
     async def _mount(
         self,
