@@ -29,6 +29,7 @@ def entry_attributes(inode: Inode, owner: Owner) -> pyfuse3.EntryAttributes:
     size = inode.size
     if size == UNKNOWN_SIZE:
         entry.attr_timeout = 0
+        entry.st_size = owner.unknown_size
     else:
         entry.attr_timeout = FOREVER
         entry.st_size = size
@@ -66,9 +67,10 @@ class CleanFileAttributes:
     """Attributes of the clean files of one directory, one after the other in the same object: a
     listing has pyfuse3 copy them, and most are the same for all."""
 
-    __slots__ = ("_entry",)
+    __slots__ = ("_entry", "_unknown_size")
 
     def __init__(self, owner: Owner, time_ns: int) -> None:
+        self._unknown_size = owner.unknown_size
         self._entry = entry = pyfuse3.EntryAttributes()
         entry.entry_timeout = FOREVER
         entry.st_blksize = BLOCK_SIZE
@@ -82,7 +84,7 @@ class CleanFileAttributes:
         entry.st_ino = ino
         entry.st_mode = mode
         entry.attr_timeout = 0 if size is None else FOREVER
-        entry.st_size = size = size or 0
+        entry.st_size = size = self._unknown_size if size is None else size
         entry.st_blocks = (size + 511) >> 9 if stat.S_ISREG(mode) else 0
         return entry
 

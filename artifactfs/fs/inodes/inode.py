@@ -205,10 +205,12 @@ class Directory(Inode):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who owns everything clean."""
+    """Who owns everything clean. `unknown_size` is what is told of a file whose size is not known
+    yet, with the request to ask again."""
 
     uid: int
     gid: int
+    unknown_size: int = 0
 
     def row(self, inode: Inode) -> Row:
         """The row that a clean inode gets when it is changed for the first time."""
