@@ -20,9 +20,11 @@ import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.fs.inodes import seals
+from artifactfs.fs.inodes.inode import Owner
 from artifactfs.fs.kernel import fastloop, wakefulness
 from artifactfs.fs.mount import session
 from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.fs.native.writes import create_native, is_native
 from artifactfs.fs.overlay import smallfiles
 from artifactfs.fs.tree import tree as tree_module
 from artifactfs.fs.tree import walk
@@ -245,13 +247,18 @@ async def _run(config: dict[str, Any]) -> None:
         name="test", remote="", mount_point=config["mount"], **config.get("settings", {})
     )
     layout = RepoLayout(Path(config["layout"]))
-    filesystem = FileSystem(layout=layout, settings=settings, odb=odb, hydrator=blobs, tip=tip)
+    native = config.get("native", False)
+    if native and not is_native(layout):
+        create_native(layout, Owner(os.getuid(), os.getgid()), 0o755)
+        layout.lower.mkdir()
+    made_of = {"layout": layout, "settings": settings, "odb": odb, "hydrator": blobs, "tip": tip}
+    filesystem = FileSystem(**made_of, native=native)
     if config.get("index_ready", True):
         filesystem.index_ready.set()
     try:
         async with trio.open_nursery() as nursery:
             serving = functools.partial(_serve, keep_awake=config.get("keep_awake", False))
-            await nursery.start(serving, filesystem, config["mount"], nursery.cancel_scope)
+            await nursery.start(serving, filesystem, filesystem.served_at, nursery.cancel_scope)
             _say({"mounted": True})
             if "collect_s" in config:
                 nursery.start_soon(_collect, filesystem, config["collect_s"])

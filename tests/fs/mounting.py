@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from artifactfs.daemon.host import overlayfs
 from artifactfs.features import VARIABLE
+from artifactfs.paths import RepoLayout
 from tests.watching import check_trespasses, watch_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,8 @@ class Mount:
         self.first = ""
         """Python that the process runs before anything of ours."""
         self.process: subprocess.Popen[bytes] | None = None
+        self.native = False
+        """The kernel's overlayfs takes the writes, above the mount that the process serves."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.layout.mkdir(exist_ok=True)
 
@@ -51,6 +55,7 @@ class Mount:
             "layout": str(self.layout),
             "gate": str(self.gate),
             "log": str(self.log_file),
+            "native": self.native,
             **self.config,
         }
         with open(self.directory / "stderr", "ab") as stderr:
@@ -66,6 +71,10 @@ class Mount:
         if "mounted" not in answer:
             self.process.wait()
             raise MountFailed(answer.get("failed", self.stderr()))
+        if self.native:
+            layout = RepoLayout(self.layout)
+            overlayfs.mount_above(layout)
+            overlayfs.put_in_place(layout, str(self.path))
         return self
 
     def without(self, *features: str) -> Mount:
@@ -100,6 +109,8 @@ class Mount:
         if self.process is None:
             return
         assert self.process.stdin is not None
+        if self.native:
+            subprocess.run(["umount", self.path], check=True)
         self.process.stdin.close()
         try:
             self.process.wait(20)
@@ -115,7 +126,8 @@ class Mount:
             self.process.kill()
             self.process.wait()
             self.process = None
-        subprocess.run(["umount", "-l", self.path], stderr=subprocess.DEVNULL)
+        for place in (self.path, RepoLayout(self.layout).lower):
+            subprocess.run(["umount", "-l", place], stderr=subprocess.DEVNULL)
 
     def restart_with(self, **config: Any) -> Mount:
         self.stop()
