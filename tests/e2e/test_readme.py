@@ -121,7 +121,7 @@ def test_sessions_in_a_mount(
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_server_section(tmp_path: Path) -> None:
     port = str(free_port())
-    block = shell_block("artifacts-server serve").replace("8080", port)
+    block = shell_block("namespaces/team").replace("8080", port)
     block = block.replace("curl -s", "curl -s --retry 30 --retry-connrefused --retry-delay 1")
     process = subprocess.Popen(
         ["bash", "-c", f"{block}\nkill %1"],

@@ -46,6 +46,12 @@ def token() -> None:
 )
 @click.option("--name", default="", help="What it is for.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the token and nothing else.")
+@click.option(
+    "--env",
+    "as_variables",
+    is_flag=True,
+    help="Print it for eval in a shell: $ARTIFACTS_ACCOUNT and $ARTIFACTS_API_TOKEN.",
+)
 @json_option
 def token_create(
     data: Path,
@@ -55,6 +61,7 @@ def token_create(
     namespaces: tuple[str, ...],
     name: str,
     quiet: bool,
+    as_variables: bool,
     as_json: bool,
 ) -> None:
     """Make an API token. It is shown once: the server keeps a hash."""
@@ -76,6 +83,9 @@ def token_create(
         db.close()
     if quiet:
         click.echo(plaintext)
+        return
+    if as_variables:
+        click.echo(f"export ARTIFACTS_ACCOUNT={made.account_id} ARTIFACTS_API_TOKEN={plaintext}")
         return
     found = {
         "account": made.account_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 
 import httpx
@@ -97,3 +98,11 @@ def test_the_list_of_tokens_says_what_they_are_for(server: Server) -> None:
     made = server.command("token", "create", "--namespace", "some-ns", "--namespace", "other-ns")
     assert "namespaces  other-ns, some-ns" in made
     assert "(other-ns, some-ns)" in server.command("token", "list")
+
+
+def test_a_token_for_the_environment(server: Server) -> None:
+    """As examples and clients read it: `eval "$(artifacts-server token create --env)"`."""
+    line = server.command("token", "create", "--env", "--account", ACCOUNT)
+    command = f'{line.strip()}; printf "%s %s" "$ARTIFACTS_ACCOUNT" "$ARTIFACTS_API_TOKEN"'
+    account, token = subprocess.check_output(["sh", "-c", command], text=True).split()
+    assert account == ACCOUNT and token.startswith("aft_")
