@@ -17,9 +17,9 @@ from pathlib import Path
 
 from artifactfs.doctor.finding import Finding, Patient, note, ok, problem, warning
 from artifactfs.features import dotted, version_of
+from artifactfs.system.fuse_device import FUSE_DEVICE, let_in
 from artifactfs.system.processes import may_mount, status_fields
 
-FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
 FUSECTL = Path("/sys/fs/fuse/connections")
 IDLE_DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")
@@ -58,7 +58,7 @@ def _device_finding(error: OSError) -> Finding:
         return problem(
             "fuse.device-permission",
             f"{FUSE_DEVICE} cannot be opened by this user (mode {_mode(FUSE_DEVICE)})",
-            f"sudo chmod 0666 {FUSE_DEVICE}",
+            let_in(),
         )
     if error.errno == errno.EPERM:
         return problem(
@@ -69,7 +69,7 @@ def _device_finding(error: OSError) -> Finding:
     return problem(
         "fuse.device-unusable",
         f"{FUSE_DEVICE} cannot be opened: {os.strerror(error.errno or 0)}",
-        f"rm -f {FUSE_DEVICE} && mknod -m 0666 {FUSE_DEVICE} c 10 229 && modprobe fuse",
+        f"as root: rm -f {FUSE_DEVICE} && mknod -m 0660 {FUSE_DEVICE} c 10 229 && modprobe fuse",
     )
 
 

@@ -76,7 +76,7 @@ def test_fuse_device_closed_to_the_user(sick: Sick) -> None:
     finally:
         machine.FUSE_DEVICE.chmod(mode & 0o777)
     assert found[0].code == "fuse.device-permission"
-    assert is_problem(found[0], mend="chmod 0666 /dev/fuse")
+    assert is_problem(found[0], mend="chmod 0660 /dev/fuse")
 
 
 @pytest.mark.parametrize(

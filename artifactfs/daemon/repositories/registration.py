@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -37,10 +36,10 @@ from artifactfs.git.surroundings import NOTHING, Surroundings, decoded, load, st
 from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.paths import RepoLayout, StateLayout, check_repo_name, real_path
 from artifactfs.redact import redact
+from artifactfs.system.fuse_device import FUSE_DEVICE, let_in
 from artifactfs.system.processes import start_time_of
 
 MARKER = "adding"
-FUSE_DEVICE = Path("/dev/fuse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +106,10 @@ def check_fuse() -> None:
         raise MountError(
             f"cannot open {FUSE_DEVICE}: {error.strerror}",
             hint="a container needs --device /dev/fuse --cap-add SYS_ADMIN; a user who is not root"
-            f" a group: as root, groupadd -f fuse && usermod -aG fuse {_user()} && chgrp fuse"
-            f" {FUSE_DEVICE} && chmod 0660 {FUSE_DEVICE}; then log in anew",
+            f" a group, {let_in()}",
         ) from error
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise MountError("fusermount3 is not installed", hint="install the package fuse3")
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def resolve_mount_point(settings: RepoSettings, mount_root: Path) -> str:
