@@ -99,7 +99,7 @@ async def examine(
     found = [*faults, *(finding for slot in (*slots, *remote_slots) for finding in slot)]
     if only is not None:
         found = [finding for finding in found if finding.repo in (None, "", only)]
-    return Report(found, await trio.to_thread.run_sync(features.known_features))
+    return Report(found, await trio.to_thread.run_sync(features.known_features, patient))
 
 
 def _patient(

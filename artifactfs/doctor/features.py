@@ -15,18 +15,18 @@ _MEND = (
 )
 
 
-def known_features() -> Features | None:
+def known_features(patient: Patient) -> Features | None:
     """None where it cannot be known; a finding says why."""
     try:
-        return find_features()
+        return find_features(patient.state.root)
     except (InvalidInput, MountError):
         return None
 
 
-def check_features(_: Patient) -> Iterator[Finding]:
+def check_features(patient: Patient) -> Iterator[Finding]:
     """One finding for each cause: what only misses another feature is named with that."""
     try:
-        states = find_features().states()
+        states = find_features(patient.state.root).states()
     except InvalidInput as error:
         yield problem("features.unknown", error.message, f"correct {VARIABLE}: {error.hint}")
         return

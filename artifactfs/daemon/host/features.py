@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
+from artifactfs.daemon.host import overlayfs
 from artifactfs.errors import MountError
 from artifactfs.features import Features, version_of
 from artifactfs.fs.kernel import extension
@@ -13,8 +15,9 @@ from artifactfs.system.processes import may_mount
 _GIT_WAIT_S = 10.0
 
 
-def find_features() -> Features:
-    """As far as it can be known before the kernel's FUSE_INIT. For any thread.
+def find_features(state_root: Path) -> Features:
+    """As far as it can be known before the kernel's FUSE_INIT, for a state root that may not be
+    there yet. For any thread; root tries a mount in it.
 
     Raises: MountError where pyfuse3 or libfuse cannot be loaded, InvalidInput.
     """
@@ -30,6 +33,8 @@ def find_features() -> Features:
         features.lacks("kernel-limits", "only root may set them", expected=True)
     if not may_mount():
         features.lacks("git-folder", "only root may mount the gitdir there", expected=True)
+    if (why_not := _why_the_kernel_cannot_write(state_root)) is not None:
+        features.lacks("kernel-writes", why_not, expected=True)
     try:
         printed = subprocess.run(
             ["git", "--version"], capture_output=True, text=True, timeout=_GIT_WAIT_S, check=True
@@ -38,3 +43,10 @@ def find_features() -> Features:
         return features
     features.learn(git=version_of(printed))
     return features
+
+
+def _why_the_kernel_cannot_write(state_root: Path) -> str | None:
+    try:
+        return overlayfs.why_not(state_root) if state_root.is_dir() or os.geteuid() != 0 else None
+    except OSError as error:
+        return f"{state_root}: {error.strerror}"
