@@ -406,7 +406,10 @@ class Hydrator:
         """Those of `oids`, a directory that is listed, whose size can be told now. Never waits."""
         if oids:
             self.attention.note_listing(oids[0])
-        sizes = self._sizing.known_many(oids)
+        inventory = self._background.inventory
+        sizes = {} if inventory is None else inventory.sizes_of(oids)
+        if len(sizes) < len(oids):
+            sizes |= self._sizing.known_many([oid for oid in oids if oid not in sizes])
         if not self.sizes_are_told:
             for oid in sizes:  # a size that only a download could tell was a use of it
                 self._readahead.used(oid)

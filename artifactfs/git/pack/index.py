@@ -163,13 +163,12 @@ class PackIndex:
         for at in range(_OIDS_AT, self._crcs_at, 20):
             yield self._map[at : at + 20]
 
-    def by_offset(self) -> list[tuple[int, bytes]]:
-        """Every entry's offset and oid, in the order of the pack. Fit for many."""
-        offsets = array("I", self._map[self._offsets_at : self._large_at])
+    def offsets(self) -> list[int]:
+        """Every entry's offset, in the order of oids. Fit for many."""
+        words = array("I", self._map[self._offsets_at : self._large_at])
         if sys.byteorder == "little":
-            offsets.byteswap()
-        places = [at if at < _LARGE else self._offset_number(n) for n, at in enumerate(offsets)]
-        return sorted(zip(places, self.oids(), strict=True))
+            words.byteswap()
+        return [at if at < _LARGE else self._offset_number(n) for n, at in enumerate(words)]
 
     def entries(self) -> Iterator[PackEntry]:
         """Every entry, in order of oids."""

@@ -39,9 +39,9 @@ async def write_index(pack: Path, index: Path) -> None:
 
 
 def list_objects(fd: int, index: PackIndex) -> list[IndexedObject]:
-    """What is in the pack `fd`, which git has checked, in its order; inflates a few bytes of each
-    delta. The file is mapped meanwhile: a `pread` for each object would have this thread wait for
-    the interpreter as often. Call it in a thread. Raises: CorruptData, OSError.
+    """What is in the pack `fd`, which git has checked, in the order of oids; inflates a few bytes
+    of each delta. The file is mapped meanwhile: a `pread` for each object would have this thread
+    wait for the interpreter as often. Call it in a thread. Raises: CorruptData, OSError.
     """
     data = PackBytes(fd, find=index.offset, cache=BaseCache(0), scratch=Scratch(None, 0), key=0)
     found: list[IndexedObject] = []
@@ -49,7 +49,7 @@ def list_objects(fd: int, index: PackIndex) -> list[IndexedObject]:
     """Of deltas and what they are made of: the kind, or where the base is."""
     deltas: list[tuple[int, int]] = []
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as pack:
-        for offset, oid in index.by_offset():
+        for offset, oid in zip(index.offsets(), index.oids(), strict=True):
             byte = pack[offset]
             kind = KINDS.get(byte >> 4 & 7)
             if kind is None:

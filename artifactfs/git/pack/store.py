@@ -167,7 +167,7 @@ class PackStore:
         return PackSummary(name, parser.count, parser.size, frozenset(missing))
 
     async def ingest_whole(self, chunks: AsyncIterator[bytes]) -> list[IndexedObject]:
-        """As `ingest`, but git reads the pack, once all of it is here; returns what is in it.
+        """As `ingest`, but git reads the pack, once all of it is here; returns what it has, by oid.
 
         For packs of which nobody waits for an object: it is done in a process beside this one.
         Leaves and raises what `ingest` does.
@@ -220,7 +220,7 @@ class PackStore:
                 parser.finish()
             if objects:
                 self._publish(again, copy, parser)
-        return objects
+        return sorted(objects)
 
     def _rescue_unread(self, fd: int) -> None:
         """As `_rescue`, for a file that nobody has parsed yet."""

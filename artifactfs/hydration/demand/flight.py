@@ -392,10 +392,10 @@ class FlightControl:
 
     async def _receive_all(self, flight: Flight, objects: list[IndexedObject]) -> None:
         """They are in place: as `_receive`. A checkpoint every millisecond."""
-        blobs = sorted((item.oid, item.size) for item in objects if item.kind == "blob")
-        for start in range(0, len(blobs), _NOTED_AT_ONCE):
-            some = blobs[start : start + _NOTED_AT_ONCE]
-            self._note_arrivals(flight, some)
+        for start in range(0, len(objects), _NOTED_AT_ONCE):
+            some = objects[start : start + _NOTED_AT_ONCE]
+            blobs = [(item.oid, item.size) for item in some if item.kind == "blob"]
+            self._note_arrivals(flight, blobs)
             await trio.lowlevel.checkpoint()
         await self._local.save_sizes()
 

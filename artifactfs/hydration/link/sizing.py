@@ -28,6 +28,9 @@ CHUNK = 10_000
 EMPTY = bytes.fromhex("e69de29bb2d1d6434b8b29ae775ad8c2e48c5391")
 """The blob without content. Of another one 0 bytes cannot be true, and the kernel would never read
 the file and find out."""
+_WRITTEN_AT_ONCE = 50_000
+"""Oids are random: each transaction writes nearly every page of the database that it was, so those
+of a million are not written ten thousand at a time."""
 _LOOKUPS_A_STEP = 150
 """Look-ups between two checkpoints: about 1 ms."""
 MAX_BACKOFF_S = 5.0
@@ -120,15 +123,24 @@ class Sizing:
 
         Returns early where the remote cannot tell them. Raises nothing but cancellation.
         """
+        learnt: dict[bytes, int] = {}
         async with aclosing(self._unknown(inventory)) as chunks:
             async for chunk in chunks:
-                sizes = await self._learn(chunk)
+                sizes = await self._ask_in_background(chunk)
                 if not sizes:
-                    return
-                for count, (oid, size) in enumerate(sizes.items()):
-                    inventory.note_size(oid, size)
-                    if count % _LOOKUPS_A_STEP == 0:
-                        await trio.lowlevel.checkpoint()
+                    break
+                learnt |= sizes
+                if len(learnt) >= _WRITTEN_AT_ONCE:
+                    await self._note(inventory, learnt)
+                    learnt = {}
+        await self._note(inventory, learnt)
+
+    async def _note(self, inventory: TreeInventory, sizes: dict[bytes, int]) -> None:
+        await self._write(sizes)
+        for count, (oid, size) in enumerate(sizes.items()):
+            inventory.note_size(oid, size)
+            if count % _LOOKUPS_A_STEP == 0:
+                await trio.lowlevel.checkpoint()
 
     async def in_background(self, oids: Sequence[bytes]) -> dict[bytes, int]:
         """The sizes of any blobs, as far as the remote tells them.
@@ -140,21 +152,26 @@ class Sizing:
         return sizes | await self._learn(unknown) if unknown else sizes
 
     async def _learn(self, oids: list[bytes]) -> dict[bytes, int]:
+        sizes = await self._ask_in_background(oids)
+        await self._write(sizes)
+        return sizes
+
+    async def _ask_in_background(self, oids: list[bytes]) -> dict[bytes, int]:
         while True:
             epoch = self._link.health.epoch
             try:
-                sizes = await self._ask(oids, urgent=False)
-                break
+                return await self._ask(oids, urgent=False)
             except RemoteError as error:
                 log.info("sizes are asked for again later: %s", redact(error.message))
                 self._link.note_failure(error, epoch)
                 await trio.sleep(MAX_BACKOFF_S)
+
+    async def _write(self, sizes: dict[bytes, int]) -> None:
         if sizes:
             try:
                 await self._store.add_many(sizes)
             except sqlite3.Error as error:
                 log.warning("sizes could not be written: %s", error)
-        return sizes
 
     async def _unknown(self, inventory: TreeInventory) -> AsyncGenerator[list[bytes], None]:
         """Chunks of oids without a known size; notes the known ones in the inventory."""

@@ -37,7 +37,7 @@ _SCHEMA = (
 _ADD_CHECKSUMS = "ALTER TABLE sizes ADD COLUMN crc INTEGER"
 _SELECT_MANY = 500
 """Oids a query: far under SQLite's limit of bound parameters."""
-_INSERT_MANY = 10_000
+_INSERT_MANY = 50_000
 _MEMORY_ENTRIES = 16_384
 """Sizes kept in memory: 2.5 MB, a few thousand directories of the usual kind."""
 _MAPPED = 64 << 20
@@ -281,7 +281,7 @@ class SizeStore:
                 "INSERT INTO sizes(oid, size, crc) VALUES(?, ?, ?)"
                 " ON CONFLICT(oid) DO UPDATE SET size=excluded.size, crc=excluded.crc"
                 " WHERE size<>excluded.size OR crc IS NOT excluded.crc",
-                [(oid, size, checksum(oid, size)) for oid, size in rows],
+                [(oid, size, checksum(oid, size)) for oid, size in sorted(rows)],
             )
             connection.execute("COMMIT")
         except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -190,6 +190,15 @@ class TreeInventory:
             index = self.directories.parents[index]
         return tuple(chain)
 
+    def sizes_of(self, oids: Iterable[bytes]) -> dict[bytes, int]:
+        """Those of `oids` whose size is known here: 1 us each, of one directory or of many."""
+        found: dict[bytes, int] = {}
+        for oid in oids:
+            at = self.position(oid)
+            if at >= 0 and self._sizes[at] >= 0:
+                found[oid] = self._sizes[at]
+        return found
+
     def note_here(self, oid: bytes, size: int) -> None:
         """The blob `oid` has come; one that is not in the tree does not count."""
         at = self.position(oid)
@@ -215,10 +224,14 @@ class TreeInventory:
             before = self._sizes[at] if at >= 0 else -1
             if before != size:
                 others.append((oid, size, before))
-            if at >= 0:
-                start = at
+                if at < 0:
+                    continue
                 self._note_size(at, size)
-                self._set_here(at, True)
+            start = at
+            if not self._here[at]:
+                self._here[at] = True
+                self.here += 1
+                self.here_bytes += size
         return others
 
     def absent(self) -> list[bytes]:
