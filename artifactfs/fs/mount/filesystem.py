@@ -11,6 +11,7 @@ import re
 import shlex
 import sqlite3
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,10 @@ without a date are of 1970."""
 
 _COUNTED_AT_ONCE = 2_000
 """Written files whose sizes are summed up on demand (3 µs each); beyond, in the background."""
+
+_CALLS = 20_000
+"""Nested calls of Python that this process may make: a walk down a tree takes up to four a level,
+and git takes trees of 2,048 levels."""
 
 _MAINTENANCE_S = 0.5
 
@@ -137,6 +142,7 @@ class FileSystem:
         ``.git``, a gitfile without it. `native`: the kernel takes the writes, above this tree,
         which is then served at `RepoLayout.lower` and never changes.
         """
+        sys.setrecursionlimit(max(sys.getrecursionlimit(), _CALLS))
         self._is_native = native
         self.native: KernelWrites | None = None
         self._place = place
