@@ -14,6 +14,7 @@ only the low 32 bits of an inode number (``index-format``), which costs nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 
 ROOT_INO = 1
@@ -31,6 +32,18 @@ def derive_ino(secret: bytes, parent: int, name: bytes) -> int:
     """Return the inode number of the clean entry `name` in the directory `parent`."""
     digest = blake2b(name, digest_size=8, key=parent.to_bytes(8, "little") + secret).digest()
     return int.from_bytes(digest, "little") & _DERIVED_MASK | _DERIVED_BIT
+
+
+def numbers_in(secret: bytes, parent: int) -> Callable[[bytes], int]:
+    """`derive_ino` for the names of one directory, in half the time."""
+    begun = blake2b(digest_size=8, key=parent.to_bytes(8, "little") + secret)
+
+    def number(name: bytes) -> int:
+        digest = begun.copy()
+        digest.update(name)
+        return int.from_bytes(digest.digest(), "little") & _DERIVED_MASK | _DERIVED_BIT
+
+    return number
 
 
 def is_derived(ino: int) -> bool:

@@ -19,6 +19,9 @@ One trio task for each request, all in one thread; so whatever has no await in i
   kernel opens files by itself), a task of ours has pinned it, or a child of it is in memory.
   `Tree.drop_if_unused` is the only place that removes one. Who looks an inode up without giving
   the kernel a reference calls it afterwards, and pins the inode to hold on to it over an await.
+  Of a clean file that only the kernel refers to, its references are kept and no object
+  (`CompactFiles`): the same object comes back only while somebody holds it. Who keeps a number
+  over an await looks it up again.
 * **Threads** run fsync, checkpoints (on a connection of their own), hashing, directory scans and
   copies into files that nobody else has. None touches an inode.
 * **Cancellation** ends waits only. A request that was cancelled in a wait has changed nothing.

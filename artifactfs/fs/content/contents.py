@@ -23,7 +23,7 @@ from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.clock import now_ns, precise_ns
 from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import EMPTY, UNKNOWN_SIZE, Data, Directory, Extent, Inode
-from artifactfs.fs.inodes.scope import Scope
+from artifactfs.fs.inodes.scope import PLAIN, Scope
 from artifactfs.fs.inodes.seals import Seal
 from artifactfs.fs.kernel.interrupt import unless_interrupted
 from artifactfs.fs.kernel.refusal import fail
@@ -312,9 +312,12 @@ class Contents:
         finally:
             content.close()
 
-    def shows_blob_at(self, directory: Directory, name: bytes) -> bool:
-        """Whether a clean file `name` in `directory` is known to be its blob, byte for byte."""
-        return self._conversions.shows_blob_at(directory, name)
+    def shows_blobs_in(self, directory: Directory) -> Callable[[bytes], bool] | None:
+        """Tells of a name whether a clean file of `directory` is known to be its blob, byte for
+        byte. None: all are."""
+        if self._conversions.scope(directory) is PLAIN:
+            return None
+        return functools.partial(self._conversions.shows_blob_at, directory)
 
     def sizes_in(self, directory: Directory) -> dict[Oid, int]:
         """Of the blobs in the base of `directory`, as far as they are known: one query, where

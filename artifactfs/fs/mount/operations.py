@@ -466,7 +466,12 @@ class Operations(pyfuse3.Operations):
         tree, names = self._tree, listing.names
         lookup, reply, cookie = tree.lookup, pyfuse3.readdir_reply, listing.cookie
         rows = self._rows_in(directory)
+        sizes, is_blob = listing.sizes, None
         attributes = CleanFileAttributes(tree.owner, directory.time_ns)
+        hold: Callable[[bytes, int], Held | None] | None = None
+        with contextlib.suppress(OSError, ArtifactFSError, MissingObject):  # said of each name
+            is_blob = self._contents.shows_blobs_in(directory)
+            hold = tree.clean_files(directory)
         shift = 3 if directory is tree.root else 2
         for position in range(start, len(names) + 2):
             name = names[position - 2]
@@ -477,9 +482,11 @@ class Operations(pyfuse3.Operations):
                 continue
             inode = None
             try:
-                held = self._hold_clean(directory, name, position - shift)
+                held = None
+                if hold is not None and (is_blob is None or is_blob(name)):
+                    held = hold(name, position - shift)
                 if held is not None:
-                    entry = attributes.of(held.ino, held.mode, listing.sizes.get(held.oid))
+                    entry = attributes.of(held.ino, held.mode, sizes.get(held.oid))
                     if not reply(token, name, entry, cookie(position + 1)):
                         tree.forget(held.ino, 1)
                         return False
@@ -499,12 +506,6 @@ class Operations(pyfuse3.Operations):
                 return False
             inode.nlookup += 1
         return True
-
-    def _hold_clean(self, directory: Directory, name: bytes, position: int) -> Held | None:
-        """As the tree does, for files of which the attributes can be told without an inode."""
-        if self._contents.shows_blob_at(directory, name):
-            return self._tree.hold_clean(directory, name, position)
-        return None
 
     def _rows_in(self, directory: Directory) -> Mapping[int, Row]:
         """What is known of the rows of a directory in one query; the rest is asked one by one."""

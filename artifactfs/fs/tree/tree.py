@@ -36,7 +36,7 @@ from artifactfs.fs.kernel.refusal import fail
 from artifactfs.fs.overlay.pending import Edit
 from artifactfs.fs.overlay.written import Written
 from artifactfs.git.objects.database import Oid, TreeEntry
-from artifactfs.inode_numbers import ROOT_INO, derive_ino
+from artifactfs.inode_numbers import ROOT_INO, derive_ino, numbers_in
 
 log = logging.getLogger(__name__)
 
@@ -427,22 +427,27 @@ class Tree:
 
     # Files that only the kernel refers to
 
-    def hold_clean(self, directory: Directory, name: bytes, position: int) -> Held | None:
-        """For the kernel, one reference more to the clean file `name` in `directory`, without an
-        inode: `position` is where its base tree has it. None where it takes `lookup`: it is no such
-        file, or somebody works with it. Raises: MissingObject."""
-        names = self.names(directory)
-        if name in names:
-            return None
-        entry = self._listings.entries(directory.oid).get(name)
-        if entry is None or is_directory_entry(entry):
-            return None
-        if names:  # what is listed is not what the base tree has
-            position = self._listings.position(directory.oid, name)
-        ino = derive_ino(self._ino_secret, directory.ino, name)
-        if ino in self._table or not self._compact.hold(ino, directory, position):
-            return None
-        return Held(ino, mode_of_entry(entry.mode), entry.oid)
+    def clean_files(self, directory: Directory) -> Callable[[bytes, int], Held | None]:
+        """A function that gives the kernel one reference more to the clean file NAME in
+        `directory`, without an inode: POSITION is where its base tree has it. Its answer is None
+        where it takes `lookup`: it is no such file, or somebody works with it. Valid until
+        something changes. Raises: MissingObject."""
+        names, entries = self.names(directory), self.entries(directory)
+        table, hold_reference, tree = self._table, self._compact.hold, directory.oid
+        number = numbers_in(self._ino_secret, directory.ino)
+
+        def hold(name: bytes, position: int) -> Held | None:
+            entry = entries.get(name)
+            if entry is None or name in names or is_directory_entry(entry):
+                return None
+            if names:  # what is listed is not what the base tree has
+                position = self._listings.position(tree, name)
+            ino = number(name)
+            if ino in table or not hold_reference(ino, directory, position):
+                return None
+            return Held(ino, mode_of_entry(entry.mode), entry.oid)
+
+        return hold
 
     def _take_out(self, ino: int) -> Inode | None:
         """An inode of a file that only the kernel refers to. Raises: MissingObject."""
@@ -465,7 +470,7 @@ class Tree:
     def _look_for(self, ino: int, directory: Directory) -> TreeEntry:
         """The entry of `directory` with the number `ino`. Raises: MissingObject, KeyError."""
         entries = list(self.entries(directory).values())
-        inos = [derive_ino(self._ino_secret, directory.ino, entry.name) for entry in entries]
+        inos = [*map(numbers_in(self._ino_secret, directory.ino), [e.name for e in entries])]
         self._compact.reindex(directory, inos)
         try:
             return entries[inos.index(ino)]
