@@ -124,6 +124,23 @@ def test_the_kind_is_kept(mount: Path, daemon: DaemonProcess, kind: str) -> None
     assert (mount / "new").read_text() == "new\n"
 
 
+def test_a_backup(mount: Path, daemon: DaemonProcess, tmp_path: Path) -> None:
+    """As docs/operations.md says it."""
+    change(mount)
+    before, said = tree(mount), status(mount)
+    daemon.stop()
+    archive = tmp_path / "backup.tar"
+    tar = ["tar", "--xattrs", "--xattrs-include=*", "-C", daemon.state]
+    subprocess.run([*tar, "-cf", archive, "."], check=True)
+    shutil.rmtree(daemon.state)
+    daemon.state.mkdir(mode=0o700)
+    subprocess.run([*tar, "-xpf", archive], check=True)
+    daemon.start()
+    wait_for_mount(daemon)
+    assert tree(mount) == before
+    assert status(mount) == said
+
+
 def test_what_is_in_the_way_is_not_covered(mount: Path, daemon: DaemonProcess) -> None:
     daemon.run("unmount", "--name", "odd")
     (mount / "mine").write_text("mine\n")

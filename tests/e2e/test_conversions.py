@@ -124,8 +124,9 @@ def age(clone: Path, environment: dict[str, str]) -> None:
     subprocess.run(["git", "-C", clone, "status", "-s"], env=environment, check=True)
 
 
-@pytest.fixture
+@pytest.fixture(params=["kernel", "fuse"])
 def sides(
+    request: pytest.FixtureRequest,
     configured: ConfiguredDaemon,
     remote_repo: Callable[..., ServedRepository],
     source: Path,
@@ -136,8 +137,16 @@ def sides(
     command = ["git", "clone", "-q", "--branch", "start", url, str(clone)]
     subprocess.run(command, env=configured.environment, check=True, stderr=subprocess.DEVNULL)
     age(clone, configured.environment)
-    mount = configured.add_repo("work", url, "--ref", "start")
+    if request.param == "kernel" and os.geteuid() != 0:
+        pytest.skip("only root may mount an overlayfs")
+    mount = configured.add_repo("work", url, "--ref", "start", "--writes", request.param)
     return Sides(configured, mount, clone)
+
+
+def serves(daemon: DaemonProcess, before: int) -> bool:
+    """Whether another worker than `before` does."""
+    found = daemon.status("work")
+    return found["state"] == "mounted" and found["pid"] not in (None, before)
 
 
 def test_the_first_status_knows_no_wrong_size(sides: Sides, configured: ConfiguredDaemon) -> None:
@@ -152,7 +161,7 @@ def test_the_first_status_knows_no_wrong_size(sides: Sides, configured: Configur
     sides.compare()
     worker = configured.worker(sides.mount)
     os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: os.path.exists(sides.mount / "README"), "the mount is back")
+    wait_until(lambda: serves(configured, worker), "the mount is back")
     sides.compare()
 
 
