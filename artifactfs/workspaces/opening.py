@@ -49,6 +49,7 @@ class Wanted:
     depth: int | None
     hydrate: str
     allow_other: bool
+    writes: str
     timeout_s: float
     state_root: str | os.PathLike[str] | None
 
@@ -98,6 +99,7 @@ class Wanted:
             depth=self.depth,
             hydrate=self.hydrate,
             allow_other=self.allow_other,
+            writes=self.writes,
         )
         return daemon.add(settings, remote, deadline_s=self.timeout_s)
 
@@ -177,6 +179,7 @@ def workspace(
     depth: int | None = None,
     hydrate: str = "source",
     allow_other: bool = False,
+    writes: str = "fuse",
     timeout_s: float = MOUNT_S,
     state_root: str | os.PathLike[str] | None = None,
 ) -> OpenWorkspace:
@@ -193,7 +196,8 @@ def workspace(
     `at`: where to mount it; without, a new folder below the daemon's mount root. `branch`: go to
     that branch first, made where there is none. `name`: how it is called here; where a workspace
     of that name was kept, its work is back. `author`: ``Name <email>`` for commits. `depth`: only
-    so many commits of history. `allow_other`: other users may enter, too. `timeout_s`: how long
+    so many commits of history. `allow_other`: other users may enter, too. `writes`: who takes what
+    is written, as ``add-repo --writes`` has it (``kernel`` as root only). `timeout_s`: how long
     mounting may take.
 
     `on_exit` says what is to happen with commits and files that nobody else has:
@@ -229,6 +233,7 @@ def workspace(
             depth,
             hydrate,
             allow_other,
+            writes,
             timeout_s,
             state_root,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -61,6 +62,8 @@ def daemon(shared_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
 
 
 Open = Callable[..., OpenWorkspace]
+WRITES = os.environ.get("ARTIFACT_FS_ADD_REPO_WRITES", "fuse")
+"""As for the tests of the whole program: who takes what programs write."""
 
 
 @pytest.fixture
@@ -68,6 +71,7 @@ def open_workspace(daemon: DaemonProcess, remote: Path) -> Open:
     """`artifactfs.workspace` of the remote, in the state root of the daemon."""
 
     def call(given: Any = str(remote), **options: Any) -> OpenWorkspace:
-        return artifactfs.workspace(given, state_root=daemon.state, hydrate="none", **options)
+        options = {"hydrate": "none", "writes": WRITES, **options}
+        return artifactfs.workspace(given, state_root=daemon.state, **options)
 
     return call

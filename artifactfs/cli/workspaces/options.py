@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from artifactfs.cli.terminal.context import state
+from artifactfs.cli.terminal.context import state, writes_option
 from artifactfs.cli.terminal.names import RepoName
 from artifactfs.daemon.control.remote_argument import REMOTE_VARIABLE
 from artifactfs.workspaces.opening import OpenWorkspace, workspace
@@ -46,6 +46,7 @@ def workspace_options(function: _F) -> _F:
                 help="What is fetched in the background.",
             ),
             click.option("--allow-other", is_flag=True, help="Let other users in."),
+            writes_option,
             click.option(
                 "--on-exit",
                 type=click.Choice(["keep", "push", "refuse", "discard"]),

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.mount_table import mounted_at, mounts_below
 from tests.e2e.odd_repository import OddRepository
 from tests.e2e.processes import PROGRAMS, ArtifactsProcess, DaemonProcess, wait_until
@@ -35,15 +37,23 @@ def test_run_exits_with_the_code_of_the_command(daemon: DaemonProcess, local_rem
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 2, done.stderr
 
 
-def test_run_pushes_or_keeps(daemon: DaemonProcess, local_remote: Any) -> None:
+KERNEL = pytest.param(
+    "kernel", marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount an overlayfs")
+)
+
+
+@pytest.mark.parametrize("writes", ["fuse", KERNEL])
+def test_run_pushes_or_keeps(daemon: DaemonProcess, local_remote: Any, writes: str) -> None:
     remote = str(local_remote.path)
     script = "echo x >> README.md && git commit -qam Changed"
-    done = daemon.run("run", remote, "--push", "topic", "--", "sh", "-c", script)
+    kind = ("--writes", writes)
+    done = daemon.run("run", remote, *kind, "--push", "topic", "--", "sh", "-c", script)
     assert "pushed" in done.stderr and len(done.stderr.splitlines()) == 1
     assert git("-C", remote, "log", "-1", "--format=%s", "topic") == "Changed"
     assert daemon.json("list-repos") == []
     script += "; echo more > more; exit 3"
-    done = daemon.run("run", remote, "--push", "never", "--", "sh", "-c", script, check=False)
+    words = ("run", remote, *kind, "--push", "never", "--", "sh", "-c", script)
+    done = daemon.run(*words, check=False)
     assert done.returncode == 3
     (kept,) = daemon.json("list-repos")
     assert done.stderr == (
