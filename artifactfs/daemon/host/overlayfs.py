@@ -31,6 +31,10 @@ _DEADLINE_S = 60.0
 _TRIAL = ".trial-"
 _MOST_STACKED = 100
 _BIND = 0x1000 | 0x4000  # MS_BIND | MS_REC
+_OPEN_TREE, _MOVE_MOUNT = 428, 429  # system calls: the same numbers on every machine but alpha
+_AT_FDCWD = -100
+_A_COPY = 0x1 | 0x8000  # OPEN_TREE_CLONE, AT_RECURSIVE
+_BENEATH = 0x4 | 0x200  # MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_BENEATH
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -53,23 +57,40 @@ def mount_above(layout: RepoLayout) -> None:
 def put_in_place(layout: RepoLayout, mount_point: str, *, instead: bool = False) -> None:
     """Show what is mounted at `RepoLayout.merged`, with what is mounted in it, at `mount_point`.
 
-    A process that died may have left an overlayfs there, in which programs go on writing. It is
-    taken away right before ours comes, so that next to nothing is written into the folder
-    underneath; and so is any mount, where it comes `instead`. Raises: MountError.
+    A process that died may have left an overlayfs there, in which programs go on writing; or ours
+    comes `instead` of another mount. It is put beneath that, which then goes, so that nobody sees
+    the folder underneath. Before Linux 6.5 the old one has to go first. Raises: MountError.
     """
     top = real_path(mount_point)
     # When an overlayfs ends, the kernel first writes back the whole disk under it. An open
     # descriptor puts that off until ours is in place.
     held = os.open(top, os.O_PATH | os.O_CLOEXEC)
     try:
+        beneath = False
         if instead or is_ours(mount_point):
+            beneath = _mount_beneath(layout.merged, top)
             mounts.detach(top)
-        if _libc.mount(os.fsencode(layout.merged), os.fsencode(top), None, _BIND, None) != 0:
+        source = os.fsencode(layout.merged)
+        if not beneath and _libc.mount(source, os.fsencode(top), None, _BIND, None) != 0:
             number = ctypes.get_errno()
             raise MountError(f"cannot mount on {mount_point}: {os.strerror(number)}")
     finally:
         os.close(held)
     mounts.detach(str(layout.merged))
+
+
+def _mount_beneath(source: Path, top: str) -> bool:
+    """Mount `source`, with what is mounted in it, under what is mounted on `top`. False where the
+    kernel does not."""
+    tree = _libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _A_COPY | os.O_CLOEXEC)
+    if tree < 0:
+        return False
+    try:
+        return bool(
+            _libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(top), _BENEATH) == 0
+        )
+    finally:
+        os.close(tree)
 
 
 def _mount(folder: Path, where: dict[str, str], mount_point: str) -> None:
