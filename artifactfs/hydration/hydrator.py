@@ -90,6 +90,8 @@ class Parts:
 
 SUBTREE_FILTER = f"blob:limit={SUBTREE_LIMIT}"
 PROGRESS_S = 0.2
+WALK_S = 60.0
+"""The walk through a million files takes some 10 s of a busy machine."""
 
 LATE_S = 2.0
 """A deadline that is noticed so late passed while this process was stopped, or starved: what the
@@ -350,7 +352,9 @@ class Hydrator:
         Where most of many is not here, whole trees are asked for, which the remote sends as they
         are in its packs; what is left then, by name. Waits and raises as `prefetch`.
         """
-        await self.offered.walked()
+        with trio.move_on_after(WALK_S):
+            while not self.offered.is_walked:
+                await self.offered.walked()
         inventory = self._background.inventory
         if inventory is None or inventory.tree != tree or not self.offered.is_walked:
             return None
