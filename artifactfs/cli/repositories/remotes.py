@@ -8,7 +8,11 @@ import click
 
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, connect, json_option, state
-from artifactfs.cli.terminal.names import name_argument_or_here_option, name_or_here_option
+from artifactfs.cli.terminal.names import (
+    name_argument_or_here_option,
+    name_or_here_option,
+    store_name,
+)
 from artifactfs.daemon.control.remote_argument import read_remote
 
 
@@ -57,15 +61,44 @@ def _fetch_here(name: str) -> dict[str, Any]:
     return trio.run(fetch_once, state().repo(name), settings)
 
 
+def _name_and_interval(
+    ctx: click.Context, option: click.Parameter, words: tuple[str, ...]
+) -> list[float | None]:
+    """``NAME INTERVAL``, or one of them; the interval in a list, empty where there is none.
+
+    One word is the interval if it can be one. Raises: UsageError.
+    """
+    if len(words) > 2:
+        raise click.UsageError("give a NAME and one INTERVAL, such as 30s or never", ctx)
+    duration, name, rest = Duration(never=True), None, list(words)
+    if len(words) == 2:
+        name = rest.pop(0)
+    elif words:
+        try:
+            duration.convert(words[0], option, ctx)
+        except click.BadParameter:
+            if words[0][0].isdigit() or words[0][0] == "-":
+                raise
+            name = rest.pop()
+    store_name(ctx, name)
+    return [duration.convert(word, option, ctx) for word in rest]
+
+
 @click.command("set-refresh")
 @name_or_here_option
-@click.argument("interval", type=Duration(never=True), required=False)
+@click.argument(
+    "interval",
+    metavar="[NAME] [INTERVAL]",
+    nargs=-1,
+    is_eager=True,
+    callback=_name_and_interval,
+)
 @click.option("--interval", "flag", type=Duration(never=True), help="The same as INTERVAL.")
 @click.option("--refresh", type=Duration(never=True), help="The same as INTERVAL.")
 @json_option
 def set_refresh(
     name: str,
-    interval: float | None,
+    interval: list[float | None],
     flag: float | None,
     refresh: float | None,
     as_json: bool,
@@ -74,16 +107,16 @@ def set_refresh(
 
     \b
     Examples:
-      artifact-fs set-refresh --name hello 30s
+      artifact-fs set-refresh hello 30s
       artifact-fs set-refresh --name hello never
     """
     source = click.get_current_context().get_parameter_source
     commandline = click.core.ParameterSource.COMMANDLINE
-    values = {"interval": interval, "flag": flag, "refresh": refresh}
-    given = [name for name in values if source(name) is commandline]
+    flags = {"flag": flag, "refresh": refresh}
+    given = interval + [flags[each] for each in flags if source(each) is commandline]
     if len(given) != 1:
         raise click.UsageError("give one interval, such as 30s or never")
-    refresh_s = values[given[0]]
+    (refresh_s,) = given
     client = connect()
     if client is not None:
         with client:

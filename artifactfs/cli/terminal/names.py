@@ -88,7 +88,12 @@ _ARGUMENT = "artifactfs.name"
 
 
 def _store_argument(ctx: click.Context, _option: click.Parameter, value: str | None) -> None:
-    ctx.meta[_ARGUMENT] = value
+    store_name(ctx, value)
+
+
+def store_name(ctx: click.Context, name: str | None) -> None:
+    """For a command that takes its name from among its arguments. Raises: InvalidInput."""
+    ctx.meta[_ARGUMENT] = None if name is None else check_repo_name(name)
 
 
 def _given(ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:

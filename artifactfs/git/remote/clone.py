@@ -75,7 +75,7 @@ __all__ = [
 
 _OID = re.compile(r"[0-9a-f]{40}")
 _SHORT_OID = re.compile(r"[0-9a-f]{4,39}")
-_BRANCHES_NAMED = 10
+_NAMED = 10
 _TEMPORARY = ".git."
 
 
@@ -219,23 +219,21 @@ def resolve(advertised: RefAdvertisement, ref: str | None) -> Resolved:
             return Resolved(name, oid, advertised.peeled.get(name, oid))
     if _OID.fullmatch(ref):
         return Resolved(None, bytes.fromhex(ref), bytes.fromhex(ref))
-    hint = None if _SHORT_OID.fullmatch(ref) else _branches(advertised)
+    hint = None if _SHORT_OID.fullmatch(ref) else _names(advertised)
     raise RemoteNotFound(
         f"the remote has no branch, tag or ref {ref!r}",
         hint=hint or "a commit is named by all 40 digits of its oid",
     )
 
 
-def _branches(advertised: RefAdvertisement) -> str | None:
-    names = [name.removeprefix("refs/heads/") for name in advertised.refs]
-    names = sorted(name for name in names if not name.startswith(("refs/", "HEAD")))
-    if 0 < len(names) <= _BRANCHES_NAMED:
-        return (
-            f"it has the branches {', '.join(names)}"
-            if names[1:]
-            else f"name it: --branch {names[0]}"
-        )
-    return None
+def _names(advertised: RefAdvertisement) -> str | None:
+    """The branches and tags that could have been meant, where they are few."""
+    kinds = []
+    for kind, plural, prefix in (("branch", "es", "refs/heads/"), ("tag", "s", "refs/tags/")):
+        names = sorted(n.removeprefix(prefix) for n in advertised.refs if n.startswith(prefix))
+        if 0 < len(names) <= _NAMED:
+            kinds.append(f"the {kind}{plural if names[1:] else ''} {', '.join(names)}")
+    return f"it has {' and '.join(kinds)}" if kinds else None
 
 
 def _plan(

@@ -147,6 +147,28 @@ def test_durations(hello: Path, daemon: DaemonProcess, text: str, seconds: float
     assert daemon.status("hello")["refresh_s"] == seconds
 
 
+def test_set_refresh_by_name(hello: Path, daemon: DaemonProcess) -> None:
+    for words, seconds in (
+        (("hello", "30s"), 30),
+        (("hello", "--interval", "40s"), 40),
+        (("hello", "never"), None),
+        (("--name", "hello", "50s"), 50),
+    ):
+        assert daemon.json("set-refresh", *words)["refresh_s"] == seconds
+    for words in (("hello",), ("hello", "30s", "40s"), ("hello", "soon"), ("hello", "--", "-5s")):
+        refused = daemon.run("set-refresh", *words, check=False)
+        assert refused.returncode == 2 and refused.stderr.startswith("error: "), words
+
+
+def test_a_ref_that_is_not_there_names_branches_and_tags(
+    daemon: DaemonProcess, local_remote: Any
+) -> None:
+    subprocess.run(["git", "-C", local_remote.path, "tag", "v1.0"], check=True)
+    options = ("--name", "x", "--remote", local_remote.path, "--ref", "v1.1")
+    refused = daemon.run("add-repo", *options, check=False)
+    assert "hint: it has the branch main and the tag v1.0\n" in refused.stderr
+
+
 def test_what_is_no_duration(hello: Path, daemon: DaemonProcess) -> None:
     for text in ("1m30", "h", "0s", "-5m", "5 parsecs"):
         refused = daemon.run("set-refresh", "--name", "hello", "--refresh", text, check=False)
