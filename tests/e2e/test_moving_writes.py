@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,32 @@ def test_moving_what_was_written_loses_nothing(
         assert snapshot(mount) == before
         assert status(mount) == said
         assert os.getxattr(mount / "new", "user.note") == b"kept"
+
+
+def access_list(uid: int) -> bytes:
+    """That `uid` may read, as acl(5) is kept: tag, permissions, id."""
+    nobody = 0xFFFFFFFF
+    entries = ((1, 6, nobody), (2, 4, uid), (4, 4, nobody), (0x10, 4, nobody), (0x20, 0, nobody))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+def test_attributes_that_our_mount_does_not_show(
+    daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
+) -> None:
+    mount = daemon.add_repo("odd", remote_repo().url, "--writes", "kernel")
+    (mount / "new").write_text("new\n")
+    (mount / "src" / "folder").mkdir()
+    kept = {"trusted.note": b"kept", "system.posix_acl_access": access_list(1234)}
+    for path in (mount / "new", mount / "src" / "folder"):
+        for name, value in kept.items():
+            os.setxattr(path, name, value)
+    modes = [path.stat().st_mode for path in (mount / "new", mount / "src" / "folder")]
+    daemon.run("remount", "--name", "odd", "--writes", "fuse")
+    assert (mount / "new").read_text() == "new\n"
+    daemon.run("remount", "--name", "odd", "--writes", "kernel")
+    for path in (mount / "new", mount / "src" / "folder"):
+        assert {name: os.getxattr(path, name) for name in kept} == kept
+    assert modes == [path.stat().st_mode for path in (mount / "new", mount / "src" / "folder")]
 
 
 def test_moving_is_cut(changed: tuple[Path, str, str], daemon: DaemonProcess) -> None:
