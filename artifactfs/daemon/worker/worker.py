@@ -214,6 +214,8 @@ class Worker:
         await trio.to_thread.run_sync(overlayfs.mount_above, layout)
         await self._cover(filesystem, layout.merged)
         gate = self._gate if self._gate is not None and not self._gate.opened else None
+        if gate is not None:
+            gate.give_way()
         put = partial(overlayfs.put_in_place, layout, top, instead=gate is not None)
         await trio.to_thread.run_sync(put)
         if gate is not None:

@@ -61,6 +61,7 @@ class Gate:
         self._answer: int | None = None  # to everybody: an errno
         self._made_s = int(time.time())
         self._fd = -1
+        self._gives_way = False
         self.opened = False
 
     @asynccontextmanager
@@ -86,6 +87,11 @@ class Gate:
         if _libc.mount(*words, ctypes.c_ulong(_NOSUID_NODEV), options.encode()) != 0:
             why = os.strerror(ctypes.get_errno())
             raise MountError(f"cannot mount on {self._path}: {why}")
+
+    def give_way(self) -> None:
+        """Another file system is about to be mounted there. When this one is unmounted then, that
+        is no end, though it may be noticed before `open`."""
+        self._gives_way = True
 
     def open(self) -> None:
         """Another file system is mounted there now: who waits, and who still comes, looks anew."""
@@ -118,7 +124,7 @@ class Gate:
                     raise
                 continue  # ENOENT: whoever asked was killed
             self._take(request)
-        if not self.opened:
+        if not self._gives_way:
             scope.cancel()
 
     def _take(self, request: bytes) -> None:
