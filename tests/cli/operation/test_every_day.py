@@ -236,6 +236,7 @@ artifact-fs daemon --root "$ROOT" &
 ls $ROOT/starter-repo/
 cat $ROOT/starter-repo/README.md
 git -C $ROOT/starter-repo log --oneline -5
+until grep -q "going on with the daemon" "$SAID"; do sleep 0.05; done
 kill $!; wait $!
 """
 
@@ -249,14 +250,17 @@ def test_the_documented_guide_as_a_whole(
         **daemon.environment,
         "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
         "ROOT": str(tmp_path / "root"),
+        "SAID": str(tmp_path / "said"),
         "ARTIFACTS_AUTH_REMOTE": f"file://{local_remote.path}",
     }
+    script = 'exec 2>"$SAID"\n' + GUIDE
     done = subprocess.run(
-        ["bash", "-s"], input=GUIDE, env=environment, capture_output=True, text=True, timeout=90
+        ["bash", "-s"], input=script, env=environment, stdout=subprocess.PIPE, text=True, timeout=90
     )
-    assert "README.md" in done.stdout.splitlines(), done.stderr
+    said = (tmp_path / "said").read_text()
+    assert "README.md" in done.stdout.splitlines(), said
     assert len(done.stdout.splitlines()[-1].split()[0]) == 7, "a line of the log"
-    assert "going on with the daemon" in done.stderr and '"message": "stopped"' in done.stderr
+    assert "going on with the daemon" in said and '"message": "stopped"' in said
     assert done.returncode == 0
     assert not os.listdir(tmp_path / "root" / "starter-repo"), "it was unmounted with the daemon"
 
