@@ -39,7 +39,7 @@ class RepoSettings:
     xattrs: bool = False
     recurse_submodules: bool = False
     git_dir: str | None = None
-    writes: str = "fuse"
+    writes: str = "auto"
     fetch_ref: str | None = None
 
     def to_json(self) -> str:

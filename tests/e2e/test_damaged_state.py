@@ -179,7 +179,7 @@ def used(
         contents = {}
         for name in ("a", "b"):
             remote = artifacts_server.create(f"damage-{name}-{os.getpid()}", source)
-            mount = daemon.add_repo(name, remote.url, "--hydrate", "all")
+            mount = daemon.add_repo(name, remote.url, "--hydrate", "all", "--writes", "fuse")
             for state in ("history", "index", "hydrated"):
                 daemon.wait_for(name, state)
             contents = use(daemon, name, mount)

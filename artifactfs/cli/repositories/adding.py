@@ -183,8 +183,11 @@ def add_repo(
 
 
 def who_writes(answer: dict[str, Any], asked: str) -> str:
-    """What a line on a mount says of its writes: nothing where it is as it always was."""
-    writes = answer.get("writes") or {"kind": "fuse", "why": ""}
+    """What a line on a mount says of its writes: nothing where that was asked for, or where it is
+    not known yet."""
+    writes = answer.get("writes")
+    if writes is None:
+        return ""
     if writes["kind"] == "kernel":
         return "; the kernel takes the writes"
     return f"; writes go through our process: {writes['why']}" if asked == "auto" else ""

@@ -113,7 +113,7 @@ def writes_option(function: _F) -> _F:
     return click.option(
         "--writes",
         type=click.Choice(["auto", "kernel", "fuse"]),
-        default="fuse",
+        default="auto",
         show_default=True,
         help="Who takes what programs write: the kernel's overlayfs, at the speed of the disk "
         "(as root only), or our own process; auto: the kernel where it can.",
