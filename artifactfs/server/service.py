@@ -92,6 +92,9 @@ async def run_server(
         return SharedLimit(store, area, limit, settings.limits.window_s)
 
     try:
+        marks = marks_of_last_run(layout)
+        if not _was_clean(layout) or marks:
+            await store.read(partial(sweep, layout, marks=marks))
         async with trio.open_nursery() as services:
             services.start_soon(_until_signal, shutdown)
             await services.start(events.run)
@@ -115,9 +118,6 @@ async def run_server(
                     background=background,
                 )
                 _add_figures(context)
-                marks = marks_of_last_run(layout)
-                if not _was_clean(layout) or marks:
-                    await store.read(partial(sweep, layout, marks=marks))
                 layout.open.mkdir(mode=0o700, exist_ok=True)
                 for directory in layout.trash.iterdir():
                     background.start_soon(remove_tree, directory)

@@ -72,6 +72,7 @@ class Installation:
         """The metadata database. Raises: StateError."""
         if self.url is None:
             self._refuse_foreign()
+            self._refuse_lost()
             return SQLite(self.layout.metadata_db, metadata_migrations)
         from artifactfs.server.metadata.postgres import Postgres  # which takes 0.1 s to load
 
@@ -95,6 +96,7 @@ class Installation:
             store = Store(*2 * (self.open(),))
             return store, store
         self._refuse_foreign()
+        self._refuse_lost()
         return (
             open_store(self.layout.metadata_db, metadata_migrations),
             open_store(self.layout.events_db, event_migrations, durable=False),
@@ -105,6 +107,21 @@ class Installation:
             raise StateError(
                 f"{self.layout.root} belongs to a PostgreSQL database",
                 hint="name it: --database postgresql://user@host/name",
+            )
+
+    def _refuse_lost(self) -> None:
+        """A new database in place of one that was lost would know none of the repositories, and
+        they would go as what a crash has left."""
+        path = self.layout.metadata_db
+        files = (path, path.with_name(f"{path.name}-wal"))
+        if any(file.exists() and file.stat().st_size for file in files):
+            return
+        if next(self.layout.repos.glob("*/*.git"), None) is not None:
+            raise StateError(
+                f"{path} is {'empty' if path.exists() else 'missing'}, and there are repositories"
+                f" in {self.layout.repos}",
+                hint="restore the data folder from a backup; or move that folder away, to begin"
+                " without them",
             )
 
     def _belong(self, database: Database) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
-from artifactfs.server.metadata.database import Transaction
+from artifactfs.errors import StateError
+from artifactfs.server.metadata.database import DatabaseError, Transaction
 from artifactfs.server.storage.gitdir import mend_gitdir
 from artifactfs.server.storage.open_marks import marked_ids
 from artifactfs.server.storage.settings import DataLayout
@@ -27,7 +29,8 @@ def marks_of_last_run(layout: DataLayout) -> list[str] | None:
 def sweep(layout: DataLayout, tx: Transaction, *, marks: list[str] | None) -> None:
     """Mend what a crash left: folders that no row names, quarantines, lock files, empty files.
 
-    Of what `marks` name; without any, of everything.
+    Of what `marks` name; without any, of everything. Raises: StateError where the database is
+    damaged, so that a row may be there and not be found.
     """
     if marks is None:
         gitdirs = list(layout.repos.glob("*/*.git"))
@@ -36,30 +39,51 @@ def sweep(layout: DataLayout, tx: Transaction, *, marks: list[str] | None) -> No
         repo_ids, pool_ids = marked_ids(marks)
         gitdirs = [path for each in repo_ids if (path := layout.gitdir(each)).exists()]
         pools = [path for each in pool_ids if (path := layout.pool(each)).exists()]
-    for gitdir in gitdirs:
-        _mend_repo(gitdir, tx)
-    for pool in pools:
-        if tx.row("SELECT 1 AS one FROM pools WHERE id = :id", {"id": pool.name}) is None:
-            shutil.rmtree(pool, ignore_errors=True)
+    left = [gitdir for gitdir in gitdirs if not _mend_repo(gitdir, tx)]
+    left += [pool for pool in pools if not _has_row(pool, tx)]
+    if left:
+        _check_database(layout, tx)
+    for folder in left:
+        log.info("removing a folder that was never finished: %s", folder.name)
+        shutil.rmtree(folder, ignore_errors=True)
     layout.open.mkdir(mode=0o700, exist_ok=True)
     for mark in marks or ():
         (layout.open / mark).unlink(missing_ok=True)
 
 
-def _mend_repo(gitdir: Path, tx: Transaction) -> None:
+def _has_row(pool: Path, tx: Transaction) -> bool:
+    return tx.row("SELECT 1 AS one FROM pools WHERE id = :id", {"id": pool.name}) is not None
+
+
+def _check_database(layout: DataLayout, tx: Transaction) -> None:
+    """Read all of it, as no start does that finds everything in order. Raises: StateError."""
+    if tx.engine != "sqlite":
+        return
+    try:
+        said = [str(row["integrity_check"]) for row in tx.rows("PRAGMA integrity_check(3)")]
+    except (sqlite3.DatabaseError, DatabaseError) as error:
+        said = [str(error)]
+    if said != ["ok"]:
+        raise StateError(
+            f"{layout.metadata_db} is damaged: {'; '.join(said)}",
+            hint="restore the data folder from a backup",
+        )
+
+
+def _mend_repo(gitdir: Path, tx: Transaction) -> bool:
+    """False where the database does not know it: it was never finished."""
     row = tx.row(
         "SELECT default_branch FROM repos WHERE id = :id AND status <> 'importing'",
         {"id": gitdir.name.removesuffix(".git")},
     )
     if row is None:
-        log.info("removing a repository folder that was never finished: %s", gitdir.name)
-        shutil.rmtree(gitdir, ignore_errors=True)
-        return
+        return False
     for quarantine in (gitdir / "objects").glob("tmp_objdir-*"):
         shutil.rmtree(quarantine, ignore_errors=True)
     _remove_stale_locks(gitdir)
     if mend_gitdir(gitdir, row["default_branch"]):
         log.warning("mended %s", gitdir)
+    return True
 
 
 def _remove_stale_locks(gitdir: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -197,6 +199,44 @@ def test_a_start_looks_at_what_was_being_written_to_and_at_nothing_else(
     shutil.rmtree(server.data / "open")  # as of an older server: everything is looked at
     server.start()
     assert not other.exists()
+
+
+@pytest.mark.parametrize("way", ["missing", "empty", "a page"])
+def test_repositories_outlive_their_database(
+    start_server: ServerFactory, git: Git, work: Path, way: str
+) -> None:
+    """A new one would know none of them: they would go as what a crash has left."""
+    server = start_server()
+    if server.database is not None:
+        pytest.skip("its database is elsewhere")
+    made = server.create("precious")
+    remote = with_token(made["remote"], made["token"])
+    git("push", "-q", remote, "main", cwd=work)
+    server.kill()
+    shutil.rmtree(server.data / "open")  # as of an older server: everything is looked at
+    database = server.data / "metadata.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+        root = "SELECT rootpage FROM sqlite_master WHERE tbl_name = 'repos' AND type = 'index'"
+        pages = [page for (page,) in connection.execute(root)]
+    kept = database.read_bytes()
+    if way == "missing":
+        database.unlink()
+    elif way == "empty":
+        os.truncate(database, 0)
+    else:
+        content = bytearray(kept)
+        for page in pages:  # of the repositories' indexes, made empty ones: nothing is found
+            at = (page - 1) * page_size
+            content[at : at + page_size] = b"\x0a" + bytes(4) + b"\x10\0" + bytes(page_size - 7)
+        database.write_bytes(content)
+    with pytest.raises(AssertionError):  # it ends before it answers
+        server.start()
+    assert "error: " + str(database) in server.errors() and "from a backup" in server.errors()
+    database.write_bytes(kept)
+    server.start()
+    assert "refs/heads/main" in git("ls-remote", remote)
 
 
 def test_a_power_failure_that_emptied_new_files(start_server: ServerFactory, git: Git) -> None:
