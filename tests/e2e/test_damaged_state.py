@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -128,6 +129,11 @@ class Used:
         shutil.rmtree(self.daemon.state, ignore_errors=True)
         subprocess.run(["cp", "-a", template, self.daemon.state], check=True)
         self.daemon.log.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        if self.daemon.process is not None and self.daemon.process.poll() is None:
+            self.daemon.stop()
+        clear_mounts(self.daemon.directory)
 
     def of_kind(self, kind: str) -> tuple[Path, list[str]]:
         """A state root that has files of that kind, and these; those of one are of a."""
@@ -297,7 +303,7 @@ def eio(error: OSError) -> str:
 def check(used: Used, kind: str, files: list[Path]) -> str:
     """Everything that is promised; returns in a word what became of repository a."""
     daemon = used.daemon
-    shared = not str(files[0]).startswith(f"{daemon.state}/repos")
+    shared = any(not str(file).startswith(f"{daemon.state}/repos") for file in files)
     try:
         daemon.start()
     except RuntimeError as error:
@@ -373,7 +379,7 @@ def said_of(daemon: DaemonProcess, files: list[Path]) -> list[str]:
 def fetch(daemon: DaemonProcess, files: list[Path]) -> str:
     """What the next fetch says. The other repository's works in any case, unless they share it."""
     done = daemon.run("fetch", "--name", "a", check=False)
-    if not str(files[0]).startswith(f"{daemon.state}/repos"):
+    if any(not str(file).startswith(f"{daemon.state}/repos") for file in files):
         return "fetches" if done.returncode == 0 else f"fetch: {done.stderr.splitlines()[0]}"
     assert daemon.run("fetch", "--name", "b", check=False).returncode == 0
     if done.returncode == 0:
@@ -418,9 +424,75 @@ def test_what_can_be_read_is_right(
         print(used.daemon.log_tail(60))
         raise
     finally:
-        if used.daemon.process is not None and used.daemon.process.poll() is None:
-            used.daemon.stop()
-        clear_mounts(used.daemon.directory)
+        used.end()
+
+
+ALONE = {"registry", "lock", "socket"}
+"""What is said of them is not said of files."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(20))
+def test_two_damages_at_once(used: Used, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    choose = random.Random(seed)
+    kinds = [kind for kind in KINDS if kind not in ALONE and used.of_kind(kind)[1]]
+    template, _ = used.of_kind(choose.choice(kinds))
+    here = [kind for kind in kinds if any(kind_of(path) == kind for path in files_of(template))]
+    used.restore(template)
+    files, done = [], []
+    for kind in choose.sample(here, 2):
+        way = choose.choice(list(WAYS))
+        done.append(f"{kind}, {way}")
+        found = [path for path in files_of(template) if kind_of(path) == kind]
+        some = [used.daemon.state / path for path in found if not path.startswith("repos/b/")]
+        for file in some:
+            WAYS[way](file)
+        files += some
+    try:
+        outcome = check(used, "two", files)
+        with capsys.disabled():
+            print(f"{'; '.join(done)}: {outcome}")
+    finally:
+        used.end()
+
+
+READ_IN_PLACE = (
+    *("cache, pack", "large blob", "checksums of a large blob", "HEAD", "config", "packed refs"),
+    *("index", "gitdir, pack", "loose object", "upper file", "segment", "credentials", "sizes"),
+    *("converted", "checksums of a converted file", "attributes", "conversion", "alternates"),
+)
+"""What a mount reads while it is there. (Of its overlay, it has what it needs in memory.)"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["missing", "one bit", "zeroed page"])
+@pytest.mark.parametrize("kind", READ_IN_PLACE)
+def test_while_it_is_mounted(
+    used: Used, kind: str, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template, of_kind = used.of_kind(kind)
+    if not of_kind:
+        pytest.skip("this use leaves none")
+    used.restore(template)
+    daemon = used.daemon
+    files = [daemon.state / path for path in of_kind]
+    try:
+        daemon.start()
+        assert {status["state"] for status in daemon.json("status")} == {"mounted"}
+        for file in files:
+            WAYS[way](file)
+        failed = look(used, "a")
+        assert not look(used, "b") or not str(files[0]).startswith(f"{daemon.state}/repos")
+        if failed:
+            said = json.dumps(daemon.status("a").get("damage"))
+            assert any(path.name in said for path in files), (failed, said)
+        with capsys.disabled():
+            print(f"{kind}, {way}, while mounted: EIO for {len(failed)}")
+    except AssertionError:
+        print(daemon.log_tail(60))
+        raise
+    finally:
+        used.end()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount an overlayfs")

@@ -109,15 +109,14 @@ async def check_unmounted(name: str, layout: RepoLayout) -> None:
     What its overlay holds can be committed and pushed already: only git in the mount knows, so
     this errs on the safe side. Raises: StateError.
     """
-    if not layout.gitdir.exists():
-        return
     dirty, mounted = await trio.to_thread.run_sync(read_overlay, layout)
     if dirty:
         raise StateError(
             f"{name} may have local changes ({dirty} entries in its overlay)",
             hint=f"look with artifact-fs remount --name {name} and git status, or give --force",
         )
-    refuse(name, {"changes": [], **await kept_only_here(layout, mounted)})
+    if layout.gitdir.exists():
+        refuse(name, {"changes": [], **await kept_only_here(layout, mounted)})
 
 
 def read_overlay(layout: RepoLayout) -> tuple[int, str | None]:
