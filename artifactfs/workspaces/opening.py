@@ -179,7 +179,7 @@ def workspace(
     depth: int | None = None,
     hydrate: str = "source",
     allow_other: bool = False,
-    writes: str = "fuse",
+    writes: str = "auto",
     timeout_s: float = MOUNT_S,
     state_root: str | os.PathLike[str] | None = None,
 ) -> OpenWorkspace:
@@ -197,7 +197,7 @@ def workspace(
     that branch first, made where there is none. `name`: how it is called here; where a workspace
     of that name was kept, its work is back. `author`: ``Name <email>`` for commits. `depth`: only
     so many commits of history. `allow_other`: other users may enter, too. `writes`: who takes what
-    is written, as ``add-repo --writes`` has it (``kernel`` as root only). `timeout_s`: how long
+    is written, as ``add-repo --writes`` has it. `timeout_s`: how long
     mounting may take.
 
     `on_exit` says what is to happen with commits and files that nobody else has:

@@ -62,7 +62,7 @@ def daemon(shared_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
 
 
 Open = Callable[..., OpenWorkspace]
-WRITES = os.environ.get("ARTIFACT_FS_ADD_REPO_WRITES", "fuse")
+WRITES = os.environ.get("ARTIFACT_FS_ADD_REPO_WRITES", "auto")
 """As for the tests of the whole program: who takes what programs write."""
 
 
