@@ -21,6 +21,7 @@ from artifactfs.daemon.control.remote_argument import RemoteArgument
 from artifactfs.daemon.control.starting import ensure_daemon
 from artifactfs.errors import ArtifactFSError, DaemonError, InvalidInput, NotRegistered
 from artifactfs.paths import StateLayout
+from artifactfs.system.mountinfo import read_mountinfo
 from artifactfs.workspaces.results import Usage
 from artifactfs.workspaces.running import stoppable
 
@@ -175,9 +176,11 @@ def _own_memory(pid: int | None) -> int:
 
 
 def _disk_bytes(directory: Path) -> int:
-    """Blocks of the files of one repository; the shared cache is not in it."""
-    total = 0
-    for folder, _, names in os.walk(directory):
+    """Blocks of the files of one repository; the shared cache is not in it, nor what is mounted
+    there, as the tree below an overlayfs is."""
+    total, mounted = 0, {entry.mount_point for entry in read_mountinfo()}
+    for folder, folders, names in os.walk(os.path.realpath(directory)):
+        folders[:] = [name for name in folders if os.path.join(folder, name) not in mounted]
         for name in names:
             with suppress(OSError):  # it has just gone
                 total += os.lstat(os.path.join(folder, name)).st_blocks * 512

@@ -253,3 +253,12 @@ def test_importing_the_package_costs_nothing() -> None:
     script = "import artifactfs, sys; print('trio' in sys.modules, 'subprocess' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert printed.stdout == "False False\n"
+
+
+def test_what_is_mounted_below_costs_nothing(open_workspace: Open) -> None:
+    """Where the kernel takes the writes, the base tree is mounted within its own folder."""
+    with open_workspace(branch="large", on_exit="push") as ws:
+        ws.write("large", os.urandom(4 << 20))
+        ws.commit("Large")
+    with open_workspace(ref="large") as ws:
+        assert ws.usage().disk_bytes < 2 << 20
