@@ -1,7 +1,7 @@
 """Where the kernel's overlayfs takes the writes (`--writes kernel`): what is its own there.
 
-What both kinds of writes have in common is tested by all other tests, with the kernel's for
-``ARTIFACT_FS_ADD_REPO_WRITES=kernel``.
+What both kinds of writes have in common is tested by all other tests: for root with the kernel's,
+with our own mount's for ordinary users and for ``ARTIFACT_FS_ADD_REPO_WRITES=fuse``.
 """
 
 from __future__ import annotations
