@@ -124,6 +124,9 @@ def shaped_repository(shape: str, cache: Path = DEFAULT_CACHE) -> Path:
                     stream.branch(f"topic/{number % 100}/{number}")
         run_git("-C", unfinished, "repack", "-adq")
         run_git("-C", unfinished, "pack-refs", "--all")
+        for name in ("uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant"):
+            run_git("-C", unfinished, "config", name, "true")
+        run_git("-C", unfinished, "config", "transfer.advertiseObjectInfo", "true")
         unfinished.rename(target)
     return target
 
