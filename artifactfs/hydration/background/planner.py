@@ -15,8 +15,12 @@ from artifactfs.hydration.link.connection import RemoteLink
 from artifactfs.hydration.link.sizing import Sizing
 from artifactfs.hydration.order.inventory import Classifier, TreeInventory, take_inventory
 from artifactfs.redact import redact
+from artifactfs.system.memory import give_back
 
 log = logging.getLogger(__name__)
+
+_MANY = 10_000
+"""Files of which walk and sizes leave megabytes of free memory behind."""
 
 
 class Planner:
@@ -98,5 +102,7 @@ class Planner:
                 log.info("the remote's capabilities are unknown: %s", redact(error.message))
                 self._sweep.with_subtrees = False
         await self._sizing.whole(inventory)
+        if inventory.total >= _MANY:
+            await trio.to_thread.run_sync(give_back)
         self._sweep.sized = True
         self._wake()

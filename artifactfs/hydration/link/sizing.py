@@ -28,9 +28,9 @@ CHUNK = 10_000
 EMPTY = bytes.fromhex("e69de29bb2d1d6434b8b29ae775ad8c2e48c5391")
 """The blob without content. Of another one 0 bytes cannot be true, and the kernel would never read
 the file and find out."""
-_WRITTEN_AT_ONCE = 50_000
-"""Oids are random: each transaction writes nearly every page of the database that it was, so those
-of a million are not written ten thousand at a time."""
+_WRITES = 20
+"""Oids are random: each transaction writes nearly every page of the database that there is, so the
+sizes of a large tree are not written in smaller parts than this."""
 _LOOKUPS_A_STEP = 150
 """Look-ups between two checkpoints: about 1 ms."""
 MAX_BACKOFF_S = 5.0
@@ -124,13 +124,14 @@ class Sizing:
         Returns early where the remote cannot tell them. Raises nothing but cancellation.
         """
         learnt: dict[bytes, int] = {}
+        at_once = max(CHUNK, len(inventory.order) // _WRITES)
         async with aclosing(self._unknown(inventory)) as chunks:
             async for chunk in chunks:
                 sizes = await self._ask_in_background(chunk)
                 if not sizes:
                     break
                 learnt |= sizes
-                if len(learnt) >= _WRITTEN_AT_ONCE:
+                if len(learnt) >= at_once:
                     await self._note(inventory, learnt)
                     learnt = {}
         await self._note(inventory, learnt)
