@@ -52,6 +52,8 @@ class Feature:
     needs: tuple[str, ...] = ()
     capability: int = 0
     drops: int = 0
+    optional: bool = False
+    """Nothing is wrong where something is too old for it."""
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -120,6 +122,17 @@ FEATURES: tuple[Feature, ...] = (
     Feature("fsmonitor-diff", "git diff asks as well", git=(2, 43), needs=("fsmonitor",)),
     Feature("git-folder", ".git is the gitdir itself, a folder as in a clone"),
     Feature("kernel-writes", "what programs write goes to the disk, and not through a process"),
+    Feature(
+        "handover",
+        "the mount goes on when its process ends: another one takes it over",
+        kernel=(6, 9),
+        optional=True,
+    ),
+    Feature(
+        "handover-writes",
+        "the same where what programs write goes through the process",
+        needs=("handover", "request-headers"),
+    ),
     Feature("primed-index", "the first git status looks at no file", git=(2, 30)),
 )
 
@@ -215,7 +228,9 @@ class Features:
             else:
                 old = _too_old(feature, self._found)
                 why = self._missing.get(feature.name) or (old and old[1])
-                expected = feature.name in self._expected or (old is not None and old[0] == "git")
+                expected = feature.name in self._expected or (
+                    old is not None and (old[0] == "git" or feature.optional)
+                )
                 state = State(feature, why is None, why, expected)
             states[feature.name] = state
         return states

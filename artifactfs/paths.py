@@ -129,6 +129,11 @@ class RepoLayout:
         return self.directory / "small"
 
     @property
+    def listings(self) -> Path:
+        """Listings that programs have not read to their end, for the next process."""
+        return self.directory / "listings"
+
+    @property
     def lower(self) -> Path:
         """Where our own mount is while the kernel's overlayfs lies above it, at the mount point."""
         return self.directory / "lower"
@@ -208,6 +213,11 @@ class StateLayout:
     @property
     def control_socket(self) -> Path:
         return self.root / "control.sock"
+
+    @property
+    def keeper_socket(self) -> Path:
+        """Where mounts are kept that outlive the daemon (`daemon/supervisor/keeper.py`)."""
+        return self.root / "keeper.sock"
 
     @property
     def lock(self) -> Path:

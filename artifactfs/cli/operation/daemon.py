@@ -19,6 +19,7 @@ from artifactfs.cli.operation import running
 from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import Duration, Size, json_option, state
 from artifactfs.cli.terminal.context import daemon as connect_to_daemon
+from artifactfs.daemon.control.client import DaemonNotRunning
 from artifactfs.daemon.control.remote_argument import TOKEN_VARIABLES
 from artifactfs.errors import DaemonError, NotRegistered
 from artifactfs.features import VARIABLE, disabled_features
@@ -215,7 +216,13 @@ def stop(deadline: float) -> None:
     """
     from artifactfs.doctor.liveness import daemon_holds_lock
 
-    pid = _ask_to_end(again=False)
+    try:
+        pid = _ask_to_end(again=False)
+    except DaemonNotRunning:
+        if not _stop_what_it_left(deadline):
+            raise
+        click.echo("the daemon had ended before; what it had mounted is unmounted")
+        return
     _wait_until(lambda: not daemon_holds_lock(state()), deadline, f"the daemon (pid {pid}) ends")
     click.echo(f"the daemon (pid {pid}) has ended")
 
@@ -223,7 +230,10 @@ def stop(deadline: float) -> None:
 @daemon.command()
 @click.option("--deadline", type=Duration(), default=90.0, help="How long to wait. [default: 90s]")
 def restart(deadline: float) -> None:
-    """Unmount everything, start the daemon anew with the same options, and mount again.
+    """Start the daemon anew with the same options, or the version that is installed now.
+
+    Mounts stay, with the files that programs have open in them (Linux 6.9 and later; else they are
+    made again).
 
     \b
     Examples:
@@ -279,6 +289,17 @@ def logs(follow: bool, lines: int) -> None:
             f"there is no {path}", hint="a daemon that you started yourself logs to its stderr"
         )
     os.execvp("tail", ["tail", *options, str(path)])
+
+
+def _stop_what_it_left(deadline_s: float) -> bool:
+    """Unmount what a daemon that was killed has left to the next one; False where nothing is."""
+    from artifactfs.daemon.supervisor.keeper import is_kept, stop_kept
+
+    path = state().keeper_socket
+    if not stop_kept(path):
+        return False
+    _wait_until(lambda: not is_kept(path), deadline_s, "its mounts end")
+    return True
 
 
 def _ask_to_end(*, again: bool) -> int:

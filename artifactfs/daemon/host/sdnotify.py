@@ -1,10 +1,15 @@
-"""The service manager's notification protocol (sd_notify(3)): datagrams to ``$NOTIFY_SOCKET``."""
+"""The service manager: its notification protocol (sd_notify(3): datagrams to ``$NOTIFY_SOCKET``),
+and what it is about to do with us."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
+import subprocess
+from pathlib import Path
+
+_ASK_S = 3.0
 
 log = logging.getLogger(__name__)
 
@@ -36,3 +41,40 @@ def watchdog_interval_s() -> float | None:
     except ValueError:
         return None
     return allowed_us / 2e6 if allowed_us > 0 else None
+
+
+def is_restarting() -> bool:
+    """Whether the service manager ends us to start us anew. False where it cannot be asked. Blocks.
+
+    It ends a service in the same way whatever comes next; its queue of jobs tells (systemd:
+    ``JOB_RESTART`` until the service has stopped, then ``JOB_START``).
+    """
+    unit = _unit(Path("/proc/self/cgroup"))
+    if "INVOCATION_ID" not in os.environ or unit is None:
+        return False
+    name, options = unit
+    try:
+        jobs = subprocess.run(
+            ["systemctl", *options, "list-jobs", "--no-legend", "--plain", name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ASK_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("cannot ask the service manager: %s", error)
+        return False
+    return any(line.split()[1:3] == [name, "restart"] for line in jobs.stdout.splitlines())
+
+
+def _unit(cgroup: Path) -> tuple[str, list[str]] | None:
+    """The service that we are, and the option that names its manager."""
+    try:
+        path = cgroup.read_text().strip().rpartition(":")[2]
+    except OSError:
+        return None
+    name = path.rpartition("/")[2]
+    if not name.endswith(".service"):
+        return None
+    return name, ["--user"] if "/user@" in path else []

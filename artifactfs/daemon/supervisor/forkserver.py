@@ -10,13 +10,19 @@ with a pidfd attached, so the supervisor can wait for and signal the worker with
 pid; or by ``{"forked": ID, "error": WHY}``. ``{"exited": PID, "status": STATUS}`` follows when it
 was reaped (`os.waitstatus_to_exitcode`).
 
-When the supervisor is gone (end of file), workers unmount by themselves, since their channels
+It also keeps a copy of each mount's ``/dev/fuse`` (`fs/kernel/handover.py`): a worker that has
+mounted sends ``{"held": NAME, "pid": PID, …}`` (`daemon/host/outliving.py`) with the descriptor
+attached, by a socket pair that all workers share, and that is passed on to the supervisor. A worker
+that is to take a mount over gets the descriptor with the ``fork``. ``{"let_go": NAME}`` ends that.
+
+When the supervisor is gone (end of file), the workers of such mounts go on, and this process keeps
+the descriptors until a new supervisor has taken them (`keeper.py`). Other workers unmount by
+themselves, since their channels
 ended too; the ones that do not within `LINGER_S` are killed, so a new daemon can mount again.
 """
 
 from __future__ import annotations
 
-import array
 import errno
 import gc
 import json
@@ -32,33 +38,13 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from artifactfs.daemon.supervisor.keeper import Kept, attached, receive
+
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE = 256 << 10  # bytes; settings are a few hundred
 LINGER_S = 3.0
-
-
-def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """One message and the descriptors attached to it; None at the end."""
-    size = socket.CMSG_SPACE(4 * array.array("i").itemsize)
-    data, ancillary, _flags, _address = connection.recvmsg(MAX_MESSAGE, size)
-    return (json.loads(data) if data else None), descriptors(ancillary)
-
-
-def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The file descriptors in the ancillary data of a `recvmsg`, made close-on-exec."""
-    received = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            received.frombytes(data[: len(data) - len(data) % received.itemsize])
-    for descriptor in received:
-        os.set_inheritable(descriptor, False)
-    return list(received)
-
-
-def attached(descriptor: int) -> list[tuple[int, int, array.array[int]]]:
-    """Ancillary data that carries `descriptor`."""
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+KEEP_POLL_S = 5.0
+"""So often is it looked whether a mount without a supervisor is still there."""
 
 
 @dataclass(slots=True)
@@ -108,16 +94,40 @@ class ForkServer:
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._children: dict[int, tuple[int, list[str]]] = {}  # pidfd → pid, mounts
+        self._kept = Kept()
+        self._from_workers, self._to_us = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._from_workers.setblocking(False)
+        self._poll.register(self._from_workers, select.POLLIN)
 
     def run(self) -> None:
-        """Fork on request until the supervisor closes its end, then see the workers out."""
+        """Fork on request until the supervisor closes its end, then see the workers out; keep the
+        mounts that are to outlive it."""
         while True:
             for descriptor, _events in self._poll.poll():
-                if descriptor in self._children:
+                if descriptor == self._from_workers.fileno():
+                    self._hear_workers()
+                elif descriptor in self._children:
                     self._reap(descriptor)
                 elif not self._serve_one():
                     self._see_out()
                     return
+
+    def _hear_workers(self) -> None:
+        """Take what workers have sent so far."""
+        while True:
+            try:
+                message, received = receive(self._from_workers)
+            except BlockingIOError:
+                return
+            if message is not None:
+                self._hold(message, received)
+
+    def _hold(self, message: dict[str, Any], received: list[int]) -> None:
+        self._kept.take(message, received)
+        if "let_go" in message:
+            self._send(message)
+        elif received:
+            self._send(message, received[0])
 
     def _serve_one(self) -> bool:
         try:
@@ -126,6 +136,9 @@ class ForkServer:
             return False
         if message is None:
             return False
+        if "fork" not in message:
+            self._kept.take(message, received)
+            return True
         try:
             pid, pidfd = self._fork(message["spec"], received)
         except OSError as error:  # no more processes, memory or descriptors: for now
@@ -138,15 +151,18 @@ class ForkServer:
 
     def _fork(self, spec: dict[str, Any], received: list[int]) -> tuple[int, int]:
         """A worker's pid and pidfd. Raises: OSError."""
-        if not received:  # the kernel drops descriptors that would be one too many
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        channel = received[0]
+        needed = 1 if spec.get("held") is None else 2
         try:
+            if len(received) < needed:  # the kernel drops descriptors that would be one too many
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             pid = os.fork()
             if pid == 0:
-                self._become_worker(spec, channel)
+                self._become_worker(spec, received)
+            if needed == 2:
+                self._kept.served_by(spec["settings"]["name"], pid)
         finally:
-            os.close(channel)
+            for descriptor in received:
+                os.close(descriptor)
         try:
             return pid, os.pidfd_open(pid)
         except OSError:
@@ -154,19 +170,30 @@ class ForkServer:
             os.waitpid(pid, 0)
             raise
 
-    def _become_worker(self, spec: dict[str, Any], channel: int) -> None:
+    def _become_worker(self, spec: dict[str, Any], received: list[int]) -> None:
         """In the child: never returns."""
         status = 70  # EX_SOFTWARE
         try:
             self._connection.close()
+            self._from_workers.close()
+            self._kept.close()
             for pidfd in self._children:
                 os.close(pidfd)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_IGN)  # until the worker handles them
+            if "trial" in spec:
+                from artifactfs.fs.mount.trial import answer_to
+
+                os.write(received[0], answer_to(bytes.fromhex(spec["trial"])))
+                os._exit(0)
+            if spec.get("refuses"):
+                from artifactfs.daemon.host.refusing import refuse
+
+                os._exit(refuse(received[1]))
             gc.enable()
             from artifactfs.daemon.worker.worker import run_worker
 
-            status = run_worker(spec, channel)
+            status = run_worker(spec, received, self._to_us)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -176,6 +203,7 @@ class ForkServer:
                 os._exit(status)
 
     def _reap(self, pidfd: int) -> None:
+        self._hear_workers()  # what it has sent before it ended comes first
         pid, _served_at = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
@@ -190,25 +218,54 @@ class ForkServer:
             log.debug("the supervisor is gone")  # its end of file is handled by the loop
 
     def _see_out(self) -> None:
-        """Wait for the workers, then kill, then abort their FUSE connections."""
+        """Wait for the workers whose mounts end with them, then kill, then abort their FUSE
+        connections. Keep the others."""
         self._poll.unregister(self._connection)
+        self._connection.close()
         self._wait(LINGER_S)
-        for pidfd in self._children:
+        for pidfd in self._leaving():
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         self._wait(1.0)
-        if self._children:
+        if self._leaving():
             from artifactfs.daemon.host import mounts
 
-            for _pid, served_at in self._children.values():
-                for mount_point in served_at:
+            for pidfd in self._leaving():
+                for mount_point in self._children[pidfd][1]:
                     mounts.abort(mount_point)
             self._wait(LINGER_S)
+        self._keep()
+
+    def _leaving(self) -> list[int]:
+        """The pidfds of workers whose mounts nobody keeps."""
+        kept = self._kept.workers()
+        return [pidfd for pidfd, (pid, _mounts) in self._children.items() if pid not in kept]
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while self._children and (left := deadline - time.monotonic()) > 0:
-            for descriptor, _events in self._poll.poll(left * 1000):
+        while self._leaving() and (left := deadline - time.monotonic()) > 0:
+            self._look(left * 1000)
+
+    def _look(self, milliseconds: float | None) -> list[int]:
+        """Hear and reap workers; the descriptors that are of something else."""
+        others = []
+        for descriptor, _events in self._poll.poll(milliseconds):
+            if descriptor == self._from_workers.fileno():
+                self._hear_workers()
+            elif descriptor in self._children:
                 self._reap(descriptor)
+            else:
+                others.append(descriptor)
+        return others
+
+    def _keep(self) -> None:
+        """Until a new supervisor has everything, or there is nothing left."""
+        listener = self._kept.listener
+        if listener is not None:
+            self._poll.register(listener, select.POLLIN)
+        while self._kept.alive():
+            if self._look(KEEP_POLL_S * 1000) and self._kept.hand_over():
+                return
+        self._wait(LINGER_S)
 
 
 def preload() -> None:

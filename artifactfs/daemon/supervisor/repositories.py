@@ -11,6 +11,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.daemon.host import logs
 from artifactfs.daemon.repositories.registration import resolve_mount_point
 from artifactfs.daemon.repositories.registry import Registration, Registry, not_registered
+from artifactfs.daemon.supervisor.keeper import KeptMount
 from artifactfs.daemon.supervisor.supervision import Supervision
 from artifactfs.daemon.supervisor.workers import WorkerPool
 from artifactfs.paths import StateLayout
@@ -90,8 +91,15 @@ class Repositories:
         """With an absolute mount point."""
         return replace(settings, mount_point=resolve_mount_point(settings, self.mount_root))
 
-    def supervise(self, settings: RepoSettings, *, behind_an_entrance: bool = True) -> Supervision:
-        """Start keeping a repository mounted. `behind_an_entrance`: also while it is cloned."""
+    def supervise(
+        self,
+        settings: RepoSettings,
+        *,
+        behind_an_entrance: bool = True,
+        mount: KeptMount | None = None,
+    ) -> Supervision:
+        """Start keeping a repository mounted. `behind_an_entrance`: also while it is cloned.
+        `mount`: it is, by a worker of the daemon before."""
         assert self._nursery is not None
         supervision = Supervision(
             self.resolved(settings),
@@ -103,6 +111,8 @@ class Repositories:
             hydration_concurrency=self._hydration_concurrency,
             behind_an_entrance=behind_an_entrance,
         )
+        if mount is not None:
+            supervision.take_over(mount)
         self.mounts[settings.name] = supervision
         self._nursery.start_soon(supervision.run)
         return supervision

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 from contextlib import suppress
 from dataclasses import asdict
@@ -24,10 +25,13 @@ from artifactfs.daemon.control.channel import WorkerChannel
 from artifactfs.daemon.control.messages import Message, error_fields, error_from_fields
 from artifactfs.daemon.control.server import Progress
 from artifactfs.daemon.host import mounts, overlayfs
+from artifactfs.daemon.host.outliving import LEAVE
+from artifactfs.daemon.supervisor.keeper import KeptMount
 from artifactfs.daemon.supervisor.waiting import sleep_beside, steps
 from artifactfs.daemon.supervisor.workers import WorkerPool, WorkerProcess
 from artifactfs.errors import DaemonError, MountError
 from artifactfs.paths import RepoLayout, StateLayout
+from artifactfs.system.processes import start_time_of
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +41,15 @@ ASK_S = 15.0
 read late."""
 STOP_S = 8.0  # for a clean stop: the worker flushes its overlay and unmounts
 KILL_S = 2.0
+LEAVE_S = 3.0  # for a worker that leaves its mount to the next one: it closes its overlay
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 60.0
 LONGEST_CRASH_S = 1.0
 """A mount that worked and died is wanted back within 3 s, however often that happens."""
+AT_ONCE_S = 0.1
+GIVEN_UP_AFTER = 5
+"""A worker that takes a mount over and dies before it is "mounted", or so soon after, so often in a
+row, is damaged: nobody waits for it any longer."""
 STABLE_S = 30.0  # a mount that lived this long starts over with the shortest delay
 
 
@@ -80,6 +89,8 @@ class Supervision:
         self._hydration_concurrency = hydration_concurrency
         self._behind_an_entrance = behind_an_entrance
         self._channel: WorkerChannel | None = None
+        self._scope = trio.CancelScope()
+        self._predecessor: KeptMount | None = None
         self._stop = trio.Event()
         self._retry = trio.Event()
         self._attempted = trio.Event()
@@ -153,6 +164,17 @@ class Supervision:
         self.stop()
         await self.ended.wait()
 
+    def take_over(self, mount: KeptMount) -> None:
+        """Before `run`: the mount is there, and a worker of the daemon before serves it."""
+        self._predecessor = mount
+
+    def leave(self) -> bool:
+        """Let the mount go on without us, for the next supervisor. False where it cannot."""
+        if self._pool.to_take_over(self.name) is None:
+            return False
+        self._scope.cancel()
+        return True
+
     def stop(self) -> None:
         """Ask for a clean stop; `run` returns when the worker is gone."""
         self._stop.set()
@@ -163,7 +185,8 @@ class Supervision:
 
         `wait_ready` is about that attempt from now on, not about an earlier one that failed.
         """
-        if self.state != "mounted" and self.running and self._attempted.is_set():
+        waits = self.state != "mounted" or self.error is not None
+        if waits and self.running and self._attempted.is_set():
             self._attempted = trio.Event()
         self._retry.set()
 
@@ -171,18 +194,31 @@ class Supervision:
 
     async def run(self) -> None:
         """Keep it mounted until `stop`. Cancelling is for a first attempt nobody waits for."""
+        with self._scope:
+            await self._run()
+
+    async def _run(self) -> None:
         delay = 0.0
+        at_once = 0
         try:
+            await self._succeed()
             while not self._finished():
                 await self._attempt_safely()
                 if self._finished():
                     break
                 longest = LONGEST_RETRY_S
+                held = self._pool.to_take_over(self.name)
+                lived = 0.0
                 if self.mounted_at is not None:
                     lived = trio.current_time() - self.mounted_at
-                    delay = 0.0 if lived > STABLE_S else delay
+                    delay = 0.0 if lived > STABLE_S or held is not None else delay
                     longest = LONGEST_CRASH_S
                     self.mounted_at = None
+                at_once = at_once + 1 if held is not None and lived < AT_ONCE_S else 0
+                if held is not None and at_once >= GIVEN_UP_AFTER:
+                    await self._give_up(held)
+                    at_once, delay = 0, 0.0
+                    continue
                 self.restarts += 1
                 await self._pause(min(delay, longest))
                 delay = min(max(delay, FIRST_RETRY_S) * 2, longest)
@@ -192,6 +228,76 @@ class Supervision:
             self._there.set()
             self.ended.set()
             self._tell_changed()  # also who has seen that state: `running` is another
+
+    async def _succeed(self) -> None:
+        """End the worker of the daemon before, so that one of ours goes on with its mount."""
+        mount, self._predecessor = self._predecessor, None
+        if mount is None:
+            return
+        pidfd = _process_of(mount)
+        if pidfd is None:
+            return
+        try:
+            if mount.message["mount_point"] != self.settings.mount_point:
+                await _end(pidfd, signal.SIGTERM, STOP_S)
+                await self._pool.let_go(self.name)
+            elif await self._pool.would_go_on(mount):
+                await _end(pidfd, LEAVE, LEAVE_S)
+            else:
+                await self._live_with(mount, pidfd)
+        finally:
+            os.close(pidfd)
+
+    async def _live_with(self, mount: KeptMount, pidfd: int) -> None:
+        """The worker of the daemon before goes on serving, until it ends or somebody asks for
+        another one: ours cannot go on with what it has begun."""
+        self.pid = int(mount.message["pid"])
+        self.mounted = {"state": "mounted", "mount_point": self.settings.mount_point}
+        self._set_failed(error_fields(_needs_remount(self.name)))
+        self._set_state("mounted")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_when_asked, pidfd)
+                await trio.lowlevel.wait_readable(pidfd)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.pid = None
+        if self._finished() or not mount.held.alive:
+            await self._pool.let_go(self.name)
+            await self._clear_mount_point()
+
+    async def _end_when_asked(self, pidfd: int) -> None:
+        await self._retry.wait()
+        with trio.CancelScope(shield=True):
+            await _end(pidfd, signal.SIGTERM, STOP_S)
+
+    async def _give_up(self, held: KeptMount) -> None:
+        """No worker can go on with the mount: whoever uses it gets EIO, until somebody asks for
+        another attempt or unmounts it."""
+        what = f"the mount's process died at once {GIVEN_UP_AFTER} times"
+        hint = f"see the daemon's log; artifact-fs remount --name {self.name} mounts it anew"
+        error = DaemonError(f"{what}: programs get an input/output error", hint=hint)
+        self._failed(error_fields(error))
+        spec = {"settings": asdict(self.settings), "refuses": True}
+        try:
+            refusing = await self._pool.fork(spec, held)
+        except DaemonError:  # then the mount ends
+            await self._pool.let_go(self.name)
+            return
+        self.pid = refusing.pid
+        try:
+            await self._retry.wait()
+        finally:
+            self.pid = None
+            self._retry = trio.Event()
+            refusing.signal(signal.SIGKILL)
+            with trio.CancelScope(shield=True):
+                await refusing.wait()
+                await refusing.stream.aclose()
+            refusing.close()
+        if self._finished():
+            await self._pool.let_go(self.name)
+            await self._clear_mount_point()
 
     def _finished(self) -> bool:
         return self._stop.is_set() or self.state == "unmounted"
@@ -226,8 +332,9 @@ class Supervision:
             "hydration_concurrency": self._hydration_concurrency,
             "behind_an_entrance": self._behind_an_entrance,
         }
+        held = self._pool.to_take_over(self.name)
         try:
-            worker = await self._pool.fork(spec)
+            worker = await self._pool.fork(spec, held)
         except DaemonError as error:
             self._failed(error_fields(error))
             return
@@ -245,9 +352,11 @@ class Supervision:
                     await channel.closed.wait()
                 nursery.cancel_scope.cancel()
         except BaseException:
-            # The channel is closed by now, which is a request to unmount and end.
-            with trio.CancelScope(shield=True):
-                await self._see_out(worker)
+            # The channel is closed by now, which is a request to unmount and end: but not for a
+            # mount that is kept, which goes on without us.
+            if self._pool.to_take_over(self.name) is None:
+                with trio.CancelScope(shield=True):
+                    await self._see_out(worker)
             worker.close()
             raise
         finally:
@@ -258,6 +367,7 @@ class Supervision:
         worker.close()
         status = await self._pool.exit_status(worker.pid)
         if self._finished():
+            await self._pool.let_go(self.name)
             await self._clear_mount_point()
             log.info("unmounted", extra={"repo": self.name})
             return
@@ -409,6 +519,40 @@ class Supervision:
             abort = partial(mounts.abort, served_at)
             await trio.to_thread.run_sync(abort, abandon_on_cancel=True)
         worker.signal(signal.SIGKILL)
+
+
+def _needs_remount(name: str) -> MountError:
+    return MountError(
+        "served by the version that began the mount: this one would begin it in another way",
+        hint=f"artifact-fs remount --name {name}, when no program has files of it open",
+    )
+
+
+async def _end(pidfd: int, number: int, deadline_s: float) -> None:
+    """End a process that is no child of ours by that signal, or else by SIGKILL."""
+    own = os.dup(pidfd)  # somebody else may wait for the other one
+    try:
+        for one in (number, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(own, one)
+            with trio.move_on_after(deadline_s):
+                await trio.lowlevel.wait_readable(own)
+                return
+    finally:
+        os.close(own)
+
+
+def _process_of(mount: KeptMount) -> int | None:
+    """A pidfd of the process that serves the mount; None: it has ended."""
+    pid = int(mount.message["pid"])
+    try:
+        pidfd = os.pidfd_open(pid)
+        if start_time_of(pid) == mount.message["start"]:
+            return pidfd
+        os.close(pidfd)
+    except OSError:
+        pass
+    return None
 
 
 def _clear(mount_point: str, layout: RepoLayout) -> None:

@@ -24,6 +24,7 @@ from artifactfs.daemon.host.privacy import keep_private
 from artifactfs.daemon.repositories.registration import check_fuse, make_mount_point
 from artifactfs.daemon.repositories.registry import Registration
 from artifactfs.daemon.supervisor.commands import Commands
+from artifactfs.daemon.supervisor.keeper import KeptMount, inherit
 from artifactfs.daemon.supervisor.repositories import Repositories
 from artifactfs.daemon.supervisor.workers import WorkerPool
 from artifactfs.errors import ArtifactFSError, StateError
@@ -66,7 +67,7 @@ class Supervisor:
         self._repositories = Repositories(
             state,
             mount_root,
-            WorkerPool(log_level, fork_server),
+            WorkerPool(log_level, fork_server, keep_at=state.keeper_socket),
             log_level,
             cache_limit=cache_limit,
             keep_cpus_awake=keep_cpus_awake,
@@ -78,6 +79,7 @@ class Supervisor:
         self._stopping = trio.Event()
         self._asked = trio.Event()
         self._again = False
+        self._leaves = False  # mounts to the next daemon
         self.adopted = False
         """Somebody has made it the daemon that is wanted: see `adopt`."""
 
@@ -98,14 +100,15 @@ class Supervisor:
                     self._repositories.use(mounts)
                     await self._serve()
                     for supervision in self._repositories.mounts.values():
-                        supervision.stop()
+                        if not (self._leaves and supervision.leave()):
+                            supervision.stop()
                 log.info("stopped")
                 nursery.cancel_scope.cancel()
         return self._again
 
     def _end(self, again: bool) -> None:
         if not self._asked.is_set():  # whoever asked first is obeyed
-            self._again = again
+            self._again = self._leaves = again
             self._asked.set()
 
     @property
@@ -145,12 +148,15 @@ class Supervisor:
             adopt=self.adopt if self._idle_s is not None else None,
         )
         server = ControlServer(self._repositories.state.control_socket, commands.table())
+        kept = await self._inherit()
         for registration in await self._repositories.registrations():
             if registration.damaged is not None:
                 fields = {"repo": registration.name, "hint": registration.damaged.hint}
                 log.error("%s", registration.damaged.message, extra=fields)
             elif registration.enabled:
-                self._start_registered(registration)
+                self._start_registered(registration, kept.pop(registration.name, None))
+        for mount in kept.values():  # nobody wants them any more
+            await self._repositories.pool.end_kept(mount)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             if self._metrics is not None:
@@ -166,14 +172,28 @@ class Supervisor:
             sdnotify.notify(STOPPING=1, STATUS="unmounting")
             nursery.cancel_scope.cancel()
 
-    def _start_registered(self, registration: Registration) -> None:
+    async def _inherit(self) -> dict[str, KeptMount]:
+        """The mounts that a daemon before us has left, by repository. Ours from now on."""
+        found = await trio.to_thread.run_sync(inherit, self._repositories.state.keeper_socket)
+        if found is None:
+            return {}
+        kept = {}
+        for mount in found.mounts:
+            self._repositories.pool.keep(mount)
+            kept[str(mount.message["held"])] = mount
+        await trio.to_thread.run_sync(found.release)
+        log.info("going on with mounts of the daemon before", extra={"repos": sorted(kept)})
+        return kept
+
+    def _start_registered(self, registration: Registration, mount: KeptMount | None) -> None:
         settings = self._repositories.resolved(registration.settings)
         try:
-            make_mount_point(Path(settings.mount_point))
+            if mount is None:  # else nobody of us may look at it
+                make_mount_point(Path(settings.mount_point))
         except ArtifactFSError as error:
             # A dead mount point of an earlier daemon "exists"; anything else the worker reports.
             log.warning("mount point: %s", error, extra={"repo": settings.name})
-        self._repositories.supervise(registration.settings)
+        self._repositories.supervise(registration.settings, mount=mount)
 
     async def _handle_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -184,7 +204,9 @@ class Supervisor:
         with trio.open_signal_receiver(*numbers) as signals:
             task_status.started()
             async for number in signals:
-                log.info("stopping", extra={"signal": signal.Signals(number).name})
+                self._leaves = await trio.to_thread.run_sync(sdnotify.is_restarting)
+                fields = {"signal": signal.Signals(number).name, "mounts_stay": self._leaves}
+                log.info("stopping", extra=fields)
                 self._stopping.set()
 
     async def _figures(self, commands: Commands) -> str:

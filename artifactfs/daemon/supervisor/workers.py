@@ -10,17 +10,20 @@ import os
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import trio
 
-from artifactfs.daemon.supervisor.forkserver import (
+from artifactfs.daemon.supervisor.forkserver import ForkServerProcess, start
+from artifactfs.daemon.supervisor.keeper import (
     MAX_MESSAGE,
-    ForkServerProcess,
+    Kept,
+    KeptMount,
     attached,
     descriptors,
-    start,
 )
 from artifactfs.errors import DaemonError
 
@@ -69,8 +72,16 @@ async def _status_of(process: subprocess.Popen[bytes]) -> int:
 class WorkerPool:
     """Runs the fork server, and starts it again when it dies (its workers live on meanwhile)."""
 
-    def __init__(self, log_level: str, started: ForkServerProcess | None = None) -> None:
-        """`started`: a fork server to begin with, so that it is ready sooner."""
+    def __init__(
+        self,
+        log_level: str,
+        started: ForkServerProcess | None = None,
+        *,
+        keep_at: Path | None = None,
+    ) -> None:
+        """`started`: a fork server to begin with, so that it is ready sooner. `keep_at`: where it
+        can be asked for the mounts that outlive us (`keeper`)."""
+        self._keep_at = keep_at
         self.pid: int | None = None  # of the fork server
         self._started = started
         self._log_level = log_level
@@ -79,6 +90,9 @@ class WorkerPool:
         self._numbers = itertools.count(1)
         self._forks: dict[int, tuple[trio.Event, list[tuple[int, int] | str]]] = {}
         self._statuses: dict[int, int] = {}
+        self._answers: dict[bytes, bytes] = {}
+        self.kept = Kept()
+        """Mounts that outlive their worker."""
         self._told = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -118,6 +132,11 @@ class WorkerPool:
         self.pid = server.process.pid
         server.connection.setblocking(False)
         self._connection = trio.socket.from_stdlib_socket(server.connection)
+        with suppress(OSError):  # it ends already
+            if self._keep_at is not None:
+                server.connection.send(json.dumps({"keep_at": str(self._keep_at)}).encode())
+            for mount in self.kept.mounts.values():
+                self._tell(self._connection, mount)
         self._ready.set()
         return server.process, self._connection
 
@@ -133,6 +152,8 @@ class WorkerPool:
             message = json.loads(data)
             if "forked" in message:
                 self._forked(message, descriptors(ancillary))
+            elif "exited" not in message:
+                self.kept.take(message, descriptors(ancillary))
             else:
                 self._statuses[message["exited"]] = message["status"]
                 self._told.set()
@@ -151,14 +172,68 @@ class WorkerPool:
             answer.append(str(message.get("error") or os.strerror(errno.EMFILE)))
         event.set()
 
+    def keep(self, mount: KeptMount) -> None:
+        """Keep a mount of the daemon before. Raises: OSError."""
+        self.kept.take(mount.message, [mount.descriptor])
+        if self._connection is not None:
+            self._tell(self._connection, mount)
+
+    def _tell(self, connection: trio.socket.SocketType, mount: KeptMount) -> None:
+        """Have the fork server keep it, too. Never waits: there is room for it. Raises: OSError."""
+        payload = json.dumps(mount.message).encode()
+        raw = socket.socket(fileno=os.dup(connection.fileno()))
+        with raw:
+            raw.sendmsg([payload], attached(mount.descriptor))
+
+    async def let_go(self, name: str) -> None:
+        """Keep the mount of `name` no more: it ends with its worker."""
+        self.kept.let_go(name)
+        if self._connection is not None:
+            with suppress(OSError):  # it has ended, and lets go of everything
+                await self._connection.send(json.dumps({"let_go": name}).encode())
+
+    async def would_go_on(self, mount: KeptMount) -> bool:
+        """Whether workers of ours would begin a session as the one did that has begun `mount`.
+        Also waits until workers can be forked. Raises: DaemonError."""
+        init = mount.held.init
+        if init not in self._answers:
+            trial = await self.fork({"trial": init.hex()})
+            answer = b""
+            with suppress(trio.BrokenResourceError):
+                async with trial.stream:
+                    async for part in trial.stream:
+                        answer += part
+            await trial.wait()
+            trial.close()
+            self._answers[init] = answer
+        return self._answers[init] == mount.held.answer
+
+    async def end_kept(self, mount: KeptMount) -> None:
+        """Have the worker of the daemon before unmount and end."""
+        with suppress(ProcessLookupError):
+            os.kill(mount.message["pid"], signal.SIGTERM)
+        await self.let_go(mount.message["held"])
+
+    def to_take_over(self, name: str) -> KeptMount | None:
+        """The mount of `name`, where a new worker can go on with it."""
+        mount = self.kept.mounts.get(name)
+        if mount is not None and not mount.held.alive:  # somebody has unmounted it
+            self.kept.let_go(name)
+            return None
+        return mount
+
     def _lost(self) -> None:
         self._connection = None
         self._ready = trio.Event()
         for event, _answer in self._forks.values():
             event.set()
 
-    async def fork(self, spec: dict[str, Any]) -> WorkerProcess:
-        """A new worker that runs `spec`. Raises: DaemonError."""
+    async def fork(self, spec: dict[str, Any], mount: KeptMount | None = None) -> WorkerProcess:
+        """A new worker that runs `spec`, and goes on with `mount`. Raises: DaemonError."""
+        carried: tuple[int, ...] = ()
+        if mount is not None:
+            spec = {**spec, "held": mount.message}
+            carried = (mount.descriptor,)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         number = next(self._numbers)
         event, answer = self._forks[number] = (trio.Event(), [])
@@ -168,7 +243,7 @@ class WorkerPool:
                 if self._connection is None:
                     raise DaemonError("the fork server ended before it started a process")
                 payload = json.dumps({"fork": number, "spec": spec}).encode()
-                await self._connection.sendmsg([payload], attached(theirs.fileno()))
+                await self._connection.sendmsg([payload], attached(theirs.fileno(), *carried))
                 await event.wait()
         except (trio.TooSlowError, OSError) as error:
             ours.close()
@@ -183,6 +258,8 @@ class WorkerPool:
             why = answer[0] if answer else "the fork server ended"
             raise DaemonError(f"cannot start a process for the mount: {why}")
         pid, pidfd = answer[0]
+        if mount is not None:
+            mount.served_by(pid)
         ours.setblocking(False)
         return WorkerProcess(pid, pidfd, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
 

@@ -110,7 +110,9 @@ class CoveredGitdir:
 
     def _bind(self, waiting_room: Path | None = None) -> None:
         folder = self._top
-        if mounts.mounts_at(str(folder), follow=False):
+        mounted = mounts.mounts_at(str(folder), follow=False)
+        if mounted:  # by a process whose mount this one goes on with
+            self._waits = self.place.has_waiting_room and len(mounted) > 1
             return
         bind(self._gitdir, folder)
         if waiting_room is not None:

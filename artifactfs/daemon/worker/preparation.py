@@ -18,6 +18,7 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.control.messages import Message
 from artifactfs.daemon.control.server import Request, innermost
+from artifactfs.fs.kernel.handover import Handover
 from artifactfs.fs.mount.entrance import Entrance
 from artifactfs.fs.mount.session import hold
 from artifactfs.git.remote.clone import Tip
@@ -37,7 +38,7 @@ class Waiting(Protocol):
 
 @asynccontextmanager
 async def held(
-    entrance: Entrance, settings: RepoSettings, *, keep_awake: bool
+    entrance: Entrance, settings: RepoSettings, *, keep_awake: bool, handover: Handover
 ) -> AsyncIterator[None]:
     """The entrance is mounted while this lasts; it ends when somebody unmounts it.
 
@@ -45,7 +46,9 @@ async def held(
     """
 
     async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        await hold(entrance, settings, keep_awake=keep_awake, task_status=task_status)
+        await hold(
+            entrance, settings, keep_awake=keep_awake, handover=handover, task_status=task_status
+        )
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:

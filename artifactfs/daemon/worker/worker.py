@@ -32,6 +32,7 @@ from artifactfs.daemon.background.tasks import Background
 from artifactfs.daemon.control.messages import Message, error_fields
 from artifactfs.daemon.control.server import Command, LineStream, Request, innermost, serve_requests
 from artifactfs.daemon.host import logs, mounts, overlayfs, redirects
+from artifactfs.daemon.host.outliving import LEAVE, Outliving
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.daemon.switch.recovery import recover
 from artifactfs.daemon.worker.cloning import clone_or_refresh
@@ -74,13 +75,14 @@ STATE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 PR_SET_NAME = 15
 
 
-def run_worker(spec: dict[str, Any], channel: int) -> int:
-    """Serve one mount; returns the exit status of the process."""
+def run_worker(spec: dict[str, Any], descriptors: list[int], keeper: socket.socket) -> int:
+    """Serve one mount; returns the exit status of the process. `descriptors`: the channel, and
+    where the mount is taken over, its ``/dev/fuse``. `keeper`: see `outliving`."""
     settings = RepoSettings.from_mapping(spec["settings"])
     logs.configure(spec["log_level"], repo=settings.name)
     _set_process_name(f"afs:{settings.name}")
     _forget_programs_in(settings.mount_point)
-    stream = socket.socket(fileno=channel)
+    stream = socket.socket(fileno=descriptors[0])
     stream.setblocking(False)
     limit = DEFAULT_CACHE_LIMIT if spec["cache_limit"] is None else int(spec["cache_limit"])
     state = serve_as_other_user(StateLayout(Path(spec["state_root"])), settings)
@@ -92,6 +94,7 @@ def run_worker(spec: dict[str, Any], channel: int) -> int:
         keep_awake=spec["keep_cpus_awake"],
         concurrency=spec["hydration_concurrency"],
         behind_an_entrance=spec["behind_an_entrance"],
+        outliving=Outliving.of(settings.name, spec.get("held"), descriptors[1:], keeper),
     )
     return trio.run(worker.run)
 
@@ -119,11 +122,13 @@ class Worker:
         stream: socket.socket,
         cache_limit: int = DEFAULT_CACHE_LIMIT,
         *,
+        outliving: Outliving,
         keep_awake: bool = False,
         concurrency: int | None = None,
         behind_an_entrance: bool = False,
     ) -> None:
         """`behind_an_entrance`: where there is no gitdir yet, mount first."""
+        self._outliving = outliving
         self._state = state
         self._concurrency = concurrency
         self._behind_an_entrance = behind_an_entrance
@@ -167,6 +172,7 @@ class Worker:
             try:
                 with self._serving:
                     await self._serve()
+                self._outliving.let_go()
                 if not self._serving.cancel_called:
                     await self.event("unmounted")
             except Exception as error:
@@ -179,7 +185,17 @@ class Worker:
 
     def stop(self) -> None:
         """End the mount; `run` returns when it is gone."""
+        self._outliving.end()
         self._serving.cancel()
+
+    def leave(self) -> None:
+        """End, and leave the mount to the next process."""
+        self._serving.cancel()
+
+    def _stop_unless_kept(self) -> None:
+        """There is no supervisor: the mount goes on where the next one will find it."""
+        if not self._outliving.is_kept:
+            self.stop()
 
     async def _stop(self, _request: Request) -> Message:
         self.stop()
@@ -207,6 +223,15 @@ class Worker:
             else:
                 await self._cover(filesystem, Path(self._settings.mount_point))
             raise
+
+    async def _put_above(self, filesystem: FileSystem) -> None:
+        """What lies above our own mount. It outlives the process as well."""
+        is_there = partial(overlayfs.is_ours, self._settings.mount_point)
+        taken_over = self._outliving.taken_over and await trio.to_thread.run_sync(is_there)
+        if self._writes.native and not taken_over:
+            await self._mount_above(filesystem)
+        else:
+            await self._cover(filesystem, Path(self._settings.mount_point))
 
     async def _mount_above(self, filesystem: FileSystem) -> None:
         """Put the kernel's overlayfs above our mount, complete at once. Raises: MountError."""
@@ -260,7 +285,7 @@ class Worker:
         try:
             await self._lines.send({"event": name, **fields})
         except DaemonError:
-            self.stop()
+            self._stop_unless_kept()
 
     async def _report(self, error: Exception) -> None:
         if isinstance(error, (MissingObject, CorruptData)):
@@ -285,7 +310,7 @@ class Worker:
         except* DaemonError as group:
             log.error("the supervisor's messages: %s", group.exceptions[0])
         log.debug("the supervisor is gone or lets go")
-        self.stop()
+        self._stop_unless_kept()
 
     async def _send_heartbeats(self) -> None:
         while True:
@@ -295,10 +320,13 @@ class Worker:
     async def _handle_sigterm(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, LEAVE) as signals:
             task_status.started()
-            async for _ in signals:
-                self.stop()
+            async for number in signals:
+                if number == LEAVE and self._outliving.is_kept:
+                    self.leave()
+                else:
+                    self.stop()
 
     # -- the mount ---------------------------------------------------------------------------
 
@@ -306,8 +334,9 @@ class Worker:
         async with locked(self._layout):
             decision = partial(decide, self._state, self._layout, self._settings)
             self._writes = await trio.to_thread.run_sync(decision)
-            await trio.to_thread.run_sync(self._clear_mounts)
-            withdraw(self._layout.gitdir)  # a worker that was killed has left it
+            if not self._outliving.taken_over:
+                await trio.to_thread.run_sync(self._clear_mounts)
+                withdraw(self._layout.gitdir)  # a worker that was killed has left it
             if self._layout.gitdir.exists() or not self._behind_an_entrance:
                 await self._serve_gitdir(await self._clone_or_refresh(), None)
             elif self._writes.native:
@@ -318,7 +347,8 @@ class Worker:
     async def _serve_behind_an_entrance(self) -> None:
         """Mount at once; who looks into it waits until the gitdir is there."""
         entrance = Entrance(Features(), self._settings)
-        async with held(entrance, self._settings, keep_awake=self._keep_awake):
+        handover, awake = self._outliving.handover, self._keep_awake
+        async with held(entrance, self._settings, keep_awake=awake, handover=handover):
             await self._serve_gitdir(await self._prepare_behind(entrance), entrance)
 
     async def _serve_behind_a_gate(self) -> None:
@@ -390,8 +420,10 @@ class Worker:
             damage=self._damage,
             place=self._git_place.place,
             features=entrance.features if entrance is not None else None,
+            handover=self._outliving.handover,
         )
-        await self._settle_writes(odb, open_filesystem)
+        if not self._outliving.taken_over:
+            await self._settle_writes(odb, open_filesystem)
         filesystem = open_filesystem(native=self._writes.native)
         if not self._writes.native:
             filesystem.features.lacks("kernel-writes", self._writes.why, expected=True)
@@ -400,8 +432,9 @@ class Worker:
             self._redirected = self._prepare_redirects(filesystem)
             await self._mount(filesystem, odb, hydrator, entrance)
         finally:
-            with suppress(OSError):
-                withdraw(self._layout.gitdir)
+            if not self._outliving.handover.stays:
+                with suppress(OSError):
+                    withdraw(self._layout.gitdir)
             filesystem.close()
 
     async def _settle_writes(
@@ -447,6 +480,7 @@ class Worker:
                     keep_awake=self._keep_awake,
                     entrance=entrance,
                     before_unmount=self._before_unmount,
+                    handover=self._outliving.handover,
                 )
                 if self._writes.native:
                     self._layout.lower.mkdir(mode=0o700, exist_ok=True)
@@ -477,11 +511,9 @@ class Worker:
         )
         self._commands.update(requests.table())
         await trio.to_thread.run_sync(old_versions.offer_objects)
-        if self._writes.native:
-            await self._mount_above(filesystem)
-        else:
-            await self._cover(filesystem, Path(self._settings.mount_point))
+        await self._put_above(filesystem)
         top, commit = self._settings.mount_point, commit_name(filesystem.base.commit)
+        self._outliving.tell(filesystem.features, top, native=self._writes.native)
         writes = self._writes.as_json()
         await self.event("mounted", state="mounted", mount_point=top, commit=commit, writes=writes)
         async with trio.open_nursery() as nursery:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -45,6 +46,8 @@ _END = 1 << 61
 """Numbers of the 256 folders, and of the objects: apart from all others (see `virtual`)."""
 _FOLDER_BITS = 8
 _OBJECT_BITS = 32
+_GENERATIONS = 1 << 27
+"""So many to begin with, and as many again to count on to."""
 
 _TARGET = b"/nonexistent/in-a-pack"
 
@@ -110,7 +113,7 @@ class OfferedObjects:
         self._gid = gid
         self._time_ns = time_ns
         self._shown: Inventory | None = None
-        self._generation = 0
+        self._generation = secrets.randbelow(_GENERATIONS)  # not that of a process before
         self.before_missing: Callable[[GitCommand, Oid | None], Awaitable[None]] | None = None
         """Awaited where a git command looks for an object that it is not offered, or lists some
         (None); and where its lazy fetch looks whether the objects have come meanwhile."""

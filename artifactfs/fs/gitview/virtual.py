@@ -20,6 +20,7 @@ not listed; where the tree has that name another one is used.
 from __future__ import annotations
 
 import errno
+import secrets
 import stat
 from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
@@ -117,7 +118,8 @@ class VirtualFiles:
         self._answers: dict[int, bytes] = {}
         self._turned_away: set[int] = set()
         """Processes that looked into ``.git`` before anything covered it."""
-        self._next = _TOKENS
+        # Not what a process before has used: the kernel may know it, and keep its content.
+        self._next = _TOKENS + secrets.randbelow(_TOKENS // 2)
 
     def avoid(self, names: Container[bytes]) -> None:
         """Choose a name for the directory that the root of the tree does not have."""

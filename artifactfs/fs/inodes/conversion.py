@@ -248,10 +248,15 @@ class Conversions:
 
     def orphaned(self, inode: Inode) -> None:
         """The last name of `inode` is about to go, while it is open."""
-        if inode.parent is not None and stat.S_ISREG(inode.mode):
-            scope = self.scope(inode.parent)
+        if inode.parent is not None:
+            self.orphaned_in(inode.parent, inode.name, inode)
+
+    def orphaned_in(self, parent: Directory, name: bytes, inode: Inode) -> None:
+        """The same where that name has gone."""
+        if stat.S_ISREG(inode.mode):
+            scope = self.scope(parent)
             if scope is not PLAIN:
-                self._orphans[inode.ino] = scope, inode.name
+                self._orphans[inode.ino] = scope, name
 
     def dropped(self, inode: Inode) -> None:
         """Nobody refers to `inode` any more."""

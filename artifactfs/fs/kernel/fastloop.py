@@ -31,16 +31,19 @@ def nothing() -> None:
     pass
 
 
-def install(pyfuse3: ModuleType, fd: int, on_request: Callable[[], None] = nothing) -> bool:
+def install(
+    pyfuse3: ModuleType, fd: int, on_request: Callable[[], None] = nothing, polls: int = POLLS
+) -> bool:
     """Make `pyfuse3` poll `fd` first. False where its internals do not fit: then nothing changes.
 
     `on_request` is called at each request. To be called after ``pyfuse3.init`` and before
-    ``pyfuse3.main``; undo it with `remove`.
+    ``pyfuse3.main``; undo it with `remove`. Without `polls` it only makes sure that there is a
+    request to be read before pyfuse3 reads one, which would block.
     """
     original = getattr(pyfuse3, _WAIT, None)
     if original is None or "_session_loop" not in vars(pyfuse3) or hasattr(original, "replaces"):
         return False
-    wait = _polling(original, fd, on_request)
+    wait = _polling(original, fd, on_request, polls)
     wait.replaces = original  # type: ignore[attr-defined]
     setattr(pyfuse3, _WAIT, wait)
     return True
@@ -54,12 +57,12 @@ def remove(pyfuse3: ModuleType) -> None:
 
 
 def _polling(
-    original: Callable[[], Awaitable[bool]], fd: int, on_request: Callable[[], None]
+    original: Callable[[], Awaitable[bool]], fd: int, on_request: Callable[[], None], polls: int
 ) -> Callable[[], Awaitable[bool]]:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     poll = poller.poll
-    attempts = range(POLLS)
+    attempts = range(polls)
     in_a_row = 0
 
     async def wait_fuse_readable() -> bool:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
@@ -34,12 +34,15 @@ from artifactfs.fs.inodes.clock import now_ns
 from artifactfs.fs.inodes.conversion import Conversions
 from artifactfs.fs.inodes.inode import Base, Directory, Inode, Owner, mode_of_entry
 from artifactfs.fs.inodes.listings import Listings, base_tree_of
+from artifactfs.fs.kernel.handover import Handover
 from artifactfs.fs.kernel.stale import StaleEntries
+from artifactfs.fs.mount.creation import TipLike, create
 from artifactfs.fs.mount.operations import Operations
 from artifactfs.fs.native.writes import KernelWrites, hidden_names
-from artifactfs.fs.overlay.database import Overlay, create_overlay, damaged, is_missing, missing
+from artifactfs.fs.overlay import nameless
+from artifactfs.fs.overlay.database import ANSWERING, Overlay, damaged
 from artifactfs.fs.overlay.opened import Opened
-from artifactfs.fs.overlay.pending import Edit, delete_meta, put_inode, put_meta
+from artifactfs.fs.overlay.pending import Edit, delete_meta, put_meta
 from artifactfs.fs.overlay.smallfiles import SmallFiles
 from artifactfs.fs.overlay.upper import Upper
 from artifactfs.fs.overlay.written import Written
@@ -47,6 +50,7 @@ from artifactfs.fs.tree import places
 from artifactfs.fs.tree.collection import Collection
 from artifactfs.fs.tree.compaction import Compaction
 from artifactfs.fs.tree.mutations import Mutations
+from artifactfs.fs.tree.recall import Recall
 from artifactfs.fs.tree.switch import Switch, SwitchResult
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.fs.tree.walk import LocalChange, Walker
@@ -54,19 +58,9 @@ from artifactfs.fs.tree.xattrs import Xattrs
 from artifactfs.git.checkout.filters import Filters
 from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
 from artifactfs.git.pack.format import object_id
-from artifactfs.inode_numbers import FIRST_ALLOCATED_INO, ROOT_INO, SECRET_BYTES
 from artifactfs.paths import RepoLayout
 
 log = logging.getLogger(__name__)
-
-_RACY_NS = 2_000_000_000
-"""Clean files are at least this much older than the mount: git reads anew what is as young as
-its index (racy entries)."""
-
-
-_EARLIEST_S = 315_619_200
-"""2 January 1980: zip and other archives hold no earlier local time, in any time zone. Commits made
-without a date are of 1970."""
 
 _COUNTED_AT_ONCE = 2_000
 """Written files whose sizes are summed up on demand (3 µs each); beyond, in the background."""
@@ -108,17 +102,6 @@ class FileStat:
     gid: int
 
 
-class TipLike(Protocol):
-    """What a mount is made from. `commit_time` in seconds since the epoch."""
-
-    @property
-    def commit(self) -> Oid: ...
-    @property
-    def tree(self) -> Oid: ...
-    @property
-    def commit_time(self) -> int: ...
-
-
 class FileSystem:
     """The file system of one repository, ready to be served by `session.serve`."""
 
@@ -135,15 +118,19 @@ class FileSystem:
         place: GitdirPlace | None = None,
         native: bool = False,
         features: Features | None = None,
+        handover: Handover | None = None,
     ) -> None:
         """Open the overlay, or create it from `tip`. Raises: StateError, InvalidInput.
 
         `offer` is what git is told to have beside what is in its packs; `place` is what becomes of
         ``.git``, a gitfile without it. `native`: the kernel takes the writes, above this tree,
-        which is then served at `RepoLayout.lower` and never changes.
+        which is then served at `RepoLayout.lower` and never changes. `handover`: with which
+        another process may go on with the mount, or has left it.
         """
         sys.setrecursionlimit(max(sys.getrecursionlimit(), _CALLS))
         self._is_native = native
+        self._handover = handover
+        self._taken_over = handover is not None and handover.taken_over
         self.native: KernelWrites | None = None
         self._place = place
         self.features = Features() if features is None else features
@@ -182,7 +169,7 @@ class FileSystem:
         self.journal = ChangeJournal()
         self.stale = StaleEntries()
         if not layout.overlay_db.exists():
-            _create(layout, tip, owner, self.journal)
+            create(layout, tip, owner, self.journal)
         self._overlay = Overlay(layout.overlay_db)
         try:
             self._compose()
@@ -264,6 +251,34 @@ class FileSystem:
             xattrs=Xattrs(self.tree, overlay) if self.settings.xattrs else None,
             index_ready=self.index_ready,
         )
+        if self._taken_over:
+            self.operations.recall = Recall(self.tree, overlay, self._listings)
+            self.tree.taken_over = True
+            self.tree.recall_nameless()
+        else:
+            self._forget_before()
+        self.operations.on_begin = self._outlive
+
+    def _outlive(self) -> None:
+        """The session has begun: it is known whether writes can outlive this process."""
+        on = self.features.on("handover-writes") and not self._is_native
+        if self._handover is None or not on:
+            return
+        try:
+            self.operations.outlive(self.layout.listings, taken_over=self._taken_over)
+        except OSError as error:
+            self.features.lacks("handover-writes", f"{self.layout.listings}: {error.strerror}")
+            return
+        self.tree.keeps_nameless = True
+
+    def _forget_before(self) -> None:
+        """What was of another mount of this tree: nobody uses it, and requests count anew."""
+        meta = self._overlay.meta
+        edits = [nameless.let_go(found.ino) for found in nameless.kept(meta)]
+        if ANSWERING in meta:
+            edits.append(delete_meta(ANSWERING))
+        if edits and not self._mark(edits):
+            self.features.lacks("handover-writes", "the disk is full")
 
     def _compose_native(self, owner: Owner) -> None:
         hidden = hidden_names(self.tree.entries(self.tree.root))
@@ -568,6 +583,7 @@ class FileSystem:
             await self.collection.begin()
         for round_number in itertools.count():
             await trio.sleep(_MAINTENANCE_S)
+            self._forget_nameless()
             if round_number % _IDLE_ROUNDS == 0:
                 self.written.opened.close_idle()
             if round_number % _SEAL_ROUNDS == 0:
@@ -602,6 +618,12 @@ class FileSystem:
                 f" rm {path}",
             )
 
+    def _forget_nameless(self) -> None:
+        try:
+            self.tree.forget_nameless()
+        except OSError as error:
+            log.debug("left to the next process: %s", error)
+
     async def _sweep_orphans(self) -> None:
         try:
             await self.contents.remove_orphans()
@@ -630,9 +652,11 @@ class FileSystem:
 
     def close(self) -> None:
         """To be called when the mount is no longer served."""
-        for inode in self.tree.inodes():
-            if inode.data is not None and not inode.linked and inode.extent is None:
-                self._upper.remove(inode.ino)
+        if self._handover is None or not self._handover.stays:
+            for inode in self.tree.inodes():
+                if inode.data is not None and not inode.linked and inode.extent is None:
+                    self._upper.remove(inode.ino)
+        self.operations.close()
         self.written.opened.close_all()
         self._finish_data()
         # Where this fails, the next start looks for orphans and git stats everything once.
@@ -649,33 +673,3 @@ class FileSystem:
             self.contents.note_synced(self._small.current)
         except OSError as error:
             log.warning("some written files have no checksums yet: %s", error)
-
-
-def _base_time_ns(tip: TipLike | None) -> int:
-    latest = now_ns() - _RACY_NS
-    return latest if tip is None else min(max(tip.commit_time, _EARLIEST_S) * 1_000_000_000, latest)
-
-
-def _create(
-    layout: RepoLayout,
-    tip: TipLike | None,
-    owner: Owner,
-    journal: ChangeJournal,
-) -> None:
-    if tip is None or is_missing(layout):
-        raise missing(layout)
-    root = Directory(ROOT_INO, None, b"", 0o040755, tip.tree)
-    time_ns = _base_time_ns(tip)
-    root.time_ns = time_ns
-    create_overlay(
-        layout.overlay_db,
-        [
-            put_inode(ROOT_INO, owner.row(root)),
-            put_meta("base_commit", tip.commit),
-            put_meta("base_tree", tip.tree),
-            put_meta("base_time_ns", time_ns),
-            put_meta("next_ino", FIRST_ALLOCATED_INO),
-            put_meta("ino_secret", os.urandom(SECRET_BYTES)),
-            put_meta("closed", journal.dump()),
-        ],
-    )

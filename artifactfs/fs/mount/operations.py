@@ -13,8 +13,10 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -39,6 +41,7 @@ from artifactfs.fs.inodes.attributes import (
 )
 from artifactfs.fs.inodes.inode import Directory, Inode, Row
 from artifactfs.fs.kernel.extension import Session
+from artifactfs.fs.kernel.handover import RESENT
 from artifactfs.fs.kernel.interrupt import Opener
 from artifactfs.fs.kernel.privileges import (
     has_privileges,
@@ -48,6 +51,7 @@ from artifactfs.fs.kernel.privileges import (
 )
 from artifactfs.fs.kernel.refusal import errno_of
 from artifactfs.fs.mount.unfinished import Listing, UnfinishedListings, is_at_end
+from artifactfs.fs.overlay.database import ANSWERING
 from artifactfs.fs.overlay.written import Written
 from artifactfs.fs.tree.mutations import (
     NAME_MAX,
@@ -55,6 +59,7 @@ from artifactfs.fs.tree.mutations import (
     Mutations,
     check_name,
 )
+from artifactfs.fs.tree.recall import Recall
 from artifactfs.fs.tree.tree import Held, Tree
 from artifactfs.fs.tree.xattrs import Xattrs
 from artifactfs.git.objects.database import MissingObject
@@ -64,6 +69,20 @@ log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 _WRITES = os.O_WRONLY | os.O_RDWR
+
+_ONCE = frozenset(
+    ("mknod", "create", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "removexattr")
+)
+"""Requests that are another thing, or refused, when they are done a second time."""
+
+_FORGOTTEN_TOGETHER = 500
+"""Files without a name that are written down as forgotten in one record."""
+
+_MAKES = {"mknod": 0, "create": 0, "mkdir": 0, "symlink": 0, "link": 1}
+"""Of those, what is answered with an inode: where its directory and name are in the arguments."""
+
+_NUMBERS = {"link": (0, 1), "rename": (0, 2), "statfs": (), "release": (), "releasedir": ()}
+"""Which arguments of a request are inode numbers; of others the first one is."""
 
 
 def _answering(handler: F) -> F:
@@ -75,7 +94,18 @@ def _answering(handler: F) -> F:
         self.requests[name] += 1
         self._sequence = request = self._sequence + 1
         self._unanswered[request] = (trio.current_time(), name, args)
+        overlay = self._written.overlay
         try:
+            if self.outlives and name in _ONCE:
+                assert self.session is not None and self.session.unique is not None
+                unique = self.session.unique()
+                if unique & RESENT and unique & ~RESENT == self._done:
+                    return await self._answer_again(name, args)
+                if self.recall is not None:
+                    await self._bring(self.recall, name, args)
+                overlay.answering = unique & ~RESENT
+            elif self.recall is not None:
+                await self._bring(self.recall, name, args)
             return await handler(self, *args)
         except FUSEError:
             raise
@@ -93,6 +123,7 @@ def _answering(handler: F) -> F:
             log.exception("request failed", extra={"operation": name})
             raise FUSEError(errno.EIO) from error
         finally:
+            overlay.answering = 0
             del self._unanswered[request]
 
     return answer  # type: ignore[return-value]
@@ -136,6 +167,16 @@ class Operations(pyfuse3.Operations):
         self._openers: dict[int, Opener] = {}
         """By file: who opened it last. Only where the kernel says when it is opened and closed."""
         self._asked = 0
+        self.recall: Recall | None = None
+        """Where another process has served this mount: the kernel knows what we do not."""
+        self.on_begin: Callable[[], None] | None = None
+        """Is called when it is known what the session has, before the first request."""
+        self.outlives = False
+        """Another process may go on with this mount, and programs write through us."""
+        self._done = 0
+        """The last request of which the process before has written the change down."""
+        self._waited_for = 0
+        """Who has sent the request for which an inode was recalled; 0: none was."""
         self._tree = tree
         self._written = written
         self._mutations = mutations
@@ -158,6 +199,10 @@ class Operations(pyfuse3.Operations):
             self._no_open = self.session.kernel_opens
             self._no_opendir = self.session.kernel_opens_directories
             self._contents.caller = self.session.caller or self._opener
+            if self.on_begin is not None:
+                self.on_begin()
+            if self.recall is not None and self.session.caller is not None:
+                self._contents.caller = partial(self._caller, self.session.caller)
         self.started.set()
 
     def adopt(self, session: Session) -> None:
@@ -167,6 +212,55 @@ class Operations(pyfuse3.Operations):
     def _opener(self) -> int:
         """Of the file that the last read or write was for; 0: not known."""
         return self._openers.get(self._asked, 0)
+
+    def outlive(self, listings: Path, *, taken_over: bool) -> None:
+        """Have written down what another process needs that goes on with this mount, where
+        programs write through us. Raises: OSError."""
+        self.outlives = True
+        self._done = int(self._written.overlay.meta.get(ANSWERING, 0)) if taken_over else 0
+        self._unfinished.outlive(listings, taken_over=taken_over)
+
+    async def _answer_again(self, name: str, args: tuple[Any, ...]) -> Any:
+        """What the process before has done, and could not say any more."""
+        if name not in _MAKES:
+            return None
+        at = _MAKES[name]
+        assert self.recall is not None
+        await self.recall.bring(args[at])
+        inode = self._tree.lookup(self._tree.directory(args[at]), args[at + 1])
+        if inode is None:  # somebody else has removed it since
+            raise FUSEError(errno.ENOENT)
+        entry = self._reply_entry(inode)
+        return (FileInfo(fh=inode.ino), entry) if name == "create" else entry
+
+    @contextlib.contextmanager
+    def _not_yet(self) -> Iterator[None]:
+        """While this lasts, what is changed is no part of the request, which waits."""
+        overlay = self._written.overlay
+        request, overlay.answering = overlay.answering, 0
+        yield
+        overlay.answering = request
+
+    def _note_victim(self, directory: Directory, name: bytes) -> None:
+        """The kernel knows what it removes, also where the process before has shown it."""
+        if self.recall is not None:
+            inode = self._tree.lookup(directory, name)
+            if inode is not None and inode.nlookup <= 0:
+                inode.nlookup = 1
+
+    async def _bring(self, recall: Recall, name: str, args: tuple[Any, ...]) -> None:
+        """Have in memory what the request is about."""
+        self._waited_for = waited_for = 0
+        for position in _NUMBERS.get(name, (0,)):
+            ino = args[position]
+            if self._tree.find(ino) is None and not self._virtual.owns(ino):
+                waited_for = waited_for or self._contents.caller()
+                await recall.bring(ino)
+        self._waited_for = waited_for
+
+    def _caller(self, of_the_last: Callable[[], int]) -> int:
+        """Of the request whose handler has just begun."""
+        return self._waited_for or of_the_last()
 
     def log_failure(self, operation: str, error: Exception) -> None:
         log.error(
@@ -215,6 +309,14 @@ class Operations(pyfuse3.Operations):
                     self._tree.forget(ino, count)
             except OSError as error:
                 self.log_failure("forget", error)
+        try:
+            self._tree.forget_nameless(at_least=_FORGOTTEN_TOGETHER)
+        except OSError as error:
+            self.log_failure("forget", error)
+
+    def close(self) -> None:
+        """To be called when the mount is no longer served."""
+        self._unfinished.close()
 
     @_answering
     async def getattr(self, ino: int, ctx: RequestContext) -> EntryAttributes:
@@ -327,17 +429,22 @@ class Operations(pyfuse3.Operations):
         inode = self._tree.get(ino)
         place = self._place(parent, name, errno.EEXIST)
         if inode.parent is not None:
-            await self._contents.before_move(inode.parent, inode.name, place, name, ctx.pid)
+            with self._not_yet():
+                await self._contents.before_move(inode.parent, inode.name, place, name, ctx.pid)
         self._mutations.link(inode, place, name)
         return self._reply_entry(inode)
 
     @_answering
     async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
-        self._mutations.unlink(self._place(parent, name), name)
+        directory = self._place(parent, name)
+        self._note_victim(directory, name)
+        self._mutations.unlink(directory, name)
 
     @_answering
     async def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
-        self._mutations.rmdir(self._place(parent, name), name)
+        directory = self._place(parent, name)
+        self._note_victim(directory, name)
+        self._mutations.rmdir(directory, name)
 
     @_answering
     async def rename(
@@ -351,9 +458,11 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         source = self._place(old, old_name)
         target = self._place(new, new_name)
-        await self._contents.before_move(source, old_name, target, new_name, ctx.pid)
-        if flags & RENAME_EXCHANGE:
-            await self._contents.before_move(target, new_name, source, old_name, ctx.pid)
+        with self._not_yet():
+            await self._contents.before_move(source, old_name, target, new_name, ctx.pid)
+            if flags & RENAME_EXCHANGE:
+                await self._contents.before_move(target, new_name, source, old_name, ctx.pid)
+        self._note_victim(target, new_name)
         self._mutations.rename(source, old_name, target, new_name, flags)
         self._contents.after_move(self._tree.lookup(target, new_name))
 

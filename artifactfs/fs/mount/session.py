@@ -19,6 +19,7 @@ from artifactfs.errors import MountError
 from artifactfs.features import Features
 from artifactfs.fs.kernel import fastloop
 from artifactfs.fs.kernel.extension import Session
+from artifactfs.fs.kernel.handover import Beginning, Differs, Handover, is_alive
 from artifactfs.fs.kernel.wakefulness import Wakefulness
 from artifactfs.fs.mount.entrance import Entrance
 from artifactfs.fs.mount.filesystem import FileSystem
@@ -46,6 +47,7 @@ async def serve(
     keep_awake: bool = False,
     before_unmount: Callable[[], Awaitable[None]] | None = None,
     entrance: Entrance | None = None,
+    handover: Handover | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount `filesystem` and serve it until it is unmounted, or until this is cancelled.
@@ -53,8 +55,8 @@ async def serve(
     Reports started once the mount answers. When cancelled, unmounts before it returns (lazily
     where files are still open: programs get ENOTCONN then). One mount per process at a time:
     that is how pyfuse3 is made. `keep_awake`: see `wakefulness`. With an `entrance` that is held
-    there already, it is opened. `before_unmount` takes away what lies above the mount. Raises:
-    MountError.
+    there already, it is opened. `before_unmount` takes away what lies above the mount. `handover`:
+    what another process leaves of this mount, and what this one does. Raises: MountError.
     """
     mount = None
     if entrance is None:
@@ -70,6 +72,7 @@ async def serve(
             absolute(mount_point),
             keep_awake,
             before_unmount,
+            handover,
         )
         mount.begin(options_of_mount, filesystem.settings)
     with filesystem.served():
@@ -90,12 +93,15 @@ async def hold(
     settings: RepoSettings,
     *,
     keep_awake: bool = False,
+    handover: Handover | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount `entrance` at the mount point of `settings`, until somebody unmounts it or it is to
     leave. Reports started once it is there. Raises: MountError."""
     path = absolute(settings.mount_point)
-    mount = _Mount(entrance, entrance.started, entrance.session, path, keep_awake)
+    mount = _Mount(
+        entrance, entrance.started, entrance.session, path, keep_awake, handover=handover
+    )
     mount.begin(mount_options(settings), settings)
     try:
         with entrance.leaving:
@@ -125,7 +131,7 @@ async def _stay_until_gone(entrance: Entrance, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Mount:
     """The kernel's side of one mount: `operations` answer, `started` is set by their `init`."""
 
@@ -135,17 +141,40 @@ class _Mount:
     path: str
     keep_awake: bool
     before_unmount: Callable[[], Awaitable[None]] | None = None
+    handover: Handover | None = None
     wakefulness: Wakefulness = field(default_factory=Wakefulness)
+    beginning: Beginning | None = None
 
     def begin(self, options: set[str], settings: RepoSettings) -> None:
         """Mount; `run` is to be called next. Raises: MountError."""
+        held = self.handover.held if self.handover is not None else None
         with as_the_daemon():
-            fd = _mount(self.operations, self.path, options, settings)
+            if held is None:
+                fd = _mount(self.operations, self.path, options, settings)
+            else:
+                fd = held.descriptor
+                _raise_descriptor_limit()
+                pyfuse3.init(self.operations, f"/dev/fd/{fd}", options)
         features = self.kernel.features
-        if features.on("fast-loop"):
-            on_request = self.wakefulness.note_request if self.keep_awake else fastloop.nothing
-            if fd is None or not fastloop.install(pyfuse3, fd, on_request):
-                features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
+        wanted = features.on("fast-loop")
+        on_request = self.wakefulness.note_request if self.keep_awake else fastloop.nothing
+        polls = fastloop.POLLS if wanted else 0
+        needed = wanted or self.handover is not None
+        fits = needed and fd is not None and fastloop.install(pyfuse3, fd, on_request, polls)
+        if not fits and wanted:
+            features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
+        if not fits and self.handover is not None:
+            features.lacks("handover", "pyfuse3 is not the one it was made for")
+        elif fits and self.handover is not None and features.on("handover"):
+            assert fd is not None
+            self._prepare_handover(fd, self.handover)
+
+    def _prepare_handover(self, fd: int, handover: Handover) -> None:
+        self.beginning = Beginning(fd, handover.held)
+        if not self.beginning.can_resend:
+            self.kernel.features.lacks(
+                "handover", "this kernel does not send requests again (6.9 does)", expected=True
+            )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer until somebody unmounts it; when cancelled, unmount."""
@@ -157,17 +186,53 @@ class _Mount:
                 nursery.start_soon(_run_main, nursery.cancel_scope)
                 await self.started.wait()
                 self.kernel.check()
+                if self.beginning is not None:
+                    self._go_on(self.beginning)
                 if features.on("kernel-limits"):
                     with as_the_daemon():
                         _tune(self.path, features)
                 task_status.started()
         finally:
-            if self.before_unmount is not None:
-                with trio.CancelScope(shield=True):
-                    await self.before_unmount()
-            fastloop.remove(pyfuse3)
-            with as_the_daemon():
-                pyfuse3.close(unmount=True)
+            await self._end()
+
+    def _go_on(self, beginning: Beginning) -> None:
+        """libfuse has answered FUSE_INIT: to the kernel from now on. Raises: Differs."""
+        handover = self.handover
+        assert handover is not None
+        try:
+            held = beginning.finish()
+        except Differs:
+            handover.leaves = True  # to whoever can go on with it
+            raise
+        handover.held = held if self.kernel.features.on("handover") else None
+        if handover.taken_over:
+            beginning.resend()
+
+    async def _end(self) -> None:
+        leaves = self.handover is not None and self.handover.stays
+        if self.handover is not None:
+            self.handover.leaves = leaves
+        if self.before_unmount is not None and not leaves:
+            with trio.CancelScope(shield=True):
+                await self.before_unmount()
+        fastloop.remove(pyfuse3)
+        with as_the_daemon():
+            if leaves:
+                pyfuse3.close(unmount=False)
+            else:
+                self._unmount()
+        if self.handover is not None:
+            self.handover.held = None  # it is closed with what follows
+        if self.beginning is not None:
+            self.beginning.close()
+
+    def _unmount(self) -> None:
+        handover = self.handover
+        if handover is not None and handover.taken_over:  # libfuse does not know where it is
+            held, unmount = handover.held, handover.unmount
+            if held is not None and unmount is not None and is_alive(held.descriptor):
+                unmount(self.path)
+        pyfuse3.close(unmount=True)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import struct
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from artifactfs.git.objects.database import Oid
 
@@ -16,6 +21,11 @@ _LISTINGS_KEPT = 256
 
 _END = _POSITION_MASK
 """The position behind the last entry: the kernel asks once more there, for nothing."""
+
+_FILE_BYTES = 4 << 20
+"""Beyond, the file is written anew with the listings that are kept."""
+
+_RECORD = struct.Struct("<II")
 
 
 class Listing:
@@ -42,11 +52,42 @@ def is_at_end(cookie: int) -> bool:
 
 
 class UnfinishedListings:
-    """Listings that did not fit into one reply, the most recently used ones."""
+    """Listings that did not fit into one reply, the most recently used ones.
+
+    A process that takes the mount over goes on with those in the `file` of the process before:
+    the directory may have changed since they began. Each is one record: its number, the length of
+    what follows, and its names with a NUL after each.
+    """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, Listing] = OrderedDict()
-        self._next = 1
+        # A position that a process before has given is of none of ours.
+        self._next = 1 + secrets.randbelow(_LAST_LISTING)
+        self._fd = -1
+        self._size = 0
+
+    def outlive(self, file: Path, *, taken_over: bool) -> None:
+        """Have the listings in `file`, and begin with those that are there where the mount was
+        `taken_over`. Raises: OSError."""
+        self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        if taken_over:
+            content = os.pread(self._fd, 2 * _FILE_BYTES, 0)
+            for listing in _decode(content):
+                self._kept[listing.number] = listing
+        self._write_anew()
+
+    def _write_anew(self) -> None:
+        os.ftruncate(self._fd, 0)
+        self._size = 0
+        while len(self._kept) > _LISTINGS_KEPT:
+            self._kept.popitem(last=False)
+        for listing in self._kept.values():
+            self._write(listing)
+
+    def _write(self, listing: Listing) -> None:
+        names = b"".join([name + b"\0" for name in listing.names])
+        record = _RECORD.pack(listing.number, len(names)) + names
+        self._size += os.pwrite(self._fd, record, self._size)
 
     def begin(self, names: list[bytes], sizes: Mapping[Oid, int]) -> Listing:
         """A new listing; it is forgotten unless it is kept."""
@@ -55,10 +96,17 @@ class UnfinishedListings:
         return listing
 
     def keep(self, listing: Listing) -> None:
+        is_new = listing.number not in self._kept
         self._kept[listing.number] = listing
         self._kept.move_to_end(listing.number)
         while len(self._kept) > _LISTINGS_KEPT:
             self._kept.popitem(last=False)
+        if is_new and self._fd >= 0:
+            with suppress(OSError):  # a full disk: then it does not outlive this process
+                if self._size > _FILE_BYTES:
+                    self._write_anew()
+                else:
+                    self._write(listing)
 
     def drop(self, listing: Listing) -> None:
         """It was read to its end."""
@@ -69,3 +117,21 @@ class UnfinishedListings:
         or the old one was complete."""
         position = cookie & _POSITION_MASK
         return self._kept.get(cookie >> _POSITION_BITS) if position else None, position
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _decode(content: bytes) -> Iterator[Listing]:
+    """Of a file that may end in the middle of a record."""
+    at = 0
+    while at + _RECORD.size <= len(content):
+        number, length = _RECORD.unpack_from(content, at)
+        at += _RECORD.size
+        names = content[at : at + length]
+        if len(names) < length:
+            return
+        yield Listing(number, names.split(b"\0")[:-1], {})
+        at += length

@@ -85,6 +85,9 @@ _DAMAGE = (sqlite3.DatabaseError, ValueError, LookupError, struct.error)
 """What reading a damaged database or log ends in."""
 _ASIDE = "-damaged-changes-"
 _SEGMENT_SYNCED = "segment-synced-"
+ANSWERING = "answering"
+"""In `meta`: the last request of which the change was written down. It may not be answered yet; all
+before it are."""
 _SEQUENCE = "sequence"
 """In `meta`: number of the last record of the log that the database contains."""
 
@@ -147,6 +150,9 @@ class Overlay:
         self._fold_at = FOLD_AT
         self._refused = False
         self.meta = self._pending.merge_meta(self.meta)
+        self.answering = 0
+        """The kernel's number of the request that is being answered, where it is one that must not
+        be done twice: it is written down with the change. 0: none."""
         self._wal = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         self._reserve = path.with_name("reserve")
         self._reserved = False
@@ -185,6 +191,8 @@ class Overlay:
         """
         if self._pending.edits > PENDING_AT_MOST:
             self._transfer()
+        if self.answering:
+            edits = (*edits, put_meta(ANSWERING, self.answering))
         payload = b"".join([edit[4] for edit in edits])
         try:
             self._log.append(payload)

@@ -168,7 +168,7 @@ _DECODERS = {
 }
 
 
-def _row(encoded: bytes) -> Row:
+def decode_row(encoded: bytes) -> Row:
     """The row in an edit that was made by `put_inode`."""
     _, _, mode, uid, gid, nlink, rdev, atime, mtime, ctime, base, flags = _INODE.unpack_from(
         encoded
@@ -250,7 +250,7 @@ class Pending:
 
     def row(self, ino: int) -> Row | None:
         encoded = self._rows.get(ino)
-        return None if encoded is None else _row(encoded)
+        return None if encoded is None else decode_row(encoded)
 
     def rows(self) -> Iterator[tuple[int, Row | None]]:
         return ((ino, self.row(ino)) for ino in self._rows)

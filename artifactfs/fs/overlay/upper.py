@@ -79,6 +79,13 @@ class Upper:
     def stat(self, ino: int) -> os.stat_result:
         return os.stat(_name(ino), dir_fd=self._fd)
 
+    def exists(self, ino: int) -> bool:
+        try:
+            self.stat(ino)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
     def set_mtime(self, ino: int, mtime_ns: int) -> None:
         os.utime(_name(ino), ns=(mtime_ns, mtime_ns), dir_fd=self._fd)
 

@@ -21,6 +21,8 @@ def replace_row(tree: Tree, inode: Inode, row: Row) -> None:
     """
     if row.nlink > 0:
         tree.apply((put_inode(inode.ino, row),))
+    elif tree.keeps_nameless:
+        tree.apply((tree.nameless(inode, row),))
     tree.take_row(inode, row)
 
 
@@ -93,8 +95,12 @@ class Change:
         for ino, row in self._rows.items():
             if row.nlink > 0:
                 edits.append(put_inode(ino, row))
-            elif (before := self._inodes[ino].row) is not None and before.nlink > 0:
+                continue
+            inode = self._inodes[ino]
+            if inode.row is not None and inode.row.nlink > 0:
                 edits.append(drop_inode(ino))
+            if self._tree.keeps_nameless and self._tree.in_kernel(inode):
+                edits.append(self._tree.nameless(inode, row))
         for (parent, name), ino in self._dirents.items():
             edits.append(put_dirent(parent.ino, name, ino))
         if edits:

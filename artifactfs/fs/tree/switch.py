@@ -233,7 +233,7 @@ class Switch:
     def _can_replace(self, inode: Inode, now: TreeEntry | None) -> bool:
         """Whether the same inode gets the new content. Not where the kernel knows it: as on a
         disk, where git makes a new file, whoever has it open goes on with what was there."""
-        if now is None or inode.nlookup > 0:
+        if now is None or self._tree.in_kernel(inode):
             return False
         return stat.S_IFMT(mode_of_entry(now.mode)) == stat.S_IFMT(inode.mode)
 
@@ -320,9 +320,9 @@ class Switch:
         attribute-only invalidation takes no lock that somebody may hold who waits for us. Names
         later, see `StaleEntries`."""
         for directory in self._effects.touched:
-            if directory.nlookup > 0 or directory is self._tree.root:
+            if self._tree.in_kernel(directory) or directory is self._tree.root:
                 invalidate_attributes(directory.ino)
                 self._stale.add_listing(directory.ino)
         for directory, name in self._effects.entries:
-            if directory.nlookup > 0 or directory is self._tree.root:
+            if self._tree.in_kernel(directory) or directory is self._tree.root:
                 self._stale.add(directory.ino, name)

@@ -33,6 +33,7 @@ from artifactfs.fs.inodes.inode import (
 )
 from artifactfs.fs.inodes.listings import Entries, Listings, base_tree_of, is_directory_entry
 from artifactfs.fs.kernel.refusal import fail
+from artifactfs.fs.overlay import nameless
 from artifactfs.fs.overlay.pending import Edit
 from artifactfs.fs.overlay.written import Written
 from artifactfs.git.objects.database import Oid, TreeEntry
@@ -88,6 +89,12 @@ class Tree:
         """Inodes whose upper file was written since its seal was made."""
         self.committed: dict[int, Oid] = {}
         """Inodes with data that is the blob which HEAD has at their path: see `Compaction`."""
+        self.taken_over = False
+        """Another process has served the mount: the kernel may know what is not in memory."""
+        self.keeps_nameless = False
+        """What is in use without a name is to outlive this process."""
+        self._let_go: list[int] = []
+        """Inodes without a name of which the kernel lets go, and that are written down still."""
         self._compared: set[int] = set()
         """Inodes whose upper file is what its seal says, or was written by this process."""
         self._overlay = written.overlay
@@ -353,7 +360,7 @@ class Tree:
             parent.children += 1
         elif inode.extent is not None:
             self._small.held[inode.ino] = inode.extent.segment
-        elif inode.nlookup > 0 and inode.oid is not None and not inode.has_data:
+        elif self.in_kernel(inode) and inode.oid is not None and not inode.has_data:
             self._conversions.orphaned(inode)
         inode.parent = parent
         inode.name = name
@@ -370,6 +377,42 @@ class Tree:
         else:
             self.drop_if_unused(self._compact.forget(ino, count))
 
+    def in_kernel(self, inode: Inode) -> bool:
+        """Whether the kernel may know it."""
+        return inode.nlookup > 0 or self.taken_over
+
+    # Without a name
+
+    def nameless(self, inode: Inode, row: Row) -> Edit:
+        """What is written down of an inode with this last `row`."""
+        parent = ROOT_INO if inode.parent is None else inode.parent.ino
+        return nameless.keep(inode.ino, parent, inode.name, row)
+
+    def recall_nameless(self) -> None:
+        """Take over from a process before what programs still use."""
+        for ino, parent_ino, name, row in nameless.kept(self._overlay.meta):
+            lost = row.has_upper and not self._upper.exists(ino)
+            if lost or (row.extent is not None and not self._small.has(row.extent)):
+                self._let_go.append(ino)  # the process before was about to say so
+                continue
+            inode = self._with_row(None, b"", ino, row)
+            inode.nlookup = 1
+            if type(inode) is Directory:
+                inode.names, inode.oid, inode.subdirectories = {}, None, -1
+            elif row.extent is not None:
+                self._small.held[ino] = row.extent.segment
+            elif not row.has_data and row.oid is not None:
+                parent = self.by_number(parent_ino)
+                if type(parent) is Directory:
+                    self._conversions.orphaned_in(parent, name, inode)
+            self._table[ino] = inode
+
+    def forget_nameless(self, *, at_least: int = 1) -> None:
+        """Write down of whom the kernel has let go, if that are so many. Raises: OSError."""
+        if len(self._let_go) >= at_least:
+            gone, self._let_go = self._let_go, []
+            self._overlay.apply([nameless.let_go(ino) for ino in gone], frees=True)
+
     def drop_if_unused(self, inode: Inode | None) -> None:
         """Drop `inode`, and its parents, where nothing refers to them any more."""
         while inode is not None and inode.nlookup <= 0 and not inode.pins:
@@ -379,6 +422,8 @@ class Tree:
                 return
             self._opened.forget(inode)
             if not inode.linked:
+                if self.keeps_nameless:
+                    self._let_go.append(inode.ino)
                 self._conversions.dropped(inode)
                 if inode.extent is not None:
                     self._small.held.pop(inode.ino, None)

@@ -93,7 +93,9 @@ def test_each_can_be_off_by_itself(new_shared_mount: Callable[[], Mount], name: 
     mount = new_shared_mount().without(name)
     states = mount.ask("features")
     # Who serves this mount does not put the gitdir into it: that is the daemon's work.
-    assert {state for state, found in states.items() if not found["on"]} == {name, "git-folder"}
+    builds_on_it = {feature.name for feature in FEATURES if name in feature.needs}
+    off = {state for state, found in states.items() if not found["on"]}
+    assert off == {name, "git-folder", *builds_on_it}
     assert states[name]["why"] == "switched off by ARTIFACT_FS_DISABLE"
     used(mount)
     reader = 0 if name == "request-headers" else os.getpid()
@@ -128,7 +130,7 @@ def test_plain_pyfuse3_is_right(new_shared_mount: Callable[[], Mount]) -> None:
     mount = new_shared_mount().without("extension", "fast-loop", "kernel-limits")
     states = mount.ask("features")
     assert {name for name, found in states.items() if not found["on"]} == {
-        *("extension", "fast-loop", "kernel-limits", "git-folder"),
+        *("extension", "fast-loop", "kernel-limits", "git-folder", "handover-writes"),
         *CHANGES_LIBFUSE,
     }
     assert states["kernel-open"]["why"] == "needs extension"
@@ -193,7 +195,10 @@ def test_what_is_found_decides() -> None:
         "set-id-bits": "needs libfuse 3.13, this is 3.12",
         "fsmonitor": "switched off by ARTIFACT_FS_DISABLE",
         "fsmonitor-diff": "needs fsmonitor",
+        "handover": "needs kernel 6.9, this is 4.19",
+        "handover-writes": "needs handover",
     }
+    assert features.states()["handover"].expected
     want, drop = features.capabilities()
     assert want & drop == 0
     features.learn(capable=0)  # what is offered counts more than a version

@@ -1,0 +1,249 @@
+"""Mounts that nobody must lose: descriptors of ``/dev/fuse``, kept and handed over.
+
+The fork server has a copy of each for the time when there is no supervisor: it was killed, or is
+being started anew. It then answers at ``STATE/keeper.sock`` (SOCK_SEQPACKET, mode 0600; one JSON
+object to a message): ``{"give": true}`` is answered by what each worker has said (`outliving`),
+with its descriptor attached, and ``{"end": true}``. After ``{"release": true}`` it keeps nothing
+more; ``{"stop": true}`` has the workers unmount and end.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifactfs.daemon.control.messages import peer_uid, socket_address
+from artifactfs.fs.kernel.handover import Held, is_alive
+from artifactfs.system.processes import start_time_of
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE = 256 << 10  # bytes; settings are a few hundred
+ANSWER_S = 10.0
+"""Who asks waits so long: before it answers, the keeper sees out the workers that end."""
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """One message and the descriptors attached to it; None at the end."""
+    size = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+    data, ancillary, _flags, _address = connection.recvmsg(MAX_MESSAGE, size)
+    return (json.loads(data) if data else None), descriptors(ancillary)
+
+
+def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The file descriptors in the ancillary data of a `recvmsg`, made close-on-exec."""
+    received = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(data[: len(data) - len(data) % received.itemsize])
+    for descriptor in received:
+        os.set_inheritable(descriptor, False)
+    return list(received)
+
+
+def attached(*carried: int) -> list[tuple[int, int, array.array[int]]]:
+    """Ancillary data that carries these descriptors."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", carried))]
+
+
+@dataclass(slots=True)
+class KeptMount:
+    """What a worker has said of its mount, and the descriptor."""
+
+    message: dict[str, Any]
+    descriptor: int
+
+    @property
+    def held(self) -> Held:
+        init, answer = bytes.fromhex(self.message["init"]), bytes.fromhex(self.message["answer"])
+        return Held(self.descriptor, init, answer)
+
+    def served_by(self, pid: int) -> None:
+        """Another process serves it from now on."""
+        self.message["pid"] = pid
+        with suppress(OSError):  # it has ended
+            self.message["start"] = start_time_of(pid)
+
+
+@dataclass(slots=True)
+class Kept:
+    """The mounts that one process keeps, by repository."""
+
+    mounts: dict[str, KeptMount] = field(default_factory=dict)
+    path: Path | None = None
+    listener: socket.socket | None = None
+
+    def take(self, message: dict[str, Any], received: list[int]) -> None:
+        """What a worker or the supervisor says."""
+        if "keep_at" in message:
+            self.path = Path(message["keep_at"])
+        elif "let_go" in message:
+            self.let_go(message["let_go"])
+        elif received:
+            self.let_go(message["held"])
+            self.mounts[message["held"]] = KeptMount(message, received[0])
+            self._listen()
+
+    def let_go(self, name: str) -> None:
+        kept = self.mounts.pop(name, None)
+        if kept is not None:
+            os.close(kept.descriptor)
+
+    def served_by(self, name: str, pid: int) -> None:
+        if name in self.mounts:
+            self.mounts[name].served_by(pid)
+
+    def workers(self) -> set[int]:
+        """The processes whose mounts are kept."""
+        return {int(kept.message["pid"]) for kept in self.mounts.values()}
+
+    def alive(self) -> bool:
+        """Whether any is still there; lets go of the others."""
+        for name, kept in list(self.mounts.items()):
+            if not is_alive(kept.descriptor):
+                self.let_go(name)
+        return bool(self.mounts)
+
+    def close(self) -> None:
+        for name in list(self.mounts):
+            self.let_go(name)
+        if self.listener is not None:
+            self.listener.close()
+
+    # Without a supervisor
+
+    def _listen(self) -> None:
+        """With the first mount: a socket that is there already is of a keeper that is released."""
+        if self.listener is not None or self.path is None:
+            return
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        previous = os.umask(0o177)
+        try:
+            self.path.unlink(missing_ok=True)
+            with socket_address(self.path) as address:
+                listener.bind(address)
+            listener.listen(8)
+        except OSError as error:
+            log.error("mounts end with the daemon: %s: %s", self.path, error)
+            listener.close()
+        else:
+            self.listener = listener
+        finally:
+            os.umask(previous)
+
+    def hand_over(self) -> bool:
+        """Answer who connects; True where it has taken over everything, or has ended it."""
+        assert self.listener is not None
+        connection, _address = self.listener.accept()
+        with connection:
+            connection.settimeout(ANSWER_S)
+            try:
+                return peer_uid(connection) in (0, os.geteuid()) and self._answer(connection)
+            except OSError as error:
+                log.warning("who asked for the mounts has gone: %s", error)
+                return False
+
+    def _answer(self, connection: socket.socket) -> bool:
+        while True:
+            message, received = receive(connection)
+            for descriptor in received:
+                os.close(descriptor)
+            if message is None:
+                return False
+            if "release" in message:
+                return True
+            if "stop" in message:
+                self._stop()
+                return False
+            for kept in self.mounts.values():
+                payload = json.dumps(kept.message).encode()
+                connection.sendmsg([payload], attached(kept.descriptor))
+            connection.sendmsg([json.dumps({"end": True, "keeper": os.getpid()}).encode()])
+
+    def _stop(self) -> None:
+        for kept in self.mounts.values():
+            with suppress(ProcessLookupError):
+                os.kill(kept.message["pid"], signal.SIGTERM)
+
+
+@dataclass(slots=True)
+class Inheritance:
+    """What a supervisor gets of the one before. `release` it when somebody else keeps it."""
+
+    mounts: list[KeptMount]
+    _connection: socket.socket
+    _keeper: int
+
+    def release(self) -> None:
+        """Let the keeper end. Blocks a moment."""
+        with suppress(OSError), self._connection:
+            self._connection.sendall(json.dumps({"release": True}).encode())
+        with suppress(ChildProcessError):  # it is our own child where we were started anew
+            os.waitpid(self._keeper, 0)
+
+
+@contextmanager
+def _connected(path: Path) -> Iterator[socket.socket]:
+    """Raises: OSError where there is no keeper."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(ANSWER_S)
+        with socket_address(path) as address:
+            connection.connect(address)
+        yield connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def inherit(path: Path) -> Inheritance | None:
+    """What a keeper at `path` has; None where there is none. Blocks."""
+    mounts: list[KeptMount] = []
+    try:
+        with _connected(path) as connection:
+            connection.sendall(json.dumps({"give": True}).encode())
+            while True:
+                message, received = receive(connection)
+                if message is None:
+                    raise ConnectionResetError
+                if "end" in message:
+                    return Inheritance(mounts, connection, message["keeper"])
+                if received:
+                    mounts.append(KeptMount(message, received[0]))
+    except OSError as error:
+        if not isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+            log.warning("the mounts of the daemon before are lost: %s", error)
+        for kept in mounts:
+            os.close(kept.descriptor)
+        return None
+
+
+def is_kept(path: Path) -> bool:
+    """Whether there is a keeper at `path`."""
+    try:
+        with _connected(path) as connection:
+            connection.close()
+    except OSError:
+        return False
+    return True
+
+
+def stop_kept(path: Path) -> bool:
+    """Have the workers of a daemon that is gone unmount and end; False where there are none."""
+    try:
+        with _connected(path) as connection:
+            connection.sendall(json.dumps({"stop": True}).encode())
+            connection.recv(1)  # it closes the connection when it has told them
+            connection.close()
+    except OSError:
+        return False
+    return True
