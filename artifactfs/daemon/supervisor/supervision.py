@@ -91,6 +91,8 @@ class Supervision:
         self._channel: WorkerChannel | None = None
         self._scope = trio.CancelScope()
         self._predecessor: KeptMount | None = None
+        self._is_ours = False
+        """The mount, if somebody keeps one."""
         self._stop = trio.Event()
         self._retry = trio.Event()
         self._attempted = trio.Event()
@@ -167,10 +169,15 @@ class Supervision:
     def take_over(self, mount: KeptMount) -> None:
         """Before `run`: the mount is there, and a worker of the daemon before serves it."""
         self._predecessor = mount
+        self._is_ours = True
+
+    def _kept(self) -> KeptMount | None:
+        """The mount that we have made, or were given, where another worker can go on with it."""
+        return self._pool.to_take_over(self.name) if self._is_ours else None
 
     def leave(self) -> bool:
         """Let the mount go on without us, for the next supervisor. False where it cannot."""
-        if self._pool.to_take_over(self.name) is None:
+        if self._kept() is None:
             return False
         self._scope.cancel()
         return True
@@ -207,7 +214,7 @@ class Supervision:
                 if self._finished():
                     break
                 longest = LONGEST_RETRY_S
-                held = self._pool.to_take_over(self.name)
+                held = self._kept()
                 lived = 0.0
                 if self.mounted_at is not None:
                     lived = trio.current_time() - self.mounted_at
@@ -332,7 +339,7 @@ class Supervision:
             "hydration_concurrency": self._hydration_concurrency,
             "behind_an_entrance": self._behind_an_entrance,
         }
-        held = self._pool.to_take_over(self.name)
+        held = self._kept()
         try:
             worker = await self._pool.fork(spec, held)
         except DaemonError as error:
@@ -354,7 +361,7 @@ class Supervision:
         except BaseException:
             # The channel is closed by now, which is a request to unmount and end: but not for a
             # mount that is kept, which goes on without us.
-            if self._pool.to_take_over(self.name) is None:
+            if self.mounted_at is None or self._kept() is None:
                 with trio.CancelScope(shield=True):
                     await self._see_out(worker)
             worker.close()
@@ -395,6 +402,7 @@ class Supervision:
         elif event == "mounted":
             self.mounted = {k: v for k, v in message.items() if k != "event"}
             self.mounted_at = trio.current_time()
+            self._is_ours = True
             self.error = None
             self._set_state("mounted")
             self._attempted.set()
