@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import threading
 import time
@@ -23,8 +24,10 @@ from tests.e2e.comparison import assert_same_tree
 from tests.e2e.delay_proxy import DelayProxy
 from tests.e2e.mount_table import mounted_at, times_mounted
 from tests.e2e.odd_repository import OddRepository
-from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
+from tests.e2e.processes import PROGRAMS, DaemonProcess, ServedRepository, wait_until
 from tests.e2e.test_crashes import has_ended
+
+NOBODY = 65534
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount an overlayfs")
 KINDS = [pytest.param("kernel", marks=root_only), "fuse"]
@@ -189,6 +192,102 @@ def test_another_answer_to_the_kernel_never_takes_over(outliving: Outliving) -> 
     found = daemon.status("odd")
     assert found["state"] == "mounted" and found["pid"] != worker and found["error"] is None
     assert (outliving.path / "README.md").read_bytes()
+
+
+def pauses(seen: list[dict[str, object]]) -> str:
+    longest = sorted(float(str(one["longest_s"])) for one in seen)
+    return f"longest steps of the programs: {[round(1000 * s) for s in longest]} ms"
+
+
+@pytest.mark.long
+def test_many_kills(outliving: Outliving, tmp_path: Path) -> None:
+    """500 of the worker, at random moments. Prints how long a request was not answered."""
+    chooser, gaps = random.Random(5), list[float]()
+    kills = int(os.environ.get("OUTLIVE_KILLS", "500"))
+    with under_load(outliving, tmp_path / "stop") as seen:
+        for number in range(kills):
+            time.sleep(chooser.random() * 0.6)
+            began = time.monotonic()
+            outliving.kill_worker()
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(outliving.path / f"nobody-has-looked-for-{number}")
+            gaps.append(time.monotonic() - began)
+            wait_until(lambda: outliving.daemon.status("odd")["state"] == "mounted", "the next")
+    check(seen, outliving)
+    median, longest = statistics.median(gaps), max(gaps)
+    print(f"{kills} kills: pause median {1000 * median:.0f} ms, longest {1000 * longest:.0f} ms;")
+    print(pauses(seen))
+
+
+@pytest.mark.long
+def test_many_kills_of_the_daemon(outliving: Outliving, tmp_path: Path) -> None:
+    """50 of the supervisor, and 20 restarts by itself, as an upgrade does."""
+    daemon = outliving.daemon
+    with under_load(outliving, tmp_path / "stop") as seen:
+        for number in range(int(os.environ.get("OUTLIVE_DAEMONS", "70"))):
+            time.sleep(0.2)
+            if number % 7 > 4:
+                daemon.run("daemon", "restart")
+            else:
+                daemon.kill()
+                daemon.start()
+            wait_until(lambda: daemon.status("odd")["state"] == "mounted", "it is taken over")
+    check(seen, outliving)
+    print(pauses(seen))
+
+
+@root_only
+def test_an_ordinary_user(open_folder: Path, odd_repository: OddRepository) -> None:
+    """fusermount3 makes the mount; the descriptor that it hands over is kept in the same way."""
+    user = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
+    tried = [*user, PROGRAMS / "artifact-fs", "--version"]
+    if subprocess.run(tried, capture_output=True, cwd="/").returncode != 0:
+        pytest.skip("an ordinary user cannot run what is installed here")
+    source = open_folder / "source.git"
+    subprocess.run(["git", "clone", "-q", "--bare", odd_repository.path, source], check=True)
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", open_folder], check=True)
+    tree = open_folder / "tree"
+    environment = {
+        "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+        "HOME": str(open_folder),
+        "ARTIFACT_FS_ROOT": str(open_folder / "state"),
+    }
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(
+            [*user, *command], env=environment, cwd="/", text=True, capture_output=True, timeout=60
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def status() -> dict[str, object]:
+        found = json.loads(run("artifact-fs", "status", "--json"))
+        return dict(found["repos"][0])
+
+    run("artifact-fs", "mount", source, tree)
+    script = (
+        "import os, sys, time\n"
+        "os.chdir(sys.argv[1]); fd = os.open('README.md', os.O_RDONLY)\n"
+        "kept = open('new', 'w'); os.unlink('new'); print('ready', flush=True); input()\n"
+        "os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)\n"
+        "assert os.pread(fd, 9, 0); assert 'README.md' in os.listdir('.')\n"
+        "kept.write('more'); kept.flush(); assert os.fstat(kept.fileno()).st_size == 4\n"
+    )
+    program = subprocess.Popen(
+        [*user, "/usr/bin/python3", "-c", script, tree],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert program.stdout is not None and program.stdout.readline() == "ready\n"
+    worker = int(str(status()["pid"]))
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: status()["pid"] not in (None, worker), "the next worker")
+    program.communicate("go on\n", timeout=60)
+    assert program.returncode == 0
+    run("artifact-fs", "daemon", "stop")
+    assert not mounted_at(tree)
 
 
 def test_says_so_where_it_cannot_be(

@@ -16,6 +16,7 @@ import trio
 from artifactfs.daemon.switch.head import Intent, Move, move_head
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.mount.filesystem import FileSystem
+from artifactfs.fs.tree.switch import note_stale
 from artifactfs.git.index.file import StatData
 from artifactfs.git.index.move import IndexMove
 from artifactfs.git.index.primed import LockedIndex
@@ -52,6 +53,8 @@ async def _finish(gitdir: Path, odb: ObjectDatabase, filesystem: FileSystem, mov
     if read_head(gitdir) != move.head or move.head.commit is None:
         return
     old = odb.commit(move.head.commit).tree
+    if filesystem.taken_over:
+        note_stale(filesystem.walker, filesystem.stale, old, move.goal.tree)
     make = partial(IndexMove, gitdir, odb, old, move.goal.tree)
     plan = await trio.to_thread.run_sync(make)
     if not plan.is_done:

@@ -510,6 +510,7 @@ class Worker:
             writes=self._writes,
         )
         self._commands.update(requests.table())
+        await filesystem.stale.flush()  # what a process before has changed and not told
         await trio.to_thread.run_sync(old_versions.offer_objects)
         await self._put_above(filesystem)
         top, commit = self._settings.mount_point, commit_name(filesystem.base.commit)

@@ -130,7 +130,7 @@ class FileSystem:
         sys.setrecursionlimit(max(sys.getrecursionlimit(), _CALLS))
         self._is_native = native
         self._handover = handover
-        self._taken_over = handover is not None and handover.taken_over
+        self.taken_over = handover is not None and handover.taken_over
         self.native: KernelWrites | None = None
         self._place = place
         self.features = Features() if features is None else features
@@ -251,7 +251,7 @@ class FileSystem:
             xattrs=Xattrs(self.tree, overlay) if self.settings.xattrs else None,
             index_ready=self.index_ready,
         )
-        if self._taken_over:
+        if self.taken_over:
             self.operations.recall = Recall(self.tree, overlay, self._listings)
             self.tree.taken_over = True
             self.tree.recall_nameless()
@@ -265,7 +265,7 @@ class FileSystem:
         if self._handover is None or not on:
             return
         try:
-            self.operations.outlive(self.layout.listings, taken_over=self._taken_over)
+            self.operations.outlive(self.layout.listings, taken_over=self.taken_over)
         except OSError as error:
             self.features.lacks("handover-writes", f"{self.layout.listings}: {error.strerror}")
             return

@@ -30,6 +30,7 @@ from artifactfs.fs.tree.changes import Change
 from artifactfs.fs.tree.compaction import holds_blob
 from artifactfs.fs.tree.mutations import Mutations
 from artifactfs.fs.tree.tree import Tree
+from artifactfs.fs.tree.walk import Walker
 from artifactfs.git.objects.database import Oid, TreeEntry
 
 _HASHED_BYTES = 16 << 20
@@ -326,3 +327,28 @@ class Switch:
         for directory, name in self._effects.entries:
             if self._tree.in_kernel(directory) or directory is self._tree.root:
                 self._stale.add(directory.ino, name)
+
+
+def note_stale(
+    walker: Walker, stale: StaleEntries, old: Oid | None, new: Oid | None, path: bytes = b""
+) -> None:
+    """Note what a process may not have told the kernel any more, that died while it made the base
+    `new` of `old`. Raises: MissingObject, OSError."""
+    place = walker.find(path)
+    if place is None or not place.is_directory:
+        return
+    before, after = walker.entries(old), walker.entries(new)
+    changed = False
+    for name in {*before, *after}:
+        was, now = before.get(name), after.get(name)
+        if was is not None and now is not None:
+            if (was.oid, was.mode) == (now.oid, now.mode):
+                continue
+            if is_directory_entry(was) and is_directory_entry(now):
+                below = place.child_path(name)
+                note_stale(walker, stale, base_tree_of(was), base_tree_of(now), below)
+                continue
+        changed = True
+        stale.add(place.ino, name)
+    if changed:
+        stale.add_listing(place.ino)

@@ -107,8 +107,10 @@ def test_a_worker_that_hangs_is_replaced(
         await one.wait_ready()
         worker = one.pid
         assert worker is not None
-        os.kill(worker, signal.SIGSTOP)
-        await until_replaced(one, worker)
+        with open(Path(settings.mount_point) / "README.md") as opened:  # noqa: ASYNC230 - is here
+            os.kill(worker, signal.SIGSTOP)
+            await until_replaced(one, worker)
+            assert await trio.to_thread.run_sync(opened.read) == "# Small\n"
 
     supervised(state, settings, body)
 
