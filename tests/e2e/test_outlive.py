@@ -145,6 +145,21 @@ def test_a_daemon_that_is_killed_or_started_anew_is_not_missed(
     assert not daemon.orphans()
 
 
+def test_a_worker_that_dies_without_a_daemon_is_replaced(outliving: Outliving) -> None:
+    fd = os.open(outliving.path / "README.md", os.O_RDONLY)
+    worker = outliving.worker()
+    outliving.daemon.kill()
+    os.kill(worker, signal.SIGKILL)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert os.pread(fd, 10, 0) and os.listdir(outliving.path / "src")
+    outliving.daemon.start()
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert os.pread(fd, 10, 0)
+    os.close(fd)
+    found = outliving.daemon.status("odd")
+    assert found["state"] == "mounted" and found["pid"] != worker
+
+
 def test_what_a_killed_daemon_has_left_is_stopped(outliving: Outliving) -> None:
     worker = outliving.worker()
     outliving.daemon.kill()

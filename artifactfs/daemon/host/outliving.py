@@ -61,10 +61,12 @@ class Outliving:
 
     def tell(self, features: Features, mount_point: str, *, native: bool) -> None:
         """The mount is whole: another process can go on with it from now on, where it may."""
-        if not native and not features.on("handover-writes"):
-            return
         held = self.handover.held
-        if held is None or self.told:
+        if held is None or not (native or features.on("handover-writes")):
+            self.handover.leaves = False
+            self.let_go()
+            return
+        if self.told:
             return
         message = {
             "held": self.name,
@@ -85,6 +87,7 @@ class Outliving:
     def let_go(self) -> None:
         """It has ended. Who still has a file of it open is told so when nobody keeps it."""
         if self.told and not self.handover.leaves:
+            self.told = False
             self._send({"let_go": self.name})
 
     def _send(self, message: dict[str, Any], *carried: int) -> bool:

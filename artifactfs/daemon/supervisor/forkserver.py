@@ -95,6 +95,9 @@ class ForkServer:
         self._poll.register(connection, select.POLLIN)
         self._children: dict[int, tuple[int, list[str]]] = {}  # pidfd → pid, mounts
         self._kept = Kept()
+        self._specs: dict[str, dict[str, Any]] = {}
+        """Of the last worker of each repository."""
+        self._alone = False
         self._from_workers, self._to_us = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._from_workers.setblocking(False)
         self._poll.register(self._from_workers, select.POLLIN)
@@ -158,6 +161,8 @@ class ForkServer:
             pid = os.fork()
             if pid == 0:
                 self._become_worker(spec, received)
+            if "settings" in spec:
+                self._specs[spec["settings"]["name"]] = spec
             if needed == 2:
                 self._kept.served_by(spec["settings"]["name"], pid)
         finally:
@@ -209,6 +214,32 @@ class ForkServer:
         os.close(pidfd)
         _pid, wait_status = os.waitpid(pid, 0)
         self._send({"exited": pid, "status": os.waitstatus_to_exitcode(wait_status)})
+        if self._alone:
+            self._replace(pid)
+
+    def _replace(self, pid: int) -> None:
+        """Without a supervisor: fork the next worker for a mount that is kept. One of them: if that
+        dies as well, the mount ends."""
+        name = self._kept.name_of(pid)
+        if name is None:
+            return
+        spec = self._specs.pop(name, None)
+        if spec is None:
+            self._kept.let_go(name)
+            return
+        mount = self._kept.mounts[name]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.close()  # nobody listens
+        carried = [theirs.detach(), os.dup(mount.descriptor)]
+        try:
+            new, pidfd = self._fork({**spec, "held": mount.message}, carried)
+        except OSError as error:
+            log.error("cannot start a process for the mount: %s", error, extra={"repo": name})
+            self._kept.let_go(name)
+            return
+        self._specs.pop(name, None)
+        self._children[pidfd] = (new, list(spec.get("served_at", ())))
+        self._poll.register(pidfd, select.POLLIN)
 
     def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
         ancillary = [] if descriptor is None else attached(descriptor)
@@ -259,6 +290,10 @@ class ForkServer:
 
     def _keep(self) -> None:
         """Until a new supervisor has everything, or there is nothing left."""
+        self._alone = True
+        for pid in self._kept.workers():
+            if not os.path.exists(f"/proc/{pid}"):  # it has died with the supervisor
+                self._replace(pid)
         listener = self._kept.listener
         if listener is not None:
             self._poll.register(listener, select.POLLIN)

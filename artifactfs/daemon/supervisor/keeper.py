@@ -106,6 +106,13 @@ class Kept:
         """The processes whose mounts are kept."""
         return {int(kept.message["pid"]) for kept in self.mounts.values()}
 
+    def name_of(self, pid: int) -> str | None:
+        """The repository whose mount that process serves."""
+        for name, kept in self.mounts.items():
+            if kept.message["pid"] == pid:
+                return name
+        return None
+
     def alive(self) -> bool:
         """Whether any is still there; lets go of the others."""
         for name, kept in list(self.mounts.items()):

@@ -30,6 +30,7 @@ from artifactfs.daemon.supervisor.keeper import KeptMount
 from artifactfs.daemon.supervisor.waiting import sleep_beside, steps
 from artifactfs.daemon.supervisor.workers import WorkerPool, WorkerProcess
 from artifactfs.errors import DaemonError, MountError
+from artifactfs.features import disabled_features
 from artifactfs.paths import RepoLayout, StateLayout
 from artifactfs.system.processes import start_time_of
 
@@ -245,7 +246,7 @@ class Supervision:
         if pidfd is None:
             return
         try:
-            if mount.message["mount_point"] != self.settings.mount_point:
+            if not self._is_wanted(mount):
                 await _end(pidfd, signal.SIGTERM, STOP_S)
                 await self._pool.let_go(self.name)
             elif await self._pool.would_go_on(mount):
@@ -254,6 +255,11 @@ class Supervision:
                 await self._live_with(mount, pidfd)
         finally:
             os.close(pidfd)
+
+    def _is_wanted(self, mount: KeptMount) -> bool:
+        """Whether it is where it is to be, and may have who takes its writes."""
+        off = mount.message["kind"] == "kernel" and "kernel-writes" in disabled_features()
+        return mount.message["mount_point"] == self.settings.mount_point and not off
 
     async def _live_with(self, mount: KeptMount, pidfd: int) -> None:
         """The worker of the daemon before goes on serving, until it ends or somebody asks for

@@ -165,11 +165,13 @@ class _Mount:
             features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
         if not fits and self.handover is not None:
             features.lacks("handover", "pyfuse3 is not the one it was made for")
-        elif fits and self.handover is not None and features.on("handover"):
+        elif fits and self.handover is not None:
             assert fd is not None
             self._prepare_handover(fd, self.handover)
 
     def _prepare_handover(self, fd: int, handover: Handover) -> None:
+        if not (self.kernel.features.on("handover") or handover.taken_over):
+            return
         self.beginning = Beginning(fd, handover.held)
         if not self.beginning.can_resend:
             self.kernel.features.lacks(
