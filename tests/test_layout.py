@@ -47,7 +47,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "cli": ("terminal", "operation", "repositories", "workspaces", "main"),
     "server": (
-        *("problems", "connections", "cross_origin", "metadata", "storage", "wire", "events"),
+        *("problems", "connections", "cross_origin", "metadata", "storage", "cluster", "wire"),
+        "events",
         *("context", "git", "content", "jobs", "api", "web", "app", "service", "commands", "cli"),
     ),
 }

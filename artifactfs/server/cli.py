@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -160,6 +161,7 @@ def _allow_many_files() -> None:
     help="Pages of that origin may use the REST and Git routes; '*': all. Can be repeated.",
 )
 @_bound("--stop-timeout", _SECONDS, 30.0, "Seconds that transfers may go on after SIGTERM.")
+@_bound("--drain-time", click.FloatRange(min=0), 0.0, "Seconds of requests after SIGTERM.")
 @_bound("--max-requests", _COUNT, _LIMITS.control_requests, "Control plane requests in 10 s.")
 @_bound("--max-git-requests", _COUNT, _LIMITS.git_requests, "Git requests in 10 s and namespace.")
 @_bound(
@@ -184,6 +186,7 @@ def serve(
     allow_private_networks: bool,
     cors_origins: tuple[str, ...],
     stop_timeout: float,
+    drain_time: float,
     max_requests: int,
     max_git_requests: int,
     max_repo_bytes: int,
@@ -231,10 +234,11 @@ def serve(
         access_log=access_log,
         log_oids=log_oids,
         cors_origins=tuple(check_cors_origin(origin) for origin in cors_origins),
+        drain_s=drain_time,
         stop_s=stop_timeout,
         secure_cookies=tls_cert is not None or (public_url or "").startswith("https://"),
     )
-    with locked(layout):
+    with nullcontext() if database is not None else locked(layout):
         try:
             sockets = open_sockets(host, port)
         except OSError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
+from artifactfs.server.cluster.standing import Standing
 from artifactfs.server.events.access_log import AccessLog
 from artifactfs.server.events.eventlog import EventLog
 from artifactfs.server.events.metrics import Metrics
@@ -32,11 +33,14 @@ class Context:
     metrics: Metrics
     access_log: AccessLog
     marks: OpenMarks
+    standing: Standing
     control_limiter: Limiter
     git_limiter: Limiter
     git_turns: trio.Semaphore
     content_turns: trio.Semaphore
     background: trio.Nursery
+    draining: bool = False
+    """Told to stop, and still answering until the balancer has noticed."""
 
     @property
     def layout(self) -> DataLayout:

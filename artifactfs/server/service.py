@@ -11,11 +11,15 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from artifactfs.errors import StateError
 from artifactfs.server.app import Application
+from artifactfs.server.cluster.fence import write_hook
+from artifactfs.server.cluster.standing import Alone, Standing
 from artifactfs.server.connections import serve_connections
 from artifactfs.server.context import Context
 from artifactfs.server.events.access_log import AccessLog
@@ -23,8 +27,10 @@ from artifactfs.server.events.eventlog import EventLog
 from artifactfs.server.events.metrics import Metrics
 from artifactfs.server.events.webhooks import Webhooks
 from artifactfs.server.git.process import run_bounded
+from artifactfs.server.jobs.jobs import Jobs
 from artifactfs.server.jobs.repositories import remove_tree
 from artifactfs.server.metadata.catalog import Catalog
+from artifactfs.server.metadata.database import Store
 from artifactfs.server.metadata.limits import Limiter, OwnLimit, SharedLimit
 from artifactfs.server.storage.gitdir import (
     create_gitdir,
@@ -35,11 +41,16 @@ from artifactfs.server.storage.gitdir import (
 from artifactfs.server.storage.installation import Installation
 from artifactfs.server.storage.open_marks import OpenMarks
 from artifactfs.server.storage.settings import DataLayout, Limits, ServerSettings
-from artifactfs.server.storage.sweeping import marks_of_last_run, sweep
+from artifactfs.server.storage.shared import check_shared
+from artifactfs.server.storage.sweeping import marks_of_last_run, sweep, time_there
+
+if TYPE_CHECKING:
+    from artifactfs.server.cluster.membership import Member
 
 log = logging.getLogger(__name__)
 
 _OWN_FILES = 100
+_SCRATCH_S = 7_200.0
 _FILES_OF_GIT = 10
 
 
@@ -72,7 +83,7 @@ async def run_server(
     layout = settings.layout
     write_git_config(layout.git_config)
     git = find_git()
-    shutdown = trio.Event()
+    told_to_stop, shutdown = trio.Event(), trio.Event()
     store, event_store = Installation(layout, settings.database).stores()
     try:
         access_log = AccessLog(settings.access_log, oids=settings.log_oids)
@@ -82,7 +93,10 @@ async def run_server(
         raise StateError(f"{settings.access_log} cannot be written: {error.strerror}") from error
     catalog = Catalog(store)
     metrics = Metrics()
-    webhooks = Webhooks(store, metrics, allow_private=settings.allow_private_networks)
+    marks = OpenMarks(layout.open)
+    member = None if settings.database is None else _member(settings, store, marks)
+    standing: Standing = member or Alone()
+    webhooks = Webhooks(store, metrics, standing, allow_private=settings.allow_private_networks)
     events = EventLog(event_store, store, metrics, webhooks)
     access_log.also(metrics.request)
 
@@ -92,11 +106,14 @@ async def run_server(
         return SharedLimit(store, area, limit, settings.limits.window_s)
 
     try:
-        marks = marks_of_last_run(layout)
-        if not _was_clean(layout) or marks:
-            await store.read(partial(sweep, layout, marks=marks))
+        if member is None:
+            await _mend(layout, store)
+        else:
+            await member.join()
         async with trio.open_nursery() as services:
-            services.start_soon(_until_signal, shutdown)
+            services.start_soon(_until_signal, told_to_stop)
+            if member is not None:
+                services.start_soon(member.run)
             await services.start(events.run)
             services.start_soon(webhooks.run)
             async with trio.open_nursery() as background:
@@ -110,7 +127,8 @@ async def run_server(
                     webhooks=webhooks,
                     metrics=metrics,
                     access_log=access_log,
-                    marks=OpenMarks(layout.open),
+                    marks=marks,
+                    standing=standing,
                     control_limiter=limiter("control", settings.limits.control_requests),
                     git_limiter=limiter("git", settings.limits.git_requests),
                     git_turns=trio.Semaphore(settings.limits.git_processes),
@@ -119,11 +137,14 @@ async def run_server(
                 )
                 _add_figures(context)
                 layout.open.mkdir(mode=0o700, exist_ok=True)
-                for directory in layout.trash.iterdir():
+                for directory in _trash(layout, young_s=_SCRATCH_S if standing.shared else 0):
                     background.start_soon(remove_tree, directory)
                 services.start_soon(context.marks.run)
                 application = Application(context)
                 await application.jobs.resume()
+                if member is not None:
+                    services.start_soon(_take_over, member, context, application.jobs)
+                services.start_soon(_drain, context, told_to_stop, shutdown)
                 gc.freeze()
                 ready(await catalog.has_api_tokens())
                 clean = await serve_connections(
@@ -140,9 +161,42 @@ async def run_server(
     finally:
         access_log.close()
         store.close()
-    if clean:
+    if clean and member is None:
         await context.marks.sync()
         layout.clean.touch()
+
+
+def _member(settings: ServerSettings, store: Store, marks: OpenMarks) -> Member:
+    from artifactfs.server.cluster.membership import Member  # SQLAlchemy takes 0.1 s to load
+
+    assert settings.database is not None
+    layout = settings.layout
+    check_shared(layout)
+    write_hook(layout.hooks)
+    return Member(settings.database, store, marks, layout.open)
+
+
+async def _take_over(member: Member, context: Context, jobs: Jobs) -> None:
+    from artifactfs.server.cluster.takeover import Takeover
+
+    await Takeover(member, context.store, context.layout, jobs.resume).run()
+
+
+async def _mend(layout: DataLayout, store: Store) -> None:
+    """What the last server of this folder left."""
+    marks = marks_of_last_run(layout)
+    if not _was_clean(layout) or marks:
+        await store.read(partial(sweep, layout, marks=marks))
+
+
+def _trash(layout: DataLayout, *, young_s: float) -> list[Path]:
+    """What can be removed from the trash: what other servers may be trying something in is not."""
+    there = list(layout.trash.iterdir())
+    if not young_s:
+        return there
+    before = time_there(layout.trash) - young_s
+    tried = ("scratch.", "probe.")
+    return [p for p in there if not p.name.startswith(tried) or p.stat().st_mtime < before]
 
 
 def _reserved_descriptors(limits: Limits) -> int:
@@ -183,6 +237,14 @@ def _was_clean(layout: DataLayout) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+async def _drain(context: Context, told_to_stop: trio.Event, shutdown: trio.Event) -> None:
+    """First the balancer is told, and given the time to ask."""
+    await told_to_stop.wait()
+    context.draining = True
+    await trio.sleep(context.settings.drain_s)
+    shutdown.set()
 
 
 async def _until_signal(shutdown: trio.Event) -> None:

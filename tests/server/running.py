@@ -37,10 +37,12 @@ class Server:
     api_token: str = ""
     database: str | None = None
     """The URL of PostgreSQL."""
+    shared_data: Path | None = None
+    """A data folder that others serve as well."""
 
     @property
     def data(self) -> Path:
-        return self.root / "data"
+        return self.shared_data or self.root / "data"
 
     @property
     def log_path(self) -> Path:

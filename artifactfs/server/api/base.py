@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import compile_path
 
 from artifactfs.server.api.schemas import ErrorEnvelope
+from artifactfs.server.cluster.standing import Lost
 from artifactfs.server.context import Context
 from artifactfs.server.jobs.jobs import Jobs
 from artifactfs.server.jobs.repositories import Repositories
@@ -217,6 +218,9 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
             return answer(request, Problem(Code.BUSY, "The database is away", retry_after=5))
         return answer(request, Problem(Code.INTERNAL_ERROR, "The server cannot use its disk"))
 
+    async def on_lost(request: Request, error: Exception) -> Response:
+        return answer(request, Problem(Code.BUSY, "The database is away", retry_after=5))
+
     async def on_crash(request: Request, error: Exception) -> Response:
         return answer(request, Problem(Code.INTERNAL_ERROR, "Internal error"))
 
@@ -225,4 +229,5 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
     app.add_exception_handler(StarletteHTTPException, on_http)
     app.add_exception_handler(OSError, on_full_disk)
     app.add_exception_handler(DatabaseError, on_database)
+    app.add_exception_handler(Lost, on_lost)
     app.add_exception_handler(Exception, on_crash)

@@ -7,15 +7,40 @@ from fastapi import APIRouter, Request, Response
 import artifactfs
 from artifactfs.server.api.account import Health
 from artifactfs.server.api.base import ContextOf
+from artifactfs.server.context import Context
 from artifactfs.server.events.metrics import CONTENT_TYPE
+from artifactfs.server.problems import Code, Problem
 
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/healthz", summary="Is the server well?")
+_WELL = Health(status="ok", version=artifactfs.__version__)
+
+
+@router.get("/healthz", summary="Can the server be sent requests?")
 async def get_health(context: ContextOf) -> Health:
+    await _check_ready(context)
+    return _WELL
+
+
+@router.get("/healthz/ready", summary="Can the server be sent requests?")
+async def get_ready(context: ContextOf) -> Health:
+    await _check_ready(context)
+    return _WELL
+
+
+@router.get("/healthz/live", summary="Is the process well?")
+async def get_live() -> Health:
+    return _WELL
+
+
+async def _check_ready(context: Context) -> None:
+    """Raises: Problem, DatabaseError."""
+    if context.draining:
+        raise Problem(Code.BUSY, "The server is about to stop", retry_after=1)
+    if not context.standing.ready:
+        raise Problem(Code.BUSY, "The database is away", retry_after=5)
     await context.store.row("SELECT 1 AS one")
-    return Health(status="ok", version=artifactfs.__version__)
 
 
 @router.get("/metrics", response_class=Response, summary="Prometheus metrics")

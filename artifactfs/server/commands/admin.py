@@ -105,13 +105,15 @@ def fsck_command(data: Path, database: URL | None, full: bool, as_json: bool) ->
 @json_option
 def gc_command(data: Path, database: URL | None, grace: int, as_json: bool) -> None:
     """Repack repositories and drop what nobody needs. Run it from a timer."""
+    from artifactfs.server.cluster.membership import only_command
     from artifactfs.server.storage.maintenance import Caretaker
 
     here = existing(data, database)
     db = here.open()
     try:
-        for done in Caretaker(here.layout, db).gc(grace_s=grace):
-            show(as_json, done.as_dict(), str(done))
+        with only_command(here.layout, database, "gc") as marks:
+            for done in Caretaker(here.layout, db, marks).gc(grace_s=grace):
+                show(as_json, done.as_dict(), str(done))
     finally:
         db.close()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import trio
 
+from artifactfs.server.cluster.fence import Fence, fenced
 from artifactfs.server.context import Context
 from artifactfs.server.git.process import git_process
 from artifactfs.server.git.stream import environment_for, turn
@@ -57,6 +58,7 @@ class Scratch:
         data: bytes = b"",
         environment: Mapping[str, str] | None = None,
         settings: dict[str, str] | None = None,
+        descriptors: tuple[int, ...] = (),
     ) -> Done:
         """Run git here. Raises: Problem (MEMORY_LIMIT) where it prints too much."""
         context = self.context
@@ -64,6 +66,7 @@ class Scratch:
             [context.git, f"--git-dir={self.gitdir}", *words],
             environment={**environment_for(context, None, settings), **(environment or {})},
             memory_bytes=context.limits.git_memory_bytes,
+            descriptors=descriptors,
         ) as git:
             if data:
                 await git.stdin.send_all(data)
@@ -75,27 +78,38 @@ class Scratch:
                     raise Problem(Code.MEMORY_LIMIT, "The result is too large; use git")
             return Done(await git.wait(), bytes(output), git.stderr)
 
+    def _receive(self, fence: Fence, most_bytes: int) -> str:
+        """The command of the receiving end: git gives it no configuration of ours."""
+        settings = {"receive.maxInputSize": str(max(1, most_bytes)), **fence.settings}
+        options = " ".join(f"-c {shlex.quote(f'{key}={v}')}" for key, v in settings.items())
+        return f"GIT_NO_REPLACE_OBJECTS=1 {shlex.quote(self.context.git)} {options} receive-pack"
+
     async def push(self, repo: Repo, updates: Sequence[RefUpdate], most_bytes: int) -> set[str]:
         """Bring commits into a repository and move its refs there; the refs that were moved.
 
         Each only from where `updates` saw it. Nothing of a push that brings more than `most_bytes`
         stays. Not cancellable once it began. Raises: Problem.
         """
-        receive = (
-            f"GIT_NO_REPLACE_OBJECTS=1 {shlex.quote(self.context.git)}"
-            f" -c receive.maxInputSize={max(1, most_bytes)} receive-pack"
-        )
         leases = [f"--force-with-lease={each.ref}:{each.before}" for each in updates]
         deletion = "0" * 40
         specs = [f"{'' if u.after == deletion else u.after}:{u.ref}" for u in updates]
         gitdir = self.context.layout.gitdir(repo.id)
         limit = self.context.limits.git_time_s
         deadline = trio.current_time() + limit
-        with trio.CancelScope(shield=True, deadline=deadline), self.context.marks.open(repo.id):
-            done = await self.git(
-                *["push", "--porcelain", "--no-signed", f"--receive-pack={receive}"],
-                *[*leases, str(gitdir), *specs],
-            )
+        standing = self.context.standing
+        with (
+            trio.CancelScope(shield=True, deadline=deadline),
+            self.context.marks.open(repo.id),
+            standing.working() as owner,
+        ):
+            async with fenced(standing, self.context.layout.hooks, owner) as fence:
+                receive = self._receive(fence, most_bytes)
+                done = await self.git(
+                    *["push", "--porcelain", "--no-signed", f"--receive-pack={receive}"],
+                    *[*leases, str(gitdir), *specs],
+                    environment=fence.environment,
+                    descriptors=fence.descriptors,
+                )
             if "maximum allowed size" in done.stderr:
                 raise Problem(Code.STORAGE_LIMIT, "The storage limit is reached")
             lines = _results(done.output.decode("utf-8", "surrogateescape"))

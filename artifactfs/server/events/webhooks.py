@@ -21,6 +21,7 @@ import httpx
 import trio
 
 from artifactfs.redact import redact
+from artifactfs.server.cluster.standing import Standing
 from artifactfs.server.events.events import Notice
 from artifactfs.server.events.metrics import Metrics
 from artifactfs.server.events.network_guard import Forbidden, Target, Unresolvable, check_url
@@ -43,6 +44,20 @@ _ANSWER_S = 10.0
 _AT_ONCE = 8
 _POLL_S = 1.0
 _MAX_PENDING = 10_000
+
+
+_DUE = """
+    SELECT deliveries.*, url, secret FROM deliveries JOIN webhooks ON webhooks.id = webhook_id
+    WHERE next_at <= :now ORDER BY next_at LIMIT 200
+"""
+_CLAIM = """
+    UPDATE deliveries SET owner = :owner FROM webhooks
+    WHERE webhooks.id = deliveries.webhook_id AND deliveries.id IN (
+        SELECT id FROM deliveries WHERE next_at <= :now AND (owner IS NULL OR owner = :owner)
+        ORDER BY next_at LIMIT 200 FOR UPDATE SKIP LOCKED)
+    RETURNING deliveries.*, url, secret
+"""
+"""Each is for one server; when that is gone, another gets it."""
 
 
 def new_secret() -> str:
@@ -110,7 +125,10 @@ class Webhook:
 class Webhooks:
     """Queues notices for subscribers and delivers them."""
 
-    def __init__(self, store: Store, metrics: Metrics, *, allow_private: bool) -> None:
+    def __init__(
+        self, store: Store, metrics: Metrics, standing: Standing, *, allow_private: bool
+    ) -> None:
+        self._standing = standing
         self._store = store
         self._metrics = metrics
         self._allow_private = allow_private
@@ -200,12 +218,12 @@ class Webhooks:
                 await trio.sleep(_POLL_S)
 
     async def _due(self) -> list[Row]:
+        owner = self._standing.owner
+        if self._standing.shared and owner is None:
+            return []
+        sql = _CLAIM if self._standing.shared else _DUE
         try:
-            return await self._store.rows(
-                "SELECT deliveries.*, url, secret FROM deliveries JOIN webhooks"
-                " ON webhooks.id = webhook_id WHERE next_at <= :now ORDER BY next_at LIMIT 200",
-                {"now": now_ms()},
-            )
+            return await self._store.rows(sql, {"now": now_ms(), "owner": owner})
         except DatabaseError as error:
             log.error("webhook deliveries cannot be read: %s", error)
             return []

@@ -27,7 +27,7 @@ from artifactfs.server.git.exchange import (
 )
 from artifactfs.server.git.process import run_bounded
 from artifactfs.server.git.receive_pack import ReceivePack
-from artifactfs.server.git.stream import answer_busy, environment_for
+from artifactfs.server.git.stream import answer_away, answer_busy, environment_for
 from artifactfs.server.git.upload_pack import UploadPack
 from artifactfs.server.metadata import tokens
 from artifactfs.server.metadata.clock import now_ms
@@ -117,8 +117,7 @@ class GitHTTP:
             if exchange.started:
                 raise
             log.error("%s failed: %s", exchange.record.path, error)
-            headers = ((b"retry-after", b"5"),)
-            await exchange.answer(503, b"The database is away\n", headers=headers)
+            await answer_away(exchange)
         except ClientGone:
             record.status = record.status or 499
             self._context.access_log.write(record)

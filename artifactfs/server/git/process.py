@@ -77,7 +77,9 @@ class GitProcess:
                 await self._process.wait()
 
 
-async def _start(argv: Sequence[str], environment: Mapping[str, str], cwd: str) -> trio.Process:
+async def _start(
+    argv: Sequence[str], environment: Mapping[str, str], cwd: str, descriptors: tuple[int, ...]
+) -> trio.Process:
     """Where descriptors or processes have run out, others end soon: it is tried again for
     `_ROOM_S`. Raises: OSError."""
     end = trio.current_time() + _ROOM_S
@@ -91,6 +93,7 @@ async def _start(argv: Sequence[str], environment: Mapping[str, str], cwd: str) 
                 env=dict(environment),
                 cwd=cwd,
                 start_new_session=True,
+                pass_fds=descriptors,
             )
         except OSError as error:
             if not is_scarcity(error) or trio.current_time() > end:
@@ -106,15 +109,16 @@ async def git_process(
     cwd: str = "/",
     memory_bytes: int = MEMORY_BYTES,
     gently: bool = False,
+    descriptors: tuple[int, ...] = (),
 ) -> AsyncIterator[GitProcess]:
     """Run `argv` (never through a shell) for the time of the block.
 
     However the block is left, also by cancellation, the process and its helpers are gone after
     it: SIGTERM, and SIGKILL two seconds later. Each may allocate `memory_bytes` at most; mapped
     files do not count. `gently`: its input ends first, and it gets two seconds to clean up (git
-    removes a quarantine then, but not on a signal).
+    removes a quarantine then, but not on a signal). `descriptors` are inherited.
     """
-    process = await _start(argv, environment, cwd)
+    process = await _start(argv, environment, cwd, descriptors)
     with suppress(ProcessLookupError, PermissionError):  # `serve` tells if it is not permitted
         resource.prlimit(process.pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     git = GitProcess(process)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 
 from artifactfs.pktline import PktLineError
+from artifactfs.server.cluster.fence import fenced
+from artifactfs.server.cluster.standing import Lost
+from artifactfs.server.connections import cut_connection
 from artifactfs.server.context import Context
-from artifactfs.server.git.exchange import NO_CACHE, Exchange
+from artifactfs.server.git.exchange import NO_CACHE, ClientGone, Exchange
 from artifactfs.server.git.process import git_process
 from artifactfs.server.git.pushes import note_push, remaining_bytes
 from artifactfs.server.git.stream import (
     Stream,
+    answer_away,
     answer_busy,
     answer_failure,
     environment_for,
@@ -20,6 +25,8 @@ from artifactfs.server.git.stream import (
 )
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.wire.push_report import PushCommands, PushReport
+
+log = logging.getLogger(__name__)
 
 _RESULT = b"application/x-git-receive-pack-result"
 _COMMAND_BYTES = 8 * 1024 * 1024
@@ -46,8 +53,15 @@ class ReceivePack:
             return
         async with turn(self._context) as mine:
             if mine:
-                with self._context.marks.open(repo.id):
-                    await self._run(repo, exchange, protocol, commands, head, body, remaining)
+                try:
+                    with self._context.marks.open(repo.id):
+                        await self._run(repo, exchange, protocol, commands, head, body, remaining)
+                except Lost as error:
+                    if exchange.started:
+                        cut_connection()
+                        raise ClientGone from None
+                    log.warning("a push to %s was given up: %s", repo.full_name, error)
+                    await answer_away(exchange)
             else:
                 await answer_busy(exchange)
 
@@ -74,13 +88,21 @@ class ReceivePack:
         settings = {"receive.maxInputSize": str(max(1, remaining))}
         gitdir = str(context.layout.gitdir(repo.id))
         status: int | None = None
-        async with git_process(
-            [context.git, "receive-pack", "--stateless-rpc", gitdir],
-            environment=environment_for(context, protocol, settings),
-            memory_bytes=context.limits.git_memory_bytes,
-            gently=True,
-        ) as git:
-            status = await stream.run(git, head, body)
+        with context.standing.working() as owner:
+            async with (
+                fenced(context.standing, context.layout.hooks, owner) as fence,
+                git_process(
+                    [context.git, "receive-pack", "--stateless-rpc", gitdir],
+                    environment={
+                        **environment_for(context, protocol, {**settings, **fence.settings}),
+                        **fence.environment,
+                    },
+                    memory_bytes=context.limits.git_memory_bytes,
+                    gently=True,
+                    descriptors=fence.descriptors,
+                ) as git,
+            ):
+                status = await stream.run(git, head, body)
         if status is None or (status != 0 and not exchange.started):
             await answer_failure(context, repo, exchange, stream, git.stderr)
             return

@@ -65,6 +65,12 @@ async def answer_busy(exchange: Exchange) -> None:
     await exchange.answer(503, text, headers=((b"retry-after", b"5"),))
 
 
+async def answer_away(exchange: Exchange) -> None:
+    """The database cannot be asked; the client may try again."""
+    text = b"The database is away\n"
+    await exchange.answer(503, text, headers=((b"retry-after", b"5"),))
+
+
 @dataclass(slots=True, kw_only=True)
 class Stream:
     """Pumps a request body into git and git's output into the answer.

@@ -42,7 +42,6 @@ class Forking:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._one_at_a_time: dict[str, trio.Lock] = {}
 
     async def run(self, fork: Repo) -> int:
         """Make the fork ready; how many objects it shares. Raises: ForkFailed."""
@@ -50,16 +49,12 @@ class Forking:
         parent = await self._context.catalog.repo_by_id(fork.job["parent"])
         if parent is None:
             raise ForkFailed("the ancestor was deleted")
-        lock = self._one_at_a_time.setdefault(parent.id, trio.Lock())
-        async with lock:
+        async with self._context.standing.only_one(f"fork {parent.id}"):
             try:
                 with self._context.marks.open(parent.id, fork.id):
                     return await self._fork(parent, fork, bool(fork.job["default_branch_only"]))
             except OSError as error:
                 raise ForkFailed(f"the ancestor cannot be read: {error.strerror}") from error
-            finally:
-                if lock.statistics().tasks_waiting == 0:
-                    self._one_at_a_time.pop(parent.id, None)
 
     async def _fork(self, parent: Repo, fork: Repo, default_branch_only: bool) -> int:
         source = self._context.layout.gitdir(parent.id)
@@ -74,12 +69,14 @@ class Forking:
     async def _fork_with(
         self, parent: Repo, fork: Repo, refs: str, pools: list[str], new: _NewPool | None
     ) -> int:
-        layout = self._context.layout
+        layout, standing = self._context.layout, self._context.standing
+        owner = standing.owner
         source, target = layout.gitdir(parent.id), layout.gitdir(fork.id)
         if new is not None:
             pools = [*pools, new.id]
 
         def claim(tx: Transaction) -> int:
+            standing.check(tx, owner)
             if new is not None:
                 made = new.contents
                 catalog.add_pool(tx, new.id, parent.account_id, made.bytes, made.objects)
@@ -101,6 +98,7 @@ class Forking:
             left = await trio.to_thread.run_sync(own_bytes, source)
 
             def finish(tx: Transaction) -> None:
+                standing.check(tx, owner)
                 catalog.update_repo(
                     tx, fork.id, status="ready", job=None, updated_at=fork.updated_at
                 )

@@ -26,6 +26,7 @@ from artifactfs.server.jobs.remote_fetch import (
 )
 from artifactfs.server.metadata import catalog
 from artifactfs.server.metadata.clock import now_ms
+from artifactfs.server.metadata.database import Transaction
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.problems import Code, Problem
 from artifactfs.server.storage.gitdir import create_gitdir, own_bytes
@@ -172,6 +173,7 @@ class Importing:
     async def _run(self, repo: Repo, credentials: Credentials | None) -> None:
         assert repo.job is not None
         context = self._context
+        owner = context.standing.owner
         gitdir = context.layout.gitdir(repo.id)
         await trio.to_thread.run_sync(lambda: shutil.rmtree(gitdir, ignore_errors=True))
         await trio.to_thread.run_sync(create_gitdir, gitdir, repo.default_branch)
@@ -182,11 +184,14 @@ class Importing:
         if size > limits.repo_bytes or of_account > limits.account_bytes:
             raise ImportFailed("storage limit reached")
         now = now_ms()
-        await context.store.write(
-            lambda tx: catalog.update_repo(
+
+        def finish(tx: Transaction) -> None:
+            context.standing.check(tx, owner)
+            catalog.update_repo(
                 tx, repo.id, status="ready", job=None, own_bytes=size, last_push_at=now
             )
-        )
+
+        await context.store.write(finish)
 
     async def _fetch(
         self, repo: Repo, job: Mapping[str, object], credentials: Credentials | None

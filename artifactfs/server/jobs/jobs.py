@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
+from artifactfs.server.cluster.standing import Lost
 from artifactfs.server.context import Context
 from artifactfs.server.events.events import ActionType, Event, Notice
 from artifactfs.server.jobs.forking import ForkFailed, Forking, fork_record
@@ -38,6 +40,8 @@ from artifactfs.server.problems import Code, Problem
 
 log = logging.getLogger(__name__)
 
+_AGAIN_S = 5.0
+
 
 @dataclass(slots=True)
 class Job:
@@ -60,12 +64,26 @@ class Jobs:
         self._forking = Forking(context)
         self._importing = Importing(context)
         self._imports_at_once = trio.Semaphore(4)
+        self._under_way: set[str] = set()
 
     async def resume(self) -> None:
-        """Take up what an earlier run of the server left undone."""
-        for repo in await self._context.catalog.unfinished():
-            log.info("resuming: %s is %s", repo.full_name, repo.status)
-            self._start(Job(repo))
+        """Take up what an earlier run of the server, or a server that is gone, left undone."""
+        context = self._context
+        owner = context.standing.owner
+
+        def claim(tx: Transaction) -> None:
+            context.standing.check(tx, owner)
+            tx.run(
+                "UPDATE repos SET owner = :owner WHERE status <> 'ready' AND owner IS NULL",
+                {"owner": owner},
+            )
+
+        if context.standing.shared:
+            await context.store.write(claim)
+        for repo in await context.catalog.unfinished(owner):
+            if repo.id not in self._under_way:
+                log.info("resuming: %s is %s", repo.full_name, repo.status)
+                self._start(Job(repo))
 
     async def fork(
         self,
@@ -151,9 +169,12 @@ class Jobs:
             self._imports_at_once.release()
 
     async def _insert(self, repo: Repo) -> str:
+        owner = self._context.standing.owner
+
         def insert(tx: Transaction) -> str:
             catalog.ensure_namespace(tx, repo.namespace, repo.account_id)
-            catalog.add_repo(tx, repo)
+            self._context.standing.check(tx, owner)
+            catalog.add_repo(tx, repo, owner=owner)
             return catalog.add_repo_token(tx, repo.id, repo.namespace, "write", FIRST_TOKEN_TTL_S)[
                 1
             ]
@@ -173,8 +194,13 @@ class Jobs:
         self._context.background.start_soon(self._supervise, job, work)
 
     async def _supervise(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> None:
+        self._under_way.add(job.repo.id)
         try:
-            await work(job)
+            with self._context.standing.working():
+                await work(job)
+        except Lost as error:
+            log.warning("the work on %s is left to others: %s", job.repo.full_name, error)
+            job.failure = Problem(Code.BUSY, "The database is away", retry_after=5)
         except (ForkFailed, ImportFailed) as error:
             await self._give_up(job, str(error))
         except OSError as error:
@@ -183,16 +209,30 @@ class Jobs:
         except DatabaseError:
             log.exception("the work on %s failed; it goes on at the next start", job.repo.full_name)
             job.failure = Problem(Code.INTERNAL_ERROR, "The result cannot be stored")
+            if self._context.standing.shared:
+                self._context.background.start_soon(self._again)
         except Exception:
             log.exception("the work on %s failed", job.repo.full_name)
             await self._give_up(job, "internal error")
         finally:
-            if await self._context.catalog.repo_by_id(job.repo.id) is None:
-                # Deleted while the work went on.
-                with trio.CancelScope(shield=True):
-                    gitdir = self._context.layout.gitdir(job.repo.id)
-                    await self._repositories.discard(gitdir)
+            self._under_way.discard(job.repo.id)
+            with trio.CancelScope(shield=True):
+                await self._discard_deleted(job.repo)
             job.done.set()
+
+    async def _discard_deleted(self, repo: Repo) -> None:
+        """Where it was deleted while the work went on."""
+        try:
+            if await self._context.catalog.repo_by_id(repo.id) is None:
+                await self._repositories.discard(self._context.layout.gitdir(repo.id))
+        except DatabaseError as error:
+            log.error("%s cannot be looked up: %s", repo.full_name, error)
+
+    async def _again(self) -> None:
+        """Where we are still those whose work it is."""
+        await trio.sleep(_AGAIN_S)
+        with suppress(DatabaseError, Lost):
+            await self.resume()
 
     async def _fork(self, job: Job) -> None:
         job.objects = await self._forking.run(job.repo)

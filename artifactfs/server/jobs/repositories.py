@@ -102,10 +102,12 @@ class Repositories:
         gitdir = self._context.layout.gitdir(repo.id)
 
         def insert(tx: Transaction) -> str:
+            self._context.standing.check(tx, owner)
             catalog.ensure_namespace(tx, namespace, account_id)
             catalog.add_repo(tx, repo)
             return catalog.add_repo_token(tx, repo.id, namespace, "write", FIRST_TOKEN_TTL_S)[1]
 
+        owner = self._context.standing.owner
         with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
             await trio.to_thread.run_sync(create_gitdir, gitdir, default_branch)
             try:
@@ -185,11 +187,12 @@ class Repositories:
             return gone
         found = repo
 
-        def remove(tx: Transaction) -> None:
-            catalog.remove_repo(tx, found, tombstone=True)
+        def remove(tx: Transaction) -> bool:
+            return catalog.remove_repo(tx, found, tombstone=True)
 
         with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
-            await self._context.store.write(remove)
+            if not await self._context.store.write(remove):
+                return repo.id  # another request, perhaps at another server, was faster
             await self.discard(self._context.layout.gitdir(repo.id))
         self._report(repo, "delete", started)
         self._notify(repo, "deleted", {})

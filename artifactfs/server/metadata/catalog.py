@@ -102,9 +102,12 @@ class Catalog:
         )
         return None if row is None else str(row["id"])
 
-    async def unfinished(self) -> list[Repo]:
-        """Repositories whose fork or import has not ended."""
-        rows = await self.store.rows(_REPO + "WHERE repos.status <> 'ready'")
+    async def unfinished(self, owner: str | None) -> list[Repo]:
+        """Repositories whose fork or import has not ended; of one server, or all."""
+        sql = _REPO + "WHERE repos.status <> 'ready'"
+        if owner is not None:
+            sql += " AND repos.owner = :owner"
+        rows = await self.store.rows(sql, {"owner": owner})
         return [Repo.of(row) for row in rows]
 
     async def pool_ids(self, repo_id: str) -> list[str]:
@@ -251,9 +254,11 @@ def update_repo(tx: Transaction, repo_id: str, **columns: Any) -> None:
     tx.run(f"UPDATE repos SET {assignments} WHERE id = :repo", {**values, "repo": repo_id})
 
 
-def remove_repo(tx: Transaction, repo: Repo, *, tombstone: bool) -> None:
-    """Take a repository, its tokens and its claims on pools out of the database."""
-    tx.run("DELETE FROM repos WHERE id = :id", {"id": repo.id})
+def remove_repo(tx: Transaction, repo: Repo, *, tombstone: bool) -> bool:
+    """Take a repository, its tokens and its claims on pools out of the database; False if it was
+    not there any more."""
+    if not tx.run("DELETE FROM repos WHERE id = :id", {"id": repo.id}):
+        return False
     tx.run("DELETE FROM tokens WHERE repo_id = :id", {"id": repo.id})
     tx.run("DELETE FROM repo_pools WHERE repo_id = :id", {"id": repo.id})
     if tombstone:
@@ -265,6 +270,7 @@ def remove_repo(tx: Transaction, repo: Repo, *, tombstone: bool) -> None:
             name=repo.name,
             deleted_at=now_ms(),
         )
+    return True
 
 
 def add_pool(tx: Transaction, pool_id: str, account_id: str, size: int, objects: int) -> None:

@@ -179,6 +179,10 @@ metadata_migrations = Migrations(
                 PRIMARY KEY (key, start_at)) {rowless}
             """,
         ),
+        (
+            "m006_unfinished",
+            "CREATE INDEX repos_unfinished ON repos (owner) WHERE status <> 'ready'",
+        ),
     ),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -180,4 +180,28 @@ class Postgres:
             return query(_Statements(connection))
 
     def close(self) -> None:
+        self._engine.dispose()
+
+
+class Session:
+    """One connection that stays, for locks that end with it. Each statement is by itself."""
+
+    def __init__(self, url: URL) -> None:
+        """Raises: DatabaseError."""
+        self._engine = postgres_engine(url, connections=1)
+        with translated():
+            self._connection = self._engine.connect().execution_options(
+                isolation_level="AUTOCOMMIT"
+            )
+
+    def row(self, sql: str, params: Params = NOTHING) -> Row | None:
+        """Raises: DatabaseError."""
+        with translated():
+            return _Statements(self._connection).row(sql, params)
+
+    def close(self) -> None:
+        """However it is: PostgreSQL lets go of its locks."""
+        with suppress(SQLAlchemyError):
+            self._connection.invalidate()
+            self._connection.close()
         self._engine.dispose()

@@ -60,11 +60,23 @@ class Collected:
         return f"{self.what}: {done}"
 
 
+def _has_nothing(gitdir: Path) -> bool:
+    """Whether there is neither an object nor a ref: of thousands most were never pushed to."""
+    objects = [*(gitdir / "objects").iterdir()]
+    if {path.name for path in objects} != {"info", "pack"} or any(objects[0].parent.glob("*/*")):
+        return False
+    return not (gitdir / "packed-refs").exists() and not any(
+        path.is_file() for path in (gitdir / "refs").rglob("*")
+    )
+
+
 class Caretaker:
     """Runs git over the repositories of a data folder."""
 
-    def __init__(self, layout: DataLayout, db: Database) -> None:
+    def __init__(self, layout: DataLayout, db: Database, marks: Path | None = None) -> None:
+        """`marks`: the folder of marks, if it is not that of the server."""
         self._layout = layout
+        self._marks = marks or layout.open
         self._db = db
         self._git = find_git()
         self._environment = git_environment(layout.git_config)
@@ -103,6 +115,8 @@ class Caretaker:
             if not (gitdir / "HEAD").exists():
                 yield Finding(name, f"its folder {gitdir} is missing")
                 continue
+            if _has_nothing(gitdir):
+                continue
             words = ["--full"] if full else ["--connectivity-only"]
             done = self._run(gitdir, "fsck", "--no-dangling", "--no-progress", *words)
             if done.returncode != 0:
@@ -120,7 +134,7 @@ class Caretaker:
                 continue
             before = own_bytes(gitdir)
             pools = self._pools(row["id"])
-            with marked(self._layout.open, row["id"]):
+            with marked(self._marks, row["id"]):
                 error = self._repack(gitdir, borrowing=bool(pools))
                 if error is None and len(pools) > MANY_POOLS:
                     error = self._stand_alone(row["id"], gitdir, pools)

@@ -62,7 +62,36 @@ def marked(folder: Path, mark: str) -> Iterator[None]:
 
 
 class OpenMarks:
-    """The marks of a running server."""
+    """The marks of a running server: of what it does in one folder, until it begins another."""
+
+    def __init__(self, folder: Path) -> None:
+        self._current = _Marks(folder)
+
+    def begin(self, folder: Path) -> None:
+        """Be another server from now on. What goes on leaves its marks in the folder of before,
+        for whoever takes over."""
+        self._current = _Marks(folder)
+
+    @contextmanager
+    def open(self, *marks: str) -> Iterator[None]:
+        """While this lasts, what `marks` name is written to. What ends by an exception may have
+        left something: its marks stay for the next start."""
+        with self._current.open(*marks):
+            yield
+
+    async def run(self) -> None:
+        """Take away marks whose work is on the disk, from time to time; until cancelled."""
+        while True:
+            await trio.sleep(SYNC_EVERY_S)
+            await self.sync()
+
+    async def sync(self) -> None:
+        """Have everything on the disk, and take away the marks of what had ended by then."""
+        await self._current.sync()
+
+
+class _Marks:
+    """Those in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -98,12 +127,6 @@ class OpenMarks:
             del self._users[mark]
             if mark not in self._kept:
                 self._done.add(mark)
-
-    async def run(self) -> None:
-        """Take away marks whose work is on the disk, from time to time; until cancelled."""
-        while True:
-            await trio.sleep(SYNC_EVERY_S)
-            await self.sync()
 
     async def sync(self) -> None:
         """Have everything on the disk, and take away the marks of what had ended by then."""

@@ -103,6 +103,11 @@ class DataLayout:
         return self.root / "database-id"
 
     @property
+    def hooks(self) -> Path:
+        """The hook by which git asks before it moves a ref, where there are several servers."""
+        return self.root / "hooks"
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 
@@ -166,5 +171,7 @@ class ServerSettings:
     secure_cookies: bool = False
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may use the REST and the Git routes; ``*``: all."""
+    drain_s: float = 0.0
+    """How long requests are still taken after SIGTERM, while /healthz says no."""
     stop_s: float = 30.0
     """How long transfers may go on after SIGTERM."""

@@ -1,0 +1,81 @@
+"""Git asks before it moves a ref.
+
+A push runs in processes of git that outlive a server which was killed, and that do not notice when
+their server has lost its place. So the hook ``reference-transaction`` (githooks(5)), which git runs
+when it has locked the refs and before it moves them, asks the server over a pipe. A server that is
+gone does not answer, and git gives up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from artifactfs.server.cluster.standing import Standing
+from artifactfs.system.files import replace_file
+
+_HOOK = """\
+#!/bin/sh
+# Written by artifacts-server at each start.
+[ "$1" = prepared ] || exit 0
+echo ask >"/dev/fd/$ARTIFACTS_ASK" && read -r answer <"/dev/fd/$ARTIFACTS_ANSWER" &&
+    [ "$answer" = go ]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What a process of git is given so that it asks. `settings`: configuration of git."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
+
+
+def write_hook(folder: Path) -> None:
+    """Raises: OSError."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    replace_file(folder / "reference-transaction", _HOOK, mode=0o700)
+
+
+@asynccontextmanager
+async def fenced(standing: Standing, hooks: Path, owner: str | None) -> AsyncIterator[Fence]:
+    """While this lasts, processes of git that get the fence ask whether they may publish."""
+    if not standing.shared:
+        yield Fence()
+        return
+    asked, ask = os.pipe2(os.O_CLOEXEC)
+    answer, answers = os.pipe2(os.O_CLOEXEC)
+    try:
+        async with (
+            trio.lowlevel.FdStream(asked) as questions,
+            trio.lowlevel.FdStream(answers) as replies,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(_reply, standing, owner, questions, replies)
+            yield Fence(
+                {"core.hooksPath": str(hooks)},
+                {"ARTIFACTS_ASK": str(ask), "ARTIFACTS_ANSWER": str(answer)},
+                (ask, answer),
+            )
+            nursery.cancel_scope.cancel()
+    finally:
+        os.close(ask)
+        os.close(answer)
+
+
+async def _reply(
+    standing: Standing,
+    owner: str | None,
+    questions: trio.lowlevel.FdStream,
+    replies: trio.lowlevel.FdStream,
+) -> None:
+    async for data in questions:
+        for _ in range(data.count(b"\n")):
+            may = await standing.may_publish(owner)
+            await replies.send_all(b"go\n" if may else b"no\n")

@@ -1,0 +1,297 @@
+"""Several servers on the same data: one is killed, loses its database, comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.postgres import PostgresServer
+from tests.server.running import SERVER, Git, Server, with_token
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def own_postgres(postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """One that may be stopped."""
+    own = PostgresServer()
+    yield own
+    own.remove()
+
+
+def pair(root: Path, url: str, *options: str, count: int = 2) -> list[Server]:
+    servers: list[Server] = []
+    for number in range(count):
+        folder = root / f"s{number}"
+        folder.mkdir()
+        token = servers[0].api_token if servers else ""
+        server = Server(folder, list(options), database=url, api_token=token)
+        server.shared_data = root / "data"
+        if not servers:
+            server.command("migrate")
+        servers.append(server.start())
+    return servers
+
+
+@pytest.fixture
+def two(tmp_path: Path, postgres: PostgresServer) -> Iterator[list[Server]]:
+    """Two servers."""
+    servers = pair(tmp_path, postgres.new_database(), "--allow-private-networks")
+    yield servers
+    for server in servers:
+        if server.process is not None:
+            server.kill()
+
+
+def until(what: Callable[[], Any], seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it does not happen")
+
+
+def at(server: Server, made: dict[str, Any]) -> str:
+    """The remote of a repository at a certain server."""
+    path = made["remote"].partition("/git/")[2]
+    return with_token(f"{server.url}/git/{path}", made["token"])
+
+
+def test_what_one_does_the_other_shows(two: list[Server], git: Git, work: Path) -> None:
+    one, other = two
+    made = one.create("shared")
+    git("push", "-q", at(other, made), "main", cwd=work)
+    fork = one.result("POST", "/namespaces/team/repos/shared/fork", {"name": "child"})
+    tip = git("rev-parse", "main", cwd=work).strip()
+    assert git("ls-remote", at(other, fork), "refs/heads/main").split()[0] == tip
+    other.result("PUT", "/namespaces/team/repos/child/file", {"any": "thing"}, path="a.txt")
+    assert len(one.result("GET", "/namespaces/team/repos/child/log")) == 3
+    assert other.result("DELETE", "/namespaces/team/repos/shared")["id"] == made["id"]
+    assert one.api("GET", "/namespaces/team/repos/shared").status_code == 404
+    assert "1 repositories checked, 0 problems" in one.command("fsck")
+    assert one.stop() == 0
+    assert [server["id"] for server in rows(other, "SELECT id FROM servers")] != []
+    assert len(rows(other, "SELECT id FROM servers")) == 1
+
+
+def rows(server: Server, sql: str, **params: Any) -> list[dict[str, Any]]:
+    database = server.installation.open()
+    try:
+        return database.read(lambda tx: tx.rows(sql, params))
+    finally:
+        database.close()
+
+
+def change(server: Server, sql: str, **params: Any) -> int:
+    database = server.installation.open()
+    try:
+        return database.write(lambda tx: tx.run(sql, params))
+    finally:
+        database.close()
+
+
+def test_the_work_of_a_killed_server_is_taken_over(two: list[Server], git: Git, work: Path) -> None:
+    one, other = two
+    made = one.create("parent")
+    git("push", "-q", at(one, made), "main", cwd=work)
+    (gone,) = rows(one, "SELECT id FROM servers ORDER BY started_at LIMIT 1")
+    one.kill()
+    # As if it had been killed in the middle of a fork, and of making a repository.
+    change(
+        other,
+        "INSERT INTO repos (id, namespace, name, default_branch, read_only, status, source, job,"
+        " created_at, updated_at, owner) SELECT 'half000000000000', namespace, 'half',"
+        " default_branch, 0, 'forking', 'artifacts:team/parent', :job, 1, 1, :owner FROM repos",
+        owner=gone["id"],
+        job=json.dumps({"parent": made["id"], "default_branch_only": False}),
+    )
+    orphan = other.data / "repos" / "or" / "orphan0000000000.git"
+    orphan.mkdir(parents=True)
+    for mark in ("half000000000000", "orphan0000000000"):
+        (other.data / "open" / gone["id"] / mark).touch()
+    until(lambda: other.api("GET", "/namespaces/team/repos/half").status_code == 200)
+    until(lambda: not (other.data / "open" / gone["id"]).exists())
+    assert not orphan.exists()
+    assert len(rows(other, "SELECT id FROM servers")) == 1
+    assert "2 repositories checked, 0 problems" in other.command("fsck")
+
+
+def test_git_does_not_move_a_ref_for_a_server_that_lost_its_place(
+    two: list[Server], git: Git, work: Path
+) -> None:
+    one, other = two
+    made = one.create("fenced")
+    change(one, "DELETE FROM servers")  # as others do that take over, before it has noticed
+    git("push", "-q", at(one, made), "main", cwd=work, fails=True)
+    assert git("ls-remote", at(other, made)) == ""
+    until(lambda: one.api("GET", "/healthz/ready").status_code and _ready(one) and _ready(other))
+    until(lambda: _pushed(git, at(one, made), work))
+    assert "0 problems" in one.command("fsck")
+
+
+def _ready(server: Server) -> bool:
+    with server.client() as client:
+        return client.get("/healthz/ready").status_code == 200
+
+
+def _pushed(git: Git, remote: str, work: Path) -> bool:
+    try:
+        git("push", "-q", remote, "main", cwd=work)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_a_push_in_whose_middle_the_connection_breaks_is_not_taken(
+    two: list[Server], git: Git, work: Path, postgres: PostgresServer
+) -> None:
+    one, other = two
+    made = one.create("broken")
+    (work / "large").write_bytes(os.urandom(3_000_000))
+    git("add", "-A", cwd=work)
+    git("commit", "-q", "-m", "Large", cwd=work)
+    push = subprocess.Popen(
+        ["git", "-c", "http.postBuffer=65536", "push", "-q", at(one, made), "main"],
+        cwd=work,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: list((one.data / "open").glob(f"*/{made['id']}")))
+    assert one.database is not None
+    name = one.database.partition("@/")[2].partition("?")[0]
+    with postgres.connect() as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+        )
+    _, said = push.communicate(timeout=120)
+    taken = git("ls-remote", at(other, made))
+    # Whichever came first: what the client was told is what there is.
+    assert (push.returncode == 0) is bool(taken), said
+    until(lambda: _ready(one) and _ready(other))
+    until(lambda: _pushed(git, at(one, made), work))
+    assert "0 problems" in one.command("fsck")
+
+
+def test_limits_count_over_all(tmp_path: Path, postgres: PostgresServer) -> None:
+    servers = pair(tmp_path, postgres.new_database(), "--max-requests", "12")
+    try:
+        # Windows of ten seconds, weighted: within 40 requests some are refused, and by both.
+        codes = [[s.api("GET", "/namespaces").status_code for s in servers] for _ in range(20)]
+        refused = [codes[number].count(429) for number in range(20)]
+        assert sum(refused) >= 40 - 3 * 12
+        assert 429 in {row[0] for row in codes} and 429 in {row[1] for row in codes}
+    finally:
+        for server in servers:
+            server.kill()
+
+
+def test_postgresql_stops_and_starts(
+    tmp_path: Path, own_postgres: PostgresServer, git: Git, work: Path
+) -> None:
+    (server,) = pair(tmp_path, own_postgres.new_database(), count=1)
+    try:
+        made = server.create("survivor")
+        git("push", "-q", at(server, made), "main", cwd=work)
+        own_postgres.stop()
+        answer = server.api("GET", "/namespaces")
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        assert answer.json()["errors"][0]["message"] == "The database is away"
+        assert not _ready(server)
+        with server.client() as client:
+            assert client.get("/healthz/live").status_code == 200
+        assert "503" in git("ls-remote", at(server, made), fails=True)
+        own_postgres.start()
+        until(lambda: _ready(server))
+        assert "refs/heads/main" in git("ls-remote", at(server, made))
+        server.create("another")
+        assert "2 repositories checked, 0 problems" in server.command("fsck")
+    finally:
+        server.kill()
+
+
+def test_draining(tmp_path: Path, postgres: PostgresServer) -> None:
+    (server,) = pair(tmp_path, postgres.new_database(), "--drain-time", "3", count=1)
+    process = server.process
+    assert process is not None
+    process.terminate()
+    until(lambda: not _ready(server), 10)
+    assert server.api("GET", "/namespaces").status_code == 200
+    assert process.wait(timeout=60) == 0
+    with pytest.raises(httpx.ConnectError):
+        server.api("GET", "/namespaces")
+    assert server.process is not None and server.process.stdout is not None
+    server.process.stdout.close()
+    server.process = None
+
+
+def test_connections_break_while_everything_happens(
+    two: list[Server], git: Git, work: Path, postgres: PostgresServer
+) -> None:
+    """Pushes, forks, deletions and gc: what was acknowledged is there, and everything is whole."""
+    made = two[0].create("parent")
+    git("push", "-q", at(two[0], made), "main", cwd=work)
+    database = str(two[0].database).partition("@/")[2].partition("?")[0]
+    over = threading.Event()
+
+    def break_connections() -> None:
+        with postgres.connect() as connection:
+            while not over.wait(0.7):
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                    (database,),
+                )
+
+    breaker = threading.Thread(target=break_connections)
+    breaker.start()
+    forked, deleted, tips, answers = set(), set(), set(), []
+    try:
+        for number in range(16):
+            server = two[number % 2]
+            answer = server.api(
+                "POST", "/namespaces/team/repos/parent/fork", {"name": f"fork-{number:02}"}
+            )
+            answers.append(answer.status_code)
+            if answer.is_success:
+                forked.add(f"fork-{number:02}")
+            if number % 3 == 2 and forked - deleted:
+                victim = min(forked - deleted)
+                answer = two[0].api("DELETE", f"/namespaces/team/repos/{victim}")
+                answers.append(answer.status_code)
+                if answer.is_success:
+                    deleted.add(victim)
+                else:
+                    forked.discard(victim)  # either may be
+            (work / "n").write_text(f"{number}\n")
+            git("add", "-A", cwd=work)
+            git("commit", "-q", "-m", f"{number}", cwd=work)
+            if _pushed(git, at(server, made), work):
+                tips.add(git("rev-parse", "HEAD", cwd=work).strip())
+            if number == 8:
+                gc = [*SERVER, "gc", "--data", str(server.data), "--grace", "0"]
+                subprocess.run(gc, env=server.environment, capture_output=True, check=False)
+    finally:
+        over.set()
+        breaker.join()
+    assert set(answers) <= {200, 201, 202, 404, 409, 503}, answers
+    until(lambda: all(_ready(server) for server in two))
+    unfinished = "SELECT name FROM repos WHERE status <> 'ready'"
+    until(lambda: not rows(two[0], unfinished))
+    listed = two[1].result("GET", "/namespaces/team/repos", limit=200)
+    names = {repo["name"] for repo in listed}
+    assert forked - deleted <= names and not names & deleted
+    there = git("ls-remote", at(two[1], made), "refs/heads/main").split()[0]
+    history = git("log", "--format=%H", there, cwd=work)
+    assert all(tip in history for tip in tips)
+    until(lambda: _pushed(git, at(two[0], made), work))
+    assert "0 problems" in two[0].command("fsck")
