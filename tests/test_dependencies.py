@@ -15,8 +15,8 @@ NAMES = {
     "markdown_it": "markdown-it-py",
 }
 """Packages whose distributions are called otherwise."""
-BY_OTHERS = {"python-multipart"}
-"""Imported by FastAPI, which does not ask for it."""
+BY_OTHERS = {"python-multipart", "psycopg"}
+"""Imported by FastAPI and SQLAlchemy, which do not ask for it."""
 
 
 def declared(requirements: list[str]) -> set[str]:
