@@ -146,7 +146,7 @@ def sides(
 ) -> Sides:
     url = remote_repo(history).url
     run_git("clone", "-q", url, tmp_path / "plain")
-    ours = daemon.add_repo("work", url)
+    ours = daemon.add_repo("work", url, "--writes", "fuse")
     daemon.wait_for("work", "index")
     return Sides(daemon, ours, tmp_path / "plain")
 
