@@ -101,7 +101,7 @@ class Contents:
                 return self._small.read(extent, offset, size)
             if data.seal is not None or data.lost:
                 await self._check_upper(inode, data)
-            return os.pread(self._opened.open(inode.ino, data), size, offset)
+            return self._read_upper(inode, data, offset, size)
         blob = self._opened.blob(inode.ino, inode.oid) or await self._open_blob(inode)
         if inode.data is not None:
             blob.close()
@@ -113,6 +113,22 @@ class Contents:
         if offset + len(content) >= blob.size:
             self._opened.close_blob(inode.ino)
         return content
+
+    def _read_upper(self, inode: Inode, data: Data, offset: int, size: int) -> bytes:
+        fd = self._open_upper(inode, data)
+        try:
+            return os.pread(fd, size, offset)
+        except OSError as error:
+            self._tree.report(inode, f"cannot be read ({error.strerror})")
+            raise
+
+    def _open_upper(self, inode: Inode, data: Data) -> int:
+        """Raises: OSError (EIO where it was lost while it is mounted)."""
+        try:
+            return self._opened.open(inode.ino, data)
+        except (FileNotFoundError, NotADirectoryError):
+            self._tree.lose(inode, data, "is missing")
+            fail(errno.EIO)
 
     async def stored(self, inode: Inode, path: bytes, limit: int) -> bytes:
         """The first `limit` bytes of a written file, or of the blob of a clean one.
@@ -151,7 +167,7 @@ class Contents:
             fail(errno.EIO)
 
     async def _compare(self, inode: Inode, data: Data, seal: Seal) -> str | None:
-        fd, after = self._opened.open(inode.ino, data), self._tree.after_clean_end
+        fd, after = self._open_upper(inode, data), self._tree.after_clean_end
         if inode.size <= _COMPARED_AT_ONCE:
             return seals.changed(seal, fd, after_clean_end=after)
         inode.pins += 1
@@ -351,7 +367,7 @@ class Contents:
             data = await self._upper_data(inode, self.caller())
         if data.seal is not None or data.lost:
             await self._check_upper(inode, data)
-        written = os.pwrite(self._opened.open(inode.ino, data), buffer, offset)
+        written = os.pwrite(self._open_upper(inode, data), buffer, offset)
         if offset + written > inode.size:
             inode.size = offset + written
         self._written(inode, data)
@@ -378,7 +394,7 @@ class Contents:
             await self._check_upper(inode, data)
         if size < inode.size:
             self._unseal(inode)
-        os.ftruncate(self._opened.open(inode.ino, data), size)
+        os.ftruncate(self._open_upper(inode, data), size)
         inode.size = size
         self._written(inode, data)
 
@@ -645,6 +661,9 @@ class Contents:
         # With a descriptor of its own: the other one may be closed meanwhile.
         sealed = await trio.to_thread.run_sync(self._upper.sync_file, inode.ino)
         unchanged = inode.linked and data is inode.data and data.version == version
+        if sealed is None and unchanged and not data.lost:
+            self._tree.lose(inode, data, "is missing")
+            fail(errno.EIO)
         if sealed is not None and unchanged and inode.ino in self._tree.unsealed:
             self._overlay.apply([put_xattr(inode.ino, seals.NAME, sealed.encode())])
 

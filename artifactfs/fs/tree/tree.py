@@ -286,7 +286,11 @@ class Tree:
         if data.lost:
             data.blocks = 0
             return
-        found = os.stat(data.fd) if data.fd >= 0 else self._upper.stat(inode.ino)
+        try:
+            found = os.stat(data.fd) if data.fd >= 0 else self._upper.stat(inode.ino)
+        except (FileNotFoundError, NotADirectoryError):
+            self.lose(inode, data, "is missing")
+            return
         data.blocks = found.st_blocks
         if found.st_mtime_ns != row.mtime_ns:
             row.mtime_ns = row.ctime_ns = found.st_mtime_ns
@@ -634,6 +638,10 @@ class Tree:
         data.lost = True
         data.seal = None
         data.blocks = 0
+        self.report(inode, wrong)
+
+    def report(self, inode: Inode, wrong: str) -> None:
+        """Say what is wrong with the upper file of `inode`."""
         path = os.fsdecode(self.path(inode) or b"(a file without a name)")
         self.damage.found(
             self._upper.file(inode.ino),

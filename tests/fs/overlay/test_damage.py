@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,32 @@ def test_a_damaged_upper_file_is_an_error_of_its_name_alone(mount: Mount, end: s
     assert (mount.path / "missing, medium").read_bytes() == LARGE
     assert (mount.path / "cut, medium").read_bytes() == MEDIUM
     assert mount.ask("damage") == []
+
+
+def test_upper_files_that_go_while_they_are_mounted(mount: Mount) -> None:
+    """What uses one first after that says so, whatever it does."""
+    uses: dict[str, Callable[[Path], object]] = {
+        "read": Path.read_bytes,
+        "append": append,
+        "cut": lambda path: os.truncate(path, 1000),
+    }
+    for name in (*uses, "sound"):
+        write(mount.path / name, LARGE, synced=False)
+    mount.restart()
+    mount.ask("settle")
+    files = [upper(mount, name) for name in uses]
+    for (name, use), file in zip(uses.items(), files, strict=True):
+        file.unlink()
+        assert errno_of(partial(use, mount.path / name)) == errno.EIO
+        assert str(file) in {damage["file"] for damage in mount.ask("damage")}
+        (mount.path / name).write_bytes(MEDIUM)
+        assert (mount.path / name).read_bytes() == MEDIUM
+    with open(mount.path / "sound", "ab") as opened:
+        opened.write(b"more")
+        opened.flush()
+        upper(mount, "sound").unlink()
+        assert errno_of(partial(os.fsync, opened.fileno())) == errno.EIO
+    assert str(upper(mount, "sound")) in {damage["file"] for damage in mount.ask("damage")}
 
 
 def append(path: Path) -> None:
