@@ -93,7 +93,7 @@ async def run_server(
         raise StateError(f"{settings.access_log} cannot be written: {error.strerror}") from error
     catalog = Catalog(store)
     metrics = Metrics()
-    marks = OpenMarks(layout.open)
+    marks = OpenMarks(layout.open, in_threads=settings.database is not None)
     member = None if settings.database is None else _member(settings, store, marks)
     standing: Standing = member or Alone()
     webhooks = Webhooks(store, metrics, standing, allow_private=settings.allow_private_networks)

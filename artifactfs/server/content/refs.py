@@ -7,6 +7,7 @@ import time
 
 import trio
 
+from artifactfs.server.cluster.fence import fenced
 from artifactfs.server.content.objects import Content
 from artifactfs.server.context import Context
 from artifactfs.server.git.process import run_bounded
@@ -43,13 +44,21 @@ async def delete_ref(
             raise Problem(Code.NOT_FOUND, "Not found in this repository")
         if expected is not None and expected != found:
             raise Problem(Code.CONFLICT, "The ref is at another object", pointer="/expected")
-        with trio.CancelScope(shield=True), context.marks.open(repo.id):
-            words = ["update-ref", "--no-deref", "-d", name, found]
-            status, _, stderr = await run_bounded(
-                [context.git, f"--git-dir={gitdir}", *words],
-                environment=environment_for(context, None),
-                deadline_s=_TIME_S,
-            )
+        words = [f"--git-dir={gitdir}", "update-ref", "--no-deref", "-d", name, found]
+        with trio.CancelScope(shield=True), context.standing.working() as owner:
+            async with (
+                context.marks.open(repo.id),
+                fenced(context.standing, context.layout.hooks, owner) as fence,
+            ):
+                status, _, stderr = await run_bounded(
+                    [context.git, *words],
+                    environment={
+                        **environment_for(context, None, dict(fence.settings)),
+                        **fence.environment,
+                    },
+                    deadline_s=_TIME_S,
+                    descriptors=fence.descriptors,
+                )
             if status != 0:
                 log.info("deleting a ref of %s: %s", repo.full_name, stderr)
                 raise Problem(Code.CONFLICT, "The ref is at another object", pointer="/expected")

@@ -97,12 +97,11 @@ class Scratch:
         limit = self.context.limits.git_time_s
         deadline = trio.current_time() + limit
         standing = self.context.standing
-        with (
-            trio.CancelScope(shield=True, deadline=deadline),
-            self.context.marks.open(repo.id),
-            standing.working() as owner,
-        ):
-            async with fenced(standing, self.context.layout.hooks, owner) as fence:
+        with trio.CancelScope(shield=True, deadline=deadline), standing.working() as owner:
+            async with (
+                self.context.marks.open(repo.id),
+                fenced(standing, self.context.layout.hooks, owner) as fence,
+            ):
                 receive = self._receive(fence, most_bytes)
                 done = await self.git(
                     *["push", "--porcelain", "--no-signed", f"--receive-pack={receive}"],

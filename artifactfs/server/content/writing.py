@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pygit2
 import trio
 
+from artifactfs.server.cluster.fence import fenced
 from artifactfs.server.content.objects import Content, NoSuchContent
 from artifactfs.server.context import Context
 from artifactfs.server.git.process import git_process
@@ -162,15 +163,21 @@ async def _fast_import(context: Context, repo: Repo, commands: bytes) -> str | N
                 raise Problem(Code.BUSY, "Too much to do", retry_after=5)
             # Shielded: once it has begun, the branch moves and the database hears of it.
             deadline = trio.current_time() + _TIME_S
-            with (
-                trio.CancelScope(shield=True, deadline=deadline),
-                context.marks.open(repo.id),
-            ):
-                async with git_process(
-                    words,
-                    environment=environment_for(context, None),
-                    memory_bytes=context.limits.git_memory_bytes,
-                ) as git:
+            standing = context.standing
+            with trio.CancelScope(shield=True, deadline=deadline), standing.working() as owner:
+                async with (
+                    context.marks.open(repo.id),
+                    fenced(standing, context.layout.hooks, owner) as fence,
+                    git_process(
+                        words,
+                        environment={
+                            **environment_for(context, None, dict(fence.settings)),
+                            **fence.environment,
+                        },
+                        memory_bytes=context.limits.git_memory_bytes,
+                        descriptors=fence.descriptors,
+                    ) as git,
+                ):
                     await git.stdin.send_all(commands)
                     await git.stdin.aclose()
                     while data := await git.read():

@@ -147,11 +147,18 @@ def _widen(process: trio.Process) -> None:
 
 
 async def run_bounded(
-    argv: Sequence[str], *, environment: Mapping[str, str], deadline_s: float, cwd: str = "/"
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    deadline_s: float,
+    cwd: str = "/",
+    descriptors: tuple[int, ...] = (),
 ) -> tuple[int, bytes, str]:
     """Run git to its end: (exit status, stdout, stderr). Raises: trio.TooSlowError."""
     with trio.fail_after(deadline_s):
-        async with git_process(argv, environment=environment, cwd=cwd) as git:
+        async with git_process(
+            argv, environment=environment, cwd=cwd, descriptors=descriptors
+        ) as git:
             await git.stdin.aclose()
             output = bytearray()
             while data := await git.read():

@@ -54,7 +54,7 @@ class ReceivePack:
         async with turn(self._context) as mine:
             if mine:
                 try:
-                    with self._context.marks.open(repo.id):
+                    async with self._context.marks.open(repo.id):
                         await self._run(repo, exchange, protocol, commands, head, body, remaining)
                 except Lost as error:
                     if exchange.started:

@@ -51,7 +51,7 @@ class Forking:
             raise ForkFailed("the ancestor was deleted")
         async with self._context.standing.only_one(f"fork {parent.id}"):
             try:
-                with self._context.marks.open(parent.id, fork.id):
+                async with self._context.marks.open(parent.id, fork.id):
                     return await self._fork(parent, fork, bool(fork.job["default_branch_only"]))
             except OSError as error:
                 raise ForkFailed(f"the ancestor cannot be read: {error.strerror}") from error
@@ -62,7 +62,7 @@ class Forking:
         refs = await self._refs(source, parent.default_branch if default_branch_only else None)
         pools = await self._context.catalog.pool_ids(parent.id)
         pool_id = tokens.new_id()
-        with self._context.marks.open(pool_mark(pool_id)):
+        async with self._context.marks.open(pool_mark(pool_id)):
             new = await trio.to_thread.run_sync(self._pool_for, source, pools, pool_id)
             return await self._fork_with(parent, fork, refs, pools, new)
 

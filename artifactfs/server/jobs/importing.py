@@ -167,7 +167,7 @@ class Importing:
 
     async def run(self, repo: Repo, credentials: Credentials | None) -> None:
         """Fetch, and make the repository ready. Raises: ImportFailed."""
-        with self._context.marks.open(repo.id):
+        async with self._context.marks.open(repo.id):
             await self._run(repo, credentials)
 
     async def _run(self, repo: Repo, credentials: Credentials | None) -> None:

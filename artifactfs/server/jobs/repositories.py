@@ -108,13 +108,14 @@ class Repositories:
             return catalog.add_repo_token(tx, repo.id, namespace, "write", FIRST_TOKEN_TTL_S)[1]
 
         owner = self._context.standing.owner
-        with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
-            await trio.to_thread.run_sync(create_gitdir, gitdir, default_branch)
-            try:
-                plaintext = await self._context.store.write(insert)
-            except BaseException:
-                await self.discard(gitdir)
-                raise
+        with trio.CancelScope(shield=True):
+            async with self._context.marks.open(repo.id):
+                await trio.to_thread.run_sync(create_gitdir, gitdir, default_branch)
+                try:
+                    plaintext = await self._context.store.write(insert)
+                except BaseException:
+                    await self.discard(gitdir)
+                    raise
         self._report(repo, "create", started)
         self._notify(repo, "created", {"defaultBranch": default_branch})
         return repo, plaintext
@@ -165,13 +166,16 @@ class Repositories:
             "read_only": repo.read_only if read_only is None else read_only,
             "anonymous_read": repo.anonymous_read if anonymous_read is None else anonymous_read,
         }
-        with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
-            if default_branch is not None:
-                default_branch = check_branch(default_branch, "/default_branch")
-                changes["default_branch"] = default_branch
-                gitdir = self._context.layout.gitdir(repo.id)
-                await trio.to_thread.run_sync(point_head, gitdir, default_branch)
-            await self._context.store.write(lambda tx: catalog.update_repo(tx, repo.id, **changes))
+        with trio.CancelScope(shield=True):
+            async with self._context.marks.open(repo.id):
+                if default_branch is not None:
+                    default_branch = check_branch(default_branch, "/default_branch")
+                    changes["default_branch"] = default_branch
+                    gitdir = self._context.layout.gitdir(repo.id)
+                    await trio.to_thread.run_sync(point_head, gitdir, default_branch)
+                await self._context.store.write(
+                    lambda tx: catalog.update_repo(tx, repo.id, **changes)
+                )
         return await self.get(repo.account_id, repo.namespace, repo.name)
 
     async def delete(self, account_id: str, namespace: str, name: str) -> str:
@@ -190,10 +194,11 @@ class Repositories:
         def remove(tx: Transaction) -> bool:
             return catalog.remove_repo(tx, found, tombstone=True)
 
-        with trio.CancelScope(shield=True), self._context.marks.open(repo.id):
-            if not await self._context.store.write(remove):
-                return repo.id  # another request, perhaps at another server, was faster
-            await self.discard(self._context.layout.gitdir(repo.id))
+        with trio.CancelScope(shield=True):
+            async with self._context.marks.open(repo.id):
+                if not await self._context.store.write(remove):
+                    return repo.id  # another request, perhaps at another server, was faster
+                await self.discard(self._context.layout.gitdir(repo.id))
         self._report(repo, "delete", started)
         self._notify(repo, "deleted", {})
         return repo.id

@@ -11,8 +11,8 @@ import ctypes
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
@@ -64,19 +64,27 @@ def marked(folder: Path, mark: str) -> Iterator[None]:
 class OpenMarks:
     """The marks of a running server: of what it does in one folder, until it begins another."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, in_threads: bool = False) -> None:
+        """`in_threads`: the file system may be slow, or away."""
         self._current = _Marks(folder)
+        self._in_threads = in_threads
 
     def begin(self, folder: Path) -> None:
         """Be another server from now on. What goes on leaves its marks in the folder of before,
         for whoever takes over."""
         self._current = _Marks(folder)
 
-    @contextmanager
-    def open(self, *marks: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def open(self, *marks: str) -> AsyncIterator[None]:
         """While this lasts, what `marks` name is written to. What ends by an exception may have
         left something: its marks stay for the next start."""
-        with self._current.open(*marks):
+        current = self._current
+        missing = current.missing(*marks)
+        with current.open(*marks):  # from here on `sync` leaves them
+            if self._in_threads and missing:
+                await trio.to_thread.run_sync(current.make, missing)
+            else:
+                current.make(missing)
             yield
 
     async def run(self) -> None:
@@ -113,9 +121,16 @@ class _Marks:
             for mark in marks:
                 self._end(mark, finished=ended)
 
-    def _begin(self, mark: str) -> None:
-        if not self._users[mark] and mark not in self._done:
+    def missing(self, *marks: str) -> list[str]:
+        """Those that are not on the disk."""
+        return [mark for mark in marks if not self._users[mark] and mark not in self._done]
+
+    def make(self, marks: list[str]) -> None:
+        """Put them there. Raises: OSError."""
+        for mark in marks:
             (self._folder / mark).touch(mode=0o600)
+
+    def _begin(self, mark: str) -> None:
         self._users[mark] += 1
         self._done.discard(mark)
 
