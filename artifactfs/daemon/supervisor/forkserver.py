@@ -161,10 +161,11 @@ class ForkServer:
             pid = os.fork()
             if pid == 0:
                 self._become_worker(spec, received)
-            if "settings" in spec:
-                self._specs[spec["settings"]["name"]] = spec
+            name = spec.get("settings", {}).get("name")
+            if name is not None:
+                self._specs[name] = spec
             if needed == 2:
-                self._kept.served_by(spec["settings"]["name"], pid)
+                self._kept.served_by(name, pid)
         finally:
             for descriptor in received:
                 os.close(descriptor)
