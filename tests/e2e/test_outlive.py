@@ -256,7 +256,8 @@ def test_an_ordinary_user(open_folder: Path, odd_repository: OddRepository) -> N
     """fusermount3 makes the mount; the descriptor that it hands over is kept in the same way."""
     user = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
     tried = [*user, PROGRAMS / "artifact-fs", "--version"]
-    if subprocess.run(tried, capture_output=True, cwd="/").returncode != 0:
+    home = {"HOME": str(open_folder)}
+    if subprocess.run(tried, env=home, capture_output=True, cwd="/").returncode != 0:
         pytest.skip("an ordinary user cannot run what is installed here")
     source = open_folder / "source.git"
     subprocess.run(["git", "clone", "-q", "--bare", odd_repository.path, source], check=True)
@@ -277,7 +278,7 @@ def test_an_ordinary_user(open_folder: Path, odd_repository: OddRepository) -> N
 
     def status() -> dict[str, object]:
         found = json.loads(run("artifact-fs", "status", "--json"))
-        return dict(found["repos"][0])
+        return dict(found[0])
 
     run("artifact-fs", "mount", source, tree)
     script = (
@@ -296,12 +297,14 @@ def test_an_ordinary_user(open_folder: Path, odd_repository: OddRepository) -> N
         stdout=subprocess.PIPE,
     )
     assert program.stdout is not None and program.stdout.readline() == "ready\n"
-    worker = int(str(status()["pid"]))
-    os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: status()["pid"] not in (None, worker), "the next worker")
-    program.communicate("go on\n", timeout=60)
-    assert program.returncode == 0
-    run("artifact-fs", "daemon", "stop")
+    try:
+        worker = int(str(status()["pid"]))
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: status()["pid"] not in (None, worker), "the next worker")
+        program.communicate("go on\n", timeout=60)
+        assert program.returncode == 0
+    finally:
+        run("artifact-fs", "daemon", "stop")
     assert not mounted_at(tree)
 
 
