@@ -73,6 +73,7 @@ KINDS = {
     "attributes": r"repos/./attributes/[0-9a-f]{40}",
     "converted": r"repos/./converted/[0-9a-f]{64}",
     "checksums of a converted file": r"repos/./converted/.*\.sums",
+    "listings": r"repos/./listings",
     "last fetch": r"repos/./(last-)?fetch.*\.json",
     "redirects": r"repos/./redirects/list\.json",
     "redirected data": r"repos/./redirects/data/.*",

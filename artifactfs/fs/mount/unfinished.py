@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -25,7 +26,7 @@ _END = _POSITION_MASK
 _FILE_BYTES = 4 << 20
 """Beyond, the file is written anew with the listings that are kept."""
 
-_RECORD = struct.Struct("<II")
+_RECORD = struct.Struct("<III")
 
 
 class Listing:
@@ -55,8 +56,8 @@ class UnfinishedListings:
     """Listings that did not fit into one reply, the most recently used ones.
 
     A process that takes the mount over goes on with those in the `file` of the process before:
-    the directory may have changed since they began. Each is one record: its number, the length of
-    what follows, and its names with a NUL after each.
+    the directory may have changed since they began. Each is one record: its number, the length and
+    the CRC-32 of what follows, and its names with a NUL after each.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class UnfinishedListings:
 
     def _write(self, listing: Listing) -> None:
         names = b"".join([name + b"\0" for name in listing.names])
-        record = _RECORD.pack(listing.number, len(names)) + names
+        record = _RECORD.pack(listing.number, len(names), _checksum(listing.number, names)) + names
         self._size += os.pwrite(self._fd, record, self._size)
 
     def begin(self, names: list[bytes], sizes: Mapping[Oid, int]) -> Listing:
@@ -124,14 +125,19 @@ class UnfinishedListings:
             self._fd = -1
 
 
+def _checksum(number: int, names: bytes) -> int:
+    return zlib.crc32(names, number)
+
+
 def _decode(content: bytes) -> Iterator[Listing]:
-    """Of a file that may end in the middle of a record."""
+    """Of a file that may end in the middle of a record, and is believed up to one that is damaged.
+    (Where its listing is not here, a directory is listed on as it is now.)"""
     at = 0
     while at + _RECORD.size <= len(content):
-        number, length = _RECORD.unpack_from(content, at)
+        number, length, checksum = _RECORD.unpack_from(content, at)
         at += _RECORD.size
         names = content[at : at + length]
-        if len(names) < length:
+        if len(names) < length or checksum != _checksum(number, names):
             return
         yield Listing(number, names.split(b"\0")[:-1], {})
         at += length
