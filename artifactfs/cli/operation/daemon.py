@@ -293,12 +293,12 @@ def logs(follow: bool, lines: int) -> None:
 
 def _stop_what_it_left(deadline_s: float) -> bool:
     """Unmount what a daemon that was killed has left to the next one; False where nothing is."""
-    from artifactfs.daemon.supervisor.keeper import is_kept, stop_kept
+    from artifactfs.daemon.supervisor.keeper import stop_kept
 
     path = state().keeper_socket
     if not stop_kept(path):
         return False
-    _wait_until(lambda: not is_kept(path), deadline_s, "its mounts end")
+    _wait_until(lambda: not stop_kept(path), deadline_s, "its mounts end")
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -12,6 +13,9 @@ from artifactfs.cli.terminal import output
 from artifactfs.cli.terminal.context import connect, daemon, json_option, state
 from artifactfs.cli.terminal.names import name_option
 from artifactfs.daemon.control.client import ControlClient
+
+_KEPT_S = 30.0
+"""So long may a mount take to end that a daemon has left which was killed."""
 
 
 @click.command()
@@ -40,7 +44,11 @@ def unmount_by_name(name: str, *, force: bool) -> None:
             client.request("unmount", name=name, force=force)
         return
     from artifactfs.daemon.repositories.housekeeping import unmount_here
+    from artifactfs.daemon.supervisor.keeper import stop_kept
 
+    end = time.monotonic() + _KEPT_S
+    while stop_kept(state().keeper_socket, name) and time.monotonic() < end:
+        time.sleep(0.1)
     unmount_here(state(), name)
 
 

@@ -4,7 +4,8 @@ The fork server has a copy of each for the time when there is no supervisor: it 
 being started anew. It then answers at ``STATE/keeper.sock`` (SOCK_SEQPACKET, mode 0600; one JSON
 object to a message): ``{"give": true}`` is answered by what each worker has said (`outliving`),
 with its descriptor attached, and ``{"end": true}``. After ``{"release": true}`` it keeps nothing
-more; ``{"stop": true}`` has the workers unmount and end.
+more; ``{"stop": NAME}`` (null: all) has workers unmount and end, and is answered by ``{"told":
+NUMBER}``, that of the mounts that are still there.
 """
 
 from __future__ import annotations
@@ -169,17 +170,22 @@ class Kept:
             if "release" in message:
                 return True
             if "stop" in message:
-                self._stop()
+                told = self._stop(message["stop"])
+                connection.sendmsg([json.dumps({"told": told}).encode()])
                 return False
             for kept in self.mounts.values():
                 payload = json.dumps(kept.message).encode()
                 connection.sendmsg([payload], attached(kept.descriptor))
             connection.sendmsg([json.dumps({"end": True, "keeper": os.getpid()}).encode()])
 
-    def _stop(self) -> None:
-        for kept in self.mounts.values():
+    def _stop(self, name: str | None) -> int:
+        """How many there are. A worker that has just begun hears nothing: ask again."""
+        self.alive()
+        stopped = [kept for one, kept in self.mounts.items() if name in (None, one)]
+        for kept in stopped:
             with suppress(ProcessLookupError):
                 os.kill(kept.message["pid"], signal.SIGTERM)
+        return len(stopped)
 
 
 @dataclass(slots=True)
@@ -234,23 +240,14 @@ def inherit(path: Path) -> Inheritance | None:
         return None
 
 
-def is_kept(path: Path) -> bool:
-    """Whether there is a keeper at `path`."""
+def stop_kept(path: Path, name: str | None = None) -> int:
+    """Have the workers of a daemon that is gone unmount and end, all or that of `name`. How many
+    are still there: ask again until there is none. Blocks."""
     try:
         with _connected(path) as connection:
+            connection.sendall(json.dumps({"stop": name}).encode())
+            message, _received = receive(connection)
             connection.close()
     except OSError:
-        return False
-    return True
-
-
-def stop_kept(path: Path) -> bool:
-    """Have the workers of a daemon that is gone unmount and end; False where there are none."""
-    try:
-        with _connected(path) as connection:
-            connection.sendall(json.dumps({"stop": True}).encode())
-            connection.recv(1)  # it closes the connection when it has told them
-            connection.close()
-    except OSError:
-        return False
-    return True
+        return 0
+    return int(message["told"]) if message is not None else 0
