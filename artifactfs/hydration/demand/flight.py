@@ -300,6 +300,7 @@ class FlightControl:
         self.counters.requests += 1
         reason = flight.reason.value
         self.counters.by_reason[reason] = self.counters.by_reason.get(reason, 0) + 1
+        whole: list[IndexedObject] | None = None
         with trio.CancelScope(deadline=trio.current_time() + stall_s) as scope:
             try:
                 remote = await self._link.get()
@@ -314,14 +315,16 @@ class FlightControl:
                         await memory_only.receive(metered, on_object=receive)
                     elif flight.whole:
                         bounded = _bounded(metered, self._most_bytes(flight, oids))
-                        await self._receive_all(flight, await self._store.ingest_whole(bounded))
+                        whole = await self._store.ingest_whole(bounded)
                     else:
                         await self._store.ingest(metered, on_object=receive, limits=limits)
             except ArtifactFSError as error:
                 return error
             except OSError as error:
                 return disk_failure(error)
-        if scope.cancelled_caught:
+        if whole is not None:  # however long git took to index it
+            await self._receive_all(flight, whole)
+        elif scope.cancelled_caught:
             return RemoteUnreachable(f"the remote sent nothing for {round(stall_s, 1):g} s")
         return None
 

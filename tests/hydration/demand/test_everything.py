@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from artifactfs.git.pack import store as store_module
 from artifactfs.hydration.background import sweep as sweep_module
+from artifactfs.hydration.demand import flight as flight_module
 from artifactfs.hydration.errors import HydrationError
 from tests.e2e.delay_proxy import DelayProxy
 from tests.hydration.background.test_sweep import here, wanted
@@ -99,5 +101,28 @@ def test_a_remote_that_goes_away_is_an_error(
             await trio.to_thread.run_sync(line.refuse)
             with pytest.raises(HydrationError):
                 await everything(mount)
+
+    trio.run(main)
+
+
+def test_what_takes_git_long_to_index_is_counted_all_the_same(
+    url: str, tree_repository: TreeRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remote has sent all of it; what takes its time is a process of ours on a busy machine."""
+    index = store_module.write_index
+
+    async def slow(pack: Path, path: Path) -> None:
+        await index(pack, path)
+        await trio.sleep(1.2)
+
+    monkeypatch.setattr(store_module, "write_index", slow)
+    monkeypatch.setattr(flight_module, "_NOTED_AT_ONCE", 10)
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, hydrate="none", deadline_s=1.0) as mount:
+            await everything(mount)
+            stats = mount.hydrator.stats()
+            assert stats.blobs_here == stats.blobs_total == len(set(tree_repository.oids.values()))
+            assert stats.bytes_here == stats.bytes_total
 
     trio.run(main)
