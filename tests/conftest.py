@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from artifactfs.redact import forget_secrets
@@ -30,6 +31,12 @@ os.environ.update(
     GIT_COMMITTER_NAME="C. Committer",
     GIT_COMMITTER_EMAIL="committer@example.org",
 )
+
+# How long an example takes says something about the machine.
+hypothesis.settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-machine")
 
 # A shell starts what runs in its background with SIGINT ignored, and `nohup` with SIGHUP ignored.
 # Children inherit that: then neither Ctrl-C nor a closed terminal could be tested.
