@@ -78,6 +78,7 @@ def test_the_daemon_restarts_reloads_and_stops(tmp_path: Path, local_remote: Any
         wait_until(lambda: mounted_at(mount), "the mount after the restart")
         assert (mount / "README.md").read_text() == before
 
+        daemon.run("wait", "hello")  # for the process that goes on with it
         settings = tmp_path / "config.toml"
         settings.write_text("[daemon]\nlog-level = 'debug'\ncache-limit = '1G'\n")
         given = daemon.environment | {"ARTIFACT_FS_CONFIG": str(settings)}
