@@ -230,6 +230,9 @@ class Supervision:
                 self.restarts += 1
                 await self._pause(min(delay, longest))
                 delay = min(max(delay, FIRST_RETRY_S) * 2, longest)
+            if self._kept() is not None:  # we were stopped before a worker of ours served it
+                await self._pool.let_go(self.name)
+                await self._clear_mount_point()
         finally:
             self.state = "unmounted"
             self._attempted.set()
