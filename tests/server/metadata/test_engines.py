@@ -74,6 +74,7 @@ def test_a_file_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
         old.execute("DROP TABLE migrations")
         for table in ("servers", "sessions", "request_windows"):
             old.execute(f"DROP TABLE {table}")
+        old.execute("DROP INDEX repos_unfinished")
         for table in ("repos", "deliveries"):
             old.execute(f"ALTER TABLE {table} DROP COLUMN owner")
     old.close()

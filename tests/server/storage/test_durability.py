@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.e2e.processes import wait_until
 from tests.server.running import Git, Server, ServerFactory, git_environment, with_token
 
 
@@ -172,6 +173,8 @@ def test_a_start_looks_at_what_was_being_written_to_and_at_nothing_else(
 ) -> None:
     """So that it takes as long with 10,000 repositories as with one."""
     server = start_server()
+    if server.database is not None:
+        pytest.skip("its marks are those of several servers: see tests/server/cluster")
     made = server.create("kept")
     assert server.stop() == 0
     assert (server.data / "clean").exists()
@@ -239,6 +242,10 @@ def test_repositories_outlive_their_database(
     assert "refs/heads/main" in git("ls-remote", remote)
 
 
+def lists(remote: str) -> bool:
+    return not subprocess.run(["git", "ls-remote", remote], capture_output=True).returncode
+
+
 def test_a_power_failure_that_emptied_new_files(start_server: ServerFactory, git: Git) -> None:
     server = start_server()
     made = server.create("fresh")
@@ -247,7 +254,9 @@ def test_a_power_failure_that_emptied_new_files(start_server: ServerFactory, git
     (gitdir / "HEAD").write_text("")
     (gitdir / "config").unlink()
     server.start()
-    git("ls-remote", with_token(made["remote"], made["token"]))
+    remote = with_token(made["remote"], made["token"])
+    # With PostgreSQL it is mended when the place of the killed server is taken over: after 10 s.
+    wait_until(lambda: lists(remote), "the repository is mended")
     assert "0 problems" in server.command("fsck")
 
 
