@@ -15,7 +15,6 @@ import psycopg
 _PLACES = ("/usr/lib/postgresql",)
 _SETTINGS = {
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "listen_addresses": "''",
     "shared_buffers": "16MB",
