@@ -7,28 +7,23 @@ readers by itself; history comes over a connection of its own.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
-import sys
 from contextlib import suppress
-from functools import partial
 
 import trio
 
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.background.following import Following
 from artifactfs.daemon.background.other_tips import learn_sizes
-from artifactfs.daemon.background.tasks import Background, Refresh, run_quietly
+from artifactfs.daemon.background.priming import Priming
+from artifactfs.daemon.background.tasks import Background, Refresh
 from artifactfs.daemon.repositories.fetching import Record, fetch_recorded, last_fetch
 from artifactfs.daemon.repositories.heads import Tracking, ahead_behind, read_tracking
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.errors import ArtifactFSError, StateError
-from artifactfs.features import Version, version_of
 from artifactfs.fs.mount.filesystem import FileSystem
-from artifactfs.git.command import run_git
-from artifactfs.git.objects.database import EMPTY_TREE, MissingObject, ObjectDatabase
+from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.history import fetch_history, write_changed_paths
 from artifactfs.git.repository.gitdir import history_complete
@@ -38,13 +33,8 @@ from artifactfs.paths import RepoLayout, StateLayout
 
 log = logging.getLogger(__name__)
 
-INDEX_DEADLINE_S = 300.0
-CONFIG_DEADLINE_S = 5.0  # less than the supervisor waits for the end
-SIZES_WAIT_S = 10.0
-SIZES_POLL_S = 0.02
 GIVE_WAY_S = 30.0
 """Reading the trees of all commits is put off so long while somebody works in the mount."""
-GIT_FILES_WAIT_S = 5.0
 WATCH_S = 2.0
 """How often HEAD and the index are looked at: three `stat`, 6 µs."""
 
@@ -71,6 +61,7 @@ class Jobs:
         background: Background,
         following: Following,
         history: ArrivingHistory,
+        priming: Priming,
     ) -> None:
         """`history` is told here what has come of it."""
         self.settings = settings
@@ -88,7 +79,7 @@ class Jobs:
         self._counting: dict[Pair, trio.Event] = {}
         self._history = history
         self.history_done = history.done
-        self.index_primed = False
+        self._priming = priming
         self._refresh = Refresh(settings.refresh_s, self._fetch_and_follow, repo=settings.name)
 
     def use(self, settings: RepoSettings) -> None:
@@ -96,10 +87,15 @@ class Jobs:
         self.settings = settings
         self._refresh.set_interval(settings.refresh_s)
 
+    @property
+    def index_primed(self) -> bool:
+        """Whether there is an index, by us or by git."""
+        return self._priming.done
+
     async def run(self) -> None:
         """Start everything; runs as long as the mount."""
         self._hydrator.start_sweep(self._filesystem.base.tree)
-        self._background.keep("index", self._prime_index)
+        self._background.keep("index", self._priming.run)
         self._background.keep("history", self._fetch_history)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refresh.run)
@@ -188,122 +184,6 @@ class Jobs:
         finally:
             self._counting.pop(pair).set()
 
-    # -- the index ---------------------------------------------------------------------------
-
-    async def _prime_index(self) -> None:
-        """Write the index in a process of its own; git in the mount waits for it.
-
-        Where git has one already (every mount but the first), it is left alone.
-        """
-        try:
-            features = self._filesystem.features
-            features.learn(git=await git_version())
-            if not (self._layout.gitdir / "index").exists():
-                if features.on("primed-index"):
-                    await self._wait_for_sizes()
-                    await self._git_files_here()
-                await self._write_any_index()
-                await self._use_fsmonitor()
-            elif await trio.to_thread.run_sync(self._asks_elsewhere):
-                await self._use_fsmonitor()
-            self.index_primed = True
-        finally:
-            self._filesystem.index_ready.set()
-
-    async def _wait_for_sizes(self) -> None:
-        """Until all sizes are known, or will not be soon: git copes, so it is not worth waiting."""
-        hydrator = self._hydrator
-        if self._filesystem.base.tree == EMPTY_TREE:
-            return
-        end = trio.current_time() + SIZES_WAIT_S
-        while trio.current_time() < end:
-            stats = hydrator.stats()
-            if stats.remote == "down" or any("object-info" in limit for limit in stats.limits):
-                return
-            if stats.blobs_total and stats.sizes_known >= stats.blobs_total:
-                return
-            await trio.sleep(SIZES_POLL_S)
-
-    async def _git_files_here(self) -> None:
-        """The untracked cache is primed with hashes of the .gitignore files as git sees them.
-
-        Where attributes convert them that takes the contents; and the first `git status` would
-        wait for them anyway. Without them it is only slower.
-        """
-        with trio.move_on_after(GIT_FILES_WAIT_S):
-            try:
-                await self._hydrator.fetch_git_files()
-            except ArtifactFSError as error:
-                log.info("the .gitignore files are not here: %s", error.message)
-
-    async def _write_any_index(self) -> None:
-        """Without an index git would take every file for deleted: let git write it at worst."""
-        features = self._filesystem.features
-        try:
-            if features.on("primed-index"):
-                await self._write_index()
-                return
-        except ArtifactFSError as error:
-            log.warning("the index could not be primed, git reads the tree: %s", error.message)
-            features.lacks("primed-index", error.message)
-        unborn = read_head(self._layout.gitdir).commit is None
-        await run_git("read-tree", "--empty" if unborn else "HEAD", gitdir=self._layout.gitdir)
-
-    async def _write_index(self) -> None:
-        filesystem, settings = self._filesystem, self.settings
-        base = filesystem.base
-        options = {
-            "gitdir": self._layout.gitdir,
-            "tree": base.tree.hex(),
-            "worktree": settings.mount_point,
-            "sizes": self._state.sizes_db,
-            "uid": os.getuid() if settings.uid is None else settings.uid,
-            "gid": os.getgid() if settings.gid is None else settings.gid,
-            "time-ns": base.time_ns,
-            "token": filesystem.initial_token,
-            "conversion": self._layout.conversion,
-        }
-        await filesystem.conversions.wait_for_settings()
-        command = [sys.executable, "-I", "-m", "artifactfs.git.index.primed"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        command.append("--secret-on-stdin")
-        run = partial(run_quietly, stdin=filesystem.ino_secret, deadline_s=INDEX_DEADLINE_S)
-        started = trio.current_time()
-        printed = await run([*command, "--need-attributes"])
-        missing = json.loads(printed).get("missing")
-        if missing:
-            with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
-                await self._hydrator.prefetch([bytes.fromhex(oid) for oid in missing])
-            printed = await run(command)
-        if absent := json.loads(printed).get("absent"):
-            what = "the commit has names that git refuses or that are too long; they are not shown"
-            log.warning(what, extra={"files": absent})
-        log.info("the index is written", extra={"seconds": trio.current_time() - started})
-
-    async def _use_fsmonitor(self) -> None:
-        """Let git ask the mount what changed; only at first, so that a user can turn it off."""
-        gitdir = self._layout.gitdir
-        sound = await git_path() if self._filesystem.features.on("fsmonitor-diff") else None
-        command = self._filesystem.fsmonitor_command(sound)
-        settings = (
-            ("core.fsmonitor", command),
-            ("core.untrackedCache", "true"),
-            # From 2.55 on git takes FUSE for remote, and asks no monitor there without it.
-            ("fsmonitor.allowRemote", "true"),
-        )
-        for name, value in settings:
-            with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
-                await run_git("config", name, value, gitdir=gitdir, deadline_s=CONFIG_DEADLINE_S)
-
-    def _asks_elsewhere(self) -> bool:
-        """Whether git asks us still, but where our mount was: it follows who takes the writes."""
-        try:
-            config = (self._layout.gitdir / "config").read_text(errors="surrogateescape")
-        except OSError:
-            return False
-        here = f'cat \\"{self._filesystem.fsmonitor_folder}/$2\\"'
-        return "/fsmonitor/$2" in config and here not in config
-
     # -- compaction --------------------------------------------------------------------------
 
     async def _watch_gitdir(self) -> None:
@@ -338,15 +218,6 @@ class Jobs:
     def _tree_of_head(self) -> bytes | None:
         commit = read_head(self._layout.gitdir).commit
         return None if commit is None else self._odb.commit(commit).tree
-
-
-async def git_version() -> Version:
-    return version_of((await run_git("version")).decode("utf-8", "replace"))
-
-
-async def git_path() -> str | None:
-    path = shutil.which("git")
-    return None if path is None else str(await trio.Path(path).resolve())
 
 
 def _stamps(gitdir: os.PathLike[str]) -> tuple[int, ...]:

@@ -10,6 +10,8 @@ from artifactfs.daemon.background.checkouts import Checkouts, target_of
 from artifactfs.daemon.background.following import Following
 from artifactfs.daemon.background.jobs import Jobs
 from artifactfs.daemon.background.old_versions import OldVersions
+from artifactfs.daemon.background.primer import Primer
+from artifactfs.daemon.background.priming import Priming
 from artifactfs.daemon.background.tasks import Background
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.daemon.switch.switching import Switching
@@ -41,6 +43,7 @@ def compose(
     background: Background,
     unmount: Callable[[], Awaitable[None]],
     writes: Kind,
+    primer: Primer,
 ) -> tuple[OldVersions, Jobs, Requests]:
     """What happens behind the mount, and what can be asked of it."""
     history = ArrivingHistory(layout.gitdir, odb, complete=history_complete(layout.gitdir))
@@ -82,6 +85,9 @@ def compose(
         background=background,
         following=Following(layout.gitdir, commits, filesystem, switching),
         history=history,
+        priming=Priming(
+            state, layout, settings, hydrator=hydrator, filesystem=filesystem, primer=primer
+        ),
     )
     content = ContentRequests(
         layout,

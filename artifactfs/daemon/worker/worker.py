@@ -28,6 +28,7 @@ from typing import Any
 import trio
 
 from artifactfs.config import RepoSettings
+from artifactfs.daemon.background.primer import ForkedPrimer, Primer
 from artifactfs.daemon.background.tasks import Background
 from artifactfs.daemon.control.messages import Message, error_fields
 from artifactfs.daemon.control.server import Command, LineStream, Request, innermost, serve_requests
@@ -80,8 +81,9 @@ def run_worker(spec: dict[str, Any], descriptors: list[int], keeper: socket.sock
     where the mount is taken over, its ``/dev/fuse``. `keeper`: see `outliving`."""
     settings = RepoSettings.from_mapping(spec["settings"])
     logs.configure(spec["log_level"], repo=settings.name)
-    _set_process_name(f"afs:{settings.name}")
     _forget_programs_in(settings.mount_point)
+    primer = Primer(_fork_primer(StateLayout(Path(spec["state_root"])), settings))
+    _set_process_name(f"afs:{settings.name}")
     stream = socket.socket(fileno=descriptors[0])
     stream.setblocking(False)
     limit = DEFAULT_CACHE_LIMIT if spec["cache_limit"] is None else int(spec["cache_limit"])
@@ -95,8 +97,17 @@ def run_worker(spec: dict[str, Any], descriptors: list[int], keeper: socket.sock
         concurrency=spec["hydration_concurrency"],
         behind_an_entrance=spec["behind_an_entrance"],
         outliving=Outliving.of(settings.name, spec.get("held"), descriptors[1:], keeper),
+        primer=primer,
     )
     return trio.run(worker.run)
+
+
+def _fork_primer(state: StateLayout, settings: RepoSettings) -> ForkedPrimer | None:
+    """Where an index will have to be written, by this process's own user."""
+    if settings.uid not in (None, os.geteuid()):
+        return None
+    gitdir = state.repo(settings.name).gitdir
+    return None if (gitdir / "index").exists() else ForkedPrimer.fork()
 
 
 def _set_process_name(name: str) -> None:
@@ -123,12 +134,14 @@ class Worker:
         cache_limit: int = DEFAULT_CACHE_LIMIT,
         *,
         outliving: Outliving,
+        primer: Primer,
         keep_awake: bool = False,
         concurrency: int | None = None,
         behind_an_entrance: bool = False,
     ) -> None:
         """`behind_an_entrance`: where there is no gitdir yet, mount first."""
         self._outliving = outliving
+        self._primer = primer
         self._state = state
         self._concurrency = concurrency
         self._behind_an_entrance = behind_an_entrance
@@ -180,6 +193,7 @@ class Worker:
                 await self._report(innermost(error))
             finally:
                 await self._remotes.aclose()
+                await self._primer.aclose()
                 nursery.cancel_scope.cancel()
         return status
 
@@ -508,6 +522,7 @@ class Worker:
             background=background,
             unmount=partial(self._unmount, filesystem),
             writes=self._writes,
+            primer=self._primer,
         )
         self._commands.update(requests.table())
         await filesystem.stale.flush()  # what a process before has changed and not told

@@ -5,27 +5,23 @@ file and sends no request; with the extensions (see `extensions`) it stats nothi
 An entry whose size is not known yet has size 0, which means "unknown" to git; it is trusted
 through FSMN, and read by git only once it was changed.
 
-Runs as ``python -I -m artifactfs.git.index.primed`` in a process of its own, because 100,000
-entries take a second or two of the interpreter; so it imports little.
+Is written in a process of its own (`primer`), because 100,000 entries take a second or two of the
+interpreter.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import signal
 import sqlite3
 import subprocess
-import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifactfs.errors import AlreadyExists, ArtifactFSError, CorruptData, StateError
+from artifactfs.errors import AlreadyExists, CorruptData, StateError
 from artifactfs.git.apart import gitdir_environment
 from artifactfs.git.checkout.conversion import CONFIG_KEYS, ConversionSettings, TreeConversions
 from artifactfs.git.checkout.smudge import to_worktree
@@ -38,7 +34,7 @@ from artifactfs.git.index.extensions import (
     exclude_hash,
 )
 from artifactfs.git.index.file import IndexEntry, StatData, encode_entries, finish_index
-from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid, TreeEntry
+from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 from artifactfs.paths import leads_into, real_path
 
@@ -228,66 +224,88 @@ def sizes_of(listing: Listing, database: Path | None, odb: ObjectDatabase) -> ar
     return sizes
 
 
-def write_primed_index(
-    gitdir: Path,
-    tree: Oid,
-    *,
-    worktree: Path,
-    sizes: Path | None,
-    uid: int,
-    gid: int,
-    time_ns: int,
-    token: str,
-    conversion: Path | None = None,
-    need_attributes: bool = False,
-    force: bool = False,
-    ino_secret: bytes = b"",
-) -> PrimedIndex:
-    """Write ``index`` for a mount of `tree`, of which nothing has changed since `token`.
+class Priming:
+    """The index of a mount of `tree`, of which nothing has changed since `token`: listed first,
+    which needs trees alone, and written when sizes and attribute files are here.
 
     `worktree` is the mount point, `sizes` the path of ``sizes.db``; `uid`, `gid` and `time_ns`
     are what the mount reports of every clean file; `conversion` is the file with the mount's
-    `ConversionSettings`, without which those of now are taken. Files below a .gitattributes that
-    is not here get no size, or with `need_attributes` it raises AttributesMissing. `ino_secret` is
-    the key of the mount's inode numbers.
-
-    ``index.lock`` is taken for the few ms of writing only: a git command in between is not
-    refused, and wins if it writes an index.
-    Raises: IndexExists (unless `force`), IndexLocked, MissingObject, CorruptData, StateError,
-    OSError.
+    `ConversionSettings`, without which those of now are taken. `ino_secret` is the key of the
+    mount's inode numbers. `force`: also where there is an index.
     """
-    if not force and (gitdir / "index").exists():
-        raise IndexExists(f"{gitdir / 'index'} exists already")
-    odb = ObjectDatabase(gitdir)
-    listing = list_tree(odb, tree, ino_secret)
-    missing = odb.missing(listing.attribute_files.values())
-    if missing and need_attributes:
-        raise AttributesMissing(missing)
-    known = sizes_of(listing, sizes, odb)
-    settings = read_settings(gitdir, str(worktree))
-    conversions = read_conversions(listing, odb, _settings_of(conversion) or settings.conversion)
-    encoded = encode_entries(
-        clean_entries(listing, known, uid=uid, gid=gid, time_ns=time_ns, conversions=conversions)
-    )
-    fill_ignore_hashes(listing, odb, conversions)
-    count = len(listing.files)
-    untrusted = [n for n, (_, mode, _, _) in enumerate(listing.files) if mode == _GITLINK]
-    extensions = (
-        encode_cache_tree(listing.root),
-        encode_untracked_cache(
-            listing.root,
-            worktree=os.fsencode(real_path(str(worktree))),
-            stat=DirectoryStat(time_ns, uid, gid),
-            exclude=exclude_hash(_read(gitdir / "info" / "exclude")),
-            excludes_file=exclude_hash(_read(settings.excludes_file)),
-        ),
-        encode_fsmonitor(token, untrusted, count),
-    )
-    content = finish_index(3 if listing.absent else 2, count, [encoded, *extensions])
-    with locked_index(gitdir, force=force) as lock:
-        lock.commit(content)
-    without = known.count(UNKNOWN) - len(untrusted)
-    return PrimedIndex(count, without, len(listing.absent))
+
+    def __init__(
+        self,
+        gitdir: Path,
+        tree: Oid,
+        *,
+        worktree: Path,
+        sizes: Path | None,
+        uid: int,
+        gid: int,
+        time_ns: int,
+        token: str,
+        conversion: Path | None = None,
+        force: bool = False,
+        ino_secret: bytes = b"",
+    ) -> None:
+        self._gitdir = gitdir
+        self._worktree = worktree
+        self._sizes = sizes
+        self._uid, self._gid, self._time_ns = uid, gid, time_ns
+        self._token = token
+        self._conversion = conversion
+        self._force = force
+        self._tree = tree
+        self._ino_secret = ino_secret
+        self._odb = ObjectDatabase(gitdir)
+        self._listed: Listing | None = None
+
+    def listing(self) -> Listing:
+        """The whole tree, read once. Raises: IndexExists, MissingObject, CorruptData."""
+        if not self._force and (self._gitdir / "index").exists():
+            raise IndexExists(f"{self._gitdir / 'index'} exists already")
+        if self._listed is None:
+            self._listed = list_tree(self._odb, self._tree, self._ino_secret)
+        return self._listed
+
+    def write(self, *, need_attributes: bool = False) -> PrimedIndex:
+        """Write ``index``. Files below a .gitattributes that is not here get no size, or with
+        `need_attributes` it raises AttributesMissing.
+
+        ``index.lock`` is taken for the few ms of writing only: a git command in between is not
+        refused, and wins if it writes an index.
+        Raises: IndexExists, IndexLocked, MissingObject, CorruptData, StateError, OSError.
+        """
+        gitdir, odb, listing = self._gitdir, self._odb, self.listing()
+        missing = odb.missing(listing.attribute_files.values())
+        if missing and need_attributes:
+            raise AttributesMissing(missing)
+        known = sizes_of(listing, self._sizes, odb)
+        settings = read_settings(gitdir, str(self._worktree))
+        kept = _settings_of(self._conversion) or settings.conversion
+        conversions = read_conversions(listing, odb, kept)
+        of_clean = {"uid": self._uid, "gid": self._gid, "time_ns": self._time_ns}
+        encoded = encode_entries(clean_entries(listing, known, conversions=conversions, **of_clean))
+        fill_ignore_hashes(listing, odb, conversions)
+        count = len(listing.files)
+        untrusted = [n for n, (_, mode, _, _) in enumerate(listing.files) if mode == _GITLINK]
+        extensions = (
+            encode_cache_tree(listing.root),
+            encode_untracked_cache(
+                listing.root,
+                worktree=os.fsencode(real_path(str(self._worktree))),
+                stat=DirectoryStat(self._time_ns, self._uid, self._gid),
+                exclude=exclude_hash(_read(gitdir / "info" / "exclude")),
+                excludes_file=exclude_hash(_read(settings.excludes_file)),
+            ),
+            encode_fsmonitor(self._token, untrusted, count),
+        )
+        content = finish_index(3 if listing.absent else 2, count, [encoded, *extensions])
+        with locked_index(gitdir, force=self._force) as lock:
+            lock.commit(content)
+        without = known.count(UNKNOWN) - len(untrusted)
+        return PrimedIndex(count, without, len(listing.absent))
 
 
 class LockedIndex:
@@ -424,47 +442,3 @@ def _read(path: Path | None) -> bytes | None:
         return path.read_bytes() if path is not None else None
     except OSError:
         return None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the index that the arguments describe; prints one JSON object.
-
-    ``{"written": true, "entries": …, "unknown_sizes": …}``, or ``{"written": false, "reason": …}``
-    where git has an index already or is at work, and with a list "missing" where attribute files
-    are needed. Other failures: a line on stderr, status 1.
-    """
-    parser = argparse.ArgumentParser(prog="artifactfs.git.index.primed", description=__doc__)
-    parser.add_argument("--gitdir", type=Path, required=True)
-    parser.add_argument("--tree", type=bytes.fromhex, required=True)
-    parser.add_argument("--worktree", type=Path, required=True)
-    parser.add_argument("--sizes", type=Path)
-    parser.add_argument("--uid", type=int, required=True)
-    parser.add_argument("--gid", type=int, required=True)
-    parser.add_argument("--time-ns", type=int, required=True)
-    parser.add_argument("--token", required=True)
-    parser.add_argument("--conversion", type=Path)
-    parser.add_argument("--need-attributes", action="store_true")
-    parser.add_argument("--force", action="store_true")
-    parser.add_argument("--secret-on-stdin", action="store_true")
-    options = vars(parser.parse_args(argv))
-    options["ino_secret"] = sys.stdin.buffer.read() if options.pop("secret_on_stdin") else b""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that index.lock goes with us
-    gitdir, tree = options.pop("gitdir"), options.pop("tree")
-    try:
-        written = write_primed_index(gitdir, tree, **options)
-    except AttributesMissing as error:
-        missing = [oid.hex() for oid in error.oids]
-        print(json.dumps({"written": False, "reason": error.message, "missing": missing}))
-        return 0
-    except (IndexExists, IndexLocked) as error:
-        print(json.dumps({"written": False, "reason": error.message}))
-        return 0
-    except (ArtifactFSError, MissingObject, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps({"written": True, **asdict(written)}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,11 +26,12 @@ from artifactfs.git.index.primed import (
     IndexExists,
     IndexLocked,
     PrimedIndex,
+    Priming,
     build_entries,
     list_tree,
     locked_index,
-    write_primed_index,
 )
+from artifactfs.git.index.primer import encode_options
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.hydration.local.sizes import checksum
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
@@ -52,7 +54,7 @@ class Worktree:
         return self.path / ".git"
 
     def prime(self, *, token: str = "token-1", sizes: Path | None = None) -> PrimedIndex:
-        return write_primed_index(
+        priming = Priming(
             self.gitdir,
             self.tree,
             worktree=self.path,
@@ -62,6 +64,7 @@ class Worktree:
             time_ns=TIME_NS,
             token=token,
         )
+        return priming.write()
 
     def hook_answers(self, token: str, *paths: bytes) -> None:
         answer = b"".join(item + b"\0" for item in (token.encode(), *paths))
@@ -320,24 +323,60 @@ def test_a_failure_leaves_nothing(worktree: Worktree) -> None:
     assert not list(worktree.gitdir.glob("index*"))
 
 
-def run_module(worktree: Worktree, tree: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-m", "artifactfs.git.index.primed"]
-    command += ["--gitdir", str(worktree.gitdir), "--worktree", str(worktree.path)]
-    command += ["--tree", tree, "--uid", "0", "--gid", "0", "--time-ns", "5", "--token", "t"]
-    command += ["--sizes", str(worktree.gitdir / "no-such.db")]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def options_of(worktree: Worktree, tree: str) -> bytes:
+    options = encode_options(
+        gitdir=worktree.gitdir,
+        tree=bytes.fromhex(tree),
+        worktree=worktree.path,
+        sizes=worktree.gitdir / "no-such.db",
+        uid=0,
+        gid=0,
+        time_ns=5,
+        token="t",
+        ino_secret=b"",
+    )
+    return json.dumps(options).encode() + b"\n"
+
+
+def run_module(worktree: Worktree, tree: str) -> dict[str, Any]:
+    """What the process answers that writes the index."""
+    command = [sys.executable, "-I", "-m", "artifactfs.git.index.primer"]
+    lines = options_of(worktree, tree) + b'{"need_attributes": true}\n'
+    done = subprocess.run(command, input=lines, capture_output=True, check=True)
+    assert done.stderr == b""
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def test_as_a_program(worktree: Worktree) -> None:
-    first = run_module(worktree, worktree.tree.hex())
-    assert json.loads(first.stdout)["written"] is True
-    again = run_module(worktree, worktree.tree.hex())
-    assert again.returncode == 0
-    assert json.loads(again.stdout)["written"] is False
+    assert run_module(worktree, worktree.tree.hex())["written"] is True
+    assert run_module(worktree, worktree.tree.hex())["written"] is False
     (worktree.gitdir / "index").unlink()
     missing = run_module(worktree, "00" * 20)
-    assert missing.returncode == 1
-    assert missing.stderr == f"error: object {'00' * 20} is not here\n"
+    assert missing == {"error": f"object {'00' * 20} is not here"}
+
+
+def test_the_program_lists_before_it_is_told_to_write(worktree: Worktree) -> None:
+    """Sizes come meanwhile: what it writes has those of the moment when it is told to."""
+    sizes = worktree.gitdir / "no-such.db"
+    command = [sys.executable, "-I", "-m", "artifactfs.git.index.primer"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(options_of(worktree, worktree.tree.hex()))
+        process.stdin.flush()
+        database = sqlite3.connect(sizes)
+        database.execute("CREATE TABLE sizes(oid BLOB PRIMARY KEY, size INTEGER, crc INTEGER)")
+        oid = bytes.fromhex(git(worktree.path, "rev-parse", "HEAD:exec").decode())
+        row = (oid, 77, checksum(oid, 77))
+        database.execute("INSERT INTO sizes VALUES(?, ?, ?)", row)
+        database.commit()
+        database.close()
+        process.stdin.write(b'{"need_attributes": true}\n')
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["written"] is True
+        process.stdin.close()
+        assert process.wait() == 0
+    assert "size: 77\t" in git(worktree.path, "ls-files", "--debug", "exec").decode()
 
 
 # The index file itself
@@ -410,9 +449,9 @@ def _decode_ewah(data: bytes) -> set[int]:
 
 
 def test_the_process_that_writes_it_imports_little() -> None:
-    """Each mount starts one: trio alone would take half of its time."""
+    """Where it is not forked, each mount starts one: trio alone would take half of its time."""
     script = (
-        "import sys, artifactfs.git.index.primed; "
+        "import sys, artifactfs.git.index.primer; "
         "print(*{'trio', 'httpx', 'asyncio', 'pyfuse3'} & set(sys.modules))"
     )
     command = [sys.executable, "-I", "-c", script]
