@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import struct
@@ -57,7 +58,8 @@ class UnfinishedListings:
 
     A process that takes the mount over goes on with those in the `file` of the process before:
     the directory may have changed since they began. Each is one record: its number, the length and
-    the CRC-32 of what follows, and its names with a NUL after each.
+    the CRC-32 of what follows, and its names with a NUL after each. A record without names ends the
+    listing with that number: it was read to its end.
     """
 
     def __init__(self) -> None:
@@ -65,30 +67,51 @@ class UnfinishedListings:
         # A position that a process before has given is of none of ours.
         self._next = 1 + secrets.randbelow(_LAST_LISTING)
         self._fd = -1
+        self._file = Path()
         self._size = 0
+        self._largest = _FILE_BYTES
 
     def outlive(self, file: Path, *, taken_over: bool) -> None:
         """Have the listings in `file`, and begin with those that are there where the mount was
         `taken_over`. Raises: OSError."""
         self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._file = file
         if taken_over:
-            content = os.pread(self._fd, 2 * _FILE_BYTES, 0)
-            for listing in _decode(content):
-                self._kept[listing.number] = listing
-        self._write_anew()
+            content = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+            for listing, end in _decode(content):
+                self._size = end
+                self._kept.pop(listing.number, None)
+                if listing.names:
+                    self._kept[listing.number] = listing
+        os.ftruncate(self._fd, self._size)
 
     def _write_anew(self) -> None:
-        os.ftruncate(self._fd, 0)
-        self._size = 0
-        while len(self._kept) > _LISTINGS_KEPT:
-            self._kept.popitem(last=False)
-        for listing in self._kept.values():
-            self._write(listing)
+        """In another file: at no moment is there none. Raises: OSError."""
+        content = b"".join(map(_record, self._kept.values()))
+        fresh = self._file.with_name(self._file.name + ".new")
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(fresh, flags, 0o600)
+        try:
+            if os.pwrite(fd, content, 0) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.rename(fresh, self._file)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(self._fd)
+        self._fd, self._size = fd, len(content)
+        self._largest = max(_FILE_BYTES, 2 * self._size)
 
     def _write(self, listing: Listing) -> None:
-        names = b"".join([name + b"\0" for name in listing.names])
-        record = _RECORD.pack(listing.number, len(names), _checksum(listing.number, names)) + names
-        self._size += os.pwrite(self._fd, record, self._size)
+        """A full disk: then it does not outlive this process. What is there of it is written over,
+        and until then believed by nobody."""
+        with suppress(OSError):
+            if self._size > self._largest:
+                self._write_anew()
+                return
+            record = _record(listing)
+            if os.pwrite(self._fd, record, self._size) == len(record):
+                self._size += len(record)
 
     def begin(self, names: list[bytes], sizes: Mapping[Oid, int]) -> Listing:
         """A new listing; it is forgotten unless it is kept."""
@@ -103,15 +126,13 @@ class UnfinishedListings:
         while len(self._kept) > _LISTINGS_KEPT:
             self._kept.popitem(last=False)
         if is_new and self._fd >= 0:
-            with suppress(OSError):  # a full disk: then it does not outlive this process
-                if self._size > _FILE_BYTES:
-                    self._write_anew()
-                else:
-                    self._write(listing)
+            self._write(listing)
 
     def drop(self, listing: Listing) -> None:
         """It was read to its end."""
-        self._kept.pop(listing.number, None)
+        was_kept = self._kept.pop(listing.number, None) is not None
+        if was_kept and self._fd >= 0:
+            self._write(Listing(listing.number, [], {}))
 
     def resume(self, cookie: int) -> tuple[Listing | None, int]:
         """The listing and the position that `cookie` names; no listing where a new one begins,
@@ -129,9 +150,15 @@ def _checksum(number: int, names: bytes) -> int:
     return zlib.crc32(names, number)
 
 
-def _decode(content: bytes) -> Iterator[Listing]:
-    """Of a file that may end in the middle of a record, and is believed up to one that is damaged.
-    (Where its listing is not here, a directory is listed on as it is now.)"""
+def _record(listing: Listing) -> bytes:
+    names = b"".join([name + b"\0" for name in listing.names])
+    return _RECORD.pack(listing.number, len(names), _checksum(listing.number, names)) + names
+
+
+def _decode(content: bytes) -> Iterator[tuple[Listing, int]]:
+    """Each, and where its record ends. Of a file that may end in the middle of a record, and is
+    believed up to one that is damaged. (Where its listing is not here, a directory is listed on as
+    it is now.)"""
     at = 0
     while at + _RECORD.size <= len(content):
         number, length, checksum = _RECORD.unpack_from(content, at)
@@ -139,5 +166,5 @@ def _decode(content: bytes) -> Iterator[Listing]:
         names = content[at : at + length]
         if len(names) < length or checksum != _checksum(number, names):
             return
-        yield Listing(number, names.split(b"\0")[:-1], {})
         at += length
+        yield Listing(number, names.split(b"\0")[:-1], {}), at
