@@ -6,14 +6,17 @@ A child of a worker that asks for something in the worker's mount can wait for e
 ``ARTIFACT_FS_TRESPASSES`` names the file to write to. A line is an operation and who asked for it,
 with its ancestors.
 
-It also makes the fault that only a mistake of ours would: where ``ARTIFACT_FS_STUCK`` names a file
-that is there, a look-up in ``.artifact-fs`` is never answered.
+It also makes faults that need a moment which nobody outside can find: where ``ARTIFACT_FS_STUCK``
+names a file that is there, a look-up in ``.artifact-fs`` is never answered; where
+``ARTIFACT_FS_DIES`` does, with the name of a request in it, the process that has done such a
+request dies before it answers, and the file is gone.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import threading
 import time
@@ -120,6 +123,21 @@ def get_stuck(virtual_files: Any, file: str) -> None:
     virtual_files.before_lookup = before_lookup
 
 
+def mortal(method: Any, file: str) -> Any:
+    @functools.wraps(method)
+    async def answer(self: Any, *args: Any) -> Any:
+        result = await method(self, *args)
+        if os.path.exists(file):  # noqa: ASYNC240
+            with open(file) as dies:  # noqa: ASYNC230
+                dies_of = dies.read()
+            if dies_of == method.__name__:
+                os.unlink(file)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return answer
+
+
 class Loading(Loader):
     """Loads the operations, and puts a watch before each."""
 
@@ -146,7 +164,10 @@ class Loading(Loader):
             code = getattr(method, "__wrapped__", method)
             names = getattr(getattr(code, "__code__", None), "co_varnames", ())
             if not name.startswith("_") and "ctx" in names:
-                setattr(operations, name, watched(method, watch))
+                method = watched(method, watch)
+                if dies := os.environ.get("ARTIFACT_FS_DIES"):
+                    method = mortal(method, dies)
+                setattr(operations, name, method)
 
 
 class Finding(MetaPathFinder):

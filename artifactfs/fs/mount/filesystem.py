@@ -36,11 +36,12 @@ from artifactfs.fs.inodes.inode import Base, Directory, Inode, Owner, mode_of_en
 from artifactfs.fs.inodes.listings import Listings, base_tree_of
 from artifactfs.fs.kernel.handover import Handover
 from artifactfs.fs.kernel.stale import StaleEntries
+from artifactfs.fs.mount import once
 from artifactfs.fs.mount.creation import TipLike, create
 from artifactfs.fs.mount.operations import Operations
 from artifactfs.fs.native.writes import KernelWrites, hidden_names
 from artifactfs.fs.overlay import nameless
-from artifactfs.fs.overlay.database import ANSWERING, Overlay, damaged
+from artifactfs.fs.overlay.database import Overlay, damaged
 from artifactfs.fs.overlay.opened import Opened
 from artifactfs.fs.overlay.pending import Edit, delete_meta, put_meta
 from artifactfs.fs.overlay.smallfiles import SmallFiles
@@ -273,10 +274,8 @@ class FileSystem:
 
     def _forget_before(self) -> None:
         """What was of another mount of this tree: nobody uses it, and requests count anew."""
-        meta = self._overlay.meta
-        edits = [nameless.let_go(found.ino) for found in nameless.kept(meta)]
-        if ANSWERING in meta:
-            edits.append(delete_meta(ANSWERING))
+        edits = once.forget(self._overlay)
+        edits += [nameless.let_go(found.ino) for found in nameless.kept(self._overlay.meta)]
         if edits and not self._mark(edits):
             self.features.lacks("handover-writes", "the disk is full")
 

@@ -88,6 +88,8 @@ _SEGMENT_SYNCED = "segment-synced-"
 ANSWERING = "answering"
 """In `meta`: the last request of which the change was written down. It may not be answered yet; all
 before it are."""
+ANSWERING_BEFORE = "answering-before"
+"""The same of processes before, as 64-bit numbers: requests that nobody has met again yet."""
 _SEQUENCE = "sequence"
 """In `meta`: number of the last record of the log that the database contains."""
 
@@ -153,6 +155,8 @@ class Overlay:
         self.answering = 0
         """The kernel's number of the request that is being answered, where it is one that must not
         be done twice: it is written down with the change. 0: none."""
+        self.answering_before: Edit | None = None
+        """What is to be handed on beside it."""
         self._wal = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         self._reserve = path.with_name("reserve")
         self._reserved = False
@@ -193,6 +197,8 @@ class Overlay:
             self._transfer()
         if self.answering:
             edits = (*edits, put_meta(ANSWERING, self.answering))
+            if self.answering_before is not None:
+                edits = (*edits, self.answering_before)
         payload = b"".join([edit[4] for edit in edits])
         try:
             self._log.append(payload)
