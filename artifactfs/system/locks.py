@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from artifactfs.system.processes import start_time_of
+
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
     """Lock the open file `fd`, unless another has it. Never waits. Raises: OSError."""
@@ -57,3 +59,22 @@ def is_locked(path: Path) -> bool:
         return not try_lock(fd, shared=True)
     finally:
         os.close(fd)
+
+
+def sign(fd: int) -> None:
+    """Have the locked file `fd` say who holds it. Raises: OSError."""
+    pid = os.getpid()
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{pid} {start_time_of(pid)}\n".encode(), 0)
+
+
+def holder_of(path: Path) -> tuple[int, str] | None:
+    """The process that holds the lock file at `path`, and when it began (`start_time_of`). None
+    where nobody does, or it has not signed."""
+    if not is_locked(path):
+        return None
+    try:
+        pid, start = path.read_text().split()
+        return (int(pid), start) if start_time_of(int(pid)) == start else None
+    except (OSError, ValueError):
+        return None

@@ -1,4 +1,4 @@
-"""Memory that is free in this process, given back to the system."""
+"""Memory: what is free in this process, given back; and whether there was too little."""
 
 from __future__ import annotations
 
@@ -19,3 +19,16 @@ def give_back() -> None:
     """After work that took much memory for a while: some 5 ms, to be called in a thread."""
     if _trim is not None:
         _trim(0)
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has ended so far because there was no memory, of the machine
+    or of their control group; 0 where it does not say (``oom_kill`` of ``/proc/vmstat``)."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0

@@ -33,6 +33,21 @@ def start_time_of(pid: int) -> str:
     return _stat_fields(pid)[19].decode()
 
 
+def open_process(pid: int, start: str) -> int | None:
+    """A pidfd of `pid` if it is still the process that began at `start` (`start_time_of`)."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        if start_time_of(pid) == start:
+            return pidfd
+    except OSError:
+        pass
+    os.close(pidfd)
+    return None
+
+
 def _stat_fields(pid: int) -> list[bytes]:
     """The fields of ``/proc/PID/stat`` that follow the name, which may have blanks in it."""
     with open(f"/proc/{pid}/stat", "rb") as file:

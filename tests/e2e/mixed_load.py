@@ -6,10 +6,14 @@ one of its steps took, and every error that it saw. There must be none.
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import json
 import mmap
 import os
 import random
+import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.fs.mounting import git
+
+_libc = ctypes.CDLL(None)
+_IN_CREATE, _IN_DELETE = 0x100, 0x200
 
 
 class Load:
@@ -74,15 +81,41 @@ def read(load: Load, mount: Path, reference: Path) -> None:
 
 
 def stay(load: Load, mount: Path, reference: Path) -> None:
-    """An open file, a current folder and a mapping go on."""
+    """An open file, a current folder, a mapping, a lock and a watch go on."""
     content = (reference / "assets/logo.png").read_bytes()
     fd = os.open(mount / "assets/logo.png", os.O_RDONLY)
     mapping = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
     os.chdir(mount / "src")
     names = sorted(os.listdir(reference / "src"))
     chooser = random.Random(2)
+    lock = os.open("watched-lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (mount / "watched").mkdir()
+    watch = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    _libc.inotify_add_watch(watch, os.fsencode(mount / "watched"), _IN_CREATE | _IN_DELETE)
+
+    def look_at_the_watch() -> None:
+        (mount / "watched/new").touch()
+        (mount / "watched/new").unlink()
+        events = os.read(watch, 4096)
+        masks = struct.unpack_from("iI", events)[1], struct.unpack_from("iI", events, 32)[1]
+        check(masks == (_IN_CREATE, _IN_DELETE), f"the watch tells of {masks}")
+
+    def try_the_lock() -> None:
+        other = os.open("watched-lock", os.O_RDWR)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        finally:
+            os.close(other)
+        raise AssertionError("the lock is gone")
+
+    names = sorted([*names, "watched-lock"])
 
     def step() -> None:
+        look_at_the_watch()
+        try_the_lock()
         at = chooser.randrange(len(content))
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         check(os.pread(fd, 5_000, at) == content[at : at + 5_000], "the open file differs")
@@ -200,6 +233,35 @@ def write(load: Load, mount: Path, reference: Path) -> None:
     load.run(step)
 
 
+def build(load: Load, mount: Path, reference: Path) -> None:
+    """A program is compiled from sources of the tree, run, and removed again."""
+    compiler = shutil.which("cc")
+    number = 0
+
+    def step() -> None:
+        nonlocal number
+        number += 1
+        folder = mount / "built"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for part in range(5):
+            (folder / f"part{part}.c").write_text(f"int part{part}(void) {{ return {part}; }}\n")
+        calls = " + ".join(f"part{part}()" for part in range(5))
+        declared = "".join(f"int part{part}(void);\n" for part in range(5))
+        main = f"{declared}int main(void) {{ return {calls} + {number % 100}; }}\n"
+        (folder / "main.c").write_text(main)
+        shutil.copytree(reference / "src", folder / "src", symlinks=True)
+        if compiler is not None:
+            sources = [f"part{part}.c" for part in range(5)]
+            command = [compiler, "-o", "program", "main.c", *sources]
+            subprocess.run(command, cwd=folder, check=True, timeout=60)
+            done = subprocess.run([folder / "program"], timeout=60)
+            check(done.returncode == 10 + number % 100, f"the program says {done.returncode}")
+        shutil.rmtree(folder)
+
+    load.run(step)
+
+
 def use_git(load: Load, mount: Path, reference: Path) -> None:
     """What git says is right, and a commit can be made and taken back."""
     del reference
@@ -222,7 +284,7 @@ def use_git(load: Load, mount: Path, reference: Path) -> None:
     load.run(step)
 
 
-KINDS = {"read": read, "stay": stay, "write": write, "git": use_git}
+KINDS = {"read": read, "stay": stay, "write": write, "build": build, "git": use_git}
 
 
 def start(kind: str, stop: Path, mount: Path, reference: Path) -> subprocess.Popen[str]:

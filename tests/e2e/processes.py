@@ -226,7 +226,7 @@ class DaemonProcess:
             self.process = subprocess.Popen(
                 [PROGRAMS / "artifact-fs", "daemon", "--root", self.mounts, *arguments],
                 env=self.environment
-                | watch_environment(self.trespasses)
+                | watch_environment(self.trespasses, self.extra_environment.get("PYTHONPATH", ""))
                 | {"NOTIFY_SOCKET": str(address)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

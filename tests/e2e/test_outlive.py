@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -19,6 +20,10 @@ from pathlib import Path
 
 import pytest
 
+import artifactfs
+from artifactfs.daemon.control.client import ControlClient
+from artifactfs.paths import StateLayout
+from artifactfs.system.processes import arguments_of, parent_of
 from tests.e2e import mixed_load
 from tests.e2e.comparison import assert_same_tree
 from tests.e2e.delay_proxy import DelayProxy
@@ -26,6 +31,9 @@ from tests.e2e.mount_table import mounted_at, times_mounted
 from tests.e2e.odd_repository import OddRepository
 from tests.e2e.processes import PROGRAMS, DaemonProcess, ServedRepository, wait_until
 from tests.e2e.test_crashes import has_ended
+from tests.fs.mounting import renameat2
+
+RENAME_EXCHANGE = 2
 
 NOBODY = 65534
 
@@ -40,7 +48,7 @@ class Outliving:
     daemon: DaemonProcess
     path: Path
     clone: Path
-    proxy: DelayProxy
+    proxy: DelayProxy | None = None
 
     def worker(self) -> int:
         return int(self.daemon.status("odd")["pid"])
@@ -111,6 +119,7 @@ def test_a_read_that_waits_goes_on_waiting(
 ) -> None:
     """Its content is on its way when the worker dies: the next one brings it."""
     path, read = outliving.path / "assets/logo.png", list[bytes]()
+    assert outliving.proxy is not None
     outliving.proxy.hold(lambda request: bool(request.wants))
     waits = threading.Thread(target=lambda: read.append(path.read_bytes()))
     waits.start()
@@ -120,6 +129,51 @@ def test_a_read_that_waits_goes_on_waiting(
     outliving.proxy.release()
     waits.join(60)
     assert read == [odd_repository.files[b"assets/logo.png"]]
+
+
+def test_what_was_done_and_not_answered_is_not_done_again(
+    idle_daemon: DaemonProcess, odd_repository: OddRepository, tmp_path: Path
+) -> None:
+    """The worker dies between the two; the kernel asks the next one for the same."""
+    daemon, dies = idle_daemon, tmp_path / "dies"
+    daemon.extra_environment["ARTIFACT_FS_DIES"] = str(dies)
+    daemon.start()
+    options = ("--writes", "fuse", "--xattrs")
+    top = daemon.add_repo("odd", str(odd_repository.path), *options)
+    assert daemon.status("odd")["features"]["handover-writes"]["on"]
+    (top / "old").write_text("old")
+    (top / "over").write_text("over")
+    (top / "folder").mkdir()
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("mkdir", lambda: (top / "made").mkdir()),
+        ("mknod", lambda: os.close(os.open(top / "new", os.O_CREAT | os.O_EXCL | os.O_WRONLY))),
+        ("symlink", lambda: (top / "symlink").symlink_to("old")),
+        ("link", lambda: (top / "second").hardlink_to(top / "old")),
+        ("rename", lambda: (top / "second").rename(top / "moved")),
+        ("rename", lambda: (top / "moved").rename(top / "over")),
+        ("rename", lambda: renameat2(top / "new", top / "over", RENAME_EXCHANGE)),
+        ("unlink", lambda: (top / "new").unlink()),
+        ("rmdir", lambda: (top / "folder").rmdir()),
+        ("setxattr", lambda: os.setxattr(top / "old", "user.a", b"1", os.XATTR_CREATE)),
+        ("setxattr", lambda: os.setxattr(top / "old", "user.a", b"2", os.XATTR_REPLACE)),
+        ("setxattr", lambda: os.setxattr(top / "old", "user.b", b"3")),
+        ("removexattr", lambda: os.removexattr(top / "old", "user.b")),
+        ("setattr", lambda: os.truncate(top / "old", 2)),
+        ("unlink", lambda: (top / "README.md").unlink()),
+    ]
+    for request, step in steps:
+        dies.write_text(request)
+        step()
+        assert not dies.exists(), f"nobody has died of {request}"
+        wait_until(lambda: daemon.status("odd")["state"] == "mounted", "the next")
+    assert daemon.status("odd")["restarts"] == len(steps)
+    assert (top / "made").is_dir() and os.readlink(top / "symlink") == "old"
+    assert (top / "old").read_text() == "ol" and os.stat(top / "old").st_nlink == 1
+    assert (top / "over").read_text() == "" and os.stat(top / "over").st_nlink == 1
+    assert os.listxattr(top / "old") == ["user.a"]
+    assert os.getxattr(top / "old", "user.a") == b"2"
+    for gone in ("second", "moved", "new", "folder", "README.md"):
+        assert not os.path.lexists(top / gone)
 
 
 def test_a_daemon_that_is_killed_or_started_anew_is_not_missed(
@@ -168,6 +222,69 @@ def test_what_a_killed_daemon_has_left_is_stopped(outliving: Outliving) -> None:
     wait_until(lambda: not outliving.daemon.orphans(), "the keeper's end")
 
 
+def fork_server_of(worker: int) -> int:
+    found = parent_of(worker)
+    assert any("forkserver" in argument for argument in arguments_of(found))
+    return found
+
+
+def test_a_daemon_that_is_killed_with_what_keeps_the_mount(outliving: Outliving) -> None:
+    """Then nobody can go on with it, but it goes on by itself; the next daemon mounts it anew."""
+    daemon, worker = outliving.daemon, outliving.worker()
+    keeper = fork_server_of(worker)
+    (outliving.path / "new").write_text("new")
+    fd = os.open(outliving.path / "README.md", os.O_RDONLY)
+    os.kill(keeper, signal.SIGSTOP)  # so that it does nothing before it is killed
+    daemon.kill()
+    os.kill(keeper, signal.SIGKILL)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert os.pread(fd, 10, 0) and not has_ended(worker)
+    os.close(fd)
+    daemon.start()
+    found = daemon.status("odd")
+    assert found["state"] == "mounted" and found["pid"] != worker and found["error"] is None
+    assert has_ended(worker) and times_mounted(outliving.path) == 1
+    assert (outliving.path / "new").read_text() == "new"
+    assert daemon.stop() == 0
+    assert not mounted_at(outliving.path) and not daemon.orphans()
+
+
+def test_workers_are_kept_also_when_the_fork_server_was_another_one(outliving: Outliving) -> None:
+    daemon, worker = outliving.daemon, outliving.worker()
+    address = daemon.state / "keeper.sock"
+    before = address.stat().st_ino
+    os.kill(fork_server_of(worker), signal.SIGKILL)
+    wait_until(lambda: address.stat().st_ino != before, "the next fork server has been told")
+    fd = os.open(outliving.path / "README.md", os.O_RDONLY)
+    daemon.kill()
+    daemon.start()
+    found = daemon.status("odd")
+    assert found["state"] == "mounted" and found["pid"] != worker
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert os.pread(fd, 10, 0)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("how", ["stop", "start"])
+def test_a_mount_that_was_given_up_when_its_daemon_dies(outliving: Outliving, how: str) -> None:
+    daemon, database = outliving.daemon, outliving.daemon.state / "repos/odd/overlay.db"
+    kept = database.read_bytes()
+    os.truncate(database, 0)
+    outliving.kill_worker()
+    wait_until(partial(given_up, daemon), "it is given up")
+    daemon.kill()
+    database.write_bytes(kept)
+    if how == "stop":
+        assert "had ended before" in daemon.run("daemon", "stop").stdout
+        assert not mounted_at(outliving.path)
+        wait_until(lambda: not daemon.orphans(), "the keeper's end")
+        return
+    daemon.start()
+    wait_until(lambda: daemon.status("odd")["state"] == "mounted", "it is served")
+    assert daemon.status("odd")["error"] is None and times_mounted(outliving.path) == 1
+    assert (outliving.path / "README.md").read_bytes()
+
+
 def test_a_worker_that_dies_at_once_is_given_up(outliving: Outliving) -> None:
     """Five times; then programs get an error, and `status` says what to do."""
     database = outliving.daemon.state / "repos/odd/overlay.db"
@@ -200,12 +317,26 @@ def test_another_answer_to_the_kernel_never_takes_over(outliving: Outliving) -> 
     found = daemon.status("odd")
     assert found["state"] == "mounted" and found["pid"] == worker
     assert "artifact-fs remount --name odd" in found["error"]["hint"]
+    daemon.run("daemon", "--log-level", "debug", "reload")  # of which this process hears nothing
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     assert os.pread(fd, 10, 0)
     os.close(fd)
     daemon.run("remount", "--name", "odd")
     found = daemon.status("odd")
     assert found["state"] == "mounted" and found["pid"] != worker and found["error"] is None
+    assert (outliving.path / "README.md").read_bytes()
+
+
+def test_the_version_that_began_the_mount_dies(outliving: Outliving) -> None:
+    """Nobody can go on with it then: it is mounted anew, without being asked for."""
+    daemon, worker = outliving.daemon, outliving.worker()
+    daemon.kill()
+    daemon.start("--disable", "cached-symlinks")
+    assert daemon.status("odd")["pid"] == worker
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: outliving.daemon.status("odd")["pid"] not in (None, worker), "the next")
+    wait_until(lambda: daemon.status("odd")["state"] == "mounted", "it is mounted")
+    assert daemon.status("odd")["error"] is None and times_mounted(outliving.path) == 1
     assert (outliving.path / "README.md").read_bytes()
 
 
@@ -222,8 +353,9 @@ def test_many_kills(outliving: Outliving, tmp_path: Path) -> None:
     with under_load(outliving, tmp_path / "stop") as seen:
         for number in range(kills):
             time.sleep(chooser.random() * 0.6)
+            worker = outliving.worker()
             began = time.monotonic()
-            outliving.kill_worker()
+            os.kill(worker, signal.SIGKILL)
             with contextlib.suppress(FileNotFoundError):
                 os.stat(outliving.path / f"nobody-has-looked-for-{number}")
             gaps.append(time.monotonic() - began)
@@ -249,6 +381,75 @@ def test_many_kills_of_the_daemon(outliving: Outliving, tmp_path: Path) -> None:
             wait_until(lambda: daemon.status("odd")["state"] == "mounted", "it is taken over")
     check(seen, outliving)
     print(pauses(seen))
+
+
+class Versions:
+    """Two versions of the package, one of which is installed for a daemon."""
+
+    def __init__(self, folder: Path, daemon: DaemonProcess) -> None:
+        self._folder = folder
+        self._daemon = daemon
+        self.installed = "1"
+        for version in ("1", "2"):
+            package = folder / version / "artifactfs"
+            skip = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(Path(artifactfs.__file__).parent, package, ignore=skip)
+            with (package / "__init__.py").open("a") as file:
+                file.write(f"\n__version__ = {version!r}\n")
+        self.install("1")
+        daemon.extra_environment["PYTHONPATH"] = str(folder / "installed")
+
+    def install(self, version: str) -> None:
+        (self._folder / "next").symlink_to(version)
+        (self._folder / "next").rename(self._folder / "installed")
+        self.installed = version
+
+    def of_the_daemon(self) -> str:
+        with ControlClient(StateLayout(self._daemon.state)) as client:
+            return str(client.request("ping")["version"])
+
+    def upgrade(self) -> None:
+        self.install("2" if self.installed == "1" else "1")
+        self._daemon.run("daemon", "restart")
+        assert self.of_the_daemon() == self.installed
+
+
+def upgraded(
+    daemon: DaemonProcess, odd_repository: OddRepository, folder: Path, writes: str, times: int
+) -> None:
+    versions = Versions(folder, daemon)
+    daemon.start()
+    assert versions.of_the_daemon() == "1"
+    path = daemon.add_repo("odd", str(odd_repository.path), "--writes", writes)
+    daemon.wait_for("odd", "index")
+    clone = folder / "clone"
+    subprocess.run(["git", "clone", "-q", odd_repository.path, clone], check=True)
+    mount = Outliving(daemon, path, clone)
+    with under_load(mount, folder / "stop") as seen:
+        for _ in range(times):
+            worker = mount.worker()
+            time.sleep(0.3)
+            versions.upgrade()
+            wait_until(lambda: daemon.status("odd")["state"] == "mounted", "it is taken over")
+            assert mount.worker() != worker
+    check(seen, mount)
+    print(pauses(seen))
+
+
+@pytest.mark.parametrize("writes", KINDS)
+def test_another_version_is_installed(
+    idle_daemon: DaemonProcess, odd_repository: OddRepository, tmp_path: Path, writes: str
+) -> None:
+    upgraded(idle_daemon, odd_repository, tmp_path, writes, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("writes", KINDS)
+def test_many_upgrades(
+    idle_daemon: DaemonProcess, odd_repository: OddRepository, tmp_path: Path, writes: str
+) -> None:
+    times = int(os.environ.get("OUTLIVE_UPGRADES", "20"))
+    upgraded(idle_daemon, odd_repository, tmp_path, writes, times)
 
 
 @root_only

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 
-def watch_environment(file: Path) -> dict[str, str]:
-    """The environment of a daemon, or of another process that serves, by which it is watched."""
-    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+def watch_environment(file: Path, path: str = "") -> dict[str, str]:
+    """The environment of a daemon, or of another process that serves, by which it is watched.
+    `path`: where else it is to look for modules first."""
+    folders = [path, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, folders)),
         "ARTIFACT_FS_TRESPASSES": str(file),

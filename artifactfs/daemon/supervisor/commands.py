@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 QUICK_S = 30.0
 LONG_S = 24 * 3600.0  # has progress or deadlines of its own; a client that leaves cancels it
+RELOAD_S = 10.0
 STATUS_S = 3.0  # a worker that answers later is shown as not answering
 ROLL_BACK_S = 30.0
 ASK_AGAIN_S = 1.0
@@ -164,13 +165,22 @@ class Commands:
         """Take over a log level and a cache limit (bytes, None: the default), in workers too."""
         level, limit = request.text("log_level"), request.args.get("cache_limit")
         self._repositories.configure(level, limit if isinstance(limit, int) else None)
-        reached = []
-        for name, supervision in list(self._repositories.mounts.items()):
-            if supervision.state == "mounted":
-                settings = {"log_level": level, "cache_limit": limit}
-                await supervision.request("reload", settings, deadline_s=QUICK_S)
+        reached: list[str] = []
+
+        async def tell(name: str, supervision: Supervision) -> None:
+            try:
+                args = {"log_level": level, "cache_limit": limit}
+                await supervision.request("reload", args, deadline_s=RELOAD_S)
+            except DaemonError as error:  # the next process of that mount begins with them
+                log.warning("not reached: %s", error.message, extra={"repo": name})
+            else:
                 reached.append(name)
-        return {"log_level": level, "cache_limit": limit, "repos": reached}
+
+        async with trio.open_nursery() as nursery:
+            for name, supervision in self._repositories.mounts.items():
+                if supervision.state == "mounted":
+                    nursery.start_soon(tell, name, supervision)
+        return {"log_level": level, "cache_limit": limit, "repos": sorted(reached)}
 
     async def list_repos(self, _request: Request) -> list[Message]:
         return [self._summary(known) for known in await self._repositories.registrations()]

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifactfs.daemon.supervisor.keeper import Kept, attached, receive
+from artifactfs.errors import MountError
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +196,8 @@ class ForkServer:
             if spec.get("refuses"):
                 from artifactfs.daemon.host.refusing import refuse
 
+                for number in (signal.SIGTERM, signal.SIGUSR1):  # it has nothing to put away
+                    signal.signal(number, signal.SIG_DFL)
                 os._exit(refuse(received[1]))
             gc.enable()
             from artifactfs.daemon.worker.worker import run_worker
@@ -210,20 +213,33 @@ class ForkServer:
 
     def _reap(self, pidfd: int) -> None:
         self._hear_workers()  # what it has sent before it ended comes first
-        pid, _served_at = self._children.pop(pidfd)
+        pid, served_at = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
+        name = self._kept.name_of(pid) if self._alone else None  # its number is its own until now
         _pid, wait_status = os.waitpid(pid, 0)
         self._send({"exited": pid, "status": os.waitstatus_to_exitcode(wait_status)})
-        if self._alone:
-            self._replace(pid)
+        if name in self._kept.stopped:
+            self._unmount(served_at)
+            self._kept.let_go(name)
+        elif name is not None:
+            self._replace(name)
 
-    def _replace(self, pid: int) -> None:
+    def _unmount(self, served_at: list[str]) -> None:
+        """What a worker that was to end has left, since it was killed meanwhile, or knew of no
+        mount."""
+        from artifactfs.daemon.host import mounts
+
+        for mount_point in served_at:
+            try:
+                if mounts.mounts_at(mount_point, follow=False):
+                    mounts.detach(mount_point)
+            except MountError as error:
+                log.error("left mounted: %s", error)
+
+    def _replace(self, name: str) -> None:
         """Without a supervisor: fork the next worker for a mount that is kept. One of them: if that
         dies as well, the mount ends."""
-        name = self._kept.name_of(pid)
-        if name is None:
-            return
         spec = self._specs.pop(name, None)
         if spec is None:
             self._kept.let_go(name)
@@ -269,8 +285,8 @@ class ForkServer:
 
     def _leaving(self) -> list[int]:
         """The pidfds of workers whose mounts nobody keeps."""
-        kept = self._kept.workers()
-        return [pidfd for pidfd, (pid, _mounts) in self._children.items() if pid not in kept]
+        children = self._children.items()
+        return [pidfd for pidfd, (pid, _mounts) in children if self._kept.name_of(pid) is None]
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -292,9 +308,8 @@ class ForkServer:
     def _keep(self) -> None:
         """Until a new supervisor has everything, or there is nothing left."""
         self._alone = True
-        for pid in self._kept.workers():
-            if not os.path.exists(f"/proc/{pid}"):  # it has died with the supervisor
-                self._replace(pid)
+        for name in self._kept.unserved():  # the worker has died with the supervisor
+            self._replace(name)
         listener = self._kept.listener
         if listener is not None:
             self._poll.register(listener, select.POLLIN)
@@ -314,7 +329,11 @@ def preload() -> None:
 
     import httpcore  # noqa: F401 httpx imports it with its first client
 
+    # Not when they are needed: by then another version may be installed.
+    import artifactfs.daemon.host.mounts
+    import artifactfs.daemon.host.refusing
     import artifactfs.daemon.worker.worker
+    import artifactfs.fs.mount.trial
     import artifactfs.git.streams.process
     import artifactfs.git.wire.http  # noqa: F401
 

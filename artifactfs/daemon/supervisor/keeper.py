@@ -14,6 +14,7 @@ import array
 import json
 import logging
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -24,13 +25,14 @@ from typing import Any
 
 from artifactfs.daemon.control.messages import peer_uid, socket_address
 from artifactfs.fs.kernel.handover import Held, is_alive
-from artifactfs.system.processes import start_time_of
+from artifactfs.system.processes import open_process, start_time_of
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 256 << 10  # bytes; settings are a few hundred
-ANSWER_S = 10.0
-"""Who asks waits so long: before it answers, the keeper sees out the workers that end."""
+ANSWER_S = 60.0
+"""Who asks waits so long: before it answers, the keeper sees out the workers that end (8 s, where
+everybody gets a CPU). Who gives up too early loses every mount."""
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
@@ -56,6 +58,21 @@ def attached(*carried: int) -> list[tuple[int, int, array.array[int]]]:
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", carried))]
 
 
+@contextmanager
+def closing_descriptor(descriptor: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def readable(descriptor: int) -> bool:
+    """Of a pidfd: whether the process has ended. Never blocks."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 @dataclass(slots=True)
 class KeptMount:
     """What a worker has said of its mount, and the descriptor."""
@@ -71,8 +88,37 @@ class KeptMount:
     def served_by(self, pid: int) -> None:
         """Another process serves it from now on."""
         self.message["pid"] = pid
-        with suppress(OSError):  # it has ended
+        try:
             self.message["start"] = start_time_of(pid)
+        except OSError:  # it has ended
+            self.message["start"] = ""
+
+    def is_served_by(self, pid: int) -> bool:
+        """Whether `pid` is that process, be it that nobody has waited for it yet; and not another
+        one that has got its number since."""
+        try:
+            return bool(self.message["pid"] == pid and self.message["start"] == start_time_of(pid))
+        except OSError:
+            return False
+
+    def process(self) -> int | None:
+        """A pidfd of the process that serves it; None: it has ended."""
+        return open_process(int(self.message["pid"]), str(self.message["start"]))
+
+    def is_served(self) -> bool:
+        """Whether that process goes on."""
+        pidfd = self.process()
+        if pidfd is None:
+            return False
+        with closing_descriptor(pidfd):
+            return not readable(pidfd)
+
+    def signal(self, number: int) -> None:
+        """To the process that serves it, if there is one."""
+        pidfd = self.process()
+        if pidfd is not None:
+            with closing_descriptor(pidfd), suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
 
 
 @dataclass(slots=True)
@@ -82,6 +128,8 @@ class Kept:
     mounts: dict[str, KeptMount] = field(default_factory=dict)
     path: Path | None = None
     listener: socket.socket | None = None
+    stopped: set[str] = field(default_factory=set)
+    """Those that somebody wants ended, while there is no supervisor."""
 
     def take(self, message: dict[str, Any], received: list[int]) -> None:
         """What a worker or the supervisor says."""
@@ -100,19 +148,20 @@ class Kept:
             os.close(kept.descriptor)
 
     def served_by(self, name: str, pid: int) -> None:
-        if name in self.mounts:
-            self.mounts[name].served_by(pid)
-
-    def workers(self) -> set[int]:
-        """The processes whose mounts are kept."""
-        return {int(kept.message["pid"]) for kept in self.mounts.values()}
+        mount = self.mounts.get(name)
+        if mount is not None:
+            mount.served_by(pid)
 
     def name_of(self, pid: int) -> str | None:
         """The repository whose mount that process serves."""
         for name, kept in self.mounts.items():
-            if kept.message["pid"] == pid:
+            if kept.is_served_by(pid):
                 return name
         return None
+
+    def unserved(self) -> list[str]:
+        """The mounts whose process has ended, and nobody has waited for another one."""
+        return [name for name, kept in self.mounts.items() if not kept.is_served()]
 
     def alive(self) -> bool:
         """Whether any is still there; lets go of the others."""
@@ -181,10 +230,10 @@ class Kept:
     def _stop(self, name: str | None) -> int:
         """How many there are. A worker that has just begun hears nothing: ask again."""
         self.alive()
-        stopped = [kept for one, kept in self.mounts.items() if name in (None, one)]
-        for kept in stopped:
-            with suppress(ProcessLookupError):
-                os.kill(kept.message["pid"], signal.SIGTERM)
+        stopped = [one for one in self.mounts if name in (None, one)]
+        for one in stopped:
+            self.stopped.add(one)
+            self.mounts[one].signal(signal.SIGTERM)
         return len(stopped)
 
 

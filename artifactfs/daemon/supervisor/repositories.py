@@ -96,10 +96,11 @@ class Repositories:
         settings: RepoSettings,
         *,
         behind_an_entrance: bool = True,
+        follows: bool = False,
         mount: KeptMount | None = None,
     ) -> Supervision:
         """Start keeping a repository mounted. `behind_an_entrance`: also while it is cloned.
-        `mount`: it is, by a worker of the daemon before."""
+        `follows`: a daemon may have been before us, and has left `mount`, with its worker."""
         assert self._nursery is not None
         supervision = Supervision(
             self.resolved(settings),
@@ -111,8 +112,8 @@ class Repositories:
             hydration_concurrency=self._hydration_concurrency,
             behind_an_entrance=behind_an_entrance,
         )
-        if mount is not None:
-            supervision.take_over(mount)
+        if follows:
+            supervision.follow(mount)
         self.mounts[settings.name] = supervision
         self._nursery.start_soon(supervision.run)
         return supervision

@@ -26,13 +26,16 @@ from artifactfs.daemon.control.messages import Message, error_fields, error_from
 from artifactfs.daemon.control.server import Progress
 from artifactfs.daemon.host import mounts, overlayfs
 from artifactfs.daemon.host.outliving import LEAVE
-from artifactfs.daemon.supervisor.keeper import KeptMount
+from artifactfs.daemon.supervisor.keeper import KeptMount, closing_descriptor
 from artifactfs.daemon.supervisor.waiting import sleep_beside, steps
 from artifactfs.daemon.supervisor.workers import WorkerPool, WorkerProcess
-from artifactfs.errors import DaemonError, MountError
+from artifactfs.errors import ArtifactFSError, DaemonError, MountError
 from artifactfs.features import disabled_features
-from artifactfs.paths import RepoLayout, StateLayout
-from artifactfs.system.processes import start_time_of
+from artifactfs.fs.kernel.handover import Differs
+from artifactfs.paths import RepoLayout, StateLayout, real_path
+from artifactfs.system.locks import holder_of
+from artifactfs.system.memory import out_of_memory_kills
+from artifactfs.system.processes import open_process
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +51,11 @@ LONGEST_RETRY_S = 60.0
 LONGEST_CRASH_S = 1.0
 """A mount that worked and died is wanted back within 3 s, however often that happens."""
 AT_ONCE_S = 0.1
+SOON_S = 5.0
 GIVEN_UP_AFTER = 5
 """A worker that takes a mount over and dies before it is "mounted", or so soon after, so often in a
-row, is damaged: nobody waits for it any longer."""
+row, is damaged: nobody waits for it any longer. The longer time is for one that nobody has killed:
+what has ended it may be a request, which the kernel gives to the next one as well."""
 STABLE_S = 30.0  # a mount that lived this long starts over with the shortest delay
 
 
@@ -94,6 +99,10 @@ class Supervision:
         self._predecessor: KeptMount | None = None
         self._is_ours = False
         """The mount, if somebody keeps one."""
+        self._follows = False
+        self._crashed = False
+        """The last worker has ended by itself, or was too large, and nobody has killed it."""
+        self._kills_before = 0
         self._stop = trio.Event()
         self._retry = trio.Event()
         self._attempted = trio.Event()
@@ -167,10 +176,12 @@ class Supervision:
         self.stop()
         await self.ended.wait()
 
-    def take_over(self, mount: KeptMount) -> None:
-        """Before `run`: the mount is there, and a worker of the daemon before serves it."""
+    def follow(self, mount: KeptMount | None) -> None:
+        """Before `run`, where a daemon may have been before: what it has left to us. None: nothing,
+        so that whoever serves the repository all the same is to end."""
         self._predecessor = mount
-        self._is_ours = True
+        self._is_ours = mount is not None
+        self._follows = True
 
     def _kept(self) -> KeptMount | None:
         """The mount that we have made, or were given, where another worker can go on with it."""
@@ -215,14 +226,15 @@ class Supervision:
                 if self._finished():
                     break
                 longest = LONGEST_RETRY_S
-                held = self._kept()
+                held = await self._what_can_go_on()
                 lived = 0.0
                 if self.mounted_at is not None:
                     lived = trio.current_time() - self.mounted_at
                     delay = 0.0 if lived > STABLE_S or held is not None else delay
                     longest = LONGEST_CRASH_S
                     self.mounted_at = None
-                at_once = at_once + 1 if held is not None and lived < AT_ONCE_S else 0
+                soon = lived < (SOON_S if self._crashed else AT_ONCE_S)
+                at_once = at_once + 1 if held is not None and soon else 0
                 if held is not None and at_once >= GIVEN_UP_AFTER:
                     await self._give_up(held)
                     at_once, delay = 0, 0.0
@@ -230,9 +242,8 @@ class Supervision:
                 self.restarts += 1
                 await self._pause(min(delay, longest))
                 delay = min(max(delay, FIRST_RETRY_S) * 2, longest)
-            if self._kept() is not None:  # we were stopped before a worker of ours served it
-                await self._pool.let_go(self.name)
-                await self._clear_mount_point()
+            if self._kept() is not None:  # we were stopped while nobody served it
+                await self._end_mount(self.settings.mount_point)
         finally:
             self.state = "unmounted"
             self._attempted.set()
@@ -240,24 +251,78 @@ class Supervision:
             self.ended.set()
             self._tell_changed()  # also who has seen that state: `running` is another
 
+    async def _what_can_go_on(self) -> KeptMount | None:
+        """The mount that the next worker is to take over."""
+        held = self._kept()
+        differs = self.error is not None and self.error["type"] == Differs.__name__
+        if held is None or not differs:
+            return held
+        await self._end_mount(self.settings.mount_point)
+        return None
+
     async def _succeed(self) -> None:
         """End the worker of the daemon before, so that one of ours goes on with its mount."""
         mount, self._predecessor = self._predecessor, None
-        if mount is None:
-            return
-        pidfd = _process_of(mount)
+        pidfd = mount.process() if mount is not None else None
+        if pidfd is None:
+            pidfd = self._holder()
         if pidfd is None:
             return
-        try:
-            if not self._is_wanted(mount):
+        with closing_descriptor(pidfd):
+            if mount is None:
+                log.warning("ending a process that nobody watches", extra={"repo": self.name})
                 await _end(pidfd, signal.SIGTERM, STOP_S)
-                await self._pool.let_go(self.name)
-            elif await self._pool.would_go_on(mount):
+                return
+            goes_on = self._is_wanted(mount) and await self._would_go_on(mount)
+            if goes_on and not self._finished():
                 await _end(pidfd, LEAVE, LEAVE_S)
+                return
+            if self._finished() or not self._is_wanted(mount):
+                await _end(pidfd, signal.SIGTERM, STOP_S)
             else:
                 await self._live_with(mount, pidfd)
-        finally:
-            os.close(pidfd)
+        await self._end_mount(str(mount.message["mount_point"]))
+
+    def _holder(self) -> int | None:
+        """A pidfd of a process that serves the repository, be it that nobody keeps its mount: the
+        daemon before was killed together with its fork server."""
+        if not self._follows:
+            return None
+        holder = holder_of(self._state_layout.repo(self.name).worker_lock)
+        return open_process(*holder) if holder is not None else None
+
+    async def _would_go_on(self, mount: KeptMount) -> bool:
+        """Whether ours can go on with it; waits until that is known, or we are stopped. Meanwhile
+        the worker of the daemon before serves it."""
+        delay = FIRST_RETRY_S
+        while not self._finished():
+            try:
+                return await self._pool.would_go_on(mount)
+            except DaemonError as error:  # no memory for a process, say
+                self._show(mount, error)
+            await self._pause(delay)
+            delay = min(delay * 2, LONGEST_RETRY_S)
+        return False
+
+    def _show(self, mount: KeptMount, error: ArtifactFSError) -> None:
+        """The mount is served by the worker of the daemon before; `error` says why."""
+        self.pid = int(mount.message["pid"])
+        self.mounted = {"state": "mounted", "mount_point": self.settings.mount_point}
+        log.warning("%s", error.message, extra={"repo": self.name, "hint": error.hint})
+        self._set_failed(error_fields(error))
+        self._set_state("mounted")
+
+    async def _end_mount(self, mount_point: str) -> None:
+        """What is mounted there goes, used or not, though nobody may be there to answer for it, and
+        nobody keeps it any more."""
+        layout = self._state_layout.repo(self.name)
+        with trio.move_on_after(KILL_S):
+            try:
+                detach = partial(_detach, mount_point, layout)
+                await trio.to_thread.run_sync(detach, abandon_on_cancel=True)
+            except MountError as error:
+                log.warning("left mounted: %s", error.message, extra={"repo": self.name})
+        await self._pool.let_go(self.name)
 
     def _is_wanted(self, mount: KeptMount) -> bool:
         """Whether it is where it is to be, and may have who takes its writes."""
@@ -267,10 +332,7 @@ class Supervision:
     async def _live_with(self, mount: KeptMount, pidfd: int) -> None:
         """The worker of the daemon before goes on serving, until it ends or somebody asks for
         another one: ours cannot go on with what it has begun."""
-        self.pid = int(mount.message["pid"])
-        self.mounted = {"state": "mounted", "mount_point": self.settings.mount_point}
-        self._set_failed(error_fields(_needs_remount(self.name)))
-        self._set_state("mounted")
+        self._show(mount, _needs_remount(self.name))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end_when_asked, pidfd)
@@ -278,9 +340,6 @@ class Supervision:
                 nursery.cancel_scope.cancel()
         finally:
             self.pid = None
-        if self._finished() or not mount.held.alive:
-            await self._pool.let_go(self.name)
-            await self._clear_mount_point()
 
     async def _end_when_asked(self, pidfd: int) -> None:
         await self._retry.wait()
@@ -294,11 +353,11 @@ class Supervision:
         hint = f"see the daemon's log; artifact-fs remount --name {self.name} mounts it anew"
         error = DaemonError(f"{what}: programs get an input/output error", hint=hint)
         self._failed(error_fields(error))
-        spec = {"settings": asdict(self.settings), "refuses": True}
+        spec = {"settings": asdict(self.settings), "served_at": self._served_at(), "refuses": True}
         try:
             refusing = await self._pool.fork(spec, held)
-        except DaemonError:  # then the mount ends
-            await self._pool.let_go(self.name)
+        except DaemonError:
+            await self._end_mount(self.settings.mount_point)
             return
         self.pid = refusing.pid
         try:
@@ -312,8 +371,11 @@ class Supervision:
                 await refusing.stream.aclose()
             refusing.close()
         if self._finished():
-            await self._pool.let_go(self.name)
-            await self._clear_mount_point()
+            await self._end_mount(self.settings.mount_point)
+
+    def _served_at(self) -> list[str]:
+        """Where our own mount may be."""
+        return [self.settings.mount_point, str(self._state_layout.repo(self.name).lower)]
 
     def _finished(self) -> bool:
         return self._stop.is_set() or self.state == "unmounted"
@@ -340,15 +402,13 @@ class Supervision:
             "settings": asdict(self.settings),
             "log_level": self._log_level,
             "cache_limit": self._cache_limit,
-            "served_at": [
-                self.settings.mount_point,
-                str(self._state_layout.repo(self.name).lower),
-            ],
+            "served_at": self._served_at(),
             "keep_cpus_awake": self._keep_cpus_awake,
             "hydration_concurrency": self._hydration_concurrency,
             "behind_an_entrance": self._behind_an_entrance,
         }
         held = self._kept()
+        self._crashed, self._kills_before = False, out_of_memory_kills()
         try:
             worker = await self._pool.fork(spec, held)
         except DaemonError as error:
@@ -382,7 +442,11 @@ class Supervision:
     async def _after_exit(self, worker: WorkerProcess) -> None:
         worker.close()
         status = await self._pool.exit_status(worker.pid)
+        by_somebody = status in (None, 0, -signal.SIGKILL, -signal.SIGTERM)
+        self._crashed = not by_somebody or out_of_memory_kills() > self._kills_before
         if self._finished():
+            if self._kept() is not None:  # it had to be killed
+                await self._end_mount(self.settings.mount_point)
             await self._pool.let_go(self.name)
             await self._clear_mount_point()
             log.info("unmounted", extra={"repo": self.name})
@@ -559,17 +623,11 @@ async def _end(pidfd: int, number: int, deadline_s: float) -> None:
         os.close(own)
 
 
-def _process_of(mount: KeptMount) -> int | None:
-    """A pidfd of the process that serves the mount; None: it has ended."""
-    pid = int(mount.message["pid"])
-    try:
-        pidfd = os.pidfd_open(pid)
-        if start_time_of(pid) == mount.message["start"]:
-            return pidfd
-        os.close(pidfd)
-    except OSError:
-        pass
-    return None
+def _detach(mount_point: str, layout: RepoLayout) -> None:
+    overlayfs.clear(mount_point, layout)
+    found = mounts.mounts_at(mount_point)
+    if found and found[-1].is_fuse and found[-1].source == overlayfs.SOURCE:
+        mounts.detach(real_path(mount_point))
 
 
 def _clear(mount_point: str, layout: RepoLayout) -> None:

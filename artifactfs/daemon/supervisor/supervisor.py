@@ -175,14 +175,18 @@ class Supervisor:
     async def _inherit(self) -> dict[str, KeptMount]:
         """The mounts that a daemon before us has left, by repository. Ours from now on."""
         found = await trio.to_thread.run_sync(inherit, self._repositories.state.keeper_socket)
-        if found is None:
-            return {}
-        kept = {}
-        for mount in found.mounts:
-            self._repositories.pool.keep(mount)
-            kept[str(mount.message["held"])] = mount
-        await trio.to_thread.run_sync(found.release)
-        log.info("going on with mounts of the daemon before", extra={"repos": sorted(kept)})
+        kept: dict[str, KeptMount] = {}
+        for mount in found.mounts if found is not None else []:
+            name = str(mount.message["held"])
+            if name in kept or not mount.held.alive:
+                os.close(mount.descriptor)
+                continue
+            await self._repositories.pool.keep(mount)
+            kept[name] = mount
+        if found is not None:
+            await trio.to_thread.run_sync(found.release)
+        if kept:
+            log.info("going on with mounts of the daemon before", extra={"repos": sorted(kept)})
         return kept
 
     def _start_registered(self, registration: Registration, mount: KeptMount | None) -> None:
@@ -193,7 +197,7 @@ class Supervisor:
         except ArtifactFSError as error:
             # A dead mount point of an earlier daemon "exists"; anything else the worker reports.
             log.warning("mount point: %s", error, extra={"repo": settings.name})
-        self._repositories.supervise(registration.settings, mount=mount)
+        self._repositories.supervise(registration.settings, follows=True, mount=mount)
 
     async def _handle_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

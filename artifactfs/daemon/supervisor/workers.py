@@ -30,6 +30,7 @@ from artifactfs.errors import DaemonError
 log = logging.getLogger(__name__)
 
 FORK_DEADLINE_S = 20.0  # the first fork waits for the imports of the fork server
+TRIAL_DEADLINE_S = 20.0  # it takes some 10 ms
 FIRST_RESTART_DELAY_S = 0.5
 LONGEST_RESTART_DELAY_S = 10.0
 STABLE_S = 30.0  # a fork server that lived this long is started again with the first delay
@@ -94,6 +95,8 @@ class WorkerPool:
         self.kept = Kept()
         """Mounts that outlive their worker."""
         self._told = trio.Event()
+        self._sending = trio.Lock()
+        """One task waits at a time until the fork server has taken what was sent before."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a fork server running until cancelled; it then sees the workers out by itself.
@@ -131,14 +134,22 @@ class WorkerPool:
         server.used = True
         self.pid = server.process.pid
         server.connection.setblocking(False)
-        self._connection = trio.socket.from_stdlib_socket(server.connection)
+        self._connection = connection = trio.socket.from_stdlib_socket(server.connection)
         with suppress(OSError):  # it ends already
             if self._keep_at is not None:
-                server.connection.send(json.dumps({"keep_at": str(self._keep_at)}).encode())
-            for mount in self.kept.mounts.values():
-                self._tell(self._connection, mount)
+                await self._send(connection, {"keep_at": str(self._keep_at)})
+            for mount in tuple(self.kept.mounts.values()):
+                await self._send(connection, mount.message, mount.descriptor)
         self._ready.set()
-        return server.process, self._connection
+        return server.process, connection
+
+    async def _send(
+        self, connection: trio.socket.SocketType, message: dict[str, Any], *carried: int
+    ) -> None:
+        """Waits while the fork server has much to read, as when it is being started. Raises:
+        OSError."""
+        async with self._sending:
+            await connection.sendmsg([json.dumps(message).encode()], attached(*carried))
 
     async def _receive(self, connection: trio.socket.SocketType) -> None:
         space = socket.CMSG_SPACE(4)
@@ -161,9 +172,11 @@ class WorkerPool:
 
     def _forked(self, message: dict[str, Any], received: list[int]) -> None:
         waiting = self._forks.get(message["forked"])
-        if waiting is None:  # its caller was cancelled; the closed channel ends the worker
-            for descriptor in received:
-                os.close(descriptor)
+        if waiting is None:  # its caller has given up: nobody would watch over it
+            for pidfd in received:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
             return
         event, answer = waiting
         if received:
@@ -172,46 +185,47 @@ class WorkerPool:
             answer.append(str(message.get("error") or os.strerror(errno.EMFILE)))
         event.set()
 
-    def keep(self, mount: KeptMount) -> None:
-        """Keep a mount of the daemon before. Raises: OSError."""
+    async def keep(self, mount: KeptMount) -> None:
+        """Keep a mount of the daemon before, and have the fork server keep it, too."""
         self.kept.take(mount.message, [mount.descriptor])
         if self._connection is not None:
-            self._tell(self._connection, mount)
-
-    def _tell(self, connection: trio.socket.SocketType, mount: KeptMount) -> None:
-        """Have the fork server keep it, too. Never waits: there is room for it. Raises: OSError."""
-        payload = json.dumps(mount.message).encode()
-        raw = socket.socket(fileno=os.dup(connection.fileno()))
-        with raw:
-            raw.sendmsg([payload], attached(mount.descriptor))
+            with suppress(OSError):  # the next one is told all of them
+                await self._send(self._connection, mount.message, mount.descriptor)
 
     async def let_go(self, name: str) -> None:
         """Keep the mount of `name` no more: it ends with its worker."""
         self.kept.let_go(name)
         if self._connection is not None:
             with suppress(OSError):  # it has ended, and lets go of everything
-                await self._connection.send(json.dumps({"let_go": name}).encode())
+                await self._send(self._connection, {"let_go": name})
 
     async def would_go_on(self, mount: KeptMount) -> bool:
         """Whether workers of ours would begin a session as the one did that has begun `mount`.
-        Also waits until workers can be forked. Raises: DaemonError."""
+        Also waits until workers can be forked. Raises: DaemonError where that cannot be told."""
         init = mount.held.init
         if init not in self._answers:
-            trial = await self.fork({"trial": init.hex()})
-            answer = b""
-            with suppress(trio.BrokenResourceError):
-                async with trial.stream:
-                    async for part in trial.stream:
-                        answer += part
-            await trial.wait()
-            trial.close()
-            self._answers[init] = answer
+            self._answers[init] = await self._try(init)
         return self._answers[init] == mount.held.answer
+
+    async def _try(self, init: bytes) -> bytes:
+        """What a worker of ours would answer. Raises: DaemonError."""
+        trial = await self.fork({"trial": init.hex()})
+        answer = b""
+        with trio.move_on_after(TRIAL_DEADLINE_S), suppress(trio.BrokenResourceError):
+            async for part in trial.stream:
+                answer += part
+        trial.signal(signal.SIGKILL)  # where it hangs
+        with trio.CancelScope(shield=True):
+            await trial.stream.aclose()
+            await trial.wait()
+        trial.close()
+        if not answer:
+            raise DaemonError("no process of this version begins a mount", hint="see the log")
+        return answer
 
     async def end_kept(self, mount: KeptMount) -> None:
         """Have the worker of the daemon before unmount and end."""
-        with suppress(ProcessLookupError):
-            os.kill(mount.message["pid"], signal.SIGTERM)
+        mount.signal(signal.SIGTERM)
         await self.let_go(mount.message["held"])
 
     def to_take_over(self, name: str) -> KeptMount | None:
@@ -242,8 +256,8 @@ class WorkerPool:
                 await self._ready.wait()
                 if self._connection is None:
                     raise DaemonError("the fork server ended before it started a process")
-                payload = json.dumps({"fork": number, "spec": spec}).encode()
-                await self._connection.sendmsg([payload], attached(theirs.fileno(), *carried))
+                message = {"fork": number, "spec": spec}
+                await self._send(self._connection, message, theirs.fileno(), *carried)
                 await event.wait()
         except (trio.TooSlowError, OSError) as error:
             ours.close()
@@ -259,7 +273,7 @@ class WorkerPool:
             raise DaemonError(f"cannot start a process for the mount: {why}")
         pid, pidfd = answer[0]
         if mount is not None:
-            mount.served_by(pid)
+            self.kept.served_by(mount.message["held"], pid)
         ours.setblocking(False)
         return WorkerProcess(pid, pidfd, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
 

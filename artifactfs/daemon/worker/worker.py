@@ -62,7 +62,7 @@ from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
 from artifactfs.paths import RepoLayout, StateLayout, leads_into, real_path
-from artifactfs.system.locks import open_lock_file, try_lock
+from artifactfs.system.locks import open_lock_file, sign, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -549,6 +549,8 @@ async def locked(layout: RepoLayout) -> AsyncIterator[None]:
     try:
         for _ in range(round(LOCK_WAIT_S / LOCK_POLL_S)):
             if try_lock(descriptor):
+                with suppress(OSError):  # a full disk: only a daemon after this one would read it
+                    sign(descriptor)
                 break
             await trio.sleep(LOCK_POLL_S)
         else:

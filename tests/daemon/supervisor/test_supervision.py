@@ -18,6 +18,7 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.host import mounts
 from artifactfs.daemon.supervisor import supervision, workers
+from artifactfs.daemon.supervisor.keeper import KeptMount
 from artifactfs.daemon.supervisor.supervision import Supervision
 from artifactfs.daemon.supervisor.workers import WorkerPool
 from artifactfs.errors import DaemonError, MountError, RemoteError
@@ -292,6 +293,107 @@ def test_two_processes_never_serve_one_repository(
         assert other.state != "mounted"
         assert one.state == "mounted"
         assert len(mounts.mounts_at(settings.mount_point)) == 1
+
+    supervised(state, settings, body)
+
+
+def test_a_daemon_that_has_no_memory_at_first_goes_on_with_the_mount(
+    state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot say yet whether it may: the process of the daemon before serves it meanwhile."""
+    fails = True
+    would_go_on = WorkerPool.would_go_on
+
+    async def may_fail(pool: WorkerPool, mount: KeptMount) -> bool:
+        if fails:
+            raise DaemonError("cannot start a process for the mount: no memory")
+        return await would_go_on(pool, mount)
+
+    monkeypatch.setattr(WorkerPool, "would_go_on", may_fail)
+
+    async def body(pool: WorkerPool, one: Supervision) -> None:
+        nonlocal fails
+        await one.wait_ready()
+        worker = one.pid
+        with open(Path(settings.mount_point) / "README.md") as opened:  # noqa: ASYNC230 - is here
+            assert one.leave()
+            await one.ended.wait()
+            after = Supervision(settings, state=state, pool=pool, log_level="warning")
+            after.follow(pool.kept.mounts[settings.name])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(after.run)
+                await until_state(after, "mounted")
+                assert after.pid == worker and after.error is not None
+                assert "no memory" in after.error["message"]
+                fails = False
+                after.retry_now()
+                await until_replaced(after, worker or 0)
+                assert after.error is None
+                assert await trio.to_thread.run_sync(opened.read) == "# Small\n"
+                opened.close()
+                after.stop()
+
+    supervised(state, settings, body)
+    assert not mounts.mounts_at(settings.mount_point)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_stopped_before_it_has_gone_on_with_the_mount(
+    state: StateLayout, settings: RepoSettings, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    async def cannot_say(_pool: WorkerPool, _mount: KeptMount) -> bool:
+        if fails:
+            raise DaemonError("cannot start a process for the mount: no memory")
+        return False
+
+    monkeypatch.setattr(WorkerPool, "would_go_on", cannot_say)
+
+    async def body(pool: WorkerPool, one: Supervision) -> None:
+        await one.wait_ready()
+        assert one.leave()
+        await one.ended.wait()
+        after = Supervision(settings, state=state, pool=pool, log_level="warning")
+        after.follow(pool.kept.mounts[settings.name])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after.run)
+            await until_state(after, "mounted")
+            after.stop()
+        assert settings.name not in pool.kept.mounts
+
+    supervised(state, settings, body)
+    assert not mounts.mounts_at(settings.mount_point)
+
+
+def test_a_worker_that_crashes_again_and_again_is_given_up(
+    state: StateLayout, settings: RepoSettings
+) -> None:
+    """Soon after it is mounted, each time: what ends it may be a request that comes again. One that
+    somebody kills as often is replaced."""
+
+    async def body(_pool: WorkerPool, one: Supervision) -> None:
+        await one.wait_ready()
+        await die(one, [signal.SIGKILL] * 6)
+        await die(one, [signal.SIGSEGV] * 4 + [signal.SIGKILL])
+        await die(one, [signal.SIGSEGV] * 4)
+        assert one.pid is not None
+        os.kill(one.pid, signal.SIGSEGV)
+        await until_state(one, "failed")
+        while one.error is None or "died at once" not in one.error["message"]:
+            await one.changed.wait()
+        with pytest.raises(OSError) as caught:
+            await trio.to_thread.run_sync(os.stat, Path(settings.mount_point) / "nothing")
+        assert caught.value.errno == errno.EIO
+        one.retry_now()
+        await until_state(one, "mounted")
+        assert await trio.to_thread.run_sync(os.listdir, settings.mount_point)
+
+    async def die(one: Supervision, numbers: list[signal.Signals]) -> None:
+        for number in numbers:
+            worker = one.pid
+            assert worker is not None
+            await trio.sleep(0.2)  # longer than what counts as at once
+            os.kill(worker, number)
+            await until_replaced(one, worker)
 
     supervised(state, settings, body)
 
