@@ -3,6 +3,7 @@ and what it is about to do with us."""
 
 from __future__ import annotations
 
+import array
 import logging
 import os
 import socket
@@ -10,12 +11,14 @@ import subprocess
 from pathlib import Path
 
 _ASK_S = 3.0
+_TAKE_S = 5.0
 
 log = logging.getLogger(__name__)
 
 
-def notify(**fields: str | int) -> bool:
-    """Send e.g. ``READY=1`` as ``notify(READY=1)``. False where nobody asked for it."""
+def notify(*carried: int, **fields: str | int) -> bool:
+    """Send e.g. ``READY=1`` as ``notify(READY=1)``. False where nobody asked for it. With `carried`
+    descriptors it waits a moment for the manager to take them: not for the event loop."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
@@ -24,12 +27,16 @@ def notify(**fields: str | int) -> bool:
     message = "\n".join(f"{key}={value}" for key, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)
-            sender.sendto(message.encode(), address)
+            sender.settimeout(_TAKE_S if carried else 0)
+            sender.sendmsg([message.encode()], _attached(carried), 0, address)
     except OSError as error:
         log.warning("cannot notify the service manager: %s", error)
         return False
     return True
+
+
+def _attached(carried: tuple[int, ...]) -> list[tuple[int, int, array.array[int]]]:
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", carried))] if carried else []
 
 
 def watchdog_interval_s() -> float | None:

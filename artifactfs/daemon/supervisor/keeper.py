@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from artifactfs.daemon.control.messages import peer_uid, socket_address
 from artifactfs.fs.kernel.handover import Held, is_alive
@@ -121,6 +121,13 @@ class KeptMount:
                 signal.pidfd_send_signal(pidfd, number)
 
 
+class Store(Protocol):
+    """Somebody else who keeps mounts."""
+
+    def put(self, name: str, mount: KeptMount) -> None: ...
+    def remove(self, name: str) -> None: ...
+
+
 @dataclass(slots=True)
 class Kept:
     """The mounts that one process keeps, by repository."""
@@ -130,6 +137,8 @@ class Kept:
     listener: socket.socket | None = None
     stopped: set[str] = field(default_factory=set)
     """Those that somebody wants ended, while there is no supervisor."""
+    store: Store | None = None
+    """Who is to have a copy of all of them."""
 
     def take(self, message: dict[str, Any], received: list[int]) -> None:
         """What a worker or the supervisor says."""
@@ -139,18 +148,24 @@ class Kept:
             self.let_go(message["let_go"])
         elif received:
             self.let_go(message["held"])
-            self.mounts[message["held"]] = KeptMount(message, received[0])
+            self.mounts[message["held"]] = mount = KeptMount(message, received[0])
+            if self.store is not None:
+                self.store.put(message["held"], mount)
             self._listen()
 
     def let_go(self, name: str) -> None:
         kept = self.mounts.pop(name, None)
         if kept is not None:
             os.close(kept.descriptor)
+            if self.store is not None:
+                self.store.remove(name)
 
     def served_by(self, name: str, pid: int) -> None:
         mount = self.mounts.get(name)
         if mount is not None:
             mount.served_by(pid)
+            if self.store is not None:
+                self.store.put(name, mount)
 
     def name_of(self, pid: int) -> str | None:
         """The repository whose mount that process serves."""

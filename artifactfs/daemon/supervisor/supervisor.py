@@ -26,6 +26,7 @@ from artifactfs.daemon.repositories.registry import Registration
 from artifactfs.daemon.supervisor.commands import Commands
 from artifactfs.daemon.supervisor.keeper import KeptMount, inherit
 from artifactfs.daemon.supervisor.repositories import Repositories
+from artifactfs.daemon.supervisor.store import DescriptorStore, passed
 from artifactfs.daemon.supervisor.workers import WorkerPool
 from artifactfs.errors import ArtifactFSError, StateError
 from artifactfs.paths import StateLayout
@@ -73,6 +74,8 @@ class Supervisor:
             keep_cpus_awake=keep_cpus_awake,
             hydration_concurrency=hydration_concurrency,
         )
+        self._store = DescriptorStore() if "NOTIFY_SOCKET" in os.environ else None
+        self._repositories.pool.kept.store = self._store
         self._metrics = metrics
         self._idle_s = idle_s
         self._started = time.time()
@@ -96,6 +99,8 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._handle_signals)
                 await nursery.start(self._repositories.pool.run)
+                if self._store is not None:
+                    nursery.start_soon(self._store.run)
                 async with trio.open_nursery() as mounts:
                     self._repositories.use(mounts)
                     await self._serve()
@@ -176,10 +181,12 @@ class Supervisor:
         """The mounts that a daemon before us has left, by repository. Ours from now on."""
         found = await trio.to_thread.run_sync(inherit, self._repositories.state.keeper_socket)
         kept: dict[str, KeptMount] = {}
-        for mount in found.mounts if found is not None else []:
+        for mount in [*(found.mounts if found is not None else []), *passed()]:
             name = str(mount.message["held"])
             if name in kept or not mount.held.alive:
                 os.close(mount.descriptor)
+                if self._store is not None and name not in kept:
+                    self._store.remove(name)
                 continue
             await self._repositories.pool.keep(mount)
             kept[name] = mount
