@@ -57,6 +57,7 @@ KINDS = {
     "alternates": r"repos/./git/objects/info/alternates",
     "offered objects": r"repos/./git/artifactfs/.*",
     "reflog": r"repos/./git/logs/.*",
+    "commit graph": r"repos/./git/objects/info/commit-graph(s/.*)?",
     "git's own": r"repos/./git/(info/.*|description|hooks/.*|COMMIT_EDITMSG|FETCH_HEAD|ORIG_HEAD"
     r"|objects/info/.*|artifactfs.*|shallow)",
     "overlay": r"repos/./overlay\.db",
@@ -392,6 +393,7 @@ def fetch(daemon: DaemonProcess, files: list[Path]) -> str:
 
 SHORT = {
     ("cache, index of a pack", "one bit"),
+    ("commit graph", "one bit"),
     ("gitdir, index of a pack", "missing"),
     ("overlay", "zeroed page"),
     ("registry", "zeroed page"),

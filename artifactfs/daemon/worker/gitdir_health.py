@@ -15,6 +15,7 @@ from artifactfs.git.remote.clone import Tip, unborn_tip
 from artifactfs.git.repository.refs import read_head
 from artifactfs.git.repository.soundness import (
     Fault,
+    drop_damaged_derived,
     drop_damaged_own_config,
     faults,
     mend_indexes,
@@ -56,6 +57,7 @@ class GitdirHealth:
         try:
             if await self.mend_indexes(deep=True):
                 odb.refresh()
+            self._mended(await trio.to_thread.run_sync(drop_damaged_derived, self._gitdir))
             found = await trio.to_thread.run_sync(lambda: list(faults(self._gitdir)))
         except OSError as error:
             log.warning("the gitdir cannot be looked through: %s", error)

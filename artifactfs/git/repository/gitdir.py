@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifactfs.errors import StateError
+from artifactfs.errors import CorruptData, StateError
 from artifactfs.git.command import run_git
 from artifactfs.git.surroundings import OWN_CONFIG_PATH, OWN_FOLDER, SETTINGS_FILE
 from artifactfs.git.wire.credentials import CredentialFile, credential_helper
@@ -22,6 +22,7 @@ from artifactfs.git.wire.url import parse_remote
 from artifactfs.system.files import begin_writing, replace_file, sync_path
 
 Oid = bytes
+_OID_BYTES = 20
 
 _HISTORY_COMPLETE = "history-complete"
 _COMMITS_COMPLETE = "commits-complete"
@@ -205,12 +206,17 @@ async def set_remote(gitdir: Path, name: str, url: str) -> None:
 
 
 def read_shallow(gitdir: Path) -> frozenset[Oid]:
-    """Commits whose parents were left out on request (``--depth``)."""
+    """Commits whose parents were left out on request (``--depth``). Raises: CorruptData."""
+    path = gitdir / "shallow"
     try:
-        text = (gitdir / "shallow").read_text()
+        commits = frozenset(bytes.fromhex(line) for line in path.read_text("ascii").split())
     except FileNotFoundError:
         return frozenset()
-    return frozenset(bytes.fromhex(line) for line in text.split())
+    except ValueError:
+        commits = frozenset((b"",))
+    if any(len(oid) != _OID_BYTES for oid in commits):
+        raise CorruptData(f"{path} is damaged", hint="artifact-fs doctor says what to do")
+    return commits
 
 
 def write_shallow(gitdir: Path, commits: frozenset[Oid]) -> None:

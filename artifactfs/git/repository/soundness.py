@@ -1,6 +1,7 @@
 """Looks whether the files of a gitdir are what git needs, without running git and in little time.
 
-Packs are looked at by their ends, indexes of packs and git's own index by their checksums.
+Packs are looked at by their ends; git's own index, and those of packs and commits, by their
+checksums.
 Whoever reads an object compares it with its name in any case; this is to tell people which file is
 damaged, and what to do about it.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from artifactfs.git.pack.index_pack import write_index
 from artifactfs.git.surroundings import OWN_CONFIG_PATH
 
 _HEX = re.compile(rb"[0-9a-f]{40}")
+_SHALLOW = re.compile(rb"([0-9a-f]{40}\n)*")
 _HEAD = re.compile(rb"(ref: refs/[^\0-\x20\x7f~^:?*\[\\]+|[0-9a-f]{40})\n?")
 _PACKED_REF = re.compile(rb"[0-9a-f]{40} refs/[^\0-\x20\x7f]+|\^[0-9a-f]{40}|#.*|")
 _REMOTE_URL = re.compile(rb"^\s*url\s*=\s*\S", re.MULTILINE)
@@ -60,7 +63,9 @@ def faults(gitdir: Path) -> Iterator[Fault]:
     yield from _head(gitdir)
     yield from _config(gitdir)
     yield from _refs(gitdir)
+    yield from _shallow(gitdir)
     yield from _packs(gitdir)
+    yield from _derived(gitdir)
     yield from _index(gitdir)
 
 
@@ -123,6 +128,9 @@ def drop_damaged_own_config(gitdir: Path) -> list[Fault]:
 
 
 def _refs(gitdir: Path) -> Iterator[Fault]:
+    if not (gitdir / "refs").is_dir():
+        mend = f"mkdir -p {shlex.quote(str(gitdir / 'refs' / 'heads'))} && {_fetch_refs(gitdir)}"
+        yield Fault(gitdir / "refs", "is missing: git finds no repository in the mount", mend)
     packed = gitdir / "packed-refs"
     for number, line in enumerate((_read(packed) or b"").split(b"\n"), 1):
         if not _PACKED_REF.fullmatch(line):
@@ -135,6 +143,48 @@ def _refs(gitdir: Path) -> Iterator[Fault]:
         if content is not None and not _HEAD.fullmatch(content):
             mend = f"rm {shlex.quote(str(path))} && {_fetch_refs(gitdir)}"
             yield Fault(path, "names no commit", mend)
+
+
+def _shallow(gitdir: Path) -> Iterator[Fault]:
+    path = gitdir / "shallow"
+    content = _read(path) or b""
+    if not _SHALLOW.fullmatch(content):
+        git = f"git --git-dir={shlex.quote(str(gitdir))}"
+        mend = f"rm {shlex.quote(str(path))} && {git} fetch --depth=1"
+        yield Fault(path, "is damaged: it names no commits, and git refuses to work", mend)
+
+
+def _derived(gitdir: Path) -> Iterator[Fault]:
+    """What git has made of its objects to be faster (gitformat-commit-graph(5), gitformat-pack(5)).
+    It believes them: a changed commit-graph shows another history."""
+    objects = gitdir / "objects"
+    graphs = objects / "info" / "commit-graphs"
+    for path, drop in (
+        (objects / "info" / "commit-graph", None),
+        *((path, graphs) for path in sorted(graphs.glob("graph-*.graph"))),
+        (objects / "pack" / "multi-pack-index", None),
+    ):
+        content = _read(path)
+        if content is not None and _digest(content[:-_TRAILER]) != content[-_TRAILER:]:
+            mend = f"rm -r {shlex.quote(str(drop or path))}  (git works without)"
+            yield Fault(path, "is damaged: it does not match its checksum", mend)
+
+
+def drop_damaged_derived(gitdir: Path) -> list[Fault]:
+    """Remove them: git works without, and makes them anew. Returns what was wrong with them."""
+    found = []
+    for fault in _derived(gitdir):
+        path = fault.path
+        if path.suffix == ".graph":  # a link of a chain, which is of no use without
+            shutil.rmtree(path.parent, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        found.append(Fault(path, "was damaged", "it was removed; git works without, only slower"))
+    return found
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha1(content, usedforsecurity=False).digest()
 
 
 def _fetch_refs(gitdir: Path) -> str:
@@ -224,7 +274,7 @@ def _index(gitdir: Path) -> Iterator[Fault]:
     trailer = content[-_TRAILER:]
     sound = content[:4] == b"DIRC" and len(content) > 32
     if sound and trailer != bytes(_TRAILER):
-        sound = hashlib.sha1(content[:-_TRAILER], usedforsecurity=False).digest() == trailer
+        sound = _digest(content[:-_TRAILER]) == trailer
     if not sound:
         mend = f"rm {shlex.quote(str(path))}, then git reset in the mount  (nothing is staged then)"
         yield Fault(path, "is damaged: it does not match its checksum", mend)
