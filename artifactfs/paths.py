@@ -149,6 +149,11 @@ class RepoLayout:
         return self.directory / "native"
 
     @property
+    def kernel_writes(self) -> Path:
+        """There while `native` is, and outside of it: so its loss is noticed."""
+        return self.directory / "kernel-writes"
+
+    @property
     def native_upper(self) -> Path:
         """The upper folder of overlayfs: what was written."""
         return self.native / "upper"

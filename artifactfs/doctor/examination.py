@@ -115,6 +115,7 @@ def _patient(
             if row.damaged is not None
         ]
         faults += _unregistered(state, {row.name for row in rows})
+        faults += _lost(state, rows)
     except (sqlite3.Error, OSError, ValueError, TypeError) as error:
         repos, disabled = [], frozenset()
         faults = [
@@ -143,6 +144,19 @@ def _unregistered(state: StateLayout, known: set[str]) -> Iterator[Finding]:
             f" --remote {shlex.quote(redact(url))}  (its data is kept; give its options again)",
             directory.name,
         )
+
+
+def _lost(state: StateLayout, rows: list[Registration]) -> Iterator[Finding]:
+    """What was mounted, and is not on the disk any more. (The daemon clones it anew.)"""
+    for row in rows:
+        gitdir = state.repos / row.name / "git"
+        if row.mounted is not None and not row.settings.git_dir and not gitdir.exists():
+            yield problem(
+                "gitdir.missing",
+                f"{gitdir} is missing, with the commits that only it had",
+                "restore it from a backup before the daemon starts, which clones it anew",
+                row.name,
+            )
 
 
 def read_registry(path: Path) -> list[Registration]:

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +28,8 @@ LEAST_BYTES = 64 << 20
 FEW_BYTES = 1 << 30
 LEAST_INODES = 256
 FEW_INODES = 10_000
+
+OLD_LOCK_S = 600.0
 
 _REMOTE_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "virtiofs"})
 _PACK_TRAILER = 20
@@ -232,6 +235,7 @@ def _check_gitdir(
                 repo.name,
             )
             return
+    yield from _locks_left(gitdir, repo.name)
     found = [
         problem(_code_of(fault), str(fault), fault.mend, repo.name)
         for fault in gitdir_faults(gitdir)
@@ -264,6 +268,22 @@ def _check_gitdir(
         f"{gitdir} opens, HEAD^{{tree}} is {head.stdout.strip()[:12]}",
         repo.name,
     )
+
+
+def _locks_left(gitdir: Path, name: str) -> Iterator[Finding]:
+    """Locks of git, which last as long as a command. (``git commit`` waits for its editor.)"""
+    for path in (*gitdir.glob("*.lock"), *(gitdir / "refs").rglob("*.lock")):
+        try:
+            age_s = time.time() - path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if age_s > OLD_LOCK_S:
+            yield warning(
+                "gitdir.lock-left",
+                f"{path} is {age_s / 60:.0f} min old: git refuses to write what it locks",
+                f"unless a git command still runs: rm {shlex.quote(str(path))}",
+                name,
+            )
 
 
 def _code_of(fault: Fault) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from artifactfs.daemon.control.messages import (
     peer_uid,
     socket_address,
 )
-from artifactfs.errors import ArtifactFSError, DaemonError, InvalidInput
+from artifactfs.errors import ArtifactFSError, DaemonError, InvalidInput, StateError
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +252,14 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     def _listen(self) -> trio.socket.SocketType:
-        self._path.unlink(missing_ok=True)
+        """Raises: StateError."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StateError(
+                f"{self._path} is in the way: {error.strerror}",
+                hint=f"move it away: mv {shlex.quote(str(self._path))}{{,.old}}",
+            ) from error
         raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         previous = os.umask(0o177)
         try:

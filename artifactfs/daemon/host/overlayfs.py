@@ -44,6 +44,7 @@ def mount_above(layout: RepoLayout) -> None:
     Raises: MountError.
     """
     layout.merged.mkdir(mode=0o700, exist_ok=True)
+    layout.native_work.mkdir(mode=0o700, exist_ok=True)
     where = {
         "lowerdir": layout.lower.name,
         "upperdir": f"{layout.native.name}/{layout.native_upper.name}",

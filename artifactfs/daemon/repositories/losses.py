@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from artifactfs.errors import CorruptData, StateError
-from artifactfs.fs.native.writes import count_entries, is_native
+from artifactfs.fs.native.writes import count_entries, is_native, lost
 from artifactfs.fs.overlay.database import faults, is_missing, missing, read_base
 from artifactfs.fs.tree.compaction import PromisedObjects
 from artifactfs.git.objects.ancestry import made_here
@@ -124,6 +124,8 @@ def read_overlay(layout: RepoLayout) -> tuple[int, str | None]:
     try:
         if is_missing(layout):
             raise missing(layout)
+        if (error := lost(layout)) is not None:
+            raise error
         if not layout.overlay_db.exists():
             return 0, None
         dirty, commit = read_base(layout.overlay_db)
@@ -140,6 +142,8 @@ def overlay_faults(layout: RepoLayout) -> Iterator[StateError]:
     database = layout.overlay_db
     if is_missing(layout):
         yield missing(layout)
+    elif (error := lost(layout)) is not None:
+        yield error
     elif database.exists() and (database.stat().st_size == 0 or not is_locked(layout.worker_lock)):
         yield from faults(database)
 

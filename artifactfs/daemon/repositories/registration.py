@@ -292,10 +292,10 @@ class Reservation:
         """Write what is secret. Raises: InvalidInput, StateError."""
         keep(self.layout, secret, self._settings.remote)
 
-    def commit(self) -> None:
+    def commit(self, *, mounted: bool = False) -> None:
         """Register it. Raises: AlreadyExists."""
         with Registry(self._state.registry_db) as registry:
-            registry.add(self._settings)
+            registry.add(self._settings, mounted=mounted)
         self._registered = True
         (self.layout.directory / MARKER).unlink(missing_ok=True)
 

@@ -42,13 +42,16 @@ _MIGRATIONS: tuple[str, ...] = (
     """,
     # CRC-32 of the settings; NULL where an earlier version wrote them last.
     "ALTER TABLE repos ADD COLUMN checksum INTEGER",
+    # When it was mounted first; NULL before that.
+    "ALTER TABLE repos ADD COLUMN mounted REAL",
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One row: `enabled` says whether the daemon mounts it; `created` is in seconds of the epoch.
+    """One row: `enabled` says whether the daemon mounts it; `created` and `mounted` (for the first
+    time) are in seconds of the epoch.
 
     A relative `settings.mount_point` means: below the mount root of the daemon.
     """
@@ -56,6 +59,7 @@ class Registration:
     settings: RepoSettings
     enabled: bool
     created: float
+    mounted: float | None = None
     damaged: StateError | None = None
     """What is wrong with the row: `settings` are then only a name."""
 
@@ -71,7 +75,8 @@ class Registry:
         self._path = path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)  # sqlite3 would make it 0644
+            if not path.exists():  # on a disk that cannot be written any more it can be read
+                path.touch(mode=0o600)  # sqlite3 would make it 0644
             connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         except (OSError, sqlite3.OperationalError) as error:
             hint = "run as the user who owns the state root, or choose another with --state-root"
@@ -124,13 +129,14 @@ class Registry:
     def close(self) -> None:
         self._db.close()
 
-    def add(self, settings: RepoSettings, *, enabled: bool = True) -> None:
+    def add(self, settings: RepoSettings, *, enabled: bool = True, mounted: bool = False) -> None:
         """Register a repository; a damaged row of that name is replaced. Raises: AlreadyExists."""
         row = {
             "name": settings.name,
             "settings": settings.to_json(),
             "enabled": int(enabled),
-            "created": time.time(),
+            "created": (now := time.time()),
+            "mounted": now if mounted else None,
             "checksum": checksum(settings.to_json()),
         }
         try:
@@ -178,6 +184,11 @@ class Registry:
         """Whether the daemon mounts it. Raises: NotRegistered."""
         statement = "UPDATE repos SET enabled = :enabled WHERE name = :name"
         self._change(name, statement, enabled=int(enabled))
+
+    def note_mounted(self, name: str) -> None:
+        """From now on its files are there. Raises: NotRegistered."""
+        statement = "UPDATE repos SET mounted = coalesce(mounted, :now) WHERE name = :name"
+        self._change(name, statement, now=time.time())
 
     def remove(self, name: str) -> None:
         """Raises: NotRegistered."""
@@ -229,7 +240,8 @@ def read_row(path: Path, row: Mapping[str, Any]) -> Registration:
         settings = RepoSettings.from_json(text)
         if settings.name != name:
             raise ValueError(f"it is called {name!r} and says {settings.name!r}")
-        return Registration(settings, bool(row["enabled"]), float(row["created"]))
+        enabled, created = bool(row["enabled"]), float(row["created"])
+        return Registration(settings, enabled, created, row.get("mounted"))
     except (ValueError, TypeError, KeyError) as error:
         damaged = StateError(
             f"{path}: the row of {name!r} is damaged ({error})",
@@ -237,7 +249,7 @@ def read_row(path: Path, row: Mapping[str, Any]) -> Registration:
             " as before: its data is kept",
         )
         nothing = RepoSettings(name=name, remote="", mount_point=name)
-        return Registration(nothing, False, 0.0, damaged)
+        return Registration(nothing, False, 0.0, damaged=damaged)
 
 
 def not_registered(name: str) -> NotRegistered:

@@ -272,7 +272,7 @@ class Commands:
                     return {"name": settings.name, "mount_point": mount_point, "state": "queued"}
                 supervision = repositories.supervise(settings, behind_an_entrance=False)
                 await supervision.wait_ready(request.progress)
-                await trio.to_thread.run_sync(reservation.commit)
+                await trio.to_thread.run_sync(partial(reservation.commit, mounted=True))
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await self._take_back(settings.name, reservation)
@@ -413,7 +413,8 @@ class Commands:
         supervision = self._repositories.mounts.get(name)
         if supervision is not None and supervision.running:
             return supervision
-        return self._repositories.supervise(known.settings)
+        was_mounted = known.mounted is not None
+        return self._repositories.supervise(known.settings, was_mounted=was_mounted)
 
     async def wait(self, request: Request) -> Message:
         """Until it is ``mounted``, ``hydrated`` or has its ``history``, whatever happens meanwhile.

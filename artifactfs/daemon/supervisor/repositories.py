@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -14,7 +16,10 @@ from artifactfs.daemon.repositories.registry import Registration, Registry, not_
 from artifactfs.daemon.supervisor.keeper import KeptMount
 from artifactfs.daemon.supervisor.supervision import Supervision
 from artifactfs.daemon.supervisor.workers import WorkerPool
+from artifactfs.errors import ArtifactFSError, NotRegistered
 from artifactfs.paths import StateLayout
+
+log = logging.getLogger(__name__)
 
 
 class Repositories:
@@ -80,6 +85,21 @@ class Repositories:
 
         await trio.to_thread.run_sync(update)
 
+    async def note_mounted(self, name: str) -> None:
+        """See `Registry`. Where it is being added, it is not registered yet, and noted by `add`.
+        What cannot be written down is said; the mount is there all the same."""
+
+        def note() -> None:
+            with Registry(self.state.registry_db) as registry:
+                registry.note_mounted(name)
+
+        try:
+            await trio.to_thread.run_sync(note)
+        except NotRegistered:
+            pass
+        except ArtifactFSError as error:
+            log.warning("that it was mounted is not noted: %s", error, extra={"repo": name})
+
     async def set_enabled(self, name: str, enabled: bool) -> None:
         def update() -> None:
             with Registry(self.state.registry_db) as registry:
@@ -96,11 +116,13 @@ class Repositories:
         settings: RepoSettings,
         *,
         behind_an_entrance: bool = True,
+        was_mounted: bool = False,
         follows: bool = False,
         mount: KeptMount | None = None,
     ) -> Supervision:
         """Start keeping a repository mounted. `behind_an_entrance`: also while it is cloned.
-        `follows`: a daemon may have been before us, and has left `mount`, with its worker."""
+        `was_mounted`: at any time before, so its files are there. `follows`: a daemon may have been
+        before us, and has left `mount`, with its worker."""
         assert self._nursery is not None
         supervision = Supervision(
             self.resolved(settings),
@@ -111,6 +133,8 @@ class Repositories:
             keep_cpus_awake=self._keep_cpus_awake,
             hydration_concurrency=self._hydration_concurrency,
             behind_an_entrance=behind_an_entrance,
+            was_mounted=was_mounted,
+            note_mounted=partial(self.note_mounted, settings.name),
         )
         if follows:
             supervision.follow(mount)

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -77,9 +78,11 @@ class Supervision:
         keep_cpus_awake: bool = False,
         hydration_concurrency: int | None = None,
         behind_an_entrance: bool = False,
+        was_mounted: bool = False,
+        note_mounted: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
         """`behind_an_entrance`: where it has to be cloned, it is mounted before, and who looks into
-        it waits."""
+        it waits. `was_mounted`: at any time before; else `note_mounted` is called when it is."""
         self.settings = settings
         self.state = "starting"
         self.error: Message | None = None
@@ -94,6 +97,8 @@ class Supervision:
         self._keep_cpus_awake = keep_cpus_awake
         self._hydration_concurrency = hydration_concurrency
         self._behind_an_entrance = behind_an_entrance
+        self._was_mounted = was_mounted
+        self._note_mounted = note_mounted
         self._channel: WorkerChannel | None = None
         self._scope = trio.CancelScope()
         self._predecessor: KeptMount | None = None
@@ -406,6 +411,7 @@ class Supervision:
             "keep_cpus_awake": self._keep_cpus_awake,
             "hydration_concurrency": self._hydration_concurrency,
             "behind_an_entrance": self._behind_an_entrance,
+            "was_mounted": self._was_mounted,
         }
         held = self._kept()
         self._crashed, self._kills_before = False, out_of_memory_kills()
@@ -481,6 +487,9 @@ class Supervision:
             self._attempted.set()
             self._there.set()
             log.info("mounted", extra={"repo": self.name, **self.mounted})
+            if not self._was_mounted:
+                self._was_mounted = True
+                await self._note_mounted()
         elif event == "waiting":
             self._waits_behind_entrance.set()
             self._there.set()

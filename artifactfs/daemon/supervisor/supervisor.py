@@ -204,7 +204,10 @@ class Supervisor:
         except ArtifactFSError as error:
             # A dead mount point of an earlier daemon "exists"; anything else the worker reports.
             log.warning("mount point: %s", error, extra={"repo": settings.name})
-        self._repositories.supervise(registration.settings, follows=True, mount=mount)
+        was_mounted = registration.mounted is not None
+        self._repositories.supervise(
+            registration.settings, was_mounted=was_mounted, follows=True, mount=mount
+        )
 
     async def _handle_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -277,8 +280,9 @@ def prepare_state_root(state: StateLayout) -> None:
         state.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         keep_private(state)
     except OSError as error:
+        where = error.filename or state.root
         raise StateError(
-            f"cannot use the state root {state.root}: {error.strerror}",
+            f"cannot use the state root {state.root}: {where}: {error.strerror}",
             hint="choose another: --state-root DIR or $ARTIFACT_FS_ROOT",
         ) from error
 

@@ -73,6 +73,9 @@ LOCK_POLL_S = 0.02
 WATCH_S = 1.0
 STATE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Of the state root's disk or permissions, so not a mistake of ours."""
+NOT_OURS_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.EUCLEAN)
+"""Of a file in the state root: a disk fault, or somebody has put something else there."""
+FROM_BACKUP = "artifact-fs unmount it, and restore it from a backup, if there is one"
 PR_SET_NAME = 15
 
 
@@ -96,6 +99,7 @@ def run_worker(spec: dict[str, Any], descriptors: list[int], keeper: socket.sock
         keep_awake=spec["keep_cpus_awake"],
         concurrency=spec["hydration_concurrency"],
         behind_an_entrance=spec["behind_an_entrance"],
+        was_mounted=spec.get("was_mounted", False),
         outliving=Outliving.of(settings.name, spec.get("held"), descriptors[1:], keeper),
         primer=primer,
     )
@@ -138,8 +142,10 @@ class Worker:
         keep_awake: bool = False,
         concurrency: int | None = None,
         behind_an_entrance: bool = False,
+        was_mounted: bool = False,
     ) -> None:
-        """`behind_an_entrance`: where there is no gitdir yet, mount first."""
+        """`behind_an_entrance`: where there is no gitdir yet, mount first. `was_mounted`: there has
+        been one, so that it is a loss."""
         self._outliving = outliving
         self._primer = primer
         self._state = state
@@ -151,6 +157,7 @@ class Worker:
         self._damage = DamageReport()
         self._layout: RepoLayout = state.repo(settings.name)
         self._gitdir = GitdirHealth(self._layout.gitdir, self._damage)
+        self._was_mounted = was_mounted
         self._remotes = RemoteConnection(
             self._layout,
             settings.remote,
@@ -305,12 +312,22 @@ class Worker:
         if isinstance(error, (MissingObject, CorruptData)):
             error = await self._gitdir.explain(error)
         if isinstance(error, ArtifactFSError):
-            await self.event("failed", error=error_fields(error))
+            fields = error_fields(error)
+            if self._is_gitdir_lost():
+                fields["message"] += f"; {self._layout.gitdir} is missing, and is to be cloned anew"
+            await self.event("failed", error=fields)
             return
         log.error("the mount failed", exc_info=error)
         if isinstance(error, OSError) and error.errno in STATE_ERRNOS:
             where = error.filename or self._layout.directory
             damaged: ArtifactFSError = StateError(f"{where}: {error.strerror}")
+        elif (
+            isinstance(error, OSError)
+            and error.errno in NOT_OURS_ERRNOS
+            and str(error.filename).startswith(f"{self._state.root}/")
+        ):
+            what = f"{error.filename} cannot be used: {error.strerror}"
+            damaged = StateError(what, hint="restore it from a backup, or move it away")
         elif isinstance(error, sqlite3.Error):
             damaged = StateError(f"a database of {self._settings.name}: {error}")
         else:
@@ -348,6 +365,9 @@ class Worker:
         async with locked(self._layout):
             decision = partial(decide, self._state, self._layout, self._settings)
             self._writes = await trio.to_thread.run_sync(decision)
+            if self._was_mounted and not self._layout.overlay_db.exists():
+                what = "was missing, with all that was written: the tree is as it was fetched"
+                self._damage.found(self._layout.overlay_db, what, FROM_BACKUP)
             if not self._outliving.taken_over:
                 await trio.to_thread.run_sync(self._clear_mounts)
                 withdraw(self._layout.gitdir)  # a worker that was killed has left it
@@ -384,6 +404,9 @@ class Worker:
         await self._remotes.change(self._settings.remote)
 
     async def _clone_or_refresh(self) -> Tip | None:
+        if self._is_gitdir_lost():
+            what = "was missing, and is cloned anew: commits that only it had are lost"
+            self._damage.found(self._layout.gitdir, what, FROM_BACKUP)
         return await clone_or_refresh(
             self._state,
             self._layout,
@@ -392,6 +415,9 @@ class Worker:
             health=self._gitdir,
             on_clone=partial(self.event, "state", state="cloning"),
         )
+
+    def _is_gitdir_lost(self) -> bool:
+        return self._was_mounted and not self._layout.gitdir.exists()
 
     async def _serve_gitdir(self, tip: Tip | None, entrance: Entrance | None) -> None:
         await keep_protection(self._layout.gitdir)
@@ -498,6 +524,7 @@ class Worker:
                 )
                 if self._writes.native:
                     self._layout.lower.mkdir(mode=0o700, exist_ok=True)
+                    self._layout.kernel_writes.touch(mode=0o600)
                 await mounting.start(serving, filesystem, filesystem.served_at)
                 await nursery.start(background.run)
                 behind = partial(self._behind_the_mount, filesystem, odb, hydrator, background)

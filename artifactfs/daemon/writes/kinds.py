@@ -14,7 +14,7 @@ from artifactfs.daemon.control.messages import Message
 from artifactfs.daemon.host import overlayfs
 from artifactfs.errors import InvalidInput, MountError
 from artifactfs.features import VARIABLE, disabled_features
-from artifactfs.fs.native.writes import is_native
+from artifactfs.fs.native.writes import is_native, lost
 from artifactfs.fs.overlay.database import is_missing, missing
 from artifactfs.paths import RepoLayout, StateLayout
 
@@ -63,6 +63,8 @@ def decide(state: StateLayout, layout: RepoLayout, settings: RepoSettings) -> Ki
 
 def _kept(layout: RepoLayout) -> Kind | None:
     """Raises: StateError where nobody can tell."""
+    if (error := lost(layout)) is not None:
+        raise error
     if is_native(layout):
         return Kind(True, "what was written is there")
     if layout.overlay_db.exists():

@@ -80,6 +80,7 @@ def remove_native(layout: RepoLayout) -> None:
     """What the upper folder held is elsewhere: it goes as a whole. Raises: OSError."""
     old = layout.native.with_name(".native.old")
     shutil.rmtree(old, ignore_errors=True)
+    layout.kernel_writes.unlink(missing_ok=True)
     layout.native.rename(old)
     sync_path(layout.directory)
     shutil.rmtree(old)

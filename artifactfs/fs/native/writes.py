@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Container, Iterator
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import trio
 
+from artifactfs.errors import StateError
 from artifactfs.fs.gitview.virtual import free_name
 from artifactfs.fs.inodes.inode import Owner, mode_of_entry
 from artifactfs.fs.native.journal import UpperJournal
@@ -41,6 +43,18 @@ _Version = tuple[int, int, int]
 def is_native(layout: RepoLayout) -> bool:
     """Whether the kernel takes the writes of this repository."""
     return layout.native.is_dir()
+
+
+def lost(layout: RepoLayout) -> StateError | None:
+    """What is said where what was written is gone, though the kernel took the writes."""
+    if layout.native_upper.is_dir() or not (is_native(layout) or layout.kernel_writes.exists()):
+        return None
+    gone = layout.native_upper if is_native(layout) else layout.native
+    without = f"rm -rf {shlex.quote(str(layout.native))} {shlex.quote(str(layout.kernel_writes))}"
+    return StateError(
+        f"{gone} is missing: all that was written was in it",
+        hint=f"restore it from a backup; to go on without it: {without}",
+    )
 
 
 def create_native(layout: RepoLayout, owner: Owner, mode: int) -> None:

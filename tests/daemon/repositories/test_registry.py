@@ -169,7 +169,8 @@ def test_rows_of_an_earlier_version_have_no_checksum_yet(tmp_path: Path) -> None
     with Registry(path) as registry:
         registry.add(RepoSettings(name="a", remote="https://x/a", mount_point="a"))
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("ALTER TABLE repos DROP COLUMN checksum")
+        for column in ("checksum", "mounted"):
+            connection.execute(f"ALTER TABLE repos DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 1")
         connection.commit()
     with Registry(path) as registry:
