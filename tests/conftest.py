@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import os
 import shutil
@@ -23,6 +25,7 @@ from tests.e2e.processes import (
     DaemonProcess,
     ServedRepository,
 )
+from tests.e2e.spare_daemon import SpareDaemon
 
 os.environ.update(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_SYSTEM=os.devnull)
 os.environ.update(
@@ -43,6 +46,20 @@ hypothesis.settings.load_profile("any-machine")
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
+
+
+_LONGEST_FIRST = ("server", "e2e", "workspaces", "cli", "ops", "daemon", "hydration", "fs")
+_TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that processes beside each other end together."""
+
+    def turn(item: pytest.Item) -> int:
+        floor = item.path.relative_to(_TESTS).parts[0]
+        return _LONGEST_FIRST.index(floor) if floor in _LONGEST_FIRST else len(_LONGEST_FIRST)
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +127,40 @@ def idle_daemon(request: pytest.FixtureRequest) -> Iterator[DaemonProcess]:
 
 
 @pytest.fixture
-def daemon(idle_daemon: DaemonProcess) -> DaemonProcess:
+def open_device() -> Iterator[None]:
+    """/dev/fuse as distributions ship it: for everybody, as long as any process of tests wants."""
+    device = Path("/dev/fuse")
+    with open("/tmp/artifact-fs-tests-fuse-mode", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        mode = device.stat().st_mode & 0o777
+        if mode != 0o666:
+            file.truncate(0)
+            file.write(f"{mode:o}")
+            file.flush()
+            device.chmod(0o666)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(BlockingIOError):  # others do it when they are ready
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.seek(0)
+                if before := file.read():
+                    device.chmod(int(before, 8))
+
+
+@pytest.fixture(scope="session")
+def spare_daemon() -> Iterator[SpareDaemon]:
+    spare = SpareDaemon()
+    yield spare
+    spare.end()
+
+
+@pytest.fixture
+def daemon(spare_daemon: SpareDaemon) -> Iterator[DaemonProcess]:
     """A running daemon without repositories."""
-    idle_daemon.start()
-    return idle_daemon
+    daemon = spare_daemon.take()
+    yield daemon
+    spare_daemon.give_back(daemon)
 
 
 @pytest.fixture

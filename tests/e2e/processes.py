@@ -19,6 +19,8 @@ from urllib.parse import quote
 
 import httpx
 
+from artifactfs.daemon.control.client import ControlClient, DaemonNotRunning
+from artifactfs.paths import StateLayout
 from benchmarks.fast_import import quiet_git_environment
 from tests.e2e.mount_table import clear_mounts, descendants, mounts_below, serving_process
 from tests.watching import check_trespasses, watch_environment
@@ -274,6 +276,14 @@ class DaemonProcess:
             found = found["repos"][0]
         return dict(found)
 
+    def told(self, name: str) -> dict[str, Any]:
+        """The same from the daemon itself, without a process: for whoever asks again and again."""
+        try:
+            with ControlClient(StateLayout(self.state)) as client:
+                return dict(client.request("status", name=name)[0])
+        except DaemonNotRunning:
+            return self.status(name)
+
     def add_repo(self, name: str, remote: str, *options: str) -> Path:
         """Add and mount a repository, without a background sweep unless `options` ask for one."""
         if "--hydrate" not in options:
@@ -285,7 +295,7 @@ class DaemonProcess:
         """Wait until the repository has its ``history``, or ``index``, or is ``hydrated``."""
 
         def reached() -> bool:
-            found = self.status(name)
+            found = self.told(name)
             assert not found.get("error"), f"{found['error']}\n{self.log_tail()}"
             if state == "hydrated":
                 states = [found.get("hydration", {}).get(f"{n}_state") for n in ("sweep", "recent")]

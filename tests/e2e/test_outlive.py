@@ -453,7 +453,9 @@ def test_many_upgrades(
 
 
 @root_only
-def test_an_ordinary_user(open_folder: Path, odd_repository: OddRepository) -> None:
+def test_an_ordinary_user(
+    open_folder: Path, odd_repository: OddRepository, open_device: None
+) -> None:
     """fusermount3 makes the mount; the descriptor that it hands over is kept in the same way."""
     user = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
     tried = [*user, PROGRAMS / "artifact-fs", "--version"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import subprocess
@@ -13,10 +14,15 @@ from typing import Any
 from artifactfs.daemon.host import overlayfs
 from artifactfs.features import VARIABLE
 from artifactfs.paths import RepoLayout
+from tests.fs.driver_fork import DriverProcess, Forks
 from tests.watching import check_trespasses, watch_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = "import runpy; runpy.run_module('tests.fs.mount_driver', run_name='__main__')"
+
+
+forks = functools.cache(Forks)
+"""The one of this process."""
 
 
 class MountFailed(Exception):
@@ -40,7 +46,7 @@ class Mount:
         """Of the process, beside ours."""
         self.first = ""
         """Python that the process runs before anything of ours."""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | DriverProcess | None = None
         self.native = False
         """The kernel's overlayfs takes the writes, above the mount that the process serves."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -58,15 +64,19 @@ class Mount:
             "native": self.native,
             **self.config,
         }
+        environment = {**os.environ, **self.environment, **watch_environment(self.trespasses)}
         with open(self.directory / "stderr", "ab") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", f"{self.first}\n{DRIVER}", json.dumps(full)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                cwd=ROOT,
-                env={**os.environ, **self.environment, **watch_environment(self.trespasses)},
-            )
+            if self.first or self.environment:  # which decide about what is loaded
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", f"{self.first}\n{DRIVER}", json.dumps(full)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    cwd=ROOT,
+                    env=environment,
+                )
+            else:
+                self.process = forks().start(json.dumps(full), environment, stderr)
         answer = self._hear()
         if "mounted" not in answer:
             self.process.wait()

@@ -18,7 +18,6 @@ from tests.e2e.processes import ServedRepository, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
-FUSE = Path("/dev/fuse")
 SYSTEM_PYTHON = "/usr/bin/python3"
 
 pytestmark = [
@@ -52,17 +51,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield directory / "venv/bin"
     finally:
         shutil.rmtree(directory)
-
-
-@pytest.fixture
-def open_device() -> Iterator[None]:
-    """/dev/fuse as distributions ship it: for everybody."""
-    mode = FUSE.stat().st_mode & 0o777
-    FUSE.chmod(0o666)
-    try:
-        yield
-    finally:
-        FUSE.chmod(mode)
 
 
 @pytest.fixture

@@ -110,8 +110,7 @@ def test_no_process_and_no_mount_outlives_it(
     running = subprocess.Popen([SCRIPT, "debian13", *ARCHIVE], env=environment)
     try:
         wait_until(ready.exists, "debootstrap runs")
-        inside = namespace_members(running.pid)
-        assert len(inside) >= 3
+        inside = wait_until(lambda: namespace_members(running.pid, at_least=3), "it naps")
     finally:
         running.send_signal(number)
         running.wait(30)
@@ -120,7 +119,7 @@ def test_no_process_and_no_mount_outlives_it(
     assert not (mounted / "inside").exists()
 
 
-def namespace_members(ancestor: int) -> list[int]:
+def namespace_members(ancestor: int, at_least: int) -> list[int] | None:
     """The processes below `ancestor` that are in another namespace of processes than we are."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -132,7 +131,8 @@ def namespace_members(ancestor: int) -> list[int]:
     while more := {pid for pid, parent in parents.items() if parent in below} - below:
         below |= more
     own = os.readlink("/proc/self/ns/pid")
-    return [pid for pid in below if namespace_of(pid) not in (own, None)]
+    found = [pid for pid in below if namespace_of(pid) not in (own, None)]
+    return found if len(found) >= at_least else None
 
 
 def namespace_of(pid: int) -> str | None:

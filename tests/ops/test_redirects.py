@@ -255,8 +255,8 @@ def test_kept_over_restarts_and_crashes(
 
     worker = daemon.worker(mount)
     os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: daemon.status("odd").get("pid") not in (None, worker), "the next worker")
-    wait_until(lambda: daemon.status("odd")["state"] == "mounted", "the mount")
+    wait_until(lambda: daemon.told("odd").get("pid") not in (None, worker), "the next worker")
+    wait_until(lambda: daemon.told("odd")["state"] == "mounted", "the mount")
     assert listed(daemon) == active
     assert (mount / "web/node_modules/x").read_text() == "kept"
     assert git_status(mount) == ""

@@ -305,7 +305,7 @@ def test_names_cannot_act_on_the_terminal(daemon: DaemonProcess, local_remote: A
 def test_a_daemon_without_mounts_ends(idle_daemon: DaemonProcess, local_remote: Any) -> None:
     idle_daemon.start("--exit-when-idle", "1.5s")
     idle_daemon.add_repo("hello", str(local_remote.path))
-    wait_until(lambda: idle_daemon.status("hello")["index_primed"], "the index")
+    wait_until(lambda: idle_daemon.told("hello")["index_primed"], "the index")
     assert idle_daemon.process is not None and idle_daemon.process.poll() is None
     idle_daemon.run("unmount", "--name", "hello")
     assert idle_daemon.process.wait(20) == 0
@@ -333,7 +333,7 @@ def test_wait_gives_up(daemon: DaemonProcess, local_remote: Any) -> None:
     daemon.run("add-repo", "--name", "hello", "--remote", absent, "--async")
     done = daemon.run("wait", "--name", "hello", "--timeout", "0.3s", check=False)
     assert done.returncode == 124
-    wait_until(lambda: daemon.status("hello")["error"], "the first failure")
+    wait_until(lambda: daemon.told("hello")["error"], "the first failure")
     os.symlink(local_remote.path, absent)
     daemon.run("wait", "--name", "hello", "--timeout", "30s")
     assert (daemon.mounts / "hello" / "README.md").exists()
@@ -405,7 +405,7 @@ def test_a_mount_root_that_is_a_symlink(idle_daemon: DaemonProcess, local_remote
     idle_daemon.start()
     mount = idle_daemon.add_repo("hello", str(local_remote.path))
     os.kill(idle_daemon.status("hello")["pid"], signal.SIGKILL)
-    wait_until(lambda: idle_daemon.status("hello")["restarts"] == 1, "another worker")
+    wait_until(lambda: idle_daemon.told("hello")["restarts"] == 1, "another worker")
     idle_daemon.run("wait", "--name", "hello")
     assert (mount / "README.md").exists()
     idle_daemon.run("umount", real / "hello")
@@ -426,7 +426,7 @@ def test_what_asks_for_a_mount_that_is_not_there_yet(daemon: DaemonProcess) -> N
     with socket.create_server(("127.0.0.1", 0)) as silent:
         remote = f"git://127.0.0.1:{silent.getsockname()[1]}/hello.git"
         daemon.run("add-repo", "--name", "hello", "--remote", remote, "--async")
-        wait_until(lambda: daemon.status("hello")["state"] == "cloning", "the clone")
+        wait_until(lambda: daemon.told("hello")["state"] == "cloning", "the clone")
         for command in (("trace",), ("prefetch",), ("diff-overlay",), ("switch", "x")):
             refused = daemon.run(*command, "--name", "hello", check=False)
             error, hint = refused.stderr.splitlines()[-2:]
@@ -508,7 +508,7 @@ def test_features_are_shown_and_can_be_switched_off(
     daemon.start("--disable", ",".join(off))
     top = daemon.add_repo("hello", str(local_remote.path))
     daemon.run("wait", "--name", "hello", "--timeout", "30s")
-    wait_until(lambda: daemon.status("hello")["index_primed"], "the index")
+    wait_until(lambda: daemon.told("hello")["index_primed"], "the index")
     states = daemon.status("hello")["features"]
     wanted = {name for name, state in states.items() if state["why"] and "switched" in state["why"]}
     assert wanted == off

@@ -8,10 +8,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from tests.server.postgres import PostgresServer
@@ -132,8 +134,15 @@ def test_git_does_not_move_a_ref_for_a_server_that_lost_its_place(
 ) -> None:
     one, other = two
     made = one.create("fenced")
-    change(one, "DELETE FROM servers")  # as others do that take over, before it has noticed
-    git("push", "-q", at(one, made), "main", cwd=work, fails=True)
+    assert one.database is not None
+    with psycopg.connect(one.database) as taking_over, ThreadPoolExecutor(1) as pool:
+        # As others do that take over. Until it is committed, who asks for the row has to wait.
+        taking_over.execute("DELETE FROM servers")
+        push = pool.submit(git, "push", "-q", at(one, made), "main", cwd=work, fails=True)
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        until(lambda: push.done() or taking_over.execute(waits).fetchone())
+        taking_over.commit()
+        push.result(timeout=90)
     assert git("ls-remote", at(other, made)) == ""
     until(lambda: one.api("GET", "/healthz/ready").status_code and _ready(one) and _ready(other))
     until(lambda: _pushed(git, at(one, made), work))
