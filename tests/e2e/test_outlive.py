@@ -117,11 +117,14 @@ def test_a_worker_that_is_killed_is_not_missed(outliving: Outliving, tmp_path: P
     """Readers, writers, git, an open file, a current folder and a mapping."""
     chooser = random.Random(1)
     with under_load(outliving, tmp_path / "stop") as seen:
+        opened = []
         for _ in range(10):
             time.sleep(chooser.random())
             outliving.kill_worker()
             wait_until(outliving.is_mounted, "the next")
+            opened.append(descriptors_of(outliving))
     check(seen, outliving)
+    assert opened[-1] == pytest.approx(opened[0], abs=3), "nothing stays open of those that died"
     assert outliving.daemon.status("odd")["restarts"] == 10
 
 
@@ -349,6 +352,12 @@ def test_the_version_that_began_the_mount_dies(outliving: Outliving) -> None:
     wait_until(lambda: daemon.status("odd")["state"] == "mounted", "it is mounted")
     assert daemon.status("odd")["error"] is None and times_mounted(outliving.path) == 1
     assert (outliving.path / "README.md").read_bytes()
+
+
+def descriptors_of(mount: Outliving) -> list[int]:
+    """How many the daemon and the fork server have open."""
+    processes = (mount.daemon.pid, fork_server_of(mount.worker()))
+    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in processes]
 
 
 def pauses(seen: list[dict[str, object]]) -> str:

@@ -11,14 +11,13 @@ import subprocess
 from pathlib import Path
 
 _ASK_S = 3.0
-_TAKE_S = 5.0
 
 log = logging.getLogger(__name__)
 
 
-def notify(*carried: int, **fields: str | int) -> bool:
-    """Send e.g. ``READY=1`` as ``notify(READY=1)``. False where nobody asked for it. With `carried`
-    descriptors it waits a moment for the manager to take them: not for the event loop."""
+def notify(*carried: int, wait_s: float = 0.0, **fields: str | int) -> bool:
+    """Send e.g. ``READY=1`` as ``notify(READY=1)``. False where nobody asked for it, or the manager
+    takes nothing within `wait_s`. `carried`: descriptors that it gets."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
@@ -27,7 +26,7 @@ def notify(*carried: int, **fields: str | int) -> bool:
     message = "\n".join(f"{key}={value}" for key, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.settimeout(_TAKE_S if carried else 0)
+            sender.settimeout(wait_s)
             sender.sendmsg([message.encode()], _attached(carried), 0, address)
     except OSError as error:
         log.warning("cannot notify the service manager: %s", error)

@@ -29,6 +29,8 @@ _PREFIX = "mount-"
 _LARGEST = 1 << 20
 _NAMES, _COUNT, _PID = "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID"
 _FIRST = 3
+_TAKE_S = 5.0
+"""The manager may take its time."""
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ class DescriptorStore:
             del self._there[name]
             os.close(about)
         # Also what a process before us has put there.
-        await trio.to_thread.run_sync(partial(sdnotify.notify, FDSTOREREMOVE=1, FDNAME=_key(name)))
+        await _notify(FDSTOREREMOVE=1, FDNAME=_key(name))
         if mount is None or name in self._to_tell:
             return
         about = os.memfd_create(_key(name))
@@ -79,10 +81,14 @@ class DescriptorStore:
         _write(about, mount)
         device = os.dup(mount.descriptor)  # it may be let go of meanwhile
         try:
-            put = partial(sdnotify.notify, device, about, FDSTORE=1, FDNAME=_key(name))
-            await trio.to_thread.run_sync(put)
+            await _notify(device, about, FDSTORE=1, FDNAME=_key(name))
         finally:
             os.close(device)
+
+
+async def _notify(*carried: int, **fields: str | int) -> None:
+    notify = partial(sdnotify.notify, *carried, wait_s=_TAKE_S, **fields)
+    await trio.to_thread.run_sync(notify)
 
 
 def _key(name: str) -> str:

@@ -619,17 +619,17 @@ def _needs_remount(name: str) -> MountError:
 
 
 async def _end(pidfd: int, number: int, deadline_s: float) -> None:
-    """End a process that is no child of ours by that signal, or else by SIGKILL."""
+    """End a process that we have not started by that signal, or else by SIGKILL."""
     own = os.dup(pidfd)  # somebody else may wait for the other one
-    try:
+    with closing_descriptor(own):
         for one in (number, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(own, one)
             with trio.move_on_after(deadline_s):
                 await trio.lowlevel.wait_readable(own)
+                with suppress(ChildProcessError):  # in a container we may be the first process
+                    os.waitid(os.P_PIDFD, own, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222
                 return
-    finally:
-        os.close(own)
 
 
 def _detach(mount_point: str, layout: RepoLayout) -> None:
