@@ -24,11 +24,19 @@ CGROUPS = Path("/sys/fs/cgroup")
 BOOT = """
 set -e
 echo $$ > "$1/cgroup.procs"
-exec unshare --fork --kill-child --pid --mount --cgroup --uts --ipc --mount-proc \
+exec unshare --fork --kill-child --pid --mount --cgroup --uts --ipc --net --mount-proc \
     --propagation private sh -ec '
 umount -R /sys/fs/cgroup || true
 mount -t tmpfs tmpfs /run
-mkdir -p /run/systemd/system
+mkdir -p /run/systemd/system /run/kept /run/none
+mount --bind "$3" /run/kept
+for folder in /tmp /var/log /var/lib/systemd; do mount -t tmpfs tmpfs "$folder"; done
+mkdir -p "$3"
+mount --move /run/kept "$3"
+for folder in /proc/sys /sys /etc; do
+    mount --bind "$folder" "$folder"
+    mount -o remount,bind,ro "$folder"
+done
 if [ -e "$1/cgroup.controllers" ]; then
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
 else
@@ -36,10 +44,13 @@ else
     mkdir /sys/fs/cgroup/systemd
     mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd
 fi
-printf "[Unit]\\nDescription=Nothing else\\n" > /run/systemd/system/only.target
-container=other exec "$2" --system --unit=only.target --log-target=null --show-status=0
-' sh "$1" "$2"
+printf "[Unit]\\nDefaultDependencies=no\\n" > /run/systemd/system/only.target
+export container=other SYSTEMD_UNIT_PATH=/run/systemd/system SYSTEMD_GENERATOR_PATH=/run/none
+exec "$2" --system --unit=only.target --log-target=null --show-status=0
+' sh "$1" "$2" "$3"
 """
+"""Group, systemd, folder of the test. It has no units but ours: those of the system would do to the
+machine what they do at its start, such as to empty ``/tmp``."""
 
 USES = """
 import os, sys
@@ -92,6 +103,7 @@ class Machine:
         unit = (ROOT / "systemd/artifact-fs.service").read_text()
         unit = unit.replace("/usr/local/bin/artifact-fs", str(PROGRAMS / "artifact-fs"))
         unit = unit.replace("StateDirectory=artifact-fs\n", "")
+        unit = unit.replace("[Unit]\n", "[Unit]\nDefaultDependencies=no\n")
         for place, ours in (("/var/lib/artifact-fs", "state"), ("/mnt/artifact-fs", "mnt")):
             unit = unit.replace(f"={place}", f"={self.folder / ours}")
         installed = self.folder / "artifact-fs.service"
@@ -127,7 +139,7 @@ def machine(open_folder: Path) -> Iterator[Machine]:
     group = hierarchy / f"artifactfs-test-{os.getpid()}"
     group.mkdir()
     boot = subprocess.Popen(
-        ["sh", "-c", BOOT, "sh", group, SYSTEMD],
+        ["sh", "-c", BOOT, "sh", group, SYSTEMD, open_folder],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
