@@ -8,6 +8,9 @@
  *   fuse_session_new_versioned  libfuse 3.17 and on   the same
  *   fuse_session_process_buf                          each request, with the kernel's header
  *
+ * One request is answered here, without Python: the one that the kernel sends for each directory
+ * when it has all of it, and that gets nothing.
+ *
  * Nothing here links to libfuse. Its functions are taken from the library that pyfuse3 was linked
  * to, which may be another one than the system's (a wheel can bundle its own).
  *
@@ -47,6 +50,7 @@ typedef struct fuse_session *session_new_versioned_fn(struct fuse_args *,
                                                       const struct fuse_lowlevel_ops *, size_t,
                                                       void *, void *);
 typedef void process_buf_fn(struct fuse_session *, const struct fuse_buf *);
+typedef int reply_buf_fn(fuse_req_t, const char *, size_t);
 typedef int version_fn(void);
 
 /* The names of libfuse, given to functions whose C names differ: the header of 3.17 makes an
@@ -59,6 +63,7 @@ static struct {
     session_new_fn *session_new;
     session_new_versioned_fn *session_new_versioned;
     process_buf_fn *process_buf;
+    reply_buf_fn *reply_buf;
     version_fn *version;
 #if FORGETS_KILLPRIV
     int (*custom_io)(struct fuse_session *, const struct fuse_custom_io *, int);
@@ -74,6 +79,7 @@ static struct {
     struct fuse_session *session;
     unsigned capable; /* FUSE_CAP_*, of the kernel and libfuse */
     int by_number;    /* the handle of a file or directory is its inode number */
+    uint64_t end;     /* an offset with all these bits is behind the last entry; 0: none is */
     /* To be set in pyfuse3's `init`: */
     unsigned add, drop;
     int killpriv_told;
@@ -103,6 +109,7 @@ static void find_libfuse(const void *caller)
     libfuse.session_new_versioned =
         (session_new_versioned_fn *)of_libfuse("fuse_session_new_versioned", caller);
     libfuse.version = (version_fn *)of_libfuse("fuse_version", caller);
+    libfuse.reply_buf = (reply_buf_fn *)of_libfuse("fuse_reply_buf", caller);
 #if FORGETS_KILLPRIV
     libfuse.custom_io = of_libfuse("fuse_session_custom_io", caller);
     libfuse.session_fd = of_libfuse("fuse_session_fd", caller);
@@ -154,6 +161,10 @@ static void on_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fus
 static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
                            struct fuse_file_info *file)
 {
+    if (mount.end != 0 && ((uint64_t)offset & mount.end) == mount.end) {
+        libfuse.reply_buf(req, NULL, 0);
+        return;
+    }
     by_number(file, ino);
     pyfuse3.readdirplus(req, ino, size, offset, file);
 }
@@ -206,6 +217,7 @@ static void on_init(void *userdata, struct fuse_conn_info *connection)
     mount.capable = connection->capable;
     mount.add = mount.drop = 0;
     mount.by_number = 0;
+    mount.end = 0;
     pyfuse3.init(userdata, connection); /* Python chooses here: see `choose` */
     add = mount.add & connection->capable;
     /* Not want_ext: since 3.17 libfuse takes over only one of the two. */
@@ -322,11 +334,23 @@ static PyObject *choose(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *answer_ends(PyObject *self, PyObject *bits)
+{
+    uint64_t end = PyLong_AsUnsignedLongLong(bits);
+
+    (void)self;
+    if (PyErr_Occurred())
+        return NULL;
+    mount.end = libfuse.reply_buf == NULL ? 0 : end;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"prepare", prepare, METH_NOARGS, NULL},
     {"called", called, METH_NOARGS, NULL},
     {"capable", capable, METH_NOARGS, NULL},
     {"choose", choose, METH_VARARGS, NULL},
+    {"answer_ends", answer_ends, METH_O, NULL},
     {"killpriv_told", killpriv_told, METH_NOARGS, NULL},
     {"caller", caller, METH_NOARGS, NULL},
     {"unique", unique, METH_NOARGS, NULL},

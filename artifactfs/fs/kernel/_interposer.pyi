@@ -18,6 +18,10 @@ def choose(add: int, drop: int, by_number: bool, /) -> None:
     `by_number`: give pyfuse3 the inode number as the handle of a file or directory.
     """
 
+def answer_ends(bits: int, /) -> None:
+    """Answer each `readdir` from an offset with all these bits with nothing, and do not pass it on;
+    0: pass on all. In pyfuse3's `init` handler, which begins with 0."""
+
 def killpriv_told() -> bool:
     """Whether the kernel was told of FUSE_HANDLE_KILLPRIV."""
 

@@ -13,6 +13,8 @@
   (`StaleEntries`).
 - **Parallel look-ups**. The kernel then does not lock a directory while one of its names is looked
   up, so that a look-up that waits does not stop the others.
+- **The end of a directory**. The kernel asks once more behind the last entry of each. That is
+  answered without Python: half of the requests of a first ``find``.
 - **Set-ID bits**. We take them away (`privileges`), so the kernel asks for nothing before a chown.
 - **Request headers**. pyfuse3 does not say who reads or writes. What the kernel sends does, where
   libfuse reads it into memory and does not splice it into a pipe.
@@ -39,6 +41,9 @@ from artifactfs.features import Features, Version, disabled_features, dotted, ve
 _NAME = "artifactfs.fs.kernel._interposer"
 _NEW_ABI = (3, 17)
 """libfuse changed structures and became ``libfuse3.so.4``; before and since, they only grew."""
+
+END_OF_LISTING = (1 << 32) - 1
+"""Bits of the offset from which a directory is read on that are all set behind its last entry."""
 
 _loaded: Any = None
 _missing = "it was not loaded"
@@ -136,6 +141,8 @@ class Session:
         self.kernel_opens = features.on("kernel-open")
         self.kernel_opens_directories = features.on("kernel-opendir")
         _loaded.choose(*features.capabilities(), self.kernel_opens or self.kernel_opens_directories)
+        if hasattr(_loaded, "answer_ends"):  # else it was compiled before there was that
+            _loaded.answer_ends(END_OF_LISTING)
         if features.on("request-headers"):
             self.caller, self.unique = _loaded.caller, _loaded.unique
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from artifactfs.fs.kernel.extension import END_OF_LISTING
 from artifactfs.git.objects.database import Oid
 
 _POSITION_BITS = 32
@@ -21,8 +22,9 @@ _LAST_LISTING = (1 << 31) - 1
 
 _LISTINGS_KEPT = 256
 
-_END = _POSITION_MASK
-"""The position behind the last entry: the kernel asks once more there, for nothing."""
+_END = END_OF_LISTING
+"""The position behind the last entry: the kernel asks once more there, for nothing. Where there is
+the extension, we are not asked."""
 
 _FILE_BYTES = 4 << 20
 """Beyond, the file is written anew with the listings that are kept."""

@@ -58,6 +58,18 @@ def test_a_second_look_sends_nothing(warm: Mount, command: list[str]) -> None:
     assert looks[-1] == {}
 
 
+def test_a_directory_is_listed_by_one_request(mount: Mount) -> None:
+    """The kernel asks once more behind the last entry; that does not get as far as a handler."""
+    (mount.path / "src").stat()
+    with Sent(mount) as requests:
+        names = os.listdir(mount.path / "src")
+    assert requests["readdir"] == 1
+    assert names == os.listdir(mount.path / "src")
+    with os.scandir(mount.path / "src") as entries:
+        assert [entry.name for entry in entries] == names
+        assert list(entries) == []
+
+
 def test_an_absent_name_is_asked_for_once(warm: Mount) -> None:
     with Sent(warm) as requests:
         for _ in range(5):
