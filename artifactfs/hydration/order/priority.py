@@ -91,7 +91,7 @@ SUFFIXES: dict[Priority, str] = {
         iso img bin exe dll so dylib a o obj lib pdb class pyc pyo wasm node
         ttf otf woff woff2 eot pdf doc docx xls xlsx ppt pptx odt ods odp epub
         db sqlite sqlite3 mdb parquet arrow feather h5 hdf5 npy npz pkl pt pth onnx safetensors
-        tflite ckpt model pack idx dat swf blend fbx glb gltf stl dcm nii mo gmo
+        tflite ckpt model pack idx dat swf blend fbx glb gltf stl dcm nii
         """,
 }
 """File name suffixes, lower case, without the dot."""

@@ -213,22 +213,42 @@ def test_a_read_that_failed_and_is_tried_again_is_no_scan() -> None:
 
 
 def test_files_that_are_large_by_name_but_turn_out_small_are_read_ahead() -> None:
-    """Without sizes: a catalogue of messages in each of 200 folders, of 1 kB; or films of 1 GB."""
+    """Without sizes: an icon in each of 200 folders, of 1 kB; or pictures of 1 GB."""
 
     async def body() -> None:
         for bytes_each, most in ((1_000, 20), (1 << 30, 10_000)):
             folders = [b"l/d%03d" % number for number in range(200)]
             trees = Trees(dict.fromkeys(folders, 1))
             for folder in folders:
-                trees.name_like(folder + b"/f0000", folder + b"/x.mo")
+                trees.name_like(folder + b"/f0000", folder + b"/x.png")
             read: set[bytes] = set()
             trees.size_of = lambda oid, size=bytes_each, read=read: size if oid in read else None
             misses = 0
             for folder in folders:
-                misses += trees.open(folder + b"/x.mo")
-                read.add(trees.oid(folder + b"/x.mo"))
+                misses += trees.open(folder + b"/x.png")
+                read.add(trees.oid(folder + b"/x.png"))
             assert misses + len(trees.windows) <= most
             if bytes_each > 1_000:
                 assert misses == 200 and not trees.windows
+
+    run(body)
+
+
+def test_catalogues_of_messages_are_small_by_name() -> None:
+    """Compiled ones lie beside the others and are no larger: without sizes they come together."""
+
+    async def body() -> None:
+        folders = [b"l/d%03d" % number for number in range(200)]
+        trees = Trees(dict.fromkeys(folders, 2))
+        for folder in folders:
+            trees.name_like(folder + b"/f0001", folder + b"/django.mo")
+        read: set[bytes] = set()
+        trees.size_of = lambda oid: 1_000 if oid in read else None
+        misses = 0
+        for folder in folders:
+            for name in (b"/f0000", b"/django.mo"):
+                misses += trees.open(folder + name)
+                read.add(trees.oid(folder + name))
+        assert (misses, len(trees.windows)) == (2, 2)
 
     run(body)
