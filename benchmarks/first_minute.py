@@ -28,7 +28,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.contenders import ArtifactFS, BloblessClone, Contender, Peer, PlainClone
+from benchmarks.contenders import (
+    ArtifactFS,
+    BloblessClone,
+    Contender,
+    Peer,
+    PlainClone,
+    run_to_the_end,
+)
 from benchmarks.fast_import import FIRST_COMMIT_TIME, quiet_git_environment, run_git
 from benchmarks.make_django_history import DEFAULT_CACHE, django_history
 from tests.e2e.delay_proxy import DelayProxy
@@ -51,7 +58,6 @@ WARM = (
     "git status",
 )
 OPENING = "until it can be listed"
-GIVE_UP_S = 600
 LOOKED_AT = 2_000
 """Commits that tell which file has a history."""
 CHANGES = 20
@@ -131,15 +137,11 @@ class FirstMinute:
             contender.close()
 
     def _run(self, kind: type[Contender], when: str, command: str, tree: Path) -> None:
+        shell = ["sh", "-c", command.format(path=self._path)]
         with self._noted(kind, when + command):
-            subprocess.run(
-                ["sh", "-c", command.format(path=self._path)],
-                cwd=tree,
-                env=quiet_git_environment(),
-                stdout=subprocess.DEVNULL,
-                timeout=GIVE_UP_S,
-                check=True,
-            )
+            status = run_to_the_end(shell, env=quiet_git_environment(), cwd=tree)
+            if status:
+                raise subprocess.CalledProcessError(status, command)
 
     @contextlib.contextmanager
     def _noted(self, kind: type[Contender], what: str) -> Iterator[None]:
@@ -148,7 +150,7 @@ class FirstMinute:
         started = time.monotonic()
         try:
             yield
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        except subprocess.CalledProcessError as error:
             print(f"{kind.name}: {error}", file=sys.stderr)
             return
         figures.seconds.append(time.monotonic() - started)
