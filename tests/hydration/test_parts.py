@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -234,6 +236,27 @@ def test_packed_oids_are_a_sequence() -> None:
     assert len(oids) == 5
     assert oids[3] == b"\x03" * 20
     assert list(oids.slice(3, 10)) == [b"\x03" * 20, b"\x04" * 20]
+
+
+def without(here: set[bytes], oids: list[bytes]) -> list[bytes]:
+    return [oid for oid in oids if oid not in here]
+
+
+def test_an_inventory_of_thousands_counts_each() -> None:
+    async def main() -> None:
+        oids = [hashlib.sha1(b"%d" % number).digest() for number in range(4_321)]
+        inventory = TreeInventory(b"t" * 20)
+        for oid in oids:
+            inventory.add(oid, Priority.SOURCE)
+        await inventory.finish()
+        for divisor in (3, 7):  # what was here may be gone
+            here = {oid for oid in oids if oid[19] % divisor == 0}
+            await inventory.count(partial(without, here))
+            assert inventory.here == len(here)
+            assert inventory.present() == sorted(here)
+            assert inventory.absent() == sorted(set(oids) - here)
+
+    trio.run(main)
 
 
 def test_an_inventory_counts_what_is_here_once() -> None:

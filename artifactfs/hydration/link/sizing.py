@@ -33,6 +33,8 @@ _WRITES = 20
 sizes of a large tree are not written in smaller parts than this."""
 _LOOKUPS_A_STEP = 150
 """Look-ups between two checkpoints: about 1 ms."""
+_FEW = 1_000
+"""Blobs that are here: 80 KB as a set."""
 MAX_BACKOFF_S = 5.0
 
 
@@ -68,8 +70,13 @@ class Sizing:
             return sizes
         unknown = [oid for oid in oids if oid not in sizes]
         absent = set(self._odb.missing(unknown))
-        for oid in unknown:
-            size = None if oid in absent else self._odb.header_size(oid)
+        return sizes | self._by_headers([oid for oid in unknown if oid not in absent])
+
+    def _by_headers(self, oids: Sequence[bytes]) -> dict[bytes, int]:
+        """Sizes of blobs that are here."""
+        sizes = {}
+        for oid in oids:
+            size = self._odb.header_size(oid)
             if size is not None:
                 sizes[oid] = size
                 self._store.put(oid, size)
@@ -177,9 +184,14 @@ class Sizing:
     async def _unknown(self, inventory: TreeInventory) -> AsyncGenerator[list[bytes], None]:
         """Chunks of oids without a known size; notes the known ones in the inventory."""
         chunk: list[bytes] = []
+        here = set(inventory.present()) if inventory.here <= _FEW else None
         for start in range(0, len(inventory.order), _LOOKUPS_A_STEP):
             oids = list(inventory.order.slice(start, _LOOKUPS_A_STEP))
-            known = self.known_many(oids)
+            if here is None:
+                known = self.known_many(oids)
+            else:  # of a new mount: nothing need be looked for in packs once more
+                known = self._store.get_many(oids)
+                known |= self._by_headers([o for o in oids if o in here and o not in known])
             for oid, size in known.items():
                 inventory.note_size(oid, size)
             chunk += [oid for oid in oids if oid not in known]

@@ -36,6 +36,7 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS sizes(oid BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID"
 )
 _ADD_CHECKSUMS = "ALTER TABLE sizes ADD COLUMN crc INTEGER"
+_MANY = 100
 _SELECT_MANY = 500
 """Oids a query: far under SQLite's limit of bound parameters."""
 _INSERT_MANY = 50_000
@@ -183,6 +184,8 @@ class SizeStore:
                 absent.append(oid)
             else:
                 found[oid] = size
+        if len(absent) >= _MANY and self._is_empty():
+            return found
         for chunk in _chunks(absent, _SELECT_MANY):
             marks = ",".join("?" * len(chunk))
             query = f"SELECT oid, size, crc FROM sizes WHERE oid IN ({marks})"
@@ -190,6 +193,13 @@ class SizeStore:
                 found[oid] = size
                 self._keep(oid, size)
         return found
+
+    def _is_empty(self) -> bool:
+        """As before the first mount of a state root: then none of thousands need be looked for."""
+        try:
+            return self._reader.execute("SELECT 1 FROM sizes LIMIT 1").fetchone() is None
+        except sqlite3.Error:
+            return False  # said when they are looked for
 
     def _query(self, sql: str, parameters: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
         """Nothing where the disk fails: then sizes are not known."""

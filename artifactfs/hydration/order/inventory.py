@@ -236,11 +236,18 @@ class TreeInventory:
 
     def absent(self) -> list[bytes]:
         """The blobs that are not here, in the order of oids."""
+        return self._marked(0)
+
+    def present(self) -> list[bytes]:
+        """The blobs that are here, in the order of oids."""
+        return self._marked(1)
+
+    def _marked(self, here: int) -> list[bytes]:
         found = []
-        at = self._here.find(0)
+        at = self._here.find(here)
         while at >= 0:
             found.append(self._sorted[at])
-            at = self._here.find(0, at + 1)
+            at = self._here.find(here, at + 1)
         return found
 
     def note_size(self, oid: bytes, size: int) -> None:
@@ -263,16 +270,14 @@ class TreeInventory:
 
     async def count(self, missing: Callable[[list[bytes]], list[bytes]]) -> None:
         """Look again which blobs are here. A checkpoint every millisecond."""
-        for first in range(256):
-            found = self.beginning_with(first)
-            for start in range(found.start, found.stop, _CHECKS_A_STEP):
-                count = min(_CHECKS_A_STEP, found.stop - start)
-                chunk = list(self._sorted.slice(start, count))
-                absent = set(missing(chunk))
-                if len(absent) < count or self._here.find(1, start, start + count) >= 0:
-                    for at, oid in enumerate(chunk, start):
-                        self._set_here(at, oid not in absent)
-                await trio.lowlevel.checkpoint()
+        for start in range(0, self.total, _CHECKS_A_STEP):
+            chunk = list(self._sorted.slice(start, _CHECKS_A_STEP))
+            absent = set(missing(chunk))
+            end = start + len(chunk)
+            if len(absent) < len(chunk) or self._here.find(1, start, end) >= 0:
+                for at, oid in enumerate(chunk, start):
+                    self._set_here(at, oid not in absent)
+            await trio.lowlevel.checkpoint()
 
     def _set_here(self, at: int, here: bool) -> None:
         if here == bool(self._here[at]):

@@ -39,6 +39,19 @@ def test_sizes_are_kept_and_corrected(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_what_another_process_learns_is_known_also_where_there_was_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        store, other = (SizeStore(tmp_path / "sizes.db") for _ in range(2))
+        some = [oid(n) for n in range(1_000)]
+        assert store.get_many(some) == {}
+        await other.add_many({oid(n): n for n in range(500, 600)})
+        assert store.get_many(some) == {oid(n): n for n in range(500, 600)}
+        store.close()
+        other.close()
+
+    trio.run(main)
+
+
 def test_a_size_that_was_just_learnt_is_known_before_it_is_written(tmp_path: Path) -> None:
     store = SizeStore(tmp_path / "sizes.db")
     for number in range(40_000):  # more than memory keeps
