@@ -272,6 +272,8 @@ class Supervision:
         if pidfd is None:
             pidfd = self._holder()
         if pidfd is None:
+            if mount is not None and not self._is_wanted(mount):
+                await self._end_mount(str(mount.message["mount_point"]))
             return
         with closing_descriptor(pidfd):
             if mount is None:

@@ -364,6 +364,33 @@ def test_stopped_before_it_has_gone_on_with_the_mount(
     assert not mounts.mounts_at(settings.mount_point)
 
 
+@pytest.mark.parametrize("worker_dies", [True, False])
+def test_the_next_daemon_wants_the_mount_elsewhere(
+    state: StateLayout, settings: RepoSettings, tmp_path: Path, worker_dies: bool
+) -> None:
+    elsewhere = replace(settings, mount_point=str(tmp_path / "elsewhere"))
+    Path(elsewhere.mount_point).mkdir()
+
+    async def body(pool: WorkerPool, one: Supervision) -> None:
+        await one.wait_ready()
+        worker = one.pid
+        assert one.leave() and worker is not None
+        await one.ended.wait()
+        if worker_dies:
+            os.kill(worker, signal.SIGKILL)
+        after = Supervision(elsewhere, state=state, pool=pool, log_level="warning")
+        after.follow(pool.kept.mounts[settings.name])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after.run)
+            await until_state(after, "mounted")
+            assert await trio.to_thread.run_sync(os.listdir, elsewhere.mount_point)
+            assert not mounts.mounts_at(settings.mount_point)
+            after.stop()
+
+    supervised(state, settings, body)
+    assert not mounts.mounts_at(elsewhere.mount_point)
+
+
 def test_a_worker_that_crashes_again_and_again_is_given_up(
     state: StateLayout, settings: RepoSettings
 ) -> None:
