@@ -23,6 +23,7 @@ from artifactfs.daemon.control.client import ControlClient, DaemonNotRunning
 from artifactfs.paths import StateLayout
 from benchmarks.fast_import import quiet_git_environment
 from tests.e2e.mount_table import clear_mounts, descendants, mounts_below, serving_process
+from tests.forking import ForkedProcess, servers
 from tests.watching import check_trespasses, watch_environment
 
 PROGRAMS = Path(sys.executable).parent
@@ -72,7 +73,7 @@ class ArtifactsProcess:
         self.log = directory / "server.log"
         self.port = free_port()
         self.namespace = "tests"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkedProcess | None = None
         self.api_token = ""
         self.account = ""
 
@@ -89,14 +90,11 @@ class ArtifactsProcess:
         """Start serving; returns when requests are answered."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    PROGRAMS / "artifacts-server",
-                    *("serve", "--data", self.data, "--listen", f"127.0.0.1:{self.port}"),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
+            self._process = servers().start(
+                *("serve", "--data", str(self.data), "--listen", f"127.0.0.1:{self.port}"),
+                environment=os.environ,
                 stderr=log,
+                stdout_too=True,
             )
         wait_until(self._answers, f"artifacts-server (see {self.log})")
         if not self.api_token:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import json
 import os
 import subprocess
@@ -14,15 +13,11 @@ from typing import Any
 from artifactfs.daemon.host import overlayfs
 from artifactfs.features import VARIABLE
 from artifactfs.paths import RepoLayout
-from tests.fs.driver_fork import DriverProcess, Forks
+from tests.forking import ForkedProcess, mounts
 from tests.watching import check_trespasses, watch_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = "import runpy; runpy.run_module('tests.fs.mount_driver', run_name='__main__')"
-
-
-forks = functools.cache(Forks)
-"""The one of this process."""
 
 
 class MountFailed(Exception):
@@ -46,7 +41,7 @@ class Mount:
         """Of the process, beside ours."""
         self.first = ""
         """Python that the process runs before anything of ours."""
-        self.process: subprocess.Popen[bytes] | DriverProcess | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
         self.native = False
         """The kernel's overlayfs takes the writes, above the mount that the process serves."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -76,7 +71,9 @@ class Mount:
                     env=environment,
                 )
             else:
-                self.process = forks().start(json.dumps(full), environment, stderr)
+                self.process = mounts().start(
+                    json.dumps(full), environment=environment, stderr=stderr
+                )
         answer = self._hear()
         if "mounted" not in answer:
             self.process.wait()

@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 
 from artifactfs.server.storage.installation import Installation
 from artifactfs.server.storage.settings import DataLayout
+from tests.forking import ForkedProcess, servers
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
 _CAPTURED: Any = {"capture_output": True, "text": True, "check": False}
@@ -31,7 +32,7 @@ class Server:
 
     root: Path
     options: list[str] = field(default_factory=list)
-    process: subprocess.Popen[str] | None = None
+    process: ForkedProcess | None = None
     url: str = ""
     banner: list[str] = field(default_factory=list)
     api_token: str = ""
@@ -62,18 +63,13 @@ class Server:
     def start(self) -> Server:
         listen = urlsplit(self.url).netloc or "127.0.0.1:0"
         with (self.root / "server.err").open("a") as errors:
-            self.process = subprocess.Popen(
-                [
-                    *[*SERVER, "serve", "--data", str(self.data), "--listen", listen],
-                    *["--access-log", str(self.log_path), "--log-oids", *self.options],
-                ],
-                stdout=subprocess.PIPE,
+            self.process = servers().start(
+                *["serve", "--data", str(self.data), "--listen", listen],
+                *["--access-log", str(self.log_path), "--log-oids", *self.options],
+                environment=self.environment or os.environ,
                 stderr=errors,
-                text=True,
-                env=self.environment,
             )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        line = self.process.stdout.readline().decode()
         assert line.startswith("listening on "), (line, self.errors())
         self.url = line.split()[-1]
         self.banner.append(line)
@@ -104,9 +100,8 @@ class Server:
         self._reap()
 
     def _reap(self) -> int:
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
         status = self.process.wait(timeout=20)
-        self.process.stdout.close()
         self.process = None
         return status
 

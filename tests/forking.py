@@ -1,13 +1,14 @@
-"""Forks the processes that serve mounts: a new interpreter loads what they need in a third of a
-second, a fork has it, as in the daemon.
+"""Forks processes of ours from one that has loaded what they need, as the daemon does with workers.
 
-A request is one JSON object on a SOCK_SEQPACKET pair, with four descriptors attached: the new
-process's standard streams, and a pipe that its exit status is written into.
+A new interpreter loads the server in a second and a mount in a third of one; a fork has it. A
+request is one JSON object on a SOCK_SEQPACKET pair, with four descriptors attached: the standard
+streams of the new process, and a pipe that its exit status is written into.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import importlib
 import json
@@ -17,22 +18,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from tests.watching import watch_environment
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 1 << 16
 
 
-class DriverProcess:
+class ForkedProcess:
     """One of them, as `subprocess.Popen` has it."""
 
     def __init__(self, pid: int, stdin: int, stdout: int, status: int) -> None:
         self.pid = pid
-        self.stdin: IO[bytes] | None = open(stdin, "wb", buffering=0)  # noqa: SIM115
-        self.stdout: IO[bytes] | None = open(stdout, "rb")  # noqa: SIM115
+        self.stdin: IO[bytes] = open(stdin, "wb", buffering=0)  # noqa: SIM115
+        self.stdout: IO[bytes] = open(stdout, "rb")  # noqa: SIM115
         self._status = open(status, "rb", buffering=0)  # noqa: SIM115
         self.returncode: int | None = None
 
@@ -42,7 +45,7 @@ class DriverProcess:
     def wait(self, timeout: float | None = None) -> int:
         """Raises: subprocess.TimeoutExpired."""
         if not self._has_ended(timeout):
-            raise subprocess.TimeoutExpired("a process that serves a mount", timeout or 0)
+            raise subprocess.TimeoutExpired("a forked process", timeout or 0)
         assert self.returncode is not None
         return self.returncode
 
@@ -52,26 +55,34 @@ class DriverProcess:
                 return False
             self.returncode = int(self._status.read(16))
             for stream in (self.stdin, self.stdout, self._status):
-                assert stream is not None
                 stream.close()
         return True
 
-    def kill(self) -> None:
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class Forks:
     """The process that forks them, as long as this one lives."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str, *loaded: str, **environment: str) -> None:
+        """Each runs ``main`` of `module`, as ``python -m`` would; `loaded` are modules that it
+        loads later. `environment`: what decides about what is loaded, beside ours."""
+        self._lock = threading.Lock()
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", "from tests.fs.driver_fork import main; main()"],
+                [sys.executable, "-c", "from tests.forking import main; main()", module, *loaded],
                 stdin=theirs.fileno(),
                 cwd=ROOT,
-                env=os.environ | watch_environment(Path(os.devnull)),
+                env=os.environ | environment,
             )
         atexit.register(self.end)
 
@@ -79,25 +90,47 @@ class Forks:
         self._connection.close()
         self._process.wait()
 
-    def start(self, config: str, environment: dict[str, str], stderr: IO[bytes]) -> DriverProcess:
-        """`environment` is the whole of it."""
+    def start(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str],
+        stderr: IO[Any],
+        stdout_too: bool = False,
+    ) -> ForkedProcess:
+        """`environment` is the whole of it. Its standard output is a pipe, unless that is to go
+        where its errors go."""
         stdin, to_stdin = os.pipe()
         from_stdout, stdout = os.pipe()
         from_status, status = os.pipe()
-        request = json.dumps({"config": config, "environment": environment}).encode()
-        theirs = [stdin, stdout, stderr.fileno(), status]
-        socket.send_fds(self._connection, [request], theirs)
+        request = json.dumps({"arguments": arguments, "environment": dict(environment)}).encode()
+        out = stderr.fileno() if stdout_too else stdout
+        theirs = [stdin, out, stderr.fileno(), status]
+        with self._lock:
+            socket.send_fds(self._connection, [request], theirs)
+            pid = int(self._connection.recv(MOST_BYTES))
         for descriptor in (stdin, stdout, status):
             os.close(descriptor)
-        return DriverProcess(
-            int(self._connection.recv(MOST_BYTES)), to_stdin, from_stdout, from_status
-        )
+        return ForkedProcess(pid, to_stdin, from_stdout, from_status)
+
+
+@functools.cache
+def mounts() -> Forks:
+    """For all mounts of this process of tests."""
+    return Forks("tests.fs.mount_driver", **watch_environment(Path(os.devnull)))
+
+
+@functools.cache
+def servers() -> Forks:
+    """For all servers of this process of tests."""
+    return Forks("artifactfs.server.cli", "artifactfs.server.service", "artifactfs.server.app")
 
 
 def main() -> None:
     """The process that forks: no thread, and nothing but waiting."""
     connection = socket.socket(fileno=os.dup(0))
-    driver = importlib.import_module("tests.fs.mount_driver")
+    module = importlib.import_module(sys.argv[1])
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
     gc.freeze()
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
@@ -117,7 +150,7 @@ def main() -> None:
                 return
             pid = os.fork()
             if pid == 0:
-                _serve(driver, json.loads(data), received)
+                _run(module, json.loads(data), received)
             child = os.pidfd_open(pid)
             children[child] = pid, received.pop()
             waiting.register(child, select.POLLIN)
@@ -126,7 +159,7 @@ def main() -> None:
             connection.send(b"%d" % pid)
 
 
-def _serve(driver: Any, request: dict[str, Any], received: list[int]) -> NoReturn:
+def _run(module: Any, request: dict[str, Any], received: list[int]) -> NoReturn:
     code = 1
     try:
         for number, descriptor in enumerate(received[:3]):
@@ -134,8 +167,8 @@ def _serve(driver: Any, request: dict[str, Any], received: list[int]) -> NoRetur
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         os.environ.clear()
         os.environ.update(request["environment"])
-        sys.argv = ["mount_driver", request["config"]]
-        driver.main()
+        sys.argv = [module.__name__, *request["arguments"]]
+        module.main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
