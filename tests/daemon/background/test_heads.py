@@ -55,6 +55,7 @@ def test_the_status_does_not_wait_for_a_slow_count(
             filesystem=unused,
             background=background,
             following=unused,
+            priming=unused,
             history=ArrivingHistory(layout.gitdir, unused, complete=True),
         )
         with trio.fail_after(20):
