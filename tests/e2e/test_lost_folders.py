@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -199,3 +200,24 @@ def test_a_damaged_commit_graph_is_removed(written: Path, daemon: DaemonProcess)
     assert daemon.told("odd")["damage"][0]["mended"]
     log = ["git", "-C", str(daemon.mounts / "odd"), "log", "--format=%H"]
     assert subprocess.run(log, check=True, capture_output=True).stdout == history
+
+
+def test_indexes_that_are_cut_under_a_mount(written: Path, daemon: DaemonProcess) -> None:
+    """Of packs of trees: git makes them anew at once."""
+    assert start(daemon) == "mounted"
+    top = daemon.mounts / "odd"
+    for index in (written / "git/objects/pack").glob("*.idx"):
+        index.chmod(0o644)
+        os.truncate(index, 1000)
+    wait_until(lambda: is_whole(top), "everything can be looked at")
+    check_named(daemon, ".idx", "is damaged")
+    git = ["git", "-C", str(top), "log", "--oneline"]
+    assert subprocess.run(git, check=True, capture_output=True).stderr == b""
+
+
+def is_whole(top: Path) -> bool:
+    """Right, or EIO."""
+    failed: list[OSError] = []
+    count = sum(len(files) for _, _, files in os.walk(top, onerror=failed.append))
+    assert all(error.errno == errno.EIO for error in failed)
+    return not failed and count > 300

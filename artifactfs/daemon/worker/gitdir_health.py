@@ -20,6 +20,7 @@ from artifactfs.git.repository.soundness import (
     faults,
     mend_indexes,
     refetch,
+    reindex,
 )
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class GitdirHealth:
     def __init__(self, gitdir: Path, damage: DamageReport) -> None:
         self._gitdir = gitdir
         self._damage = damage
+        self._met_index = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
 
     def drop_damaged_own_config(self) -> None:
         """See `soundness`. Raises: OSError."""
@@ -46,11 +49,20 @@ class GitdirHealth:
         for fault in found:
             self._damage.mended(fault.path, fault.what, fault.mend)
 
-    def met_corrupt(self, pack: Path) -> None:
-        """Those of the cache are dropped and fetched again by themselves."""
-        if self._gitdir in pack.parents:
+    def met_corrupt(self, file: Path) -> None:
+        """A pack or its index. Those of the cache are dropped and fetched again by themselves.
+
+        For any thread."""
+        if self._gitdir not in file.parents:
+            return
+        if file.suffix == ".idx":
+            what = "is damaged: what is in its pack is not found"
+            self._damage.found(file, what, reindex(file.with_suffix(".pack")))
+            if self._token is not None:
+                self._token.run_sync_soon(lambda: self._met_index.set())
+        else:
             what = "is damaged: an object in it cannot be read"
-            self._damage.found(pack, what, refetch(self._gitdir, pack))
+            self._damage.found(file, what, refetch(self._gitdir, file))
 
     async def look(self, odb: ObjectDatabase) -> None:
         """Mend or say which of its files are damaged; what can be read is served all the same."""
@@ -64,6 +76,18 @@ class GitdirHealth:
             return
         for fault in found:
             self._damage.found(fault.path, fault.what, fault.mend)
+
+    async def keep_indexes(self, odb: ObjectDatabase) -> None:
+        """Mend those that are damaged while they are in use, until cancelled."""
+        self._token = trio.lowlevel.current_trio_token()
+        while True:
+            await self._met_index.wait()
+            self._met_index = trio.Event()
+            try:
+                if await self.mend_indexes(deep=True):
+                    odb.refresh()
+            except OSError as error:
+                log.warning("indexes of packs cannot be made anew: %s", error)
 
     async def explain(self, error: MissingObject | CorruptData) -> ArtifactFSError:
         """An object that the mount needs cannot be read: the file that is to blame."""

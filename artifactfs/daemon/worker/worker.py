@@ -563,6 +563,7 @@ class Worker:
             if self._writes.native:
                 nursery.start_soon(self._watch_above, filesystem)
             nursery.start_soon(self._gitdir.look, odb)
+            nursery.start_soon(self._gitdir.keep_indexes, odb)
             nursery.start_soon(jobs.run)
             await filesystem.index_ready.wait()
             await self._git_place.open(filesystem.features)

@@ -96,6 +96,14 @@ class _Pack:
         offset = self.index.offset(oid)
         return None if offset is None or oid in self.bad else offset
 
+    def is_whole(self) -> bool:
+        """Whether its index is as long as when it was opened. In what was cut off a mapping shows
+        zeros to the end of the page; whoever looks behind that page is ended (SIGBUS)."""
+        try:
+            return os.stat(self.path.with_suffix(".idx")).st_size == self.index.size
+        except OSError:
+            return False
+
     def lacking(self, oids: list[Oid]) -> list[Oid]:
         """Those of `oids` that are not in it, in their order."""
         if self.bad:
@@ -133,6 +141,12 @@ class _Directory:
         packs = (f"{name[:-4]}.pack" for name in inodes if name.endswith(".idx"))
         return {(name, inodes[name]) for name in packs if name in inodes}
 
+    def forget(self, pack: _Pack) -> None:
+        """Open it anew at the next look, whether or not the folder has changed."""
+        for file in [file for file, known in self.packs.items() if known is pack]:
+            del self.packs[file]
+            self._scanned_ns = -1
+
     def loose_folders(self) -> set[int]:
         """The first bytes of the oids of loose objects that may be here."""
         try:
@@ -159,7 +173,8 @@ class ObjectDatabase:
         self._last: _Pack | None = None  # where the last object was: the next is often there too
         self._corrupt: set[Path] = set()
         self.on_corrupt: Callable[[Path], None] = _ignore
-        """Told of each pack in which a corrupt object is met. Any thread calls it."""
+        """Told of each pack in which a corrupt object is met, and of each index that was cut. Any
+        thread calls it."""
         self._next_key = 1
         self._protection = Protection.kept_in(gitdir)
         self._hollow: dict[Oid, bool] = {}
@@ -208,6 +223,7 @@ class ObjectDatabase:
         for _ in range(10):
             found = self.read(oid)
             if found is None:
+                self._let_go_of_cut()
                 raise MissingObject(oid)
             kind, content = found
             if kind != "tag":
@@ -445,6 +461,7 @@ class ObjectDatabase:
     def _require(self, oid: Oid, wanted: Kind) -> bytes:
         found = self.read(oid)
         if found is None:
+            self._let_go_of_cut()
             raise MissingObject(oid)
         if found[0] != wanted:
             raise CorruptData(f"{oid.hex()} is a {found[0]}, not a {wanted}")
@@ -454,6 +471,18 @@ class ObjectDatabase:
         pack.bad.add(oid)
         self._corrupt.add(pack.path)
         self.on_corrupt(pack.path)
+
+    def _let_go_of_cut(self) -> None:
+        """Something that has to be here is not found: perhaps since an index was cut. Its pack is
+        opened anew when the folder is looked at."""
+        for pack in [pack for pack in self._packs if not pack.is_whole()]:
+            with self._lock:
+                for directory in self._directories:
+                    directory.forget(pack)
+                self._packs = [known for known in self._packs if known is not pack]
+                self._last = None
+            self._corrupt.add(pack.path)
+            self.on_corrupt(pack.path.with_suffix(".idx"))
 
     # What is on disk
 

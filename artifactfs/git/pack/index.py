@@ -86,6 +86,11 @@ class PackIndex:
         return self._count
 
     @property
+    def size(self) -> int:
+        """Bytes of the file when it was opened."""
+        return len(self._map)
+
+    @property
     def pack_checksum(self) -> bytes:
         """The checksum of the pack that this index is of."""
         return self._map[-40:-20]

@@ -196,8 +196,7 @@ def _packs(gitdir: Path) -> Iterator[Fault]:
     folder = gitdir / "objects" / "pack"
     for path in sorted(folder.glob("pack-*.pack")):
         index = path.with_suffix(".idx")
-        quoted = shlex.quote(str(path))
-        again = f"rm -f {shlex.quote(str(index))}; git index-pack {quoted}"
+        again = reindex(path)
         if not index.exists():
             yield Fault(index, "is missing: what is in its pack is not found", again)
             continue
@@ -253,6 +252,12 @@ def refetch(gitdir: Path, pack: Path) -> str:
     stem = shlex.quote(str(pack.with_suffix("")))
     git = f"git --git-dir={shlex.quote(str(gitdir))}"
     return f"rm -f {stem}.*; {git} fetch --all --refetch  (what was pushed is fetched again)"
+
+
+def reindex(pack: Path) -> str:
+    """What to do about a damaged index of a pack."""
+    index = shlex.quote(str(pack.with_suffix(".idx")))
+    return f"rm -f {index}; git index-pack {shlex.quote(str(pack))}"
 
 
 def _ends_with(path: Path, checksum: bytes) -> bool:

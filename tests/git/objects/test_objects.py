@@ -353,3 +353,24 @@ def test_damaged_loose_objects_are_not_here(tmp_path: Path) -> None:
 
 def test_git_agrees_after_all_of_this(sample: SampleRepository) -> None:
     subprocess.run(["git", "-C", str(sample.path), "fsck", "--strict"], check=True)
+
+
+def test_an_index_that_is_cut_while_it_is_open(sample: SampleRepository, tmp_path: Path) -> None:
+    """It is named where something is missed, and used again when it is whole."""
+    git(tmp_path, "init", "-q", "--bare", "repo.git")
+    gitdir = tmp_path / "repo.git"
+    trees = [oid for oid, (kind, _) in sample.contents.items() if kind == "tree"][:20]
+    git(gitdir, "index-pack", "--stdin", data=sample.pack(oids=trees))
+    (index,) = (gitdir / "objects/pack").glob("*.idx")
+    odb, told = ObjectDatabase(gitdir), list[Path]()
+    odb.on_corrupt = told.append
+    whole = index.read_bytes()
+    assert len(whole) < 4096  # all in one page: who looks behind it would be ended
+    index.chmod(0o644)
+    os.truncate(index, 1080)
+    with pytest.raises(MissingObject):
+        odb.whole_tree(trees[0])
+    assert told[-1] == index
+    assert odb.drain_corrupt() == [index.with_suffix(".pack")]
+    index.write_bytes(whole)
+    assert [odb.read(oid) for oid in trees] == [sample.contents[oid] for oid in trees]

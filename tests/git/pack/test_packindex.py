@@ -28,3 +28,17 @@ def test_a_look_up_among_many(tmp_path: Path) -> None:
     index = PackIndex(tmp_path / "x.idx")
     assert all(index.offset(entry.oid) == entry.offset for entry in entries[::7])
     assert not any(index.offset(oid[:19] + b"\0") for oid in oids[::7] if oid[19])
+    assert index.lacking(oids) == []
+    assert index.has_prefix(oids[0].hex()[:12]) and not index.has_prefix("f" * 39 + "0")
+    assert list(index.oids()) == oids
+
+
+def test_oids_that_are_not_even(tmp_path: Path) -> None:
+    """As somebody may choose them."""
+    oids = [bytes([7]) + number.to_bytes(19, "big") for number in range(5_000)]
+    oids += [bytes([7]) + b"\xff" * 15 + number.to_bytes(4, "big") for number in range(5_000)]
+    entries = [PackEntry(oid, 0, 12 + number) for number, oid in enumerate(oids)]
+    (tmp_path / "x.idx").write_bytes(encode_index(entries, bytes(20)))
+    index = PackIndex(tmp_path / "x.idx")
+    assert [index.offset(oid) for oid in oids[::37]] == [entry.offset for entry in entries[::37]]
+    assert index.offset(bytes([7]) + b"\x80" * 19) is None
