@@ -35,7 +35,7 @@ class SpareDaemon:
             except BaseException:
                 throw_away(daemon)
                 raise
-            self._as_new = set(daemon.state.rglob("*"))
+            self._as_new = files_of(daemon)
         self._pid = daemon.pid
         return daemon
 
@@ -68,17 +68,22 @@ class SpareDaemon:
         if mounts_below(daemon.directory) or list(daemon.mounts.iterdir()):
             return False
         check_trespasses(daemon.trespasses)
-        for path in sorted(set(daemon.state.rglob("*")) - self._as_new, reverse=True):
+        for path in sorted(files_of(daemon) - self._as_new, reverse=True):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         known = {daemon.state, daemon.mounts, daemon.log, daemon.directory / "notify.sock"}
         for path in set(daemon.directory.iterdir()) - known:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         daemon.log.write_text("")  # it is written at its end
-        return self._as_new == set(daemon.state.rglob("*"))
+        return self._as_new == files_of(daemon)
 
     def end(self) -> None:
         if self._spare is not None:
             throw_away(self._spare)
+
+
+def files_of(daemon: DaemonProcess) -> set[Path]:
+    """What lies in its state root, but the sockets, which it makes when it is ready."""
+    return {path for path in daemon.state.rglob("*") if not path.is_socket()}
 
 
 def throw_away(daemon: DaemonProcess) -> None:

@@ -26,6 +26,7 @@ def written(daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository])
 
 def write(daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository], writes: str) -> Path:
     mount = daemon.add_repo("odd", remote_repo().url, "--writes", writes)
+    daemon.wait_for("odd", "history")
     (mount / "new").write_text("new\n")
     (mount / "README.md").write_text("changed\n")
     daemon.stop()

@@ -352,6 +352,6 @@ def read_all(mount: Mount, source: Path, names: list[str]) -> str:
             assert (source / name).read_bytes() == b"%d" % int(name[1:])
             assert (source / name).stat().st_mode & 0o7777 == 0o640
         except OSError as error:
-            assert error.errno == errno.EIO
+            assert error.errno == errno.EIO, mount.stderr()
             wrong += 1
     return "EIO for some" if wrong else "right"

@@ -117,7 +117,8 @@ def test_http_2_goes_on_after_answers_that_were_given_up(
         for _ in range(3):
             with trio.fail_after(20):
                 async with remote.fetch_pack([large], urgent=True) as pack:
-                    assert await anext(pack)
+                    while not await anext(pack):
+                        pass  # what came first may be no part of the pack
                 assert await read_pack(remote, small, urgent=True)
 
     with http2_server(bare.parent, certificate) as url:
