@@ -135,6 +135,7 @@ class Kept:
     mounts: dict[str, KeptMount] = field(default_factory=dict)
     path: Path | None = None
     listener: socket.socket | None = None
+    _bound: int | None = None
     stopped: set[str] = field(default_factory=set)
     """Those that somebody wants ended, while there is no supervisor."""
     store: Store | None = None
@@ -194,9 +195,13 @@ class Kept:
     # Without a supervisor
 
     def _listen(self) -> None:
-        """With the first mount: a socket that is there already is of a keeper that is released."""
-        if self.listener is not None or self.path is None:
+        """With the first mount: a socket that is there already is of a keeper that is released.
+        Again where somebody has removed ours."""
+        if self.path is None or (self.listener is not None and _inode(self.path) == self._bound):
             return
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         previous = os.umask(0o177)
         try:
@@ -208,7 +213,7 @@ class Kept:
             log.error("mounts end with the daemon: %s: %s", self.path, error)
             listener.close()
         else:
-            self.listener = listener
+            self.listener, self._bound = listener, _inode(self.path)
         finally:
             os.umask(previous)
 
@@ -250,6 +255,14 @@ class Kept:
             self.stopped.add(one)
             self.mounts[one].signal(signal.SIGTERM)
         return len(stopped)
+
+
+def _inode(path: Path) -> int | None:
+    """None: it is not there."""
+    try:
+        return path.lstat().st_ino
+    except OSError:
+        return None
 
 
 @dataclass(slots=True)

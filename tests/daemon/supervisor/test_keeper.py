@@ -88,6 +88,26 @@ def test_many_mounts_are_kept(keeper_socket: Path) -> None:
     assert descriptors() <= before + 1  # what trio keeps
 
 
+def test_whose_socket_was_removed_is_found_with_the_next_mount(keeper_socket: Path) -> None:
+    """By a program that cleans up folders, say."""
+    pid, start = os.getpid(), start_time_of(os.getpid())
+
+    async def body(pool: WorkerPool) -> None:
+        await pool.keep(mount_of("one", pid, start))
+        await pool.fork({"trial": "00"})
+        os.unlink(keeper_socket)
+        await pool.keep(mount_of("two", pid, start))
+        await pool.fork({"trial": "00"})
+
+    with_pool(keeper_socket, body)
+    inherited = inherit(keeper_socket)
+    assert inherited is not None
+    assert {mount.message["held"] for mount in inherited.mounts} == {"one", "two"}
+    for mount in inherited.mounts:
+        os.close(mount.descriptor)
+    inherited.release()
+
+
 def test_another_process_of_the_same_number_is_not_taken_for_it(sleeping: int) -> None:
     kept = Kept()
     mount = mount_of("one", sleeping, "12345")
@@ -129,7 +149,7 @@ def test_a_process_that_comes_too_late_serves_nothing(
         while (left := children_of(pool.pid)) != [second.pid]:
             assert second.pid in left
             await trio.sleep(0.02)
-        second.signal(signal.SIGTERM)
+        second.signal(signal.SIGKILL)
         await second.wait()
         await second.stream.aclose()
         second.close()
