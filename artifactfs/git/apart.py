@@ -66,8 +66,13 @@ _NO_FETCH = {
 """Git says what is missing, rather than fetch it."""
 
 
-_NO_FSMONITOR = ("core.fsmonitor", "false")
-"""The command of a gitdir may read what it answers in the mount, by its absolute path."""
+_OURS: tuple[surroundings.Setting, ...] = (
+    # The command of a gitdir may read what it answers in the mount, by its absolute path.
+    ("core.fsmonitor", "false"),
+    # Indexes of packs are mapped as they are; those of version 1 we would have to convert.
+    ("pack.indexVersion", "2"),
+)
+"""Settings of every process of ours on a gitdir, whatever its user has configured."""
 
 
 def git_environment(
@@ -113,7 +118,7 @@ def gitdir_environment(
     if extra and "GIT_OBJECT_DIRECTORY" in extra:
         seen.pop("GIT_ALTERNATE_OBJECT_DIRECTORIES", None)
     fetching = {} if may_fetch else _NO_FETCH
-    apart = (*more, _NO_FSMONITOR)
+    apart = (*more, *_OURS)
     return git_environment({**seen, **fetching, **(extra or {})}, gitdir=gitdir, more=apart)
 
 

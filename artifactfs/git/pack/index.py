@@ -1,4 +1,8 @@
-"""Pack index files, version 2 (``gitformat-pack``): written for packs of ours, read for any."""
+"""Pack index files (``gitformat-pack``): of version 2 for packs of ours, and read for any.
+
+Git writes version 1 where ``pack.indexVersion`` says so. Such a file is brought into the form of
+version 2 when it is opened, 28 bytes of memory for each object.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,9 @@ _FANOUT_BYTES = 256 * 4
 _FANOUT_AT = len(_SIGNATURE)
 _OIDS_AT = _FANOUT_AT + _FANOUT_BYTES
 _LARGE = 1 << 31
+_ENTRY_1 = 24
+"""Bytes of an entry in version 1: offset and oid."""
+_CHECKSUMS = 40
 _AS_MANY = 8
 """Entries that are looked through for each that is looked for."""
 _SCAN_ENTRIES = 24
@@ -55,6 +62,40 @@ def _big_endian(words: array[int]) -> bytes:
     return words.tobytes()
 
 
+def _as_version_2(data: mmap.mmap | bytes, path: Path) -> bytes:
+    """The content of an index of version 1 in the form of version 2, its CRCs all 0.
+
+    Its checksum is looked at here, since the new form needs one of its own. Raises: CorruptData.
+    """
+    count = int.from_bytes(data[_FANOUT_BYTES - 4 : _FANOUT_BYTES], "big")
+    end = _FANOUT_BYTES + _ENTRY_1 * count
+    if len(data) != end + _CHECKSUMS:
+        raise CorruptData(f"{path} is not a pack index of version 1 or 2")
+    if hashlib.sha1(data[:-20], usedforsecurity=False).digest() != data[-20:]:
+        raise CorruptData(f"{path} does not match its checksum")
+    table = data[_FANOUT_BYTES:end]
+    places, oids = bytearray(4 * count), bytearray(20 * count)
+    for byte in range(4):
+        places[byte::4] = table[byte::_ENTRY_1]
+    for byte in range(20):
+        oids[byte::20] = table[4 + byte :: _ENTRY_1]
+    offsets = struct.unpack(f">{count}I", places)
+    large = [offset for offset in offsets if offset >= _LARGE]
+    numbers = iter(range(len(large)))
+    small = array("I", (at if at < _LARGE else _LARGE | next(numbers) for at in offsets))
+    parts = (
+        _SIGNATURE,
+        data[:_FANOUT_BYTES],
+        oids,
+        bytes(4 * count),
+        _big_endian(small),
+        struct.pack(f">{len(large)}Q", *large),
+        data[end : end + 20],
+    )
+    body = b"".join(parts)
+    return body + hashlib.sha1(body, usedforsecurity=False).digest()
+
+
 class PackIndex:
     """A mapped .idx file. Thread-safe; the mapping ends with the last reference.
 
@@ -62,33 +103,36 @@ class PackIndex:
     the object, because it does not hash to its oid.
     """
 
-    __slots__ = ("_count", "_crcs_at", "_fanout", "_large_at", "_map", "_offsets_at")
+    __slots__ = (
+        *("_count", "_crcs_at", "_fanout", "_has_crcs", "_large_at", "_map", "_offsets_at"),
+        "size",
+    )
 
     def __init__(self, path: Path) -> None:
         """Raises: CorruptData, OSError."""
         with path.open("rb") as file:
             try:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError:
                 raise CorruptData(f"{path} is empty") from None
-        if self._map[:_FANOUT_AT] != _SIGNATURE or len(self._map) < _OIDS_AT + 40:
-            raise CorruptData(f"{path} is not a pack index of version 2")
+        self.size = len(self._map)
+        """Bytes of the file when it was opened."""
+        self._has_crcs = self._map[:_FANOUT_AT] == _SIGNATURE
+        if not self._has_crcs:
+            self._map = _as_version_2(self._map, path)
+        if len(self._map) < _OIDS_AT + _CHECKSUMS:
+            raise CorruptData(f"{path} is damaged")
         self._fanout: tuple[int, ...] = (0, *struct.unpack_from(">256I", self._map, _FANOUT_AT))
         self._count = count = self._fanout[256]
         self._crcs_at = _OIDS_AT + 20 * count
         self._offsets_at = self._crcs_at + 4 * count
         self._large_at = self._offsets_at + 4 * count
-        rest = len(self._map) - self._large_at - 40
+        rest = len(self._map) - self._large_at - _CHECKSUMS
         if rest < 0 or rest % 8 or list(self._fanout) != sorted(self._fanout):
             raise CorruptData(f"{path} is damaged")
 
     def __len__(self) -> int:
         return self._count
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file when it was opened."""
-        return len(self._map)
 
     @property
     def pack_checksum(self) -> bytes:
@@ -176,7 +220,9 @@ class PackIndex:
         return [at if at < _LARGE else self._offset_number(n) for n, at in enumerate(words)]
 
     def entries(self) -> Iterator[PackEntry]:
-        """Every entry, in order of oids."""
+        """Every entry, in order of oids. Raises: CorruptData for version 1, which has no CRCs."""
+        if not self._has_crcs:
+            raise CorruptData("a pack index of version 1 has no CRC-32 of its entries")
         crcs = struct.unpack_from(f">{self._count}I", self._map, self._crcs_at)
         for number, (oid, crc) in enumerate(zip(self.oids(), crcs, strict=True)):
             yield PackEntry(oid, crc, self._offset_number(number))

@@ -33,7 +33,8 @@ async def write_index(pack: Path, index: Path) -> None:
 
     Raises: GitFailed, for a bad pack as well as for a full disk.
     """
-    arguments = ("-c", "pack.writeReverseIndex=false", "index-pack", "-o", str(index), str(pack))
+    settings = ("-c", "pack.writeReverseIndex=false", "-c", "pack.indexVersion=2")
+    arguments = (*settings, "index-pack", "-o", str(index), str(pack))
     # No repository, so that git compares nothing with objects that are here: its GIT_DIR is none.
     await run_git(*arguments, env={"GIT_DIR": str(pack.parent)}, deadline_s=DEADLINE_S)
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
+import subprocess
 from pathlib import Path
 
+import pytest
+
+from artifactfs.errors import CorruptData
 from artifactfs.git.pack.index import PackIndex, encode_index
 from artifactfs.git.pack.parser import PackEntry
 from tests.git.pack_samples import blob_id
@@ -42,3 +48,56 @@ def test_oids_that_are_not_even(tmp_path: Path) -> None:
     index = PackIndex(tmp_path / "x.idx")
     assert [index.offset(oid) for oid in oids[::37]] == [entry.offset for entry in entries[::37]]
     assert index.offset(bytes([7]) + b"\x80" * 19) is None
+
+
+@pytest.mark.parametrize("count", [1, 500])
+def test_an_index_of_version_1_as_git_writes_it(tmp_path: Path, count: int) -> None:
+    indexes = []
+    subprocess.run(["git", "init", "-q", "--bare", str(tmp_path)], check=True)
+    oids = [
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "hash-object", "-w", "--stdin"],
+            input=b"%d" % number,
+            capture_output=True,
+            check=True,
+        ).stdout
+        for number in range(count)
+    ]
+    for version in (1, 2):
+        subprocess.run(
+            ["git", "pack-objects", "-q", f"--index-version={version}", f"v{version}"],
+            cwd=tmp_path,
+            input=b"".join(oids),
+            check=True,
+            capture_output=True,
+        )
+        path = next(tmp_path.glob(f"v{version}-*.idx"))
+        indexes.append(PackIndex(path))
+        assert indexes[-1].size == path.stat().st_size
+    one, two = indexes
+    one.check()
+    assert list(one.oids()) == list(two.oids()) and one.offsets() == two.offsets()
+    assert one.pack_checksum == two.pack_checksum and len(one) == count
+    assert all(one.offset(oid) == two.offset(oid) for oid in one.oids())
+    assert one.lacking([bytes(20)]) == [bytes(20)]
+    with pytest.raises(CorruptData):
+        next(one.entries())
+    path = next(tmp_path.glob("v1-*.idx"))
+    damaged = bytearray(path.read_bytes())
+    damaged[1030] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(damaged)
+    with pytest.raises(CorruptData):
+        PackIndex(path)
+
+
+def test_an_index_of_version_1_with_offsets_beyond_2_gb(tmp_path: Path) -> None:
+    offsets = [12, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
+    oids = [bytes([n * 50]) * 20 for n in range(4)]
+    fanout = [sum(oid[0] <= byte for oid in oids) for byte in range(256)]
+    entries = [struct.pack(">I20s", at, oid) for at, oid in zip(offsets, oids, strict=True)]
+    body = struct.pack(">256I", *fanout) + b"".join(entries) + b"c" * 20
+    (tmp_path / "x.idx").write_bytes(body + hashlib.sha1(body).digest())
+    index = PackIndex(tmp_path / "x.idx")
+    assert index.offsets() == offsets
+    assert [index.offset(oid) for oid in oids] == offsets
