@@ -94,7 +94,19 @@ def _packed(gitdir: Path, ref: str) -> Oid | None:
     return bytes.fromhex(found[1]) if found else None
 
 
+def symlinked_ref(path: Path) -> str | None:
+    """The ref that the symlink `path` names, as older gits and ``core.preferSymlinkRefs`` have HEAD
+    on a branch; None for anything else."""
+    try:
+        target = os.readlink(path)
+    except OSError:
+        return None
+    return target if valid_ref(target) else None
+
+
 def _read_line(path: Path) -> str:
+    if (target := symlinked_ref(path)) is not None:
+        return f"{_SYMBOLIC} {target}"
     try:
         return path.read_text("utf-8", "surrogateescape").strip(_BLANK)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

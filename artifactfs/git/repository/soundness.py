@@ -22,6 +22,7 @@ from artifactfs.errors import CorruptData
 from artifactfs.git.command import GitFailed
 from artifactfs.git.pack.index import PackIndex
 from artifactfs.git.pack.index_pack import write_index
+from artifactfs.git.repository.refs import symlinked_ref
 from artifactfs.git.surroundings import OWN_CONFIG_PATH
 
 _HEX = re.compile(rb"[0-9a-f]{40}")
@@ -78,6 +79,8 @@ def _read(path: Path) -> bytes | None:
 
 def _head(gitdir: Path) -> Iterator[Fault]:
     path = gitdir / "HEAD"
+    if symlinked_ref(path) is not None:
+        return
     content = _read(path)
     if content is None or not _HEAD.fullmatch(content):
         what = "is missing" if content is None else "names no branch and no commit"
