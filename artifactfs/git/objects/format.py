@@ -15,7 +15,8 @@ from artifactfs.git.pack.format import Oid
 
 
 class TreeEntry(NamedTuple):
-    """One name of a tree; `mode` as in the tree object (0o100644, 0o40000, 0o120000, 0o160000…)."""
+    """One name of a tree; `mode` as in the tree object (0o100644, 0o40000, 0o120000, 0o160000…);
+    what is of none of these kinds is a gitlink, as for git."""
 
     name: bytes
     mode: int
@@ -59,11 +60,17 @@ def parse_whole_tree(content: bytes) -> list[TreeEntry]:
     numbers = {mode: int(mode, 8) for mode in set(modes)}
     if any(number > _MAX_MODE for number in numbers.values()):
         raise CorruptData("a tree object has an impossible mode")
+    for mode, number in numbers.items():
+        if number & _KIND not in _KINDS:
+            numbers[mode] = _GITLINK  # as `canon_mode` in git's object.h
     return [TreeEntry(name, numbers[mode], oid) for mode, name, oid in found]
 
 
 _ENTRY = re.compile(rb"([0-7]{1,12}) ([^\0]*)\0(.{20})", re.DOTALL)
 _MAX_MODE = 0o177777
+_KIND = 0o170000
+_GITLINK = 0o160000
+_KINDS = frozenset((0o100000, 0o040000, 0o120000, _GITLINK))
 _MAX_TIME = 1 << 33
 """Still a number of nanoseconds in 64 bits."""
 _TIME = re.compile(rb" *([0-9]{1,20})(?: |$)")
