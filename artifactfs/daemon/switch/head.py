@@ -108,7 +108,7 @@ async def move_head(gitdir: Path, move: Move) -> None:
         await run_git(*arguments, gitdir=gitdir)
     else:
         if goal.track is not None:
-            await run_git("branch", "--track", goal.branch, goal.track, gitdir=gitdir)
+            await run_git("branch", goal.branch, goal.track, gitdir=gitdir)
         branch = f"refs/heads/{goal.branch}"
         await run_git("symbolic-ref", "-m", message, "HEAD", branch, gitdir=gitdir)
 

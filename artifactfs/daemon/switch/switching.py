@@ -397,7 +397,7 @@ def _by_git(goal: Goal) -> tuple[str, ...]:
     if goal.branch is None:
         return ("--detach", goal.shown)
     if goal.track is not None:
-        return ("--track", "--create", goal.branch, goal.track)
+        return ("--create", goal.branch, goal.track)
     return (goal.branch,)
 
 

@@ -8,7 +8,7 @@ exactly one remote has, which gets a local branch that tracks it. (``git switch`
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,13 @@ import trio
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.errors import InvalidInput
 from artifactfs.git.command import GitFailed, run_git
+from artifactfs.git.configuration.entries import as_bool
+from artifactfs.git.configuration.listing import read_configuration
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
 from artifactfs.git.remote.again import again
 from artifactfs.git.remote.fetch import fetch_commit
 from artifactfs.git.repository.refs import read_refs, valid_ref
+from artifactfs.git.repository.refspecs import remotes_of
 
 AGAIN_S = 30.0
 """What passes is tried again for so long."""
@@ -36,7 +39,8 @@ _REMOTES = "refs/remotes/"
 @dataclass(frozen=True, slots=True)
 class Goal:
     """Where to go. `branch` (short name) is checked out, None: HEAD is detached. `track`: the
-    branch is made, to track that remote branch. `shown` is what the reflog calls it."""
+    branch is made of that remote-tracking branch, which git then has it track unless
+    ``branch.autoSetupMerge`` forbids it. `shown` is what the reflog calls it."""
 
     commit: Oid
     tree: Oid
@@ -130,20 +134,29 @@ async def _find(
     oid = await _revision(gitdir, target)
     if oid is not None:
         return oid, None, None
-    tracked = [
-        name
-        for name in refs
-        if name.startswith(_REMOTES)
-        and name.removeprefix(_REMOTES).partition("/")[2] == target
-        and valid_ref(_HEADS + target)
-    ]
+    tracked = await _tracked(gitdir, target, refs) if valid_ref(_HEADS + target) else []
     if len(tracked) > 1:
         names = ", ".join(name.removeprefix(_REMOTES) for name in tracked)
         raise InvalidInput(f"{target} matches several remote branches: {names}")
     if not tracked:
         return None
-    track = tracked[0].removeprefix(_REMOTES)
-    return refs[tracked[0]], None if detach else target, None if detach else track
+    return refs[tracked[0]], None if detach else target, None if detach else tracked[0]
+
+
+async def _tracked(gitdir: Path, target: str, refs: Mapping[str, Oid]) -> list[str]:
+    """The remote-tracking branches of which `git switch` would make the branch `target`
+    (``checkout.guess``, ``checkout.defaultRemote``). Takes git processes."""
+    configuration = await read_configuration(gitdir)
+    guess = configuration.last("checkout.guess")
+    if guess is not None and not as_bool(guess):
+        return []
+    preferred = configuration.last("checkout.defaultremote")
+    found: dict[str, bool] = {}
+    for remote in await remotes_of(gitdir):
+        for name in remote.local_names(_HEADS + target):
+            if name in refs:
+                found[name] = remote.name == preferred
+    return [name for name in found if found[name]][:1] if any(found.values()) else list(found)
 
 
 async def _revision(gitdir: Path, target: str) -> Oid | None:

@@ -139,6 +139,26 @@ async def tracked_remote(gitdir: Path, url: str, *, whole: bool = True) -> Track
     )
 
 
+async def remotes_of(gitdir: Path) -> list[TrackedRemote]:
+    """Every remote that `gitdir` is configured to fetch from. Takes a git process."""
+    pattern = r"^remote\..*\.(fetch|url)$"
+    try:
+        output = await run_git(
+            "config", "-z", "--get-regexp", pattern, gitdir=gitdir, deadline_s=_DEADLINE_S
+        )
+    except GitFailed:
+        return []
+    _, remotes = _sections(output.decode("utf-8", "surrogateescape"))
+    return [
+        TrackedRemote(
+            name,
+            next(iter(values.get("url", ())), ""),
+            tuple(parse_refspec(text) for text in values.get("fetch", ())),
+        )
+        for name, values in remotes.items()
+    ]
+
+
 _Sections = Mapping[str, Mapping[str, list[str]]]
 
 
