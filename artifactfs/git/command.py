@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,8 @@ from artifactfs.git.surroundings import Setting
 from artifactfs.redact import foreign_text
 
 _STDERR_LIMIT = 4096
+_LISTED = re.compile(r"error: [0-9a-f]{40}")
+"""A line of a list of commits, below the one that says what is the matter with them."""
 _NOWHERE = "/"
 """Where git runs. Our own directory may be in a mount, of ours or of a daemon that has died."""
 _KILL_AFTER_S = 2.0
@@ -139,7 +142,7 @@ def last_message(stderr: str) -> str:
     """The line of git's error output that says what happened."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     for line in reversed(lines):
-        if line.startswith(("fatal:", "error:")):
+        if line.startswith(("fatal:", "error:")) and not _LISTED.fullmatch(line):
             return line.split(":", 1)[1].strip()
     return lines[-1] if lines else ""
 

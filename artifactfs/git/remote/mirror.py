@@ -9,6 +9,7 @@ blobs, and these are fetched into the mirror in batches as they are asked for.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -221,18 +222,23 @@ def _missing(mirror: Path, oids: Iterable[Oid]) -> list[Oid]:
     return [oid for oid in sorted(oids) if not database.contains(oid)]
 
 
+_BUNDLE_LINE = 4096
 _BUNDLE = (b"# v2 git bundle\n", b"# v3 git bundle\n")
 
 
 def bundle_of(url: RemoteURL) -> RemoteURL | None:
     """The bundle (gitformat-bundle(5)) that a path names, with or without its suffix; None for
-    anything else. Blocks."""
+    anything else. Blocks. Raises: ProtocolError for SHA-256."""
     if url.scheme != "file" or Path(url.path).is_dir():
         return None
     for suffix in ("", ".bundle"):
         try:
             with Path(url.path + suffix).open("rb") as file:
                 if file.read(len(_BUNDLE[0])) in _BUNDLE:
+                    header = iter(lambda: file.readline(_BUNDLE_LINE), b"")
+                    for line in itertools.takewhile(lambda line: line.startswith(b"@"), header):
+                        if line == b"@object-format=sha256\n":
+                            raise protocol.other_object_names()
                     return replace(url, url=url.url + suffix, path=url.path + suffix)
         except OSError:
             continue

@@ -69,11 +69,16 @@ def parse_capabilities(packets: Iterable[Packet]) -> ServerCapabilities:
         features[name] = frozenset(value.split())
     formats = features.get("object-format", frozenset({"sha1"}))
     if "sha1" not in formats:
-        raise ProtocolError(
-            "repositories with SHA-256 object names are not supported",
-            hint="mount one with SHA-1 names: git init --object-format=sha1",
-        )
+        raise other_object_names()
     return ServerCapabilities(features)
+
+
+def other_object_names() -> ProtocolError:
+    """What is said of a remote with SHA-256."""
+    return ProtocolError(
+        "repositories with SHA-256 object names are not supported",
+        hint="mount one with SHA-1 names: git init --object-format=sha1",
+    )
 
 
 def parse_v0_capabilities(first_ref: bytes) -> frozenset[str]:
