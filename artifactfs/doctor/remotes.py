@@ -51,7 +51,7 @@ async def check_remote(patient: Patient, repo: RepoSettings) -> AsyncIterator[Fi
 async def _probe(patient: Patient, repo: RepoSettings) -> Capabilities:
     """With the surroundings and the configuration that its mount has. Raises: ArtifactFSError."""
     layout = patient.state.repo(repo.name)
-    with within(await surroundings_of(layout, repo.mount_point)):
+    with within(await surroundings_of(layout, repo)):
         place = Place()
         if layout.gitdir.exists():
             tracked = await tracked_remote(layout.gitdir, repo.remote)

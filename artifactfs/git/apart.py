@@ -94,7 +94,8 @@ def git_environment(
     kept = surroundings.current()
     included = gitdir is not None and surroundings.included_by(gitdir)
     environment |= kept.environment()
-    settings = (*(() if included else kept.all_settings()), *more)
+    of_remote = kept.settings_of_remote() if gitdir is None else ()
+    settings = (*(() if included else kept.all_settings()), *of_remote, *more)
     environment |= surroundings.settings_environment(settings)
     if extra:
         environment |= extra

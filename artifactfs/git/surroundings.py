@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifactfs.errors import StateError
@@ -29,6 +29,7 @@ KEPT = (
     "GIT_CONFIG_GLOBAL",
     "GIT_CONFIG_SYSTEM",
     "GIT_CONFIG_NOSYSTEM",
+    "GIT_TEMPLATE_DIR",
     "HOME",
     "XDG_CONFIG_HOME",
     "GIT_SSH",
@@ -65,12 +66,13 @@ KEPT = (
     "no_proxy",
     "NO_PROXY",
 )
-"""Variables by which git, curl or ssh reach a remote."""
+"""Variables by which git, curl or ssh reach a remote, or git makes a repository."""
 
 PATHS = frozenset(
     (
         "GIT_CONFIG_GLOBAL",
         "GIT_CONFIG_SYSTEM",
+        "GIT_TEMPLATE_DIR",
         "GIT_SSL_CERT",
         "GIT_SSL_KEY",
         "GIT_SSL_CAINFO",
@@ -95,7 +97,8 @@ OWN_CONFIG_PATH = f"{OWN_FOLDER}/config"
 class Surroundings:
     """Environment variables, and settings that were given for one command alone.
 
-    `includes` are files of settings that apply for the place of the mount (``includeIf``).
+    `includes` are files of settings that apply for the place of the mount (``includeIf``),
+    `remote_includes` those for its remote, for processes that have no gitdir.
     `configuration` is what git said of all that (a `Configuration`): until there is a gitdir, it
     need not be asked again.
     """
@@ -103,6 +106,7 @@ class Surroundings:
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     settings: tuple[Setting, ...] = field(default=(), repr=False)
     includes: tuple[str, ...] = ()
+    remote_includes: tuple[str, ...] = ()
     configuration: object = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
@@ -116,18 +120,28 @@ class Surroundings:
         return Surroundings(other, self.settings, self.includes)
 
     def over(self, other: Surroundings) -> Surroundings:
-        """Both; what this one says wins."""
-        older = [setting for setting in other.settings if setting not in self.settings]
+        """Both; what this one says wins, also of a key that may have several values: a header that
+        two shells set would be sent twice."""
+        said = {key for key, _ in self.settings}
+        older = [setting for setting in other.settings if setting[0] not in said]
         return Surroundings(
             {**other.variables, **self.variables},
             (*older, *self.settings),
             self.includes or other.includes,
         )
 
+    def without(self, key: str) -> Surroundings:
+        """Without the settings of that key."""
+        return replace(self, settings=tuple(each for each in self.settings if each[0] != key))
+
     def environment(self) -> dict[str, str]:
         """The variables to add to the environment of a git process."""
         here = [name for name in WHERE_NONE if name in os.environ]
         return {name: value for name, value in self.variables.items() if name not in here}
+
+    def settings_of_remote(self) -> tuple[Setting, ...]:
+        """What git finds out where it has the gitdir."""
+        return tuple(("include.path", path) for path in self.remote_includes)
 
     def all_settings(self) -> tuple[Setting, ...]:
         """The settings that are not in any file that git reads by itself."""

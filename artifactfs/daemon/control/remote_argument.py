@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from artifactfs.errors import InvalidInput
-from artifactfs.git.configuration.capture import capture, configuration_here
+from artifactfs.git.configuration.capture import (
+    capture,
+    configuration_here,
+    helper_knows,
+    login_key,
+)
 from artifactfs.git.configuration.rewriting import effective_remote, rewritten, without_secret
-from artifactfs.git.surroundings import encoded
+from artifactfs.git.surroundings import Surroundings, encoded
 from artifactfs.git.wire.url import RemoteURL, parse_remote
 
 REMOTE_VARIABLE = "ARTIFACTS_GIT_REMOTE"
@@ -55,6 +60,9 @@ def read_remote(given: str, *, token: str | None = None) -> RemoteArgument:
         token = token or _token_for(remote)
         if token:
             password = token
+        elif username and helper_knows(remote):
+            login = Surroundings({}, ((login_key(remote), username),))
+            surroundings = login.over(surroundings)
         elif username:  # https://TOKEN@host: a token alone stands in the user's place
             username, password = "x", username
     if password is not None and not remote.is_http:

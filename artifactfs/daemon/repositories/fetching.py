@@ -74,7 +74,7 @@ async def fetch_once(layout: RepoLayout, settings: RepoSettings) -> Record:
     """Connect, fetch, close: for a repository that is not mounted. Raises: RemoteError."""
     from artifactfs.daemon.repositories.remotes import RemoteConnection
 
-    adopt(await surroundings_of(layout, settings.mount_point))
+    adopt(await surroundings_of(layout, settings))
     connection = RemoteConnection(layout, settings.remote, settings.deadline_s)
     try:
         return await fetch_recorded(layout, settings, await connection.shared())

@@ -147,7 +147,7 @@ async def _clone(state: StateLayout, settings: RepoSettings, interruption: _Inte
 
 async def _clone_or_adopt(state: StateLayout, settings: RepoSettings) -> None:
     layout = state.repo(settings.name)
-    adopt(await surroundings_of(layout, settings.mount_point))
+    adopt(await surroundings_of(layout, settings))
     await trio.to_thread.run_sync(write_settings, layout, settings.uid)
     if settings.git_dir is not None:
         await adopt_gitdir(layout, settings, shared_objects=state.shared_objects)

@@ -31,9 +31,11 @@ from artifactfs.errors import (
     NotRegistered,
     StateError,
 )
+from artifactfs.git.configuration.capture import login_key
 from artifactfs.git.repository.gitdir import is_bare_worktree
 from artifactfs.git.surroundings import NOTHING, Surroundings, decoded, load, store
 from artifactfs.git.wire.credentials import CredentialFile
+from artifactfs.git.wire.url import parse_remote
 from artifactfs.paths import RepoLayout, StateLayout, check_repo_name, real_path
 from artifactfs.redact import redact
 from artifactfs.system.fuse_device import FUSE_DEVICE, let_in
@@ -82,12 +84,15 @@ def keep(layout: RepoLayout, secret: Secret | None, url: str) -> None:
     if secret is None:
         return
     try:
+        kept = known = load(layout.git_environment)
         if secret.password is not None:
+            reached = parse_remote(secret.url or url)
             file = CredentialFile(layout.credentials)
-            file.set(secret.url or url, secret.username, secret.password)
-        if secret.surroundings:
-            kept = load(layout.git_environment)
-            store(layout.git_environment, secret.surroundings.over(kept))
+            file.set(reached.url, secret.username, secret.password)
+            kept = kept.without(login_key(reached))  # that login has another password
+        kept = secret.surroundings.over(kept)
+        if kept != known:
+            store(layout.git_environment, kept)
     except OSError as error:
         raise StateError(f"cannot store the credentials: {error.strerror}") from error
 

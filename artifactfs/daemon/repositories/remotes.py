@@ -178,7 +178,7 @@ async def store_remote(
     await trio.to_thread.run_sync(keep, layout, secret, url)
     if not layout.gitdir.exists():
         return
-    with within(await surroundings_of(layout, settings.mount_point)):
+    with within(await surroundings_of(layout, settings)):
         with trio.CancelScope(shield=True):  # git that is killed may leave its config.lock
             remote = await tracked_remote(layout.gitdir, settings.remote)
             await set_remote(layout.gitdir, remote.name, url)

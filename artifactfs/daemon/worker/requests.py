@@ -224,7 +224,7 @@ class Requests:
 
     async def _use_remote(self, settings: RepoSettings) -> None:
         """What is stored now, for the next connection and for git in the mount."""
-        adopt(await surroundings_of(self.layout, settings.mount_point))
+        adopt(await surroundings_of(self.layout, settings))
         await self.remotes.change(settings.remote)
         await refresh(self.layout, settings)
 

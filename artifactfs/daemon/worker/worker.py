@@ -181,7 +181,7 @@ class Worker:
         """Until the mount has ended. Returns the exit status."""
         status = 0
         try:  # before any task is started: they inherit it
-            adopt(await surroundings_of(self._layout, self._settings.mount_point))
+            adopt(await surroundings_of(self._layout, self._settings))
         except ArtifactFSError as error:
             await self._report(error)
             return 1
@@ -400,7 +400,7 @@ class Worker:
     async def _use(self, settings: Message) -> None:
         """Other settings, for the next attempt at the gitdir."""
         self._settings = RepoSettings.from_mapping(settings)
-        adopt(await surroundings_of(self._layout, self._settings.mount_point))
+        adopt(await surroundings_of(self._layout, self._settings))
         await self._remotes.change(self._settings.remote)
 
     async def _clone_or_refresh(self) -> Tip | None:

@@ -13,28 +13,33 @@ from artifactfs.errors import InvalidInput
 from artifactfs.git.apart import git_environment
 from artifactfs.git.configuration.entries import Configuration, parsed
 from artifactfs.git.surroundings import KEPT, PATHS, WHERE_NONE, Setting, Surroundings
+from artifactfs.git.wire.url import RemoteURL
 from artifactfs.redact import foreign_text
 
 _DEADLINE_S = 10.0
 _SETTINGS = ("GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS")
 _SECTIONS = frozenset(
-    ("credential", "filter", "http", "includeif", "lfs", "protocol", "remote", "safe", "ssh", "url")
+    (
+        *("clone", "credential", "fetch", "filter", "http", "includeif", "init", "lfs", "protocol"),
+        *("remote", "safe", "ssh", "transfer", "url"),
+    )
 )
 _KEYS = frozenset(
     (
-        "clone.defaultremotename",
+        "branch.autosetuprebase",
         "core.askpass",
         "core.attributesfile",
         "core.autocrlf",
         "core.eol",
         "core.gitproxy",
+        "core.logallrefupdates",
         "core.sshcommand",
         "include.path",
-        "init.defaultbranch",
     )
 )
-"""What a mount needs of the settings of one command: how remotes are reached, and how files are
-converted. Whose commits they are, and what git prints, is for the command alone."""
+"""What a mount needs of the settings of one command: how remotes are reached, how a repository is
+made, and how files are converted. Whose commits they are, and what git prints, is for the command
+alone."""
 
 
 def capture(environment: Mapping[str, str] | None = None) -> Surroundings:
@@ -70,6 +75,33 @@ def captured_settings(environment: Mapping[str, str]) -> tuple[Setting, ...]:
 def configuration_here() -> Configuration:
     """The user's configuration, with what the environment gives. Raises: InvalidInput."""
     return parsed(_list("--show-origin", _settings(os.environ)))
+
+
+def login_key(remote: RemoteURL) -> str:
+    """The key of git-config(1) that says as whom to log in at the server of `remote`."""
+    return f"credential.{remote.origin}.username"
+
+
+def helper_knows(remote: RemoteURL) -> bool:
+    """Whether git, as it is configured here, can log in as the user whom `remote` names.
+
+    Its helpers are asked, and what it would ask for a password, but no terminal.
+    """
+    asked = {"protocol": remote.scheme, "host": remote.origin.partition("://")[2]}
+    asked |= {"path": remote.path.lstrip("/"), "username": remote.username or ""}
+    request = "".join(f"{key}={value}\n" for key, value in asked.items())
+    try:
+        done = subprocess.run(
+            ["git", "credential", "fill"],
+            env=git_environment({"GIT_DIR": os.devnull, **_settings(os.environ)}),
+            cwd="/",
+            input=f"{request}\n".encode("utf-8", "surrogateescape"),
+            capture_output=True,
+            timeout=_DEADLINE_S,
+        )
+    except (subprocess.TimeoutExpired, OSError):
+        return False
+    return done.returncode == 0 and b"\npassword=" in done.stdout
 
 
 def _settings(environment: Mapping[str, str]) -> dict[str, str]:

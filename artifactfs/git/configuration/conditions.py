@@ -3,6 +3,9 @@
 A user has one identity for everything below ``~/work``. Git matches the pattern with the place of
 the gitdir, which for a mount is in the state root. So the files that git would include in a clone
 in the same place are found here, and the gitdir's own config includes them.
+
+And ``includeIf "hasconfig:remote.*.url:…"``: git meets it where it has the gitdir, `git clone` as
+soon as it knows the URL, and our own processes without a gitdir are told.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from artifactfs.errors import InvalidInput
 from artifactfs.git.checkout.wildmatch import compile_path
@@ -20,41 +24,67 @@ from artifactfs.git.surroundings import Setting
 
 _DEPTH = 10  # as deep as git follows includes
 _CONDITIONS = {"gitdir:": False, "gitdir/i:": True}
+_OF_REMOTE = "hasconfig:remote.*.url:"
 
 
-async def included_for(
-    mount_point: Path, gitdir: Path | None
-) -> tuple[tuple[str, ...], Configuration | None]:
-    """The files that a clone at `mount_point` would include and a gitdir at `gitdir` does not; and
-    the whole configuration with them.
+class Included(NamedTuple):
+    """Files to include: for the place of the mount, where its gitdir is elsewhere; and for the URL
+    of its remote (``hasconfig:``), which git knows where it has the gitdir, and only there."""
+
+    by_place: tuple[str, ...]
+    by_remote: tuple[str, ...]
+    configuration: Configuration | None
+    """The whole configuration with both."""
+
+
+async def included_for(mount_point: Path, gitdir: Path | None, remote: str) -> Included:
+    """The files that a clone of `remote` at `mount_point` would include, and git does not where it
+    is told of none, or has a gitdir at `gitdir`.
 
     Takes git processes: one, and one more for each level of files with conditions in them.
     Returns nothing where git cannot read its configuration: it says so itself.
     """
-    found: list[str] = []
+    by_place: list[str] = []
+    by_remote: list[str] = []
     for _ in range(_DEPTH):
-        more: tuple[Setting, ...] = tuple(("include.path", path) for path in found)
+        included = (*by_place, *by_remote)
+        more: tuple[Setting, ...] = tuple(("include.path", path) for path in included)
         try:
             configuration = await read_configuration(more=more)
         except InvalidInput:
             break
-        matching = _matching(configuration, mount_point / ".git", gitdir)
-        new = [path for path in matching if path not in found]
-        if not new:
-            return tuple(found), configuration
-        found += new
-    return tuple(found), None
+        before = len(included)
+        for entry, path in _conditional(configuration):
+            if path in by_place or path in by_remote:
+                continue
+            if _is_of_remote(entry, remote):
+                by_remote.append(path)
+            elif _is_of_place(entry, mount_point / ".git", gitdir):
+                by_place.append(path)
+        if len(by_place) + len(by_remote) == before:
+            return Included(tuple(by_place), tuple(by_remote), configuration)
+    return Included(tuple(by_place), tuple(by_remote), None)
 
 
-def _matching(configuration: Configuration, place: Path, gitdir: Path | None) -> Iterator[str]:
+def _conditional(configuration: Configuration) -> Iterator[tuple[Entry, str]]:
+    """The conditional includes, and the files that they name."""
     for entry in configuration.section("includeif"):
-        if entry.variable != "path" or not entry.value:
-            continue
-        matches = _matches(entry, place) and not (gitdir and _matches(entry, gitdir))
-        path = as_path(entry.value)
-        if matches and path is not None:
+        path = as_path(entry.value) if entry.variable == "path" and entry.value else None
+        if path is not None:
             base = os.path.dirname(entry.origin) if entry.origin else "/"
-            yield os.path.abspath(os.path.join(base, path))
+            yield entry, os.path.abspath(os.path.join(base, path))
+
+
+def _is_of_remote(entry: Entry, remote: str) -> bool:
+    condition = entry.subsection or ""
+    pattern = condition.removeprefix(_OF_REMOTE)
+    if pattern == condition:
+        return False
+    return compile_path(os.fsencode(pattern)).fullmatch(os.fsencode(remote)) is not None
+
+
+def _is_of_place(entry: Entry, place: Path, gitdir: Path | None) -> bool:
+    return _matches(entry, place) and not (gitdir is not None and _matches(entry, gitdir))
 
 
 def _matches(entry: Entry, place: Path) -> bool:

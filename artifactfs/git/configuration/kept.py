@@ -30,14 +30,19 @@ from artifactfs.paths import RepoLayout
 log = logging.getLogger(__name__)
 
 
-async def surroundings_of(layout: RepoLayout, mount_point: str) -> Surroundings:
+async def surroundings_of(layout: RepoLayout, settings: RepoSettings) -> Surroundings:
     """For everything that works for a repository. Takes git processes. Raises: StateError,
     InvalidInput."""
     own = await trio.to_thread.run_sync(captured_settings, dict(os.environ))
     kept = load(layout.git_environment).over(Surroundings({}, own))
     with within(kept):
-        includes, configuration = await included_for(Path(mount_point), layout.gitdir)
-    return replace(kept, includes=includes, configuration=configuration)
+        found = await included_for(Path(settings.mount_point), layout.gitdir, settings.remote)
+    return replace(
+        kept,
+        includes=found.by_place,
+        remote_includes=found.by_remote,
+        configuration=found.configuration,
+    )
 
 
 def write_settings(layout: RepoLayout, uid: int | None) -> None:

@@ -215,3 +215,70 @@ def test_the_url_that_git_is_told_in_the_mount(
     assert daemon.status("r")["remote"] == str(moved)
     daemon.run("remount", "--name", "r", "--restart")
     assert (mount / "src" / "main.c").read_text().startswith("int main")
+
+
+def test_conditions_by_the_remote(daemon: DaemonProcess, guarded: Backend) -> None:
+    """`git clone` has them as soon as it knows the URL; later git finds them by the gitdir."""
+    home = daemon.directory / "home"
+    (home / "work.config").write_text(f"[http]\n\textraHeader = {HEADER}\n[user]\n\tname = W\n")
+    (home / "config").write_text(
+        f'[includeIf "hasconfig:remote.*.url:{guarded.url}/**"]\n\tpath = work.config\n'
+        f'[includeIf "hasconfig:remote.*.url:{guarded.url}/*/x"]\n\tpath = {home}/absent.config\n'
+    )
+    daemon.extra_environment = {"GIT_CONFIG_GLOBAL": str(home / "config")}
+    mount = daemon.add_repo("r", f"{guarded.url}/remote.git", "--refresh", "never")
+    assert (mount / "README.md").read_text() == "# Hello\n"
+    assert git(daemon, mount, "config", "user.name") == "W"
+    git(daemon, mount, "fetch", "-q")
+    daemon.run("fetch", "--name", "r")
+    daemon.run("remount", "--name", "r", "--restart")
+    git(daemon, mount, "fetch", "-q")
+    assert {
+        [name.lower() for name, _ in request.headers].count("x-token") for request in guarded.seen
+    } == {1}
+
+
+def test_the_shells_settings_are_in_place_of_the_daemons(guarded: Backend) -> None:
+    """As where the first mount of a session has started the daemon."""
+    daemon = DaemonProcess()
+    try:
+        daemon.extra_environment = given(("http.extraHeader", "X-Token: of another repository"))
+        daemon.start()
+        daemon.extra_environment = given(("http.extraHeader", HEADER))
+        mount = daemon.add_repo("r", f"{guarded.url}/remote.git", "--refresh", "never")
+        daemon.extra_environment = {}
+        assert (mount / "README.md").read_text() == "# Hello\n"
+        git(daemon, mount, "fetch", "-q")
+    finally:
+        daemon.clean_up()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a user", "a token"])
+def test_a_name_in_the_url(daemon: DaemonProcess, local_remote: LocalRemote, known: bool) -> None:
+    """It is a user where a helper knows the password, else a token."""
+    home = daemon.directory / "home"
+    helper = home / "helper"
+    helper.write_text(
+        "#!/bin/sh\ntest $1 = get || exit 0\nif grep -q ^username=alice; then\n"
+        f"echo password={SECRET}; else echo username=bob; echo password=wrong; fi\n"
+    )
+    helper.chmod(0o755)
+    with http_backend(local_remote.path.parent) as backend:
+        backend.accept = {f"alice:{SECRET}" if known else "x:alice"}
+        daemon.extra_environment = given(("credential.helper", str(helper) if known else ""))
+        url = f"{backend.url}/remote.git".replace("://", "://alice@")
+        mount = daemon.add_repo("r", url, "--refresh", "never")
+        daemon.extra_environment = {}
+        assert (mount / "README.md").read_text() == "# Hello\n"
+        git(daemon, mount, "fetch", "-q")
+        daemon.run("fetch", "--name", "r")
+        daemon.run("remount", "--name", "r", "--restart")
+        assert (mount / "src" / "main.c").read_text().startswith("int main")
+        if known:
+            backend.accept = {"x:given-now"}
+            new = f"{backend.url}/remote.git".replace("://", "://x:given-now@")
+            daemon.run("set-remote", "--name", "r", "--remote", new)
+            git(daemon, mount, "fetch", "-q")
+            daemon.run("fetch", "--name", "r")
+        for path in files_with(SECRET, daemon.state):
+            raise AssertionError(path)
