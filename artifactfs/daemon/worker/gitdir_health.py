@@ -92,6 +92,8 @@ class GitdirHealth:
     async def explain(self, error: MissingObject | CorruptData) -> ArtifactFSError:
         """An object that the mount needs cannot be read: the file that is to blame."""
         gitdir = self._gitdir
+        if isinstance(error, CorruptData) and not gitdir.exists():
+            return error  # what was to be cloned
         if await self.mend_indexes(deep=True):
             return StateError(f"{gitdir}: {error}", hint="git has mended it, and it is tried again")
         fault = await trio.to_thread.run_sync(lambda: next(faults(gitdir), None))

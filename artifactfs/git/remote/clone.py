@@ -13,6 +13,7 @@ import secrets
 import shutil
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -27,15 +28,21 @@ from artifactfs.errors import (
 from artifactfs.git.apart import make_apart
 from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.command import GitFailed
+from artifactfs.git.configuration.checking import fsck_arguments
 from artifactfs.git.configuration.defaults import default_branch, default_remote_name
+from artifactfs.git.configuration.entries import as_bool
+from artifactfs.git.configuration.listing import read_configuration
+from artifactfs.git.configuration.new_repository import NewRepository, new_repository
 from artifactfs.git.objects.database import EMPTY_TREE, MissingObject, ObjectDatabase
 from artifactfs.git.remote.fetch import (
     BLOBLESS,
+    MAX_HISTORY,
     FetchResult,
     RefChange,
     feed_pack,
     fetch_refs,
     index_pack,
+    is_copied,
     most_of_commit,
     tracked_refs,
     why_unusable,
@@ -54,8 +61,10 @@ from artifactfs.git.repository.refspecs import (
     default_remote,
     parse_refspec,
 )
+from artifactfs.git.streams.process import is_shallow
 from artifactfs.git.wire.greeting import CLONE_PREFIXES, TipWish
 from artifactfs.git.wire.protocol import RefAdvertisement
+from artifactfs.git.wire.transport import deadline
 from artifactfs.git.wire.url import parse_remote
 from artifactfs.paths import RepoLayout
 
@@ -77,6 +86,7 @@ _OID = re.compile(r"[0-9a-f]{40}")
 _SHORT_OID = re.compile(r"[0-9a-f]{4,39}")
 _NAMED = 10
 _TEMPORARY = ".git."
+_LOCAL_DEADLINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +158,24 @@ async def clone_tip(
     found = resolve(advertised, settings.ref)
     (shared_objects / "pack").mkdir(parents=True, exist_ok=True)
     alternates = (shared_objects, remote.alternate)
+    new = await new_repository(settings.mount_point)
     plan = _plan(
-        layout, settings, advertised, found, alternates, await default_remote_name(), remote.name
+        *(layout, settings, advertised, found, alternates),
+        remote_name=await default_remote_name(),
+        reached_url=remote.name,
+        new=new,
     )
     layout.directory.mkdir(parents=True, exist_ok=True)
     for left_by_a_crash in layout.directory.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(left_by_a_crash, ignore_errors=True)
     temporary = layout.directory / f"{_TEMPORARY}{secrets.token_hex(4)}"
     try:
-        write_gitdir(temporary, plan)
+        await trio.to_thread.run_sync(write_gitdir, temporary, plan)
         if remote.alternate is None and not found.unborn:
-            shallow = await _fetch_beside(remote, temporary, found, _depth_at_once(settings))
-            if settings.depth is not None:
+            cut = settings.depth is None and await _is_shallow(remote)
+            depth = None if cut else _depth_at_once(settings)
+            shallow = await _fetch_beside(remote, temporary, found, depth)
+            if cut or settings.depth is not None:
                 write_shallow(temporary, shallow)
         tip = await trio.to_thread.run_sync(_read_tip, temporary, found)
         _check_required(settings, tip)
@@ -170,6 +186,22 @@ async def clone_tip(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return tip
+
+
+async def _is_shallow(remote: Remote) -> bool:
+    """Whether it lacks parents, as far as can be told before they are asked for: git has to know
+    which. Raises: InvalidInput where ``clone.rejectShallow`` is set, RemoteError."""
+    with deadline(_LOCAL_DEADLINE_S, remote.name):
+        look = partial(is_shallow, parse_remote(remote.name))
+        shallow = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+    if not shallow:
+        return False
+    rejected = (await read_configuration()).last("clone.rejectshallow")
+    if rejected is not None and as_bool(rejected):
+        raise InvalidInput(
+            f"{remote.name} is a shallow repository", hint="unset clone.rejectShallow to mount it"
+        )
+    return True
 
 
 async def _advertised(remote: Remote, ref: str | None) -> RefAdvertisement:
@@ -185,11 +217,13 @@ def with_head(advertised: RefAdvertisement, default: str) -> RefAdvertisement:
     """`advertised` with the branch that `git clone` checks out where the server names none.
 
     HEAD may be detached there: then it is a branch that is at the same commit. Or it leads to no
-    branch: then it is the one that HEAD names, or else `default`, there or unborn.
+    branch: then it is the one that HEAD names, or else `default`, there or unborn. Where the server
+    hides the branch, HEAD is to be detached.
     """
     head = advertised.refs.get("HEAD")
     if advertised.head is not None and advertised.head.startswith("refs/heads/"):
-        return advertised
+        hidden = head is not None and advertised.head not in advertised.refs
+        return replace(advertised, head=None) if hidden else advertised
     usual = [f"refs/heads/{default}", "refs/heads/master"]
     if head is None:
         return replace(advertised, head=usual[0])
@@ -242,8 +276,10 @@ def _plan(
     advertised: RefAdvertisement,
     found: Resolved,
     alternates: tuple[Path | None, ...],
+    *,
     remote_name: str,
     reached_url: str,
+    new: NewRepository,
 ) -> GitdirPlan:
     """The refs of a clone: every branch and tag; with a depth only the one that is mounted."""
     branch = found.ref if found.ref and found.ref.startswith("refs/heads/") else None
@@ -270,6 +306,10 @@ def _plan(
         fetch=fetch,
         alternates=tuple(path for path in alternates if path is not None),
         credentials=layout.credentials,
+        template=new.template,
+        committer=new.committer,
+        logs_refs=new.logs_refs,
+        rebases=new.rebases,
     )
 
 
@@ -282,7 +322,7 @@ def _without_userinfo(url: str) -> str:
 
 
 async def _fetch_beside(
-    remote: Remote, gitdir: Path, found: Resolved, depth: int
+    remote: Remote, gitdir: Path, found: Resolved, depth: int | None
 ) -> frozenset[Oid]:
     """As `_fetch_tip`. Meanwhile what else a mount would wait for is made: the object directory of
     our own processes, whose 258 links take as long as a round trip, and `keep_protection`."""
@@ -295,14 +335,18 @@ async def _fetch_beside(
         raise group.exceptions[0] from None
 
 
-async def _fetch_tip(remote: Remote, gitdir: Path, found: Resolved, depth: int) -> frozenset[Oid]:
+async def _fetch_tip(
+    remote: Remote, gitdir: Path, found: Resolved, depth: int | None
+) -> frozenset[Oid]:
     """Commit and trees of the tip; returns the commits whose parents were left out."""
+    checks = () if is_copied(remote) else await fsck_arguments(None)
     try:
         async with (
-            index_pack(gitdir) as sink,
+            index_pack(gitdir, checks=checks) as sink,
             remote.fetch_pack([found.want], filter=BLOBLESS, depth=depth) as pack,
         ):
-            await feed_pack(pack, sink, gitdir, most=most_of_commit(remote))
+            most = most_of_commit(remote) if depth is not None else MAX_HISTORY
+            await feed_pack(pack, sink, gitdir, most=most)
             return pack.shallow
     except ObjectsMissing as error:
         raise RemoteNotFound(

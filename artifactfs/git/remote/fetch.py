@@ -19,6 +19,7 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.errors import CorruptData, ObjectsMissing, RemoteNotFound, StateError
 from artifactfs.git.command import GitFailed, GitSink, feed_git, run_git
+from artifactfs.git.configuration.checking import fsck_arguments
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import (
@@ -92,11 +93,12 @@ async def receive_pack(
     give_way: Callable[[], Awaitable[None]] | None = None,
     urgent: bool = False,
     background: bool = False,
+    copied: bool = False,
 ) -> None:
     """Fetch a pack without blobs into `gitdir`, by way of ``artifactfs/FOLDER``.
 
     `give_way` is awaited after each chunk. `urgent`: somebody waits for it;
-    `background`: nobody does. Where the remote left
+    `background`: nobody does; `copied` as `is_copied` has it. Where the remote left
     out parents, ``shallow`` is brought up to date.
     Raises: RemoteError, CorruptData.
     """
@@ -111,10 +113,17 @@ async def receive_pack(
         most=MAX_HISTORY if remote.capabilities.filter else None,
         give_way=give_way,
         background=background,
+        copied=copied,
     )
     shallow = (known_shallow | pack.shallow) - pack.unshallow
     if shallow != known_shallow:
         write_shallow(gitdir, shallow)
+
+
+def is_copied(remote: Remote) -> bool:
+    """Whether a clone of it is a copy of files for git, which looks for no faults in it: of a
+    path, not of a URL. What is fetched from it later is looked at."""
+    return remote.name.startswith("/")
 
 
 def most_of_commit(remote: Remote) -> int | None:
@@ -130,9 +139,10 @@ async def _store(
     most: int | None,
     give_way: Callable[[], Awaitable[None]] | None = None,
     background: bool = False,
+    copied: bool = False,
 ) -> PackStream | TipPack:
     """Index what `fetching` receives in ``artifactfs/FOLDER``, and move it when it is whole.
-    `most` as `feed_pack` has it.
+    `most` as `feed_pack` has it; `copied` as `is_copied` has it.
 
     Raises: RemoteError, CorruptData.
     """
@@ -140,8 +150,9 @@ async def _store(
     environment = {"GIT_OBJECT_DIRECTORY": str(staging)}
     try:
         (staging / "pack").mkdir()
+        checks = () if copied else await fsck_arguments(gitdir)
         async with (
-            index_pack(gitdir, environment, background=background) as sink,
+            index_pack(gitdir, environment, checks=checks, background=background) as sink,
             fetching as pack,
         ):
             await feed_pack(pack, sink, staging, most=most, give_way=give_way)
@@ -155,12 +166,17 @@ async def _store(
 
 
 def index_pack(
-    gitdir: Path, environment: Mapping[str, str] | None = None, *, background: bool = False
+    gitdir: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    checks: Iterable[str] = (),
+    background: bool = False,
 ) -> AbstractAsyncContextManager[GitSink]:
-    """``git index-pack`` of a pack that a remote sends, bounded in what it holds."""
+    """``git index-pack`` of a pack that a remote sends, bounded in what it holds. `checks` are the
+    `fsck_arguments`."""
     bounds = {"GIT_ALLOC_LIMIT": str(MAX_PIECE)}
     return feed_git(
-        *("index-pack", "--promisor", "--stdin"),
+        *("index-pack", "--promisor", "--stdin", *checks),
         gitdir=gitdir,
         env=bounds | dict(environment or {}),
         background=background,
@@ -171,6 +187,10 @@ def why_unusable(error: GitFailed) -> str:
     """What `index_pack` has against a pack."""
     if "over limit" in error.message:
         return f"the remote sent an object of more than {MAX_PIECE} bytes"
+    if "fsck error" in error.message:
+        faults = [line for line in error.stderr.splitlines() if line.startswith("error: object ")]
+        if faults:
+            return f"{faults[0].removeprefix('error: ')} (fetch.fsckObjects is set)"
     return error.message
 
 

@@ -23,7 +23,7 @@ from artifactfs.errors import ObjectsMissing
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.remote.arriving import OID, ArrivingHistory, GiveWay, RootTrees
-from artifactfs.git.remote.fetch import BLOBLESS, receive_pack
+from artifactfs.git.remote.fetch import BLOBLESS, is_copied, receive_pack
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import (
     commits_complete,
@@ -169,6 +169,7 @@ class _Fetch:
             depth=self._depth,
             give_way=self._give_way,
             background=background,
+            copied=is_copied(self._remote),
         )
         while wants:
             try:
@@ -220,7 +221,10 @@ class _Fetch:
     async def _fetch_alone(self, root: Oid) -> None:
         """Fetch a tree, which somebody waits for, before its turn."""
         folder = f"{_ALONE}{root.hex()}"
-        await receive_pack(self._remote, self._gitdir, [root], folder=folder, urgent=True)
+        copied = is_copied(self._remote)
+        await receive_pack(
+            self._remote, self._gitdir, [root], folder=folder, urgent=True, copied=copied
+        )
 
 
 async def _write_commit_graph(gitdir: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from artifactfs.errors import CorruptData, StateError
 from artifactfs.git.command import run_git
+from artifactfs.git.repository.template import SAMPLE, copy_template
 from artifactfs.git.surroundings import OWN_CONFIG_PATH, OWN_FOLDER, SETTINGS_FILE
 from artifactfs.git.wire.credentials import CredentialFile, credential_helper
 from artifactfs.git.wire.url import parse_remote
@@ -36,7 +37,8 @@ class GitdirPlan:
     `url` is what git's configuration says, `reached_url` what that is rewritten to
     (``insteadOf``). `head` is a full branch name, or an oid for a detached HEAD. `refs` and
     `peeled` are written packed. `fetch` is the refspec of the remote, if any. `credentials` is
-    None where git shall find its own.
+    None where git shall find its own. The rest is what the user's settings make of a new
+    repository: see `NewRepository`, whose fields have these names.
     """
 
     remote: str
@@ -51,37 +53,63 @@ class GitdirPlan:
     alternates: tuple[Path, ...]
     credentials: Path | None
     shallow: frozenset[Oid] = frozenset()
+    template: Path | None = None
+    committer: str | None = None
+    logs_refs: bool = True
+    rebases: bool = False
 
 
 def write_gitdir(gitdir: Path, plan: GitdirPlan) -> None:
     """Make `gitdir`, which must not exist. Nothing is synced: see `sync_gitdir`."""
+    given = copy_template(plan.template, gitdir) if plan.template is not None else ""
     for folder in ("objects/pack", "objects/info", "refs/heads", "refs/tags", "info", "hooks"):
-        (gitdir / folder).mkdir(parents=True)
+        (gitdir / folder).mkdir(parents=True, exist_ok=True)
     (gitdir / OWN_FOLDER).mkdir(mode=0o700)
     head = plan.head.hex() if isinstance(plan.head, bytes) else f"ref: {plan.head}"
     _write(gitdir / "HEAD", f"{head}\n")
-    _write(gitdir / "description", "mounted by artifact-fs\n")
-    _write(gitdir / "info/exclude", "")
+    for name, text in (("description", "mounted by artifact-fs\n"), ("info/exclude", "")):
+        if not (gitdir / name).exists():
+            _write(gitdir / name, text)
     _write(gitdir / "objects/info/alternates", "".join(f"{path}\n" for path in plan.alternates))
     _write(gitdir / "packed-refs", packed_refs(plan.refs, plan.peeled))
     if plan.remote_head:
         path = gitdir / "refs/remotes" / plan.remote / "HEAD"
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, f"ref: {plan.remote_head}\n")
+    _write_reflogs(gitdir, plan)
     write_shallow(gitdir, plan.shallow)
-    _write(gitdir / "config", _config(plan))
+    _write(gitdir / "config", given + _config(plan))
     write_own_config(gitdir, plan.reached_url, plan.credentials)
 
 
+def _write_reflogs(gitdir: Path, plan: GitdirPlan) -> None:
+    """What `git clone` writes down of HEAD, its branch and the remote's HEAD."""
+    if plan.committer is None:
+        return
+    branch = plan.head if isinstance(plan.head, str) else None
+    commit = plan.refs.get(branch) if branch is not None else plan.head
+    if not isinstance(commit, bytes):
+        return  # a branch without commits
+    line = f"{'0' * 40} {commit.hex()} {plan.committer}\tclone: from {plan.url}\n"
+    remote_head = f"refs/remotes/{plan.remote}/HEAD" if plan.remote_head else None
+    for name in ("HEAD", branch, remote_head):
+        if name is not None:
+            path = gitdir / "logs" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, line)
+
+
 def sync_gitdir(gitdir: Path) -> None:
-    """fsync what `write_gitdir` wrote; the packs were synced by who wrote them.
+    """fsync what `write_gitdir` wrote; the packs were synced by who wrote them, and git's examples
+    of hooks nobody misses.
 
     All of it is handed to the disk first: else each fsync would be a commit of the journal.
     """
     paths: list[str] = []
     for folder, _, names in os.walk(gitdir):
         if not folder.endswith("objects/pack"):
-            paths += [path for name in names if not os.path.islink(path := f"{folder}/{name}")]
+            own = [f"{folder}/{name}" for name in names if not name.endswith(SAMPLE)]
+            paths += [path for path in own if os.path.isfile(path) and not os.path.islink(path)]
         paths.append(folder)
     for path in paths:
         begin_writing(path)
@@ -116,7 +144,7 @@ def _config(plan: GitdirPlan) -> str:
                 ("repositoryformatversion", "1"),
                 ("filemode", "true"),
                 ("bare", "false"),
-                ("logallrefupdates", "true"),
+                *([("logallrefupdates", "true")] if plan.logs_refs else []),
                 ("worktree", plan.worktree),
             ],
         ),
@@ -133,10 +161,14 @@ def _config(plan: GitdirPlan) -> str:
         # After each lazy fetch git would run its maintenance: 120 ms for every blob.
         ("gc", [("auto", "0")]),
         ("maintenance", [("auto", "false")]),
+        # A pack of what is here has no full closure: with bitmaps `git gc` would fail.
+        ("repack", [("writeBitmaps", "false")]),
     ]
     if isinstance(plan.head, str):
         branch = plan.head.removeprefix("refs/heads/")
         tracking = [("remote", plan.remote), ("merge", plan.head)]
+        if plan.rebases:
+            tracking.append(("rebase", "true"))
         sections.append((f'branch "{_subsection(branch)}"', tracking))
     sections.append(("include", [("path", OWN_CONFIG_PATH)]))
     return config_text(sections)

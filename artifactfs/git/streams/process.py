@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from artifactfs.git.wire.transport import UNREACHABLE_HINT, RequestCounters, dea
 from artifactfs.git.wire.url import RemoteURL
 
 _KEEP_REMOTE_S = 60.0
+_MOST_PATH = 4096
 _VERSION_2 = {"GIT_PROTOCOL": "version=2"}
 # We run this upload-pack ourselves, so what a server's owner would have to allow is ours to allow.
 _LOCAL_CONFIG = (
@@ -135,6 +138,26 @@ def local_repository(url: RemoteURL) -> Path:
     if path.exists():
         raise RemoteNotFound(f"{url.path} is not a Git repository", hint="check the path")
     raise RemoteNotFound(f"{url.path} does not exist", hint="check the path")
+
+
+def is_shallow(url: RemoteURL) -> bool:
+    """Whether the repository that a path names lacks the parents of some commits. Of a remote that
+    is no path only its packs say it. Blocks on the disk. Raises: RemoteNotFound, OSError."""
+    if url.scheme != "file":
+        return False
+    gitdir = local_repository(url)
+    if gitdir.is_file():  # a bundle, or the gitfile of a worktree
+        with gitdir.open("rb") as file:
+            start = file.read(_MOST_PATH).decode("utf-8", "surrogateescape")
+        if not start.startswith("gitdir: "):
+            return False
+        gitdir = gitdir.parent / start.removeprefix("gitdir: ").rstrip("\n")
+    with suppress(OSError):
+        gitdir /= os.fsdecode((gitdir / "commondir").read_bytes().rstrip(b"\n"))
+    try:
+        return (gitdir / "shallow").stat().st_size > 0
+    except OSError:
+        return False
 
 
 def quoted_path(path: str) -> str:

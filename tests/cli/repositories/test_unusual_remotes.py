@@ -42,6 +42,10 @@ CHANGES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("update-ref", "--no-deref", "HEAD", "refs/heads/master"),
     ),
     "detached HEAD at no branch": (("update-ref", "--no-deref", "HEAD", "main~1"),),
+    "HEAD at a hidden branch": (
+        ("branch", "other", "main"),
+        ("config", "transfer.hideRefs", "refs/heads/main"),
+    ),
     "HEAD is no branch": (
         ("update-ref", "refs/odd/one", "main"),
         ("symbolic-ref", "HEAD", "refs/odd/one"),
@@ -134,6 +138,27 @@ def test_a_file_that_is_no_bundle(daemon: DaemonProcess, tmp_path: Path) -> None
     refused = daemon.run(*command, check=False)
     assert refused.returncode != 0
     assert "file.bundle" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("lacks", ["SHA-1 names", "older commits"])
+def test_a_bundle_that_nothing_can_be_made_of(
+    daemon: DaemonProcess, local_remote: LocalRemote, tmp_path: Path, lacks: str
+) -> None:
+    bundle = tmp_path / "demo.bundle"
+    if lacks == "SHA-1 names":
+        source = tmp_path / "source"
+        made = ("init", "-q", "-b", "main", "--object-format=sha256", str(source))
+        subprocess.run(["git", *made], check=True, capture_output=True)
+        git(source, "commit", "-q", "--allow-empty", "-m", "x")
+        git(source, "bundle", "create", "-q", str(bundle), "main")
+    else:
+        local_remote.commit("new.txt", "x")
+        git(local_remote.path, "bundle", "create", "-q", str(bundle), "main~..main")
+    command = ("add-repo", "--name", "r", "--remote", str(bundle))
+    refused = daemon.run(*command, check=False)
+    assert refused.returncode != 0
+    said = {"SHA-1 names": "SHA-256", "older commits": "lacks these prerequisite commits"}
+    assert said[lacks] in refused.stderr
 
 
 def test_commits_that_come_later(daemon: DaemonProcess, local_remote: LocalRemote) -> None:
