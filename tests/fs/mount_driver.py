@@ -22,6 +22,7 @@ from artifactfs.config import RepoSettings
 from artifactfs.fs.inodes import seals
 from artifactfs.fs.inodes.inode import Owner
 from artifactfs.fs.kernel import fastloop, wakefulness
+from artifactfs.fs.mount import filesystem as filesystem_module
 from artifactfs.fs.mount import session
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.native.writes import create_native, is_native
@@ -170,6 +171,9 @@ class Commands:
     async def do_stats(self) -> dict[str, int]:
         return asdict(self.fs.overlay_stats())
 
+    async def do_measure(self) -> dict[str, int]:
+        return asdict(await self.fs.measure())
+
     async def do_local_changes(self) -> list[list[str]]:
         return [[os.fsdecode(c.path), c.kind] for c in self.fs.local_changes()]
 
@@ -306,6 +310,8 @@ def main() -> None:
     if "burst_s" in config:
         wakefulness.WITHIN_S = config["burst_s"]
         wakefulness.QUIET_S = 0.2  # somebody may look at all mounts of the machine
+    if "maintenance_s" in config:
+        filesystem_module._MAINTENANCE_S = config["maintenance_s"]
     if "boot" in config:  # as after a loss of power
         seals.boot_id = lambda: bytes([config["boot"]]) * 16
     if "same_number" in config:

@@ -395,7 +395,11 @@ class FileSystem:
         """What is local, whoever takes the writes."""
         if self.native is not None:
             return OverlayStats(*await self.native.measure())
-        return self.overlay_stats()
+        try:
+            return self.overlay_stats()
+        except OSError:  # what names them is on a damaged page: then what the disk has
+            sizes = await trio.to_thread.run_sync(self._upper.sizes)
+            return OverlayStats(len(sizes), sum(sizes.values()) + self._small.live_bytes)
 
     async def changes(self) -> list[LocalChange]:
         """Differences of the working tree from the base commit, whoever takes the writes."""
@@ -645,7 +649,12 @@ class FileSystem:
         if self._overlay.changes - self._counted_at < _COUNT_EVERY:
             return
         self._counted_at = changes
-        if self._overlay.count_with_data() > _COUNTED_AT_ONCE:
+        try:
+            count = self._overlay.count_with_data()
+        except OSError as error:  # of damaged pages nobody knows what was on them
+            log.warning("what was written cannot be counted: %s", error)
+            return
+        if count > _COUNTED_AT_ONCE:
             total = await trio.to_thread.run_sync(self._upper.total_bytes)
             self._dirty_bytes = changes, total + self._small.live_bytes
 
