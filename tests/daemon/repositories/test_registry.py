@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -162,6 +163,24 @@ def test_a_damaged_row_concerns_its_repository_alone(tmp_path: Path, damage: str
             registry.add(b.settings)
         registry.add(RepoSettings(name="a", remote="https://x/a", mount_point="a"))
         assert registry.get("a").damaged is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_on_a_disk_that_cannot_be_written_any_more_it_can_be_read(tmp_path: Path) -> None:
+    """As the kernel makes it after an error of the disk."""
+    path = tmp_path / "registry.db"
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)
+    try:
+        settings = RepoSettings(name="a", remote="https://x/a", mount_point="a")
+        with Registry(path) as registry:
+            registry.add(settings)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        with Registry(path) as registry:
+            assert [one.settings for one in registry.all()] == [settings]
+            with pytest.raises(StateError, match=r"registry\.db"):
+                registry.set_enabled("a", False)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_rows_of_an_earlier_version_have_no_checksum_yet(tmp_path: Path) -> None:
