@@ -51,19 +51,32 @@ class RemoteConnection:
         self._shared: Remote | None = None
         self._shared_url = ""
         self._cloned: Remote | None = None
+        self._with_the_tip: Remote | None = None
         self._opening = trio.Lock()
         self._open_scope = trio.CancelScope()  # of `shared`, while it waits
 
-    async def open(self, *, expect_refs: bool = False, expect_tip: TipWish | None = None) -> Remote:
-        """A new remote, the caller's to close. Raises: RemoteError.
+    async def open(
+        self,
+        *,
+        expect_refs: bool = False,
+        expect_tip: TipWish | None = None,
+        arriving: trio.Nursery | None = None,
+    ) -> Remote:
+        """A new remote, the caller's to close: see `open_remote`. Raises: RemoteError.
 
         What passes is tried again, within the repository's deadline.
         """
-        attempt = partial(self._open_once, expect_refs=expect_refs, expect_tip=expect_tip)
+        attempt = partial(
+            self._open_once, expect_refs=expect_refs, expect_tip=expect_tip, arriving=arriving
+        )
         return await again(attempt, self._deadline_s)
 
     async def _open_once(
-        self, *, expect_refs: bool = False, expect_tip: TipWish | None = None
+        self,
+        *,
+        expect_refs: bool = False,
+        expect_tip: TipWish | None = None,
+        arriving: trio.Nursery | None = None,
     ) -> Remote:
         place = await self._find()
         remote = await open_remote(
@@ -72,6 +85,7 @@ class RemoteConnection:
             deadline_s=self._deadline_s,
             expect_refs=expect_refs,
             expect_tip=expect_tip,
+            arriving=arriving,
             mirror=self._mirror,
             place=place,
         )
@@ -114,13 +128,23 @@ class RemoteConnection:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in lines))
 
-    async def open_for_clone(self, tip: TipWish | None) -> Remote:
-        """The same with the refs and the tip asked for at once; kept for the hydrator.
+    async def open_for_clone(
+        self, tip: TipWish | None, arriving: trio.Nursery | None = None
+    ) -> Remote:
+        """The same with the refs and the tip asked for at once; kept for the hydrator. `arriving`:
+        where the tip goes on to come.
 
         Raises: RemoteError.
         """
-        self._cloned = await self.open(expect_refs=True, expect_tip=tip)
+        self._cloned = await self.open(expect_refs=True, expect_tip=tip, arriving=arriving)
+        self._with_the_tip = self._cloned
         return self._cloned
+
+    async def open_for_trees(self) -> Remote:
+        """What the trees come from that the clone has left out: at first the remote that they are
+        on their way from. Raises: RemoteError."""
+        remote, self._with_the_tip = self._with_the_tip, None
+        return remote if remote is not None and remote.expects_tip else await self.shared()
 
     async def open_for_hydration(self) -> Remote:
         """What the hydrator connects with. Raises: RemoteError."""
@@ -156,7 +180,7 @@ class RemoteConnection:
         self._open_scope.cancel()
         async with self._opening:
             open_ones = [one for one in (self._shared, self._cloned) if one is not None]
-            self._shared = self._cloned = None
+            self._shared = self._cloned = self._with_the_tip = None
         with trio.move_on_after(CLOSE_S) as scope:
             scope.shield = True
             for remote in open_ones:

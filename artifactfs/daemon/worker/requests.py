@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import trio
@@ -11,7 +12,7 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.background.jobs import Jobs
 from artifactfs.daemon.control.messages import Message
-from artifactfs.daemon.control.server import Command, Request
+from artifactfs.daemon.control.server import Command, Handler, Request
 from artifactfs.daemon.host import logs
 from artifactfs.daemon.repositories.heads import head_fields
 from artifactfs.daemon.repositories.losses import kept_only_here
@@ -39,6 +40,8 @@ from artifactfs.paths import RepoLayout
 CANCELLABLE = frozenset({"losses", "prefetch", "set-remote", "wait"})
 """What may be cut short at any point: it changes nothing, or takes back what it did."""
 
+_OF_THE_TREE = ("changes", "prefetch", "fetch", "losses", "switch", "wait")
+
 STUCK_AFTER_S = 15.0
 """A request that waits so much longer than for its repository's deadline waits for nothing."""
 
@@ -64,7 +67,7 @@ class Requests:
     writes: Kind
 
     def table(self) -> dict[str, Command]:
-        handlers = {
+        handlers: dict[str, Handler] = {
             "changes": self.content.changes,
             "evict": self.content.evict,
             "prefetch": self.content.prefetch,
@@ -79,10 +82,18 @@ class Requests:
             "unmount": self.release,
             "wait": self.wait,
         }
+        for name in _OF_THE_TREE:
+            handlers[name] = partial(self._when_whole, handlers[name])
         return {
             name: Command(handler, DEADLINE_S, cancellable=name in CANCELLABLE)
             for name, handler in handlers.items()
         }
+
+    async def _when_whole(self, handler: Handler, request: Request) -> Any:
+        """What reads trees waits until all are here."""
+        if self.filesystem.arriving is not None:
+            await self.filesystem.arriving.wait()
+        return await handler(request)
 
     async def reload(self, request: Request) -> Message:
         """Another log level and cache limit (bytes, None: the default)."""

@@ -36,7 +36,7 @@ from artifactfs.daemon.host import logs, mounts, overlayfs, redirects
 from artifactfs.daemon.host.outliving import LEAVE, Outliving
 from artifactfs.daemon.repositories.remotes import RemoteConnection
 from artifactfs.daemon.switch.recovery import recover
-from artifactfs.daemon.worker.cloning import clone_or_refresh
+from artifactfs.daemon.worker.cloning import bring_trees, clone_or_refresh
 from artifactfs.daemon.worker.composition import compose
 from artifactfs.daemon.worker.covered_gitdir import CoveredGitdir
 from artifactfs.daemon.worker.gitdir_health import GitdirHealth, tip_of_head
@@ -48,6 +48,7 @@ from artifactfs.damage import DamageReport
 from artifactfs.errors import ArtifactFSError, CorruptData, DaemonError, MountError, StateError
 from artifactfs.features import Features
 from artifactfs.fs.inodes.inode import Owner
+from artifactfs.fs.mount.arriving import ArrivingTrees
 from artifactfs.fs.mount.entrance import Entrance
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.gate import Gate
@@ -58,6 +59,7 @@ from artifactfs.git.configuration.kept import surroundings_of
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.clone import Tip, commit_name
 from artifactfs.git.repository.alternates import withdraw
+from artifactfs.git.repository.gitdir import trees_to_come
 from artifactfs.git.surroundings import adopt
 from artifactfs.hydration.background.upkeep import DEFAULT_CACHE_LIMIT
 from artifactfs.hydration.hydrator import Hydrator
@@ -174,6 +176,7 @@ class Worker:
         self._redirected: list[redirects.Redirect] = []
         self._writes = Kind(False, "not settled yet")
         self._gate: Gate | None = None
+        self._nursery: trio.Nursery
 
     # -- life --------------------------------------------------------------------------------
 
@@ -186,6 +189,7 @@ class Worker:
             await self._report(error)
             return 1
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self._answer_requests)
             nursery.start_soon(self._send_heartbeats)
             await nursery.start(self._handle_sigterm)
@@ -414,6 +418,7 @@ class Worker:
             remotes=self._remotes,
             health=self._gitdir,
             on_clone=partial(self.event, "state", state="cloning"),
+            arriving=self._nursery,
         )
 
     def _is_gitdir_lost(self) -> bool:
@@ -461,6 +466,7 @@ class Worker:
             place=self._git_place.place,
             features=entrance.features if entrance is not None else None,
             handover=self._outliving.handover,
+            arriving=self._arriving_trees(),
         )
         if not self._outliving.taken_over:
             await self._settle_writes(odb, open_filesystem)
@@ -476,6 +482,11 @@ class Worker:
                 with suppress(OSError):
                     withdraw(self._layout.gitdir)
             filesystem.close()
+
+    def _arriving_trees(self) -> ArrivingTrees | None:
+        if trees_to_come(self._layout.gitdir) is None:
+            return None
+        return ArrivingTrees(self._settings.deadline_s)
 
     async def _settle_writes(
         self, odb: ObjectDatabase, open_filesystem: Callable[[], FileSystem]
@@ -562,11 +573,27 @@ class Worker:
         async with trio.open_nursery() as nursery:
             if self._writes.native:
                 nursery.start_soon(self._watch_above, filesystem)
+            if filesystem.arriving is not None:
+                background.keep("trees", partial(self._bring_trees, filesystem, odb))
+                await filesystem.arriving.here.wait()
             nursery.start_soon(self._gitdir.look, odb)
             nursery.start_soon(self._gitdir.keep_indexes, odb)
             nursery.start_soon(jobs.run)
             await filesystem.index_ready.wait()
             await self._git_place.open(filesystem.features)
+
+    async def _bring_trees(self, filesystem: FileSystem, odb: ObjectDatabase) -> None:
+        """Fetch what the clone has left out. Raises: RemoteError, CorruptData."""
+        arriving = filesystem.arriving
+        assert arriving is not None
+        arriving.begin()
+        try:
+            await bring_trees(self._layout, self._remotes)
+        except (ArtifactFSError, OSError) as error:
+            arriving.failed(str(error))
+            raise
+        odb.refresh()
+        await filesystem.trees_have_come()
 
 
 @asynccontextmanager

@@ -58,8 +58,11 @@ def entry_attributes(inode: Inode, owner: Owner) -> pyfuse3.EntryAttributes:
         entry.st_mtime_ns = row.mtime_ns
         entry.st_ctime_ns = row.ctime_ns
     if type(inode) is Directory and (row is None or row.nlink):
-        # 1 is how file systems say that they do not know.
-        entry.st_nlink = 2 + inode.subdirectories if inode.subdirectories >= 0 else 1
+        if inode.subdirectories >= 0:
+            entry.st_nlink = 2 + inode.subdirectories
+        else:
+            entry.st_nlink = 1  # how file systems say that they do not know
+            entry.attr_timeout = 0
     return entry
 
 

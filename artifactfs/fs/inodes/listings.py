@@ -64,6 +64,13 @@ class Listings:
         kept = self._kept.get(tree)
         return None if kept is None else list(kept[0].values())
 
+    def forget(self, tree: Oid) -> None:
+        """Read it anew when it is asked for."""
+        kept = self._kept.pop(tree, None)
+        if kept is not None:
+            self._count -= len(kept[0])
+        self._last = b"", ()
+
     def adopt(self, trees: Mapping[Oid, Iterable[TreeEntry]]) -> None:
         """Trees that were just read by somebody else, off the event loop."""
         for oid, entries in trees.items():

@@ -37,6 +37,7 @@ from artifactfs.fs.inodes.listings import Listings, base_tree_of
 from artifactfs.fs.kernel.handover import Handover
 from artifactfs.fs.kernel.stale import StaleEntries
 from artifactfs.fs.mount import once
+from artifactfs.fs.mount.arriving import ArrivingTrees
 from artifactfs.fs.mount.creation import TipLike, create
 from artifactfs.fs.mount.operations import Operations
 from artifactfs.fs.native.writes import KernelWrites, hidden_names
@@ -120,17 +121,20 @@ class FileSystem:
         native: bool = False,
         features: Features | None = None,
         handover: Handover | None = None,
+        arriving: ArrivingTrees | None = None,
     ) -> None:
         """Open the overlay, or create it from `tip`. Raises: StateError, InvalidInput.
 
         `offer` is what git is told to have beside what is in its packs; `place` is what becomes of
         ``.git``, a gitfile without it. `native`: the kernel takes the writes, above this tree,
         which is then served at `RepoLayout.lower` and never changes. `handover`: with which
-        another process may go on with the mount, or has left it.
+        another process may go on with the mount, or has left it. `arriving`: only the root of the
+        base tree is here.
         """
         sys.setrecursionlimit(max(sys.getrecursionlimit(), _CALLS))
         self._is_native = native
         self._handover = handover
+        self.arriving = arriving
         self.taken_over = handover is not None and handover.taken_over
         self.native: KernelWrites | None = None
         self._place = place
@@ -259,6 +263,8 @@ class FileSystem:
         else:
             self._forget_before()
         self.operations.on_begin = self._outlive
+        self.operations.arriving = self.arriving
+        self.tree.is_arriving = self.arriving is not None
 
     def _outlive(self) -> None:
         """The session has begun: it is known whether writes can outlive this process."""
@@ -282,6 +288,20 @@ class FileSystem:
     def _compose_native(self, owner: Owner) -> None:
         hidden = hidden_names(self.tree.entries(self.tree.root))
         self.native = KernelWrites(self.layout, self.odb, self.base.tree, owner, hidden)
+
+    async def trees_have_come(self) -> None:
+        """All of the base tree is here: answer who has waited for that."""
+        root = self.tree.root
+        before = self.tree.entries(root)
+        if root.oid is not None:
+            self._listings.forget(root.oid)
+        for name in before.keys() - self.tree.entries(root).keys():
+            self.stale.add(root.ino, name)  # a folder that holds no file at any depth
+            self.stale.add_listing(root.ino)
+        self.tree.is_arriving = False
+        await self.stale.flush()
+        if self.arriving is not None:
+            self.arriving.have_come()
 
     @property
     def meta(self) -> Mapping[str, Any]:

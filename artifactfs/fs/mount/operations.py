@@ -50,6 +50,7 @@ from artifactfs.fs.kernel.privileges import (
     mode_that_may_be,
 )
 from artifactfs.fs.kernel.refusal import errno_of
+from artifactfs.fs.mount.arriving import ArrivingTrees
 from artifactfs.fs.mount.once import Once
 from artifactfs.fs.mount.unfinished import Listing, UnfinishedListings, is_at_end
 from artifactfs.fs.overlay.written import Written
@@ -101,6 +102,9 @@ def _answering(handler: F) -> F:
                 unique = self.session.unique()
                 if once.was_done(unique):
                     return await self._answer_again(name, args, unique)
+            if self.arriving is not None:
+                owns, caller = self._virtual.owns, self._contents.caller
+                self._waited_for = await self.arriving.before(name, args, owns, caller)
             if self.recall is not None:
                 await self._bring(self.recall, name, args)
             if changes:
@@ -171,8 +175,9 @@ class Operations(pyfuse3.Operations):
         self.on_begin: Callable[[], None] | None = None
         """Is called when it is known what the session has, before the first request."""
         self.once = Once(written.overlay)
+        self.arriving: ArrivingTrees | None = None  # the mount began before all trees were here
         self._waited_for = 0
-        """Who has sent the request for which an inode was recalled; 0: none was."""
+        """Who has sent the request for which something was waited for here; 0: nothing was."""
         self._tree = tree
         self._written = written
         self._mutations = mutations
@@ -197,7 +202,8 @@ class Operations(pyfuse3.Operations):
             self._contents.caller = self.session.caller or self._opener
             if self.on_begin is not None:
                 self.on_begin()
-            if self.recall is not None and self.session.caller is not None:
+            waits = self.recall is not None or self.arriving is not None
+            if waits and self.session.caller is not None:
                 self._contents.caller = partial(self._caller, self.session.caller)
         self.started.set()
 

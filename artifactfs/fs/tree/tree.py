@@ -36,7 +36,7 @@ from artifactfs.fs.kernel.refusal import fail
 from artifactfs.fs.overlay import nameless
 from artifactfs.fs.overlay.pending import Edit
 from artifactfs.fs.overlay.written import Written
-from artifactfs.git.objects.database import Oid, TreeEntry
+from artifactfs.git.objects.database import MissingObject, Oid, TreeEntry
 from artifactfs.inode_numbers import ROOT_INO, derive_ino, numbers_in
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,8 @@ class Tree:
         """Inodes with data that is the blob which HEAD has at their path: see `Compaction`."""
         self.taken_over = False
         """Another process has served the mount: the kernel may know what is not in memory."""
+        self.is_arriving = False
+        """Only the root of the base tree is here: see `arriving`."""
         self.keeps_nameless = False
         """What is in use without a name is to outlive this process."""
         self._let_go: list[int] = []
@@ -261,6 +263,9 @@ class Tree:
                     self.count_subdirectories(inode)
                 except OSError as error:  # of one of the names in it, not of the directory
                     log.error("the links of inode %d cannot be counted: %s", inode.ino, error)
+                except MissingObject:
+                    if not self.is_arriving:
+                        raise
             return True
         if inode.size != UNKNOWN_SIZE:
             return True

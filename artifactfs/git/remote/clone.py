@@ -4,17 +4,25 @@ Phase 1 (`clone_tip`) fetches the tip's commit and trees as from depth 1, but wr
 ``shallow`` file: the parents are then promised objects like any other, so that git is right at
 every moment; a `git log` that comes early pulls the history itself. Phase 2 (`fetch_history`)
 fetches it in the background. `--depth` asks for the shallow file, and gets it.
+
+The trees of a large tip take a while (28 MB where there are a million files). Where they do, phase
+1 takes the root tree alone, which is as small as ever, while the others go on to arrive
+(`fetch_trees`). A remote that does not send a root tree alone (``uploadpackfilter.tree.maxDepth``
+is 0 on some hosts) has lost nothing: its whole answer is on its way meanwhile.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import shutil
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -23,6 +31,7 @@ from artifactfs.errors import (
     CorruptData,
     InvalidInput,
     ObjectsMissing,
+    RemoteError,
     RemoteNotFound,
 )
 from artifactfs.git.apart import make_apart
@@ -40,6 +49,7 @@ from artifactfs.git.remote.fetch import (
     FetchResult,
     RefChange,
     feed_pack,
+    fetch_commit,
     fetch_refs,
     index_pack,
     is_copied,
@@ -51,8 +61,11 @@ from artifactfs.git.remote.history import MAX_DEPTH_AT_ONCE, fetch_history
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.repository.gitdir import (
     GitdirPlan,
+    mark_trees_here,
+    mark_trees_to_come,
     publish,
     sync_gitdir,
+    trees_to_come,
     write_gitdir,
     write_shallow,
 )
@@ -68,6 +81,10 @@ from artifactfs.git.wire.transport import deadline
 from artifactfs.git.wire.url import parse_remote
 from artifactfs.paths import RepoLayout
 
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
 Oid = bytes
 
 __all__ = [
@@ -78,6 +95,7 @@ __all__ = [
     "clone_tip",
     "fetch_history",
     "fetch_refs",
+    "fetch_trees",
     "resolve",
     "tip_wish",
 ]
@@ -85,6 +103,8 @@ __all__ = [
 _OID = re.compile(r"[0-9a-f]{40}")
 _SHORT_OID = re.compile(r"[0-9a-f]{4,39}")
 _NAMED = 10
+ROOT_TREE = "tree:1"
+"""The filter for a commit and its root tree."""
 _TEMPORARY = ".git."
 _LOCAL_DEADLINE_S = 10.0
 
@@ -144,9 +164,17 @@ def _depth_at_once(settings: RepoSettings) -> int:
 
 
 async def clone_tip(
-    layout: RepoLayout, settings: RepoSettings, remote: Remote, *, shared_objects: Path
+    layout: RepoLayout,
+    settings: RepoSettings,
+    remote: Remote,
+    *,
+    shared_objects: Path,
+    arriving: trio.Nursery | None = None,
 ) -> Tip:
     """Phase 1: make ``layout.gitdir`` with everything that a mount of `settings.ref` needs.
+
+    Where there is `arriving`, trees that take long go on to come in it, and are left to
+    `fetch_trees`: `trees_to_come` says so.
 
     `shared_objects` is the object directory with hydrated blobs; it is made if need be. Takes one
     round trip where `remote` did not ask for the `tip_wish`, and one more where it was not opened
@@ -174,9 +202,14 @@ async def clone_tip(
         if remote.alternate is None and not found.unborn:
             cut = settings.depth is None and await _is_shallow(remote)
             depth = None if cut else _depth_at_once(settings)
-            shallow = await _fetch_beside(remote, temporary, found, depth)
+            fetch = partial(_fetch_tip, remote, temporary, found, depth)
             if cut or settings.depth is not None:
-                write_shallow(temporary, shallow)
+                write_shallow(temporary, await _beside(temporary, fetch))
+            elif arriving is None or await fsck_arguments(None):  # a fault anywhere is refused
+                await _beside(temporary, fetch)
+            else:
+                root_first = partial(_fetch_root_first, remote, temporary, found, arriving)
+                await _beside(temporary, root_first)
         tip = await trio.to_thread.run_sync(_read_tip, temporary, found)
         _check_required(settings, tip)
         if found.commit != tip.commit:
@@ -321,16 +354,14 @@ def _without_userinfo(url: str) -> str:
         return url
 
 
-async def _fetch_beside(
-    remote: Remote, gitdir: Path, found: Resolved, depth: int | None
-) -> frozenset[Oid]:
-    """As `_fetch_tip`. Meanwhile what else a mount would wait for is made: the object directory of
+async def _beside(gitdir: Path, fetch: Callable[[], Awaitable[T]]) -> T:
+    """As `fetch`. Meanwhile what else a mount would wait for is made: the object directory of
     our own processes, whose 258 links take as long as a round trip, and `keep_protection`."""
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, make_apart, gitdir)
             nursery.start_soon(keep_protection, gitdir)
-            return await _fetch_tip(remote, gitdir, found, depth)
+            return await fetch()
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
 
@@ -354,6 +385,57 @@ async def _fetch_tip(
         ) from error
     except GitFailed as error:
         raise CorruptData(f"the pack of the tip is not usable: {why_unusable(error)}") from error
+
+
+async def _fetch_root_first(
+    remote: Remote, gitdir: Path, found: Resolved, arriving: trio.Nursery
+) -> None:
+    """Fetch commit and trees, or the root tree alone of those that take long."""
+    takes_long = await remote.is_slow(found.want, TipWish("", BLOBLESS, 1), arriving)
+    if takes_long and await _fetch_root(remote, gitdir, found):
+        mark_trees_to_come(gitdir, found.want)
+    else:
+        await _fetch_tip(remote, gitdir, found, 1)
+
+
+async def _fetch_root(remote: Remote, gitdir: Path, found: Resolved) -> bool:
+    """Fetch the commit and its root tree alone, while the whole tip is coming. False where that is
+    here before, or the remote does not send them."""
+    is_here = False
+
+    async def give_up_when_all_is_here() -> None:
+        await remote.until_here()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_up_when_all_is_here)
+        try:
+            await fetch_commit(gitdir, remote, found.want, filter=ROOT_TREE)
+            is_here = await trio.to_thread.run_sync(_has_root, gitdir, found)
+        except (RemoteError, CorruptData) as error:
+            log.debug("the root tree does not come alone: %s", error)
+        nursery.cancel_scope.cancel()
+    return is_here
+
+
+def _has_root(gitdir: Path, found: Resolved) -> bool:
+    odb = ObjectDatabase(gitdir)
+    try:
+        odb.tree(odb.commit(found.want).tree)
+    except (MissingObject, CorruptData):
+        return False
+    return True
+
+
+async def fetch_trees(gitdir: Path, remote: Remote) -> None:
+    """Fetch the trees that `clone_tip` has left out, if it has; they come in one pack.
+
+    Raises: RemoteError, CorruptData.
+    """
+    tip = trees_to_come(gitdir)
+    if tip is not None:
+        await fetch_commit(gitdir, remote, tip)
+        mark_trees_here(gitdir)
 
 
 def _read_tip(gitdir: Path, found: Resolved) -> Tip:

@@ -304,13 +304,14 @@ def _instruction(change: RefChange) -> bytes:
     return b"update %s\0%s\0%s\0" % (name, change.new.hex().encode(), old)
 
 
-async def fetch_commit(gitdir: Path, remote: Remote, oid: Oid) -> None:
-    """Fetch `oid` (a commit, or a tag of one) and its trees, without parents.
+async def fetch_commit(gitdir: Path, remote: Remote, oid: Oid, *, filter: str = BLOBLESS) -> None:
+    """Fetch `oid` (a commit, or a tag of one) and its trees, or what `filter` leaves of them,
+    without parents.
 
     ``shallow`` stays as it is: parents that are not here are promised objects. One round trip.
     Raises: RemoteError (RemoteNotFound where the remote does not have it), CorruptData.
     """
-    fetching = remote.fetch_pack([oid], filter=BLOBLESS, depth=1)
+    fetching = remote.fetch_pack([oid], filter=filter, depth=1)
     try:
         await _store(fetching, gitdir, folder=f"commit-{oid.hex()}", most=most_of_commit(remote))
     except ObjectsMissing as error:

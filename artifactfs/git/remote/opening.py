@@ -58,6 +58,7 @@ async def open_remote(
     deadline_s: float,
     expect_refs: bool = False,
     expect_tip: TipWish | None = None,
+    arriving: trio.Nursery | None = None,
     mirror: Path | None = None,
     place: Place | None = None,
 ) -> Remote:
@@ -65,7 +66,8 @@ async def open_remote(
 
     `expect_refs` lists the refs for a clone (`CLONE_PREFIXES`) in the same round trip, and
     `expect_tip` fetches a tip in it where the remote can do that: the next `ls_refs`, and the next
-    `fetch_pack`, of that are answered from it. `mirror` is where a gitdir may be kept for a remote
+    `fetch_pack`, of that are answered from it. A tip that takes long goes on to come in `arriving`;
+    without that it is waited for. `mirror` is where a gitdir may be kept for a remote
     that does not speak protocol 2 (else a temporary one is made): making it downloads everything.
     `url` is rewritten as git is configured to. Userinfo in it is used where `credentials` has
     nothing. Raises: RemoteError, InvalidInput.
@@ -81,7 +83,7 @@ async def open_remote(
             deadline_s=deadline_s,
             counters=opening.counters,
         )
-    async with opening.greeted(expect_refs, expect_tip) as (transport, greeting):
+    async with opening.greeted(expect_refs, expect_tip, arriving) as (transport, greeting):
         remote_url, counters = opening.url, opening.counters
         if greeting.version != 2:
             await transport.aclose()
@@ -167,21 +169,23 @@ class _Opening:
 
     @asynccontextmanager
     async def greeted(
-        self, refs: bool, tip: TipWish | None
+        self, refs: bool, tip: TipWish | None, arriving: trio.Nursery | None = None
     ) -> AsyncIterator[tuple[Transport, Greeting]]:
         """A transport that has an answer; it is closed if the body fails. Raises: RemoteError.
 
         What only git can do shows in the configuration, or in the server's answer.
         """
         try:
-            transport, greeting = await self._greet(refs, tip)
+            transport, greeting = await self._greet(refs, tip, arriving)
         except NeedsGit as needed:
             self.git_because = needed.message
             transport, greeting = await self._greet(False, None)
         async with _closed_on_failure(transport):
             yield transport, greeting
 
-    async def _greet(self, refs: bool, tip: TipWish | None) -> tuple[Transport, Greeting]:
+    async def _greet(
+        self, refs: bool, tip: TipWish | None, arriving: trio.Nursery | None = None
+    ) -> tuple[Transport, Greeting]:
         transport = await self._transport()
         ahead = self.url.is_http and self.git_because is None
         async with _closed_on_failure(transport):
@@ -191,6 +195,7 @@ class _Opening:
                 self.deadline_s,
                 refs=refs and ahead,
                 tip=tip if ahead else None,
+                arriving=arriving,
             )
         return transport, greeting
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import trio
+
 from artifactfs.git.wire import protocol
-from artifactfs.git.wire.greeting import PackStream, TipPack, ask
+from artifactfs.git.wire.greeting import PackStream, TipPack, TipWish, ask
 from artifactfs.git.wire.protocol import RefAdvertisement, ServerCapabilities
 from artifactfs.git.wire.transport import PacketReader, RequestCounters, Transport
 from artifactfs.pktline import Packet
@@ -22,6 +24,11 @@ Oid = bytes
 
 SIZES_PER_REQUEST = 10_000
 _CLOSE_S = 3.0
+BEGIN_S = 0.5
+PATIENCE_S = 0.05
+"""From the first bytes of a tip on: its trees are all here by then, if there are a few thousand. Of
+a server, or something before it, that holds first bytes back, they are not waited for longer than
+`BEGIN_S`."""
 
 LIMIT_FILTER = (
     "the remote offers no partial clone (uploadpack.allowFilter): the first mount downloads every "
@@ -101,9 +108,49 @@ class Remote:
         """Let the next `fetch_pack` of just this be answered by it."""
         self._expected_tip = pack
 
-    def _take_tip(self, *asked: object) -> TipPack | None:
-        pack, self._expected_tip = self._expected_tip, None
-        if pack is not None and asked != ([pack.oid], pack.wish.filter, pack.wish.depth):
+    async def is_slow(self, tip: Oid, wish: TipWish, arriving: trio.Nursery) -> bool:
+        """Begin to fetch `tip` in `arriving`, unless it was asked for when the remote was opened;
+        the next `fetch_pack` of that is answered by it. Returns whether it takes long, as soon as
+        that is known.
+        """
+        pack = self._expected_tip
+        if pack is not None and pack.has_failed:
+            pack.close()  # the remote does not know refs as wants
+            pack = None
+        if pack is None:
+            self._expected_tip = pack = TipPack(wish, tip)
+            request = self._fetch_request([tip], filter=wish.filter, depth=wish.depth)
+            fetch = (self._transport, request, self.name, self._deadline_s)
+            arriving.start_soon(pack.fetch, *fetch)
+        with trio.move_on_after(BEGIN_S):
+            await pack.begun.wait()
+        if pack.oid not in (None, tip):
+            return False
+        with trio.move_on_after(PATIENCE_S):
+            await pack.arrived.wait()
+        return not pack.arrived.is_set()
+
+    async def until_here(self) -> None:
+        """Return when nothing more comes of the pack that `is_slow` is about."""
+        if self._expected_tip is not None:
+            await self._expected_tip.arrived.wait()
+
+    @property
+    def expects_tip(self) -> bool:
+        """Whether a pack that was asked for ahead was not read yet."""
+        return self._expected_tip is not None
+
+    async def _take_tip(
+        self, wants: list[Oid], filter: str | None, depth: int | None
+    ) -> TipPack | None:
+        """The expected pack, where it is what is asked for; one that is not is given up. What is
+        asked for with another filter is something else, and leaves it alone."""
+        pack = self._expected_tip
+        if pack is None or filter != pack.wish.filter:
+            return None
+        self._expected_tip = None
+        await pack.begun.wait()
+        if wants != [pack.oid] or depth != pack.wish.depth:
             pack.close()
             return None
         return pack
@@ -127,11 +174,28 @@ class Remote:
         not thin. Raises ObjectsMissing with the oids that the server named.
         """
         wants = list(wants)
-        if not haves and (tip := self._take_tip(wants, filter, depth)) is not None:
+        if not haves and (tip := await self._take_tip(wants, filter, depth)) is not None:
             with closing(tip):
                 yield tip
             return
         await self._transport.prepare_objects(frozenset(wants))
+        request = self._fetch_request(
+            wants, filter=filter, depth=depth, haves=haves, shallow=shallow
+        )
+        async with self._transport.exchange("fetch", request, urgent=urgent) as exchange:
+            stream = PackStream(exchange, PacketReader(exchange))
+            await stream.read_sections()
+            yield stream
+
+    def _fetch_request(
+        self,
+        wants: list[Oid],
+        *,
+        filter: str | None,
+        depth: int | None,
+        haves: Collection[Oid] = (),
+        shallow: Collection[Oid] = (),
+    ) -> bytes:
         if not self.capabilities.filter:
             filter = None
         if not self._server.supports("fetch", "shallow"):
@@ -139,11 +203,7 @@ class Remote:
         arguments = protocol.fetch_arguments(
             wants, haves=haves, filter_spec=filter, depth=depth, shallow=shallow
         )
-        request = protocol.command("fetch", arguments, self._server)
-        async with self._transport.exchange("fetch", request, urgent=urgent) as exchange:
-            stream = PackStream(exchange, PacketReader(exchange))
-            await stream.read_sections()
-            yield stream
+        return protocol.command("fetch", arguments, self._server)
 
     async def object_sizes(self, oids: Collection[Oid], *, urgent: bool = False) -> dict[Oid, int]:
         """Sizes in bytes by ``object-info``; absent where the remote does not know them."""
@@ -161,7 +221,10 @@ class Remote:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        self._take_tip()
+        tip, self._expected_tip = self._expected_tip, None
+        if tip is not None:
+            tip.close()
+            await tip.ended.wait()
         await self._transport.aclose()
 
     async def _simple(

@@ -27,6 +27,7 @@ _OID_BYTES = 20
 
 _HISTORY_COMPLETE = "history-complete"
 _COMMITS_COMPLETE = "commits-complete"
+_TREES_TO_COME = "trees-to-come"
 _PACKED_HEADER = "# pack-refs with: peeled fully-peeled sorted \n"
 
 
@@ -262,6 +263,22 @@ def write_shallow(gitdir: Path, commits: frozenset[Oid]) -> None:
 def history_complete(gitdir: Path) -> bool:
     """Whether all commits and trees that the clone promised are here."""
     return (gitdir / OWN_FOLDER / _HISTORY_COMPLETE).exists()
+
+
+def trees_to_come(gitdir: Path) -> Oid | None:
+    """The tip (a commit, or a tag) of which only the root tree is here; None: all trees are."""
+    try:
+        return bytes.fromhex((gitdir / OWN_FOLDER / _TREES_TO_COME).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def mark_trees_to_come(gitdir: Path, tip: Oid) -> None:
+    _replace(gitdir / OWN_FOLDER / _TREES_TO_COME, tip.hex())
+
+
+def mark_trees_here(gitdir: Path) -> None:
+    (gitdir / OWN_FOLDER / _TREES_TO_COME).unlink(missing_ok=True)
 
 
 def commits_complete(gitdir: Path) -> bool:

@@ -9,12 +9,14 @@ once; then it is fetched in the usual way.
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import Literal
 
 import trio
 
@@ -24,12 +26,15 @@ from artifactfs.errors import (
     RemoteBusy,
     RemoteError,
     RemoteUnreachable,
+    StateError,
 )
 from artifactfs.git.wire import protocol
 from artifactfs.git.wire.protocol import RefAdvertisement
 from artifactfs.git.wire.sideband import SideBands, side_band_data
 from artifactfs.git.wire.transport import Advertisement, Exchange, PacketReader, Transport, deadline
 from artifactfs.pktline import FLUSH, Packet
+
+log = logging.getLogger(__name__)
 
 Oid = bytes
 
@@ -123,7 +128,8 @@ def _pairs(lines: Iterable[Packet]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class TipWish:
-    """The tip of `ref` (a full name, or HEAD), to be asked for before the server is known."""
+    """A tip without its parents; of `ref` (a full name, or HEAD), it can be asked for before the
+    server is known."""
 
     ref: str
     filter: str
@@ -131,25 +137,100 @@ class TipWish:
 
 
 class TipPack:
-    """The pack of a `TipWish`, which arrived as a whole. Read it once, as a `PackStream`."""
+    """The pack of a tip, kept while it arrives. Read it once, as a `PackStream`; it may be read
+    before all of it is here."""
 
-    def __init__(self, wish: TipWish, stream: PackStream, file: IO[bytes]) -> None:
+    def __init__(self, wish: TipWish, oid: Oid | None = None) -> None:
+        """`oid`: the tip, where it is known already."""
         self.wish = wish
-        self.oid = stream.named[wish.ref]
-        self.shallow = stream.shallow
-        self.unshallow = stream.unshallow
-        self._file = file
+        self.oid = oid
+        """None: it is not known yet, or does not come."""
+        self.shallow: frozenset[Oid] = frozenset()
+        self.unshallow: frozenset[Oid] = frozenset()
+        self.begun = trio.Event()
+        """What precedes the pack is here, or it failed."""
+        self.arrived = trio.Event()
+        """Nothing more comes: all of it is here, or it failed."""
+        self.ended = trio.Event()
+        """Its request is over as well."""
+        self.is_whole = False
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+        self._at = 0
+        self._news = trio.Event()
+        self._error: ArtifactFSError | None = None
+        self._receiving = trio.CancelScope()
+        self._is_closed = False
+
+    async def fetch(
+        self, transport: Transport, request: bytes, name: str, deadline_s: float
+    ) -> None:
+        """Send `request` and keep what comes, until all of it is here. Raises nothing but
+        cancellation: what goes wrong is raised where the pack is read."""
+        try:
+            with self._receiving:
+                async with transport.exchange("fetch", request) as exchange:
+                    await self._receive(exchange, name, deadline_s)
+        except ArtifactFSError as error:
+            self._error = error
+            log.debug("a tip does not come: %s", error)
+        except OSError as error:
+            self._error = StateError(f"a pack that arrives cannot be kept: {error.strerror}")
+        finally:
+            self.begun.set()
+            self.arrived.set()
+            self.ended.set()
+            self._tell()
+            if self._is_closed:
+                self._file.close()
+
+    async def _receive(self, exchange: Exchange, name: str, deadline_s: float) -> None:
+        stream = PackStream(exchange, PacketReader(exchange))
+        with deadline(deadline_s, name):
+            await stream.read_sections()
+        if self.oid is None and self.wish.ref not in stream.named:
+            raise ProtocolError("the remote does not say what the ref is")
+        self.oid = stream.named.get(self.wish.ref, self.oid)
+        self.shallow, self.unshallow = stream.shallow, stream.unshallow
+        self.begun.set()
+        async for chunk in stream:
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(chunk)
+            self._tell()
+        self.is_whole = True
+        self.arrived.set()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether nothing more comes though it is not whole."""
+        return self.arrived.is_set() and not self.is_whole
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
 
     def __aiter__(self) -> TipPack:
         return self
 
     async def __anext__(self) -> bytes:
-        if piece := self._file.read(_PIECE):
-            return piece
-        raise StopAsyncIteration
+        while True:
+            self._file.seek(self._at)
+            if piece := self._file.read(_PIECE):
+                self._at += len(piece)
+                return piece
+            if self._error is not None:
+                raise self._error
+            if self.is_whole:
+                raise StopAsyncIteration
+            if self.arrived.is_set():
+                raise RemoteBusy("the remote's answer was cut short")
+            await self._news.wait()
 
     def close(self) -> None:
-        self._file.close()
+        """Give it up, also what has not come yet."""
+        self._is_closed = True
+        self._receiving.cancel()
+        if self.ended.is_set():
+            self._file.close()
 
 
 @dataclass(slots=True)
@@ -169,15 +250,17 @@ async def greet(
     *,
     refs: bool = False,
     tip: TipWish | None = None,
+    arriving: trio.Nursery | None = None,
 ) -> Greeting:
     """Ask what the remote can do and, at the same time, for `refs` and the `tip`.
 
-    What is hoped for and does not come leaves None. Raises: RemoteError.
+    What is hoped for and does not come leaves None. The tip goes on to come in `arriving`; without
+    that it is waited for. Raises: RemoteError.
     """
     advertisement: Advertisement | None = None
     error: ArtifactFSError | None = None
     found_refs: list[RefAdvertisement] = []
-    found_tip: list[TipPack] = []
+    pack: TipPack | None = None
 
     async def hope_for_refs() -> None:
         request = protocol.command("ls-refs", protocol.ls_refs_arguments(CLONE_PREFIXES, None))
@@ -187,16 +270,17 @@ async def greet(
             if "HEAD" in found.refs:  # else only `unborn` tells what it is, if the server knows it
                 found_refs.append(found)
 
-    async def hope_for_tip(wish: TipWish) -> None:
-        with hoping_for_tip, _unfulfilled():
-            found_tip.append(await _fetch_tip(transport, wish, name, deadline_s))
-
     async with trio.open_nursery() as nursery:
-        hoping, hoping_for_tip = trio.CancelScope(), trio.CancelScope()
+        hoping = trio.CancelScope()
         if refs:
             nursery.start_soon(hope_for_refs)
         if tip is not None:
-            nursery.start_soon(hope_for_tip, tip)
+            pack = TipPack(tip)
+            arguments = protocol.fetch_arguments(
+                (), names=(tip.ref,), filter_spec=tip.filter, depth=tip.depth
+            )
+            request = protocol.command("fetch", arguments)
+            (arriving or nursery).start_soon(pack.fetch, transport, request, name, deadline_s)
         try:
             with deadline(deadline_s, name):
                 advertisement = await transport.advertisement()
@@ -204,18 +288,27 @@ async def greet(
             error = failed
         if advertisement is None or advertised_version(advertisement) != 2:
             hoping.cancel()
-            hoping_for_tip.cancel()
+            await _give_up(pack)
+            pack = None
     if error is not None:
-        for pack in found_tip:
-            pack.close()
         raise error
     assert advertisement is not None
+    if pack is not None and pack.has_failed:
+        await _give_up(pack)
+        pack = None
     return Greeting(
         advertisement,
         advertised_version(advertisement),
         found_refs[0] if found_refs else None,
-        found_tip[0] if found_tip else None,
+        pack,
     )
+
+
+async def _give_up(pack: TipPack | None) -> None:
+    """Return when nothing uses the transport for it any more."""
+    if pack is not None:
+        pack.close()
+        await pack.ended.wait()
 
 
 @contextmanager
@@ -223,31 +316,8 @@ def _unfulfilled() -> Iterator[None]:
     """A hope that fails says nothing: the advertisement tells why, else it is asked for again."""
     try:
         yield
-    except RemoteError:
-        return
-
-
-async def _fetch_tip(transport: Transport, wish: TipWish, name: str, deadline_s: float) -> TipPack:
-    """Raises: RemoteError."""
-    arguments = protocol.fetch_arguments(
-        (), names=(wish.ref,), filter_spec=wish.filter, depth=wish.depth
-    )
-    request = protocol.command("fetch", arguments)
-    file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
-    try:
-        async with transport.exchange("fetch", request) as exchange:
-            stream = PackStream(exchange, PacketReader(exchange))
-            with deadline(deadline_s, name):
-                await stream.read_sections()
-            if wish.ref not in stream.named:
-                raise ProtocolError("the remote does not say what the ref is")
-            async for chunk in stream:
-                file.write(chunk)
-        file.seek(0)
-        return TipPack(wish, stream, file)
-    except BaseException:
-        file.close()
-        raise
+    except RemoteError as error:
+        log.debug("asked for too early: %s", error)
 
 
 async def ask(
