@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,9 @@ from artifactfs.git.pack.format import Oid
 
 _HEADER = struct.Struct(">4sLL")
 _ENTRY = struct.Struct(">10L20sH")
+_BEFORE_INO = struct.Struct(">5L")
+_INO_MODE = struct.Struct(">LL")
+_SIZE_OID_FLAGS = struct.Struct(">L20sH")
 _EXTENDED = 0x4000
 _NAME_MASK = 0x0FFF
 _FLAGS_MASK = 0xB000  # assume-valid and the stage
@@ -76,14 +79,9 @@ def encode_entries(entries: Iterable[IndexEntry]) -> bytearray:
     out = bytearray()
     pack = _ENTRY.pack
     for path, mode, oid, stat, flags, extended in entries:
-        ctime, ctime_ns = divmod(stat.ctime_ns, _NS)
-        mtime, mtime_ns = divmod(stat.mtime_ns, _NS)
         flags |= min(len(path), _NAME_MASK)
         out += pack(
-            ctime & _U32,
-            ctime_ns,
-            mtime & _U32,
-            mtime_ns,
+            *_times(stat),
             stat.dev & _U32,
             stat.ino & _U32,
             mode,
@@ -99,6 +97,38 @@ def encode_entries(entries: Iterable[IndexEntry]) -> bytearray:
         length = len(path) + (2 if extended else 0)
         out += _PADDING[length & 7]
     return out
+
+
+def clean_entry_encoder(stat: StatData) -> Callable[[bytes, int, Oid, int, int, int], bytes]:
+    """A function that encodes (path, mode, oid, inode number, size, extended flags) as
+    `encode_entries` does, for entries that have all else in common: 0.7 us each, where that takes
+    two."""
+    before = _BEFORE_INO.pack(*_times(stat), stat.dev & _U32)
+    owner = struct.pack(">LL", stat.uid & _U32, stat.gid & _U32)
+    numbers, rest = _INO_MODE.pack, _SIZE_OID_FLAGS.pack
+
+    def encode(path: bytes, mode: int, oid: Oid, ino: int, size: int, extended: int) -> bytes:
+        length = len(path)
+        flags = length if length < _NAME_MASK else _NAME_MASK
+        if extended:
+            flags |= _EXTENDED
+            path = struct.pack(">H", extended) + path
+        return b"%b%b%b%b%b%b" % (
+            before,
+            numbers(ino & _U32, mode),
+            owner,
+            rest(size & _U32, oid, flags),
+            path,
+            _PADDING[len(path) & 7],
+        )
+
+    return encode
+
+
+def _times(stat: StatData) -> tuple[int, int, int, int]:
+    ctime, ctime_ns = divmod(stat.ctime_ns, _NS)
+    mtime, mtime_ns = divmod(stat.mtime_ns, _NS)
+    return ctime & _U32, ctime_ns, mtime & _U32, mtime_ns
 
 
 def parse_index(content: bytes) -> IndexFile:

@@ -16,10 +16,11 @@ import sqlite3
 import subprocess
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from artifactfs.errors import AlreadyExists, CorruptData, StateError
 from artifactfs.git.apart import gitdir_environment
@@ -33,9 +34,9 @@ from artifactfs.git.index.extensions import (
     encode_untracked_cache,
     exclude_hash,
 )
-from artifactfs.git.index.file import IndexEntry, StatData, encode_entries, finish_index
+from artifactfs.git.index.file import StatData, clean_entry_encoder, finish_index
 from artifactfs.git.objects.database import ObjectDatabase, Oid, TreeEntry
-from artifactfs.inode_numbers import ROOT_INO, derive_ino
+from artifactfs.inode_numbers import ROOT_INO, numbers_in
 from artifactfs.paths import leads_into, real_path
 
 _TREE = 0o040000
@@ -44,7 +45,10 @@ _SYMLINK = 0o120000
 _REGULAR = 0o100000
 _KIND = 0o170000
 _SIZES_A_QUERY = 500
-_SIZES_AT_ONCE = 50_000
+_SIZES_AT_ONCE = 1_000_000
+"""Their oids and sizes take 150 MB."""
+_READ_ALL = 3
+"""With so many rows for each size that is wanted, reading all is as fast as looking each up."""
 UNKNOWN = -1
 _SKIP_WORKTREE = 0x4000
 """Git takes such an entry for unchanged, though there is no file: as in a sparse checkout."""
@@ -97,27 +101,28 @@ class Listing:
 def list_tree(odb: ObjectDatabase, tree: Oid, secret: bytes) -> Listing:
     """Walk the whole tree. Raises: MissingObject, CorruptData."""
     listing = Listing(Folder(b"", tree, ROOT_INO))
-    stack: list[tuple[Folder, bytes, Iterator[TreeEntry]]] = []
-    stack.append((listing.root, b"", iter(odb.whole_tree(tree))))
+    stack = [_Walked.of(odb, listing.root, b"", secret)]
     files = listing.files
+    modes: dict[int, int] = {}
     while stack:
-        folder, prefix, entries = stack[-1]
+        folder, prefix, entries, number, all_shown = stack[-1]
         for entry in entries:
             name, mode, oid = entry
-            shown = folder.shown and odb.is_shown(entry)
+            shown = all_shown or (folder.shown and odb.is_shown(entry))
             if not shown and (name in _NO_NAMES or b"/" in name):
                 continue
-            ino = derive_ino(secret, folder.ino, name)
+            ino = number(name)
             if mode & _KIND == _TREE:
                 child = Folder(name, oid, ino, entries=-len(files), shown=shown)
                 folder.folders.append(child)
-                stack.append((child, prefix + name + b"/", iter(odb.whole_tree(oid))))
+                stack.append(_Walked.of(odb, child, prefix + name + b"/", secret))
                 break
-            files.append((prefix + name, index_mode(mode), oid, ino))
+            if mode not in modes:
+                modes[mode] = index_mode(mode)
+            files.append((prefix + name, modes[mode], oid, ino))
             if not shown:
                 listing.absent.add(prefix + name)
-                continue
-            if name == b".gitignore":
+            elif name == b".gitignore":
                 listing.ignore_files.append((folder, prefix, oid))
             elif name == b".gitattributes" and mode & _KIND == _REGULAR:
                 listing.attribute_files[prefix[:-1]] = oid
@@ -125,6 +130,24 @@ def list_tree(odb: ObjectDatabase, tree: Oid, secret: bytes) -> Listing:
             folder.entries += len(files)
             stack.pop()
     return listing
+
+
+class _Walked(NamedTuple):
+    """A directory in the middle of the walk."""
+
+    folder: Folder
+    prefix: bytes
+    entries: Iterator[TreeEntry]
+    number: Callable[[bytes], int]
+    all_shown: bool
+    """Whether the working tree has every entry, which is found out for all at once."""
+
+    @classmethod
+    def of(cls, odb: ObjectDatabase, folder: Folder, prefix: bytes, secret: bytes) -> _Walked:
+        """Raises: MissingObject, CorruptData."""
+        entries = odb.whole_tree(folder.oid)
+        all_shown = folder.shown and odb.shows_all(entries)
+        return cls(folder, prefix, iter(entries), numbers_in(secret, folder.ino), all_shown)
 
 
 def index_mode(mode: int) -> int:
@@ -140,9 +163,15 @@ def read_sizes(path: Path | None, oids: Sequence[Oid]) -> dict[Oid, int]:
     sizes: dict[Oid, int] = {}
     if path is None or not path.exists():
         return sizes
-    ordered = sorted(set(oids))
+    wanted = set(oids)
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            (rows,) = database.execute("SELECT count(*) FROM sizes").fetchone()
+            if rows < _READ_ALL * len(wanted):
+                found = database.execute("SELECT oid, size, crc FROM sizes")
+                sound = (row for row in found if row[0] in wanted and _is_sound(*row))
+                return {oid: size for oid, size, _ in sound}
+            ordered = sorted(wanted)
             for start in range(0, len(ordered), _SIZES_A_QUERY):
                 some = ordered[start : start + _SIZES_A_QUERY]
                 marks = ",".join("?" * len(some))
@@ -159,52 +188,26 @@ def _is_sound(oid: Oid, size: int, crc: int | None) -> bool:
     return crc == zlib.crc32(b"%d" % size, zlib.crc32(oid))
 
 
-def build_entries(
-    listing: Listing,
-    sizes: Mapping[Oid, int],
-    *,
-    uid: int,
-    gid: int,
-    time_ns: int,
-    keep: Mapping[bytes, IndexEntry] | None = None,
-    conversions: TreeConversions | None = None,
-) -> list[IndexEntry]:
-    """The index entries of a tree. An entry of `keep` with the same content stays as it is.
-
-    `sizes` are those of blobs: what `conversions` converts has another one, so it gets none.
-    """
-    found = [sizes.get(oid, UNKNOWN) for _, _, oid, _ in listing.files]
-    made = clean_entries(listing, found, uid=uid, gid=gid, time_ns=time_ns, conversions=conversions)
-    kept = keep or {}
-    entries = []
-    for entry in made:
-        old = kept.get(entry.path)
-        stays = old is not None and (old.oid, old.mode) == (entry.oid, entry.mode)
-        entries.append(old if old is not None and stays else entry)
-    return entries
-
-
-def clean_entries(
+def _encode(
     listing: Listing,
     sizes: Iterable[int],
+    stat: StatData,
     *,
-    uid: int,
-    gid: int,
-    time_ns: int,
     conversions: TreeConversions | None,
-) -> Iterator[IndexEntry]:
-    """The index entries of a tree, one after another: those of a million files take 500 MB.
-
-    `sizes` are those of the blobs of ``listing.files``, or `UNKNOWN`.
-    """
+) -> bytearray:
+    """The index entries of a tree, as they stand in the file. `sizes` are those of the blobs of
+    ``listing.files``, or `UNKNOWN`; what `conversions` converts has another one, so it gets none.
+    `stat` has what is the same for all."""
+    encode = clean_entry_encoder(stat)
+    absent = listing.absent
+    out = bytearray()
     for (path, mode, oid, ino), size in zip(listing.files, sizes, strict=True):
         if mode == _GITLINK or size == UNKNOWN:
             size = 0
         elif conversions is not None and mode & _KIND == _REGULAR:
             size = size if conversions.shows_blob(path) else 0
-        stat = StatData(time_ns, time_ns, ino, uid, gid, size)
-        extended = _SKIP_WORKTREE if path in listing.absent else 0
-        yield IndexEntry(path, mode, oid, stat, extended=extended)
+        out += encode(path, mode, oid, ino, size, _SKIP_WORKTREE if path in absent else 0)
+    return out
 
 
 def sizes_of(listing: Listing, database: Path | None, odb: ObjectDatabase) -> array[int]:
@@ -285,8 +288,8 @@ class Priming:
         settings = read_settings(gitdir, str(self._worktree))
         kept = _settings_of(self._conversion) or settings.conversion
         conversions = read_conversions(listing, odb, kept)
-        of_clean = {"uid": self._uid, "gid": self._gid, "time_ns": self._time_ns}
-        encoded = encode_entries(clean_entries(listing, known, conversions=conversions, **of_clean))
+        of_all = StatData(self._time_ns, self._time_ns, 0, self._uid, self._gid, 0)
+        encoded = _encode(listing, known, of_all, conversions=conversions)
         fill_ignore_hashes(listing, odb, conversions)
         count = len(listing.files)
         untrusted = [n for n, (_, mode, _, _) in enumerate(listing.files) if mode == _GITLINK]

@@ -21,18 +21,23 @@ from hypothesis import strategies as st
 
 from artifactfs.errors import CorruptData
 from artifactfs.git.index.extensions import encode_ewah
-from artifactfs.git.index.file import encode_index, parse_index
+from artifactfs.git.index.file import (
+    IndexEntry,
+    StatData,
+    clean_entry_encoder,
+    encode_entries,
+    encode_index,
+    parse_index,
+)
 from artifactfs.git.index.primed import (
     IndexExists,
     IndexLocked,
     PrimedIndex,
     Priming,
-    build_entries,
-    list_tree,
     locked_index,
 )
 from artifactfs.git.index.primer import encode_options
-from artifactfs.git.objects.database import MissingObject, ObjectDatabase
+from artifactfs.git.objects.database import MissingObject
 from artifactfs.hydration.local.sizes import checksum
 from artifactfs.inode_numbers import ROOT_INO, derive_ino
 from tests.git.pack_samples import SampleRepository, git
@@ -404,14 +409,22 @@ def test_indexes_of_git_are_read_and_written_alike(worktree: Worktree, version: 
         assert encode_index(index.entries, extensions) == content
 
 
-def test_entries_that_did_not_change_are_kept(sample: SampleRepository, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    git(tmp_path, "clone", "-q", str(sample.path), str(copy))
-    old = {e.path: e for e in parse_index((copy / ".git" / "index").read_bytes()).entries}
-    listing = list_tree(ObjectDatabase(copy / ".git"), sample.resolve("main~2^{tree}"), b"")
-    new = build_entries(listing, {}, uid=1, gid=2, time_ns=TIME_NS, keep=old)
-    changed = git(copy, "diff", "--name-only", "-z", "main", "main~2").split(b"\0")
-    assert {entry.path for entry in new if entry != old.get(entry.path)} == set(changed[:-1])
+@given(
+    st.binary(min_size=1, max_size=5_000),
+    st.sampled_from((0o100644, 0o100755, 0o120000, 0o160000)),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**40),
+    st.sampled_from((0, 0x4000)),
+)
+def test_a_clean_entry_is_encoded_as_any_other(
+    path: bytes, mode: int, ino: int, size: int, extended: int
+) -> None:
+    path = path.replace(b"\0", b"x")
+    oid = bytes(range(20))
+    stat = StatData(TIME_NS, TIME_NS + 7, ino, 1000, 2**32 - 1, size, dev=5)
+    whole = encode_entries([IndexEntry(path, mode, oid, stat, extended=extended)])
+    encode = clean_entry_encoder(stat._replace(ino=0, size=0))
+    assert encode(path, mode, oid, ino, size, extended) == whole
 
 
 def test_broken_indexes(worktree: Worktree) -> None:
