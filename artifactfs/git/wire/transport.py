@@ -122,11 +122,14 @@ class PacketReader:
         while True:
             for packet in self._ready:
                 return check_error(packet)
-            chunk = await self._exchange.receive()
-            if not chunk:
-                raise RemoteBusy("the remote's answer was cut short")
-            self._note(chunk)
-            self._ready = iter(self._decoder.feed(chunk))
+            await self._receive()
+
+    async def _receive(self) -> None:
+        chunk = await self._exchange.receive()
+        if not chunk:
+            raise RemoteBusy("the remote's answer was cut short")
+        self._note(chunk)
+        self._ready = iter(self._decoder.feed(chunk))
 
     def rest(self) -> tuple[list[Packet], bytes]:
         """The packets that came and were not taken, and the part of one behind them. The end."""
@@ -137,12 +140,14 @@ class PacketReader:
         """The data packets up to the next flush or delim packet, and which of them it was."""
         packets: list[Packet] = []
         while True:
-            packet = await self.next()
-            if packet is FLUSH or packet is DELIM:
-                return packets, packet
-            if isinstance(packet, Special):
-                raise ProtocolError("the remote ends an answer in the middle of a section")
-            packets.append(packet)
+            for packet in self._ready:
+                if isinstance(packet, bytes):
+                    packets.append(check_error(packet))
+                elif packet is FLUSH or packet is DELIM:
+                    return packets, packet
+                else:
+                    raise ProtocolError("the remote ends an answer in the middle of a section")
+            await self._receive()
 
 
 @contextmanager

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -28,13 +27,12 @@ CHUNK = 10_000
 EMPTY = bytes.fromhex("e69de29bb2d1d6434b8b29ae775ad8c2e48c5391")
 """The blob without content. Of another one 0 bytes cannot be true, and the kernel would never read
 the file and find out."""
-_WRITES = 20
-"""Oids are random: each transaction writes nearly every page of the database that there is, so the
-sizes of a large tree are not written in smaller parts than this."""
-_LOOKUPS_A_STEP = 150
+_LOOKUPS_A_STEP = 500
 """Look-ups between two checkpoints: about 1 ms."""
 _FEW = 1_000
 """Blobs that are here: 80 KB as a set."""
+_NOTES_A_STEP = 2_000
+"""Sizes that are noted between two checkpoints: less than 1 ms."""
 MAX_BACKOFF_S = 5.0
 
 
@@ -63,9 +61,9 @@ class Sizing:
                 self._store.put(oid, size)
         return size
 
-    def known_many(self, oids: Sequence[bytes]) -> dict[bytes, int]:
-        """Those of `oids` whose size can be told now."""
-        sizes = self._store.get_many(oids)
+    def known_many(self, oids: Sequence[bytes], *, keep: bool = True) -> dict[bytes, int]:
+        """Those of `oids` whose size can be told now. `keep` as in `SizeStore.get_many`."""
+        sizes = self._store.get_many(oids, keep=keep)
         if len(sizes) == len(oids):
             return sizes
         unknown = [oid for oid in oids if oid not in sizes]
@@ -126,29 +124,51 @@ class Sizing:
         return {oid: size for oid, size in sizes.items() if size or oid == EMPTY}
 
     async def whole(self, inventory: TreeInventory) -> None:
-        """Learn the sizes of a whole tree in the background, shallow directories first.
+        """Learn the sizes of a whole tree in the background, in the order of oids: a transaction
+        then writes few pages of the database, and it is known where in the inventory each is.
+        (Whoever lists a directory meanwhile asks for its sizes himself.)
 
         Returns early where the remote cannot tell them. Raises nothing but cancellation.
         """
-        learnt: dict[bytes, int] = {}
-        at_once = max(CHUNK, len(inventory.order) // _WRITES)
-        async with aclosing(self._unknown(inventory)) as chunks:
-            async for chunk in chunks:
-                sizes = await self._ask_in_background(chunk)
-                if not sizes:
-                    break
-                learnt |= sizes
-                if len(learnt) >= at_once:
-                    await self._note(inventory, learnt)
-                    learnt = {}
-        await self._note(inventory, learnt)
+        places: list[int] = []
+        oids: list[bytes] = []
+        here = set(inventory.present()) if inventory.here <= _FEW else None
+        for start in range(0, inventory.total, _LOOKUPS_A_STEP):
+            some = inventory.oids_from(start, _LOOKUPS_A_STEP)
+            if here is None:
+                known = self.known_many(some, keep=False)  # the inventory has them all
+            else:  # of a new mount: nothing need be looked for in packs once more
+                known = self._store.get_many(some, keep=False)
+                known |= self._by_headers([o for o in some if o in here and o not in known])
+            for place, oid in enumerate(some, start):
+                size = known.get(oid)
+                if size is None:
+                    places.append(place)
+                    oids.append(oid)
+                else:
+                    inventory.note_size_at(place, size)
+            await trio.lowlevel.checkpoint()
+            if len(oids) > CHUNK - _LOOKUPS_A_STEP:
+                if not await self._learn_at(inventory, places, oids):
+                    return
+                places, oids = [], []
+        if oids:
+            await self._learn_at(inventory, places, oids)
 
-    async def _note(self, inventory: TreeInventory, sizes: dict[bytes, int]) -> None:
-        await self._write(sizes)
-        for count, (oid, size) in enumerate(sizes.items()):
-            inventory.note_size(oid, size)
-            if count % _LOOKUPS_A_STEP == 0:
-                await trio.lowlevel.checkpoint()
+    async def _learn_at(
+        self, inventory: TreeInventory, places: list[int], oids: list[bytes]
+    ) -> bool:
+        """The sizes of `oids`, which are at `places` of the inventory. False: none was told."""
+        sizes = await self._ask_in_background(oids)
+        await self._write(sizes, keep=False)
+        for start in range(0, len(oids), _NOTES_A_STEP):
+            end = start + _NOTES_A_STEP
+            for place, oid in zip(places[start:end], oids[start:end], strict=True):
+                size = sizes.get(oid)
+                if size is not None:
+                    inventory.note_size_at(place, size)
+            await trio.lowlevel.checkpoint()
+        return bool(sizes)
 
     async def in_background(self, oids: Sequence[bytes]) -> dict[bytes, int]:
         """The sizes of any blobs, as far as the remote tells them.
@@ -174,30 +194,9 @@ class Sizing:
                 self._link.note_failure(error, epoch)
                 await trio.sleep(MAX_BACKOFF_S)
 
-    async def _write(self, sizes: dict[bytes, int]) -> None:
+    async def _write(self, sizes: dict[bytes, int], *, keep: bool = True) -> None:
         if sizes:
             try:
-                await self._store.add_many(sizes)
+                await self._store.add_many(sizes, keep=keep)
             except sqlite3.Error as error:
                 log.warning("sizes could not be written: %s", error)
-
-    async def _unknown(self, inventory: TreeInventory) -> AsyncGenerator[list[bytes], None]:
-        """Chunks of oids without a known size; notes the known ones in the inventory."""
-        chunk: list[bytes] = []
-        here = set(inventory.present()) if inventory.here <= _FEW else None
-        for start in range(0, len(inventory.order), _LOOKUPS_A_STEP):
-            oids = list(inventory.order.slice(start, _LOOKUPS_A_STEP))
-            if here is None:
-                known = self.known_many(oids)
-            else:  # of a new mount: nothing need be looked for in packs once more
-                known = self._store.get_many(oids)
-                known |= self._by_headers([o for o in oids if o in here and o not in known])
-            for oid, size in known.items():
-                inventory.note_size(oid, size)
-            chunk += [oid for oid in oids if oid not in known]
-            if len(chunk) >= CHUNK:
-                yield chunk[:CHUNK]
-                chunk = chunk[CHUNK:]
-            await trio.lowlevel.checkpoint()
-        if chunk:
-            yield chunk

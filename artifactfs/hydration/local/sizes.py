@@ -172,8 +172,11 @@ class SizeStore:
             self._keep(oid, size)
         return size
 
-    def get_many(self, oids: Iterable[bytes]) -> dict[bytes, int]:
-        """Those of `oids` whose size is known; one query for each 500 that memory lacks."""
+    def get_many(self, oids: Iterable[bytes], *, keep: bool = True) -> dict[bytes, int]:
+        """Those of `oids` whose size is known; one query for each 500 that memory lacks.
+
+        `keep` them in memory: they will be asked for again.
+        """
         found: dict[bytes, int] = {}
         absent: list[bytes] = []
         for oid in oids:
@@ -191,7 +194,8 @@ class SizeStore:
             query = f"SELECT oid, size, crc FROM sizes WHERE oid IN ({marks})"
             for oid, size in self._query(query, chunk):
                 found[oid] = size
-                self._keep(oid, size)
+                if keep:
+                    self._keep(oid, size)
         return found
 
     def _is_empty(self) -> bool:
@@ -243,12 +247,13 @@ class SizeStore:
         self._keep(oid, size)
         self._unsaved[oid] = size
 
-    async def add_many(self, sizes: Mapping[bytes, int]) -> None:
+    async def add_many(self, sizes: Mapping[bytes, int], *, keep: bool = True) -> None:
         """Learn many sizes; they are in the database when this returns. Blocks on the disk only.
 
-        What `put` has learnt and nobody has written yet stays as it is. Raises: sqlite3.Error.
+        What `put` has learnt and nobody has written yet stays as it is. `keep` as in `get_many`.
+        Raises: sqlite3.Error.
         """
-        for oid, size in islice(sizes.items(), _MEMORY_ENTRIES // 4):
+        for oid, size in islice(sizes.items(), _MEMORY_ENTRIES // 4 if keep else 0):
             self._keep(oid, self._unsaved.get(oid, size))
         async with self._write_lock:
             unsaved, self._unsaved = self._unsaved, {}

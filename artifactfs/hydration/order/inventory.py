@@ -157,6 +157,10 @@ class TreeInventory:
         """The positions, in the order of oids, of the blobs whose oid begins with `byte`."""
         return range(self._fanout[byte], self._fanout[byte + 1]) if self._fanout else range(0)
 
+    def oids_from(self, position: int, count: int) -> list[bytes]:
+        """Up to `count` oids from a position in the order of oids."""
+        return list(self._sorted.slice(position, count))
+
     def oid_at(self, position: int) -> bytes:
         """The oid at a position in the order of oids."""
         return self._sorted[position]
@@ -204,7 +208,7 @@ class TreeInventory:
         at = self.position(oid)
         if at < 0:
             return
-        self._note_size(at, size)
+        self.note_size_at(at, size)
         if not self._here[at]:
             self._here[at] = 1
             self.here += 1
@@ -226,7 +230,7 @@ class TreeInventory:
                 others.append((oid, size, before))
                 if at < 0:
                     continue
-                self._note_size(at, size)
+                self.note_size_at(at, size)
             start = at
             if not self._here[at]:
                 self._here[at] = True
@@ -254,9 +258,10 @@ class TreeInventory:
         """The size of the blob `oid` is known."""
         at = self.position(oid)
         if at >= 0:
-            self._note_size(at, size)
+            self.note_size_at(at, size)
 
-    def _note_size(self, at: int, size: int) -> None:
+    def note_size_at(self, at: int, size: int) -> None:
+        """The size of the blob at position `at` in the order of oids is known."""
         before = self._sizes[at]
         if before == size:
             return
