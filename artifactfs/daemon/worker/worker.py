@@ -369,7 +369,8 @@ class Worker:
         async with locked(self._layout):
             decision = partial(decide, self._state, self._layout, self._settings)
             self._writes = await trio.to_thread.run_sync(decision)
-            if self._was_mounted and not self._layout.overlay_db.exists():
+            overlay_lost = self._was_mounted and not self._layout.overlay_db.exists()
+            if overlay_lost and not self._writes.native:  # else the mount is refused
                 what = "was missing, with all that was written: the tree is as it was fetched"
                 self._damage.found(self._layout.overlay_db, what, FROM_BACKUP)
             if not self._outliving.taken_over:
