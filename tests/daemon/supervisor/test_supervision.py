@@ -56,6 +56,13 @@ async def until_replaced(one: Supervision, pid: int) -> None:
         await one.changed.wait()
 
 
+async def until_kept(pool: WorkerPool, one: Supervision) -> None:
+    """Until another worker could go on with it: a little later than it can be read."""
+    await one.wait_ready()
+    while pool.to_take_over(one.name) is None:
+        await trio.sleep(0.01)
+
+
 def test_mounted_and_stopped(state: StateLayout, settings: RepoSettings) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
         await one.wait_ready()
@@ -313,7 +320,7 @@ def test_a_daemon_that_has_no_memory_at_first_goes_on_with_the_mount(
 
     async def body(pool: WorkerPool, one: Supervision) -> None:
         nonlocal fails
-        await one.wait_ready()
+        await until_kept(pool, one)
         worker = one.pid
         with open(Path(settings.mount_point) / "README.md") as opened:  # noqa: ASYNC230 - is here
             assert one.leave()
@@ -349,7 +356,7 @@ def test_stopped_before_it_has_gone_on_with_the_mount(
     monkeypatch.setattr(WorkerPool, "would_go_on", cannot_say)
 
     async def body(pool: WorkerPool, one: Supervision) -> None:
-        await one.wait_ready()
+        await until_kept(pool, one)
         assert one.leave()
         await one.ended.wait()
         after = Supervision(settings, state=state, pool=pool, log_level="warning")
@@ -372,7 +379,7 @@ def test_the_next_daemon_wants_the_mount_elsewhere(
     Path(elsewhere.mount_point).mkdir()
 
     async def body(pool: WorkerPool, one: Supervision) -> None:
-        await one.wait_ready()
+        await until_kept(pool, one)
         worker = one.pid
         assert one.leave() and worker is not None
         await one.ended.wait()
