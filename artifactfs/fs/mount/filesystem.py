@@ -14,6 +14,7 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from artifactfs.damage import DamageReport
 from artifactfs.features import Features
 from artifactfs.fs.content.contents import BlobSource, Contents
 from artifactfs.fs.content.converted import ConvertedContents
+from artifactfs.fs.content.faults import report_faults, report_unreadable_pages
 from artifactfs.fs.content.sealing import Sealing, look_for_damage
 from artifactfs.fs.content.workplace import FilterWorkplace
 from artifactfs.fs.gitview.journal import ChangeJournal
@@ -42,7 +44,7 @@ from artifactfs.fs.mount.creation import TipLike, create
 from artifactfs.fs.mount.operations import Operations
 from artifactfs.fs.native.writes import KernelWrites, hidden_names
 from artifactfs.fs.overlay import nameless
-from artifactfs.fs.overlay.database import Overlay, damaged
+from artifactfs.fs.overlay.database import DAMAGE, Overlay, damaged
 from artifactfs.fs.overlay.opened import Opened
 from artifactfs.fs.overlay.pending import Edit, delete_meta, put_meta
 from artifactfs.fs.overlay.smallfiles import SmallFiles
@@ -176,11 +178,13 @@ class FileSystem:
         if not layout.overlay_db.exists():
             create(layout, tip, owner, self.journal)
         self._overlay = Overlay(layout.overlay_db)
+        self._overlay.when_unreadable = partial(report_unreadable_pages, layout, self.damage)
         try:
             self._compose()
         except BaseException as error:
             self._overlay.close()
-            if isinstance(error, OSError) and error.errno == errno.EIO:
+            unreadable = isinstance(error, OSError) and error.errno == errno.EIO
+            if unreadable or isinstance(error, DAMAGE):  # a page of zeros has empty values
                 raise damaged(layout.overlay_db, str(error)) from error
             raise
 
@@ -595,7 +599,7 @@ class FileSystem:
 
     async def maintain(self) -> None:
         """Background work of a served mount; runs until cancelled."""
-        self._report_overlay()
+        report_faults(self._overlay, self.layout, self.damage)
         await look_for_damage(self.tree, self.written)
         self.looked_through.set()
         if self._power_lost:
@@ -619,27 +623,6 @@ class FileSystem:
             changes = self._overlay.changes
             if changes != self._dirty_bytes[0]:
                 await self._count_many(changes)
-
-    def _report_overlay(self) -> None:
-        for path in self._overlay.set_right:
-            self.damage.mended(path, "had a flipped bit", "its checksum told which it was")
-        if self._overlay.has_unreadable_pages:
-            self.damage.found(
-                self.layout.overlay_db,
-                "has damaged pages: names that were on them cannot be read, and the data that"
-                " they led to is kept",
-                "restore it from a backup with the mount unmounted, or get out what can be had:"
-                f" sqlite3 {self.layout.overlay_db}.damaged .recover",
-            )
-        for path in self._overlay.logs_set_aside:
-            self.damage.found(
-                path,
-                "is a damaged part of the log of changes: some changes of names and attributes"
-                " are lost, and what they named is kept",
-                f"compare the tree with what you expect; data that no name leads to is in"
-                f" {self.layout.upper} and {self.layout.small}. When nothing there is wanted:"
-                f" rm {path}",
-            )
 
     def _forget_nameless(self) -> None:
         try:

@@ -81,7 +81,7 @@ _PLACES = (
     "SELECT i.ino, segment, segment_offset, segment_size, segment_crc, x.value FROM inodes i"
     " LEFT JOIN xattrs x ON x.ino = i.ino AND x.name = ? WHERE has_data"
 )
-_DAMAGE = (sqlite3.DatabaseError, ValueError, LookupError, struct.error)
+DAMAGE = (sqlite3.DatabaseError, ValueError, LookupError, struct.error)
 """What reading a damaged database or log ends in."""
 _ASIDE = "-damaged-changes-"
 _SEGMENT_SYNCED = "segment-synced-"
@@ -133,7 +133,9 @@ class Overlay:
             copy = pagesums.make_unreadable(path, found.changed)
             log.error("pages %s of %s are damaged; as it was: %s", found.changed, path, copy)
         self.has_unreadable_pages = bool(found.changed) or pagesums.unreadable_pages(path)
-        """Some of what it said cannot be read any more."""
+        """Some of what it said cannot be read any more: by the checksums, or SQLite has said so."""
+        self.when_unreadable: Callable[[], None] = lambda: None
+        """Called when SQLite says it for the first time."""
         return path.stat().st_mtime_ns if found.lasts else None
 
     def _load(self, path: Path) -> None:
@@ -144,7 +146,7 @@ class Overlay:
             self._log = CommitLog(path, int(self.meta.get(_SEQUENCE, 0)))
             for payload in self._log.replay():
                 self._pending.take(list(decode(payload)))
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _unusable(path, error) from error
         self._set_aside()
         self._log.begin()
@@ -468,13 +470,20 @@ class Overlay:
         try:
             return self._execute(sql, parameters).fetchone()
         except sqlite3.Error as error:
-            raise _reported(error) from error
+            raise self._reported(error) from error
 
     def _all(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
         try:
             return self._execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
-            raise _reported(error) from error
+            raise self._reported(error) from error
+
+    def _reported(self, error: sqlite3.Error) -> OSError:
+        log.error("overlay database failed", extra={"cause": str(error)})
+        if _code(error) in _UNREADABLE and not self.has_unreadable_pages:
+            self.has_unreadable_pages = True
+            self.when_unreadable()
+        return _os_error(error)
 
 
 def read_base(path: Path) -> tuple[int, bytes | None]:
@@ -484,7 +493,7 @@ def read_base(path: Path) -> tuple[int, bytes | None]:
     """
     try:
         count, meta, pending, _ = _read(path)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _unusable(path, error) from error
     commit = pending.merge_meta(meta).get("base_commit")
     return count + sum(map(len, pending.dirents.values())), commit
@@ -523,7 +532,7 @@ def faults(path: Path) -> Iterator[StateError]:
         *_, changes = _read(path)
     except StateError as error:
         yield error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         yield _unusable(path, error)
     else:
         hint = "restore overlay.db* from one backup; or mount it, which replays what is sound"
@@ -639,16 +648,17 @@ _ERRNOS = {
 }
 
 
+_UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def _reported(error: sqlite3.Error) -> OSError:
-    log.error("overlay database failed", extra={"cause": str(error)})
-    return _os_error(error)
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code (https://sqlite.org/rescode.html)."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _os_error(error: sqlite3.Error) -> OSError:
     """The errno that a program in the mount gets for a failure of the database."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    number = _ERRNOS.get(code, errno.EIO)
+    number = _ERRNOS.get(_code(error), errno.EIO)
     return OSError(number, f"overlay database: {error}")

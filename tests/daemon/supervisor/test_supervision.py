@@ -59,7 +59,7 @@ async def until_replaced(one: Supervision, pid: int) -> None:
 async def until_kept(pool: WorkerPool, one: Supervision) -> None:
     """Until another worker could go on with it: a little later than it can be read."""
     await one.wait_ready()
-    while pool.to_take_over(one.name) is None:
+    while pool.to_take_over(one.name) is None:  # noqa: ASYNC110 - nobody tells of it
         await trio.sleep(0.01)
 
 

@@ -298,6 +298,36 @@ def test_numbers_stay_and_are_of_one_mount_alone(new_mount: Callable[..., Mount]
     assert os.stat(mounts[0].path / "src/deep/er/x").st_ino == numbers[0]
 
 
+def test_a_page_without_a_checksum_is_named_when_it_cannot_be_read(mount: Mount) -> None:
+    """SQLite is the first to see it, and only when somebody looks at what was on it."""
+    source = mount.path / "src"
+    for number in range(200):
+        (source / f"n{number:03}").write_bytes(b"%d" % number)
+        os.chmod(source / f"n{number:03}", 0o640)
+    names = sorted(os.listdir(source))
+    mount.stop()
+    kept = mount.directory / "kept"
+    shutil.copytree(mount.layout, kept, symlinks=True)
+    database = mount.layout / "overlay.db"
+    outcomes = set()
+    for number in range(2, database.stat().st_size // 2048, 3):
+        overwrite(database, number * 2048, bytes(2048))
+        database.with_name("overlay.db-sums").unlink()
+        try:
+            mount.start()
+        except MountFailed as error:
+            assert f"{database} is damaged" in str(error)
+        else:
+            outcome = read_all(mount, source, names)
+            outcomes.add(outcome)
+            if outcome != "right":
+                assert str(database) in {damage["file"] for damage in mount.ask("damage")}
+            mount.stop()
+        shutil.rmtree(mount.layout)
+        shutil.copytree(kept, mount.layout, symlinks=True)
+    assert outcomes & {"EIO for some", "EIO for all"}
+
+
 @pytest.mark.parametrize("end", ENDS[:2])
 def test_a_changed_page_of_the_database_is_never_believed(mount: Mount, end: str) -> None:
     """Whatever bit: names and attributes are right, or EIO, or the whole is refused by name."""
