@@ -271,9 +271,17 @@ def test_a_daemon_that_is_killed_with_what_keeps_the_mount(outliving: Outliving)
 def test_workers_are_kept_also_when_the_fork_server_was_another_one(outliving: Outliving) -> None:
     daemon, worker = outliving.daemon, outliving.worker()
     address = daemon.state / "keeper.sock"
-    before = address.stat().st_ino
+
+    def bound() -> tuple[int, int] | None:
+        try:
+            made = address.stat()
+        except FileNotFoundError:
+            return None
+        return made.st_ino, made.st_ctime_ns  # its number may be that of the one before
+
+    before = bound()
     os.kill(fork_server_of(worker), signal.SIGKILL)
-    wait_until(lambda: address.stat().st_ino != before, "the next fork server has been told")
+    wait_until(lambda: bound() not in (None, before), "the next fork server has been told")
     fd = os.open(outliving.path / "README.md", os.O_RDONLY)
     daemon.kill()
     daemon.start()

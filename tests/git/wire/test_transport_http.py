@@ -379,7 +379,6 @@ def http2_server(root: Path, certificate: Path) -> Iterator[str]:
             ],
             env=os.environ | {"GIT_PROJECT_ROOT": str(root)},
             pass_fds=[listener.fileno()],
-            stderr=subprocess.DEVNULL,
         )
         try:
             # The socket listens already: the first connection waits for the server.
