@@ -71,7 +71,7 @@ def test_what_is_there_is_what_git_clone_makes(
     daemon: DaemonProcess, local_remote: LocalRemote, tmp_path: Path, kind: str, scheme: str
 ) -> None:
     if (kind, scheme) == ("HEAD at a hidden branch", "http of old"):
-        pytest.skip("git cannot clone that: 'not our ref', asked for HEAD by one that keeps no state")
+        pytest.skip("git cannot clone that: 'not our ref', without a state")
     local_remote.commit("second.txt", "2")
     bare(local_remote.path, *CHANGES[kind])
     with http_backend(local_remote.path.parent) as backend:
