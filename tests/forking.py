@@ -8,6 +8,7 @@ streams of the new process, and a pipe that its exit status is written into.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -142,7 +143,8 @@ def main() -> None:
                 pid, status = children.pop(descriptor)
                 os.close(descriptor)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                os.write(status, b"%d" % code)
+                with contextlib.suppress(BrokenPipeError):  # nobody asks any more
+                    os.write(status, b"%d" % code)
                 os.close(status)
                 continue
             data, received, _, _ = socket.recv_fds(connection, MOST_BYTES, 4)

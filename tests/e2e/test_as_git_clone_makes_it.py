@@ -92,7 +92,8 @@ def test_a_template_with_hooks(pair: Pair, named_by: str) -> None:
         "[alias]\n\tlast = log -1 --format=%s\n[core]\n\tabbrev = 11\n"
     )
     (template / ".hidden").write_text("x")
-    (template / "description").symlink_to("/nowhere")
+    absent = pair.folder / "absent"
+    (template / "description").symlink_to(absent)
     if named_by == "init.templateDir":
         pair.configure(f"[init]\n\ttemplateDir = {template}\n")
     elif named_by == "GIT_TEMPLATE_DIR":
@@ -115,6 +116,7 @@ def test_a_template_with_hooks(pair: Pair, named_by: str) -> None:
     gitdir = pair.gitdir(pair.mount)
     assert sorted(os.listdir(gitdir / "hooks")) == ["pre-commit"]
     assert not (gitdir / ".hidden").exists() and (gitdir / "description").is_symlink()
+    assert not os.path.lexists(absent)  # nothing is written where a link of a template leads
 
 
 def test_gits_own_template(pair: Pair) -> None:

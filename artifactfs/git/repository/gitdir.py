@@ -69,7 +69,7 @@ def write_gitdir(gitdir: Path, plan: GitdirPlan) -> None:
     head = plan.head.hex() if isinstance(plan.head, bytes) else f"ref: {plan.head}"
     _write(gitdir / "HEAD", f"{head}\n")
     for name, text in (("description", "mounted by artifact-fs\n"), ("info/exclude", "")):
-        if not (gitdir / name).exists():
+        if not os.path.lexists(gitdir / name):  # a link of the template may lead nowhere
             _write(gitdir / name, text)
     _write(gitdir / "objects/info/alternates", "".join(f"{path}\n" for path in plan.alternates))
     _write(gitdir / "packed-refs", packed_refs(plan.refs, plan.peeled))

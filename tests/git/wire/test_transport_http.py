@@ -366,6 +366,9 @@ def test_https_checks_the_certificate_as_git_is_told_to(
                 with_remote(f"{backend.url}/down/sample.git", list_refs)
 
 
+PROJECT = Path(__file__).resolve().parents[3]
+
+
 @contextmanager
 def http2_server(root: Path, certificate: Path) -> Iterator[str]:
     """hypercorn with `git http-backend` behind it; yields the URL."""
@@ -377,7 +380,7 @@ def http2_server(root: Path, certificate: Path) -> Iterator[str]:
                 *("--certfile", str(certificate), "--keyfile", str(certificate)),
                 *("--bind", f"fd://{listener.fileno()}", "tests.git.asgi_backend:app"),
             ],
-            env=os.environ | {"GIT_PROJECT_ROOT": str(root)},
+            env=os.environ | {"GIT_PROJECT_ROOT": str(root), "PYTHONPATH": str(PROJECT)},
             pass_fds=[listener.fileno()],
         )
         try:
