@@ -38,6 +38,7 @@ class ForkedProcess:
         self.stdin: IO[bytes] = open(stdin, "wb", buffering=0)  # noqa: SIM115
         self.stdout: IO[bytes] = open(stdout, "rb")  # noqa: SIM115
         self._status = open(status, "rb", buffering=0)  # noqa: SIM115
+        self._reading = threading.Lock()
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -54,9 +55,11 @@ class ForkedProcess:
         if self.returncode is None:
             if not select.select([self._status], [], [], within_s)[0]:
                 return False
-            self.returncode = int(self._status.read(16))
-            for stream in (self.stdin, self.stdout, self._status):
-                stream.close()
+            with self._reading:  # several threads may wait
+                if self.returncode is None:
+                    self.returncode = int(self._status.read(16))
+                    self.stdin.close()
+                    self.stdout.close()
         return True
 
     def send_signal(self, number: int) -> None:
