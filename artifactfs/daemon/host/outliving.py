@@ -8,7 +8,6 @@ mount is, who takes the writes (`writes.kinds`), the kernel's FUSE_INIT and its 
 
 from __future__ import annotations
 
-import array
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import Any
 from artifactfs.daemon.host import mounts
 from artifactfs.features import Features
 from artifactfs.fs.kernel.handover import Handover, Held
+from artifactfs.system.descriptors import attached
 from artifactfs.system.processes import start_time_of
 
 LEAVE = signal.SIGUSR1
@@ -91,9 +91,8 @@ class Outliving:
             self._send({"let_go": self.name})
 
     def _send(self, message: dict[str, Any], *carried: int) -> bool:
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", carried))
         try:
-            self.keeper.sendmsg([json.dumps(message).encode()], [rights] if carried else [])
+            self.keeper.sendmsg([json.dumps(message).encode()], attached(*carried))
         except OSError as error:
             log.warning("nobody keeps the mount: %s", error)
             return False

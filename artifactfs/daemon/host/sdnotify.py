@@ -3,12 +3,13 @@ and what it is about to do with us."""
 
 from __future__ import annotations
 
-import array
 import logging
 import os
 import socket
 import subprocess
 from pathlib import Path
+
+from artifactfs.system.descriptors import attached
 
 _ASK_S = 3.0
 
@@ -27,15 +28,11 @@ def notify(*carried: int, wait_s: float = 0.0, **fields: str | int) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.settimeout(wait_s)
-            sender.sendmsg([message.encode()], _attached(carried), 0, address)
+            sender.sendmsg([message.encode()], attached(*carried), 0, address)
     except OSError as error:
         log.warning("cannot notify the service manager: %s", error)
         return False
     return True
-
-
-def _attached(carried: tuple[int, ...]) -> list[tuple[int, int, array.array[int]]]:
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", carried))] if carried else []
 
 
 def watchdog_interval_s() -> float | None:

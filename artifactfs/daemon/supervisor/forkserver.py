@@ -38,8 +38,9 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from artifactfs.daemon.supervisor.keeper import Kept, attached, receive
+from artifactfs.daemon.supervisor.keeper import Kept, receive
 from artifactfs.errors import MountError
+from artifactfs.system.descriptors import attached
 
 log = logging.getLogger(__name__)
 
@@ -258,10 +259,9 @@ class ForkServer:
         self._children[pidfd] = (new, list(spec.get("served_at", ())))
         self._poll.register(pidfd, select.POLLIN)
 
-    def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
-        ancillary = [] if descriptor is None else attached(descriptor)
+    def _send(self, message: dict[str, Any], *carried: int) -> None:
         try:
-            self._connection.sendmsg([json.dumps(message).encode()], ancillary)
+            self._connection.sendmsg([json.dumps(message).encode()], attached(*carried))
         except OSError:
             log.debug("the supervisor is gone")  # its end of file is handled by the loop
 

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from artifactfs.daemon.control.messages import peer_uid, socket_address
 from artifactfs.fs.kernel.handover import Held, is_alive
+from artifactfs.system.descriptors import attached, closing_descriptor, descriptors
 from artifactfs.system.processes import open_process, start_time_of
 
 log = logging.getLogger(__name__)
@@ -40,30 +41,6 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]
     size = socket.CMSG_SPACE(4 * array.array("i").itemsize)
     data, ancillary, _flags, _address = connection.recvmsg(MAX_MESSAGE, size)
     return (json.loads(data) if data else None), descriptors(ancillary)
-
-
-def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The file descriptors in the ancillary data of a `recvmsg`, made close-on-exec."""
-    received = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            received.frombytes(data[: len(data) - len(data) % received.itemsize])
-    for descriptor in received:
-        os.set_inheritable(descriptor, False)
-    return list(received)
-
-
-def attached(*carried: int) -> list[tuple[int, int, array.array[int]]]:
-    """Ancillary data that carries these descriptors."""
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", carried))]
-
-
-@contextmanager
-def closing_descriptor(descriptor: int) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def readable(descriptor: int) -> bool:

@@ -27,13 +27,14 @@ from artifactfs.daemon.control.messages import Message, error_fields, error_from
 from artifactfs.daemon.control.server import Progress
 from artifactfs.daemon.host import mounts, overlayfs
 from artifactfs.daemon.host.outliving import LEAVE
-from artifactfs.daemon.supervisor.keeper import KeptMount, closing_descriptor
+from artifactfs.daemon.supervisor.keeper import KeptMount
 from artifactfs.daemon.supervisor.waiting import sleep_beside, steps
 from artifactfs.daemon.supervisor.workers import WorkerPool, WorkerProcess
 from artifactfs.errors import ArtifactFSError, DaemonError, MountError
 from artifactfs.features import disabled_features
 from artifactfs.fs.kernel.handover import Differs
 from artifactfs.paths import RepoLayout, StateLayout, real_path
+from artifactfs.system.descriptors import closing_descriptor
 from artifactfs.system.locks import holder_of
 from artifactfs.system.memory import out_of_memory_kills
 from artifactfs.system.processes import open_process

@@ -18,14 +18,9 @@ from typing import Any
 import trio
 
 from artifactfs.daemon.supervisor.forkserver import ForkServerProcess, start
-from artifactfs.daemon.supervisor.keeper import (
-    MAX_MESSAGE,
-    Kept,
-    KeptMount,
-    attached,
-    descriptors,
-)
+from artifactfs.daemon.supervisor.keeper import MAX_MESSAGE, Kept, KeptMount
 from artifactfs.errors import DaemonError
+from artifactfs.system.descriptors import attached, descriptors
 
 log = logging.getLogger(__name__)
 
