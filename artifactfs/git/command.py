@@ -25,6 +25,7 @@ from typing import Any
 import trio
 
 from artifactfs.errors import ArtifactFSError
+from artifactfs.features import Version, version_of
 from artifactfs.git.apart import git_environment, gitdir_environment
 from artifactfs.git.identity import Identity, other_user_of
 from artifactfs.git.surroundings import Setting
@@ -110,6 +111,11 @@ async def run_git(
             return bytes(done.stdout)
         raise failure(arguments, done.returncode, done.stderr)
     raise GitFailed(f"git {_verb(arguments)} did not end within {deadline_s:g} s")
+
+
+async def git_version() -> Version:
+    """Of the git that `run_git` runs. Raises: GitFailed."""
+    return version_of((await run_git("version")).decode("utf-8", "replace"))
 
 
 def git_command(*arguments: str, gitdir: Path | None = None, background: bool = False) -> list[str]:

@@ -16,9 +16,8 @@ import trio
 from artifactfs.config import RepoSettings
 from artifactfs.daemon.background.primer import Primer
 from artifactfs.errors import ArtifactFSError
-from artifactfs.features import Version, version_of
 from artifactfs.fs.mount.filesystem import FileSystem
-from artifactfs.git.command import run_git
+from artifactfs.git.command import git_version, run_git
 from artifactfs.git.index.primer import encode_options
 from artifactfs.git.objects.database import EMPTY_TREE
 from artifactfs.git.repository.refs import read_head
@@ -182,10 +181,6 @@ class Priming:
             return False
         here = f'cat \\"{self._filesystem.fsmonitor_folder}/$2\\"'
         return "/fsmonitor/$2" in config and here not in config
-
-
-async def git_version() -> Version:
-    return version_of((await run_git("version")).decode("utf-8", "replace"))
 
 
 async def git_path() -> str | None:

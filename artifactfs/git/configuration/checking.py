@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from artifactfs.features import version_of
-from artifactfs.git.command import run_git
+from artifactfs.git.command import git_version
 from artifactfs.git.configuration.entries import Configuration, as_bool, as_path
 from artifactfs.git.configuration.listing import read_configuration
 
@@ -32,7 +31,7 @@ async def fsck_arguments(gitdir: Path | None) -> tuple[str, ...]:
     levels = _levels(configuration)
     if not levels:
         return ("--fsck-objects",)
-    if version_of((await run_git("version")).decode("utf-8", "replace")) >= _TAKES_LEVELS:
+    if await git_version() >= _TAKES_LEVELS:
         return (f"--fsck-objects={','.join(levels)}",)
     log.warning("fetched objects are not checked: this git cannot pass over what fetch.fsck.* says")
     return ()
