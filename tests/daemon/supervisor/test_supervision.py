@@ -63,6 +63,13 @@ async def until_kept(pool: WorkerPool, one: Supervision) -> None:
         await trio.sleep(0.01)
 
 
+async def left_by(one: Supervision, pool: WorkerPool) -> KeptMount:
+    """Its mount, which goes on without it."""
+    assert one.leave()
+    await one.ended.wait()
+    return pool.kept.mounts[one.name]
+
+
 def test_mounted_and_stopped(state: StateLayout, settings: RepoSettings) -> None:
     async def body(_pool: WorkerPool, one: Supervision) -> None:
         await one.wait_ready()
@@ -323,10 +330,8 @@ def test_a_daemon_that_has_no_memory_at_first_goes_on_with_the_mount(
         await until_kept(pool, one)
         worker = one.pid
         with open(Path(settings.mount_point) / "README.md") as opened:  # noqa: ASYNC230 - is here
-            assert one.leave()
-            await one.ended.wait()
             after = Supervision(settings, state=state, pool=pool, log_level="warning")
-            after.follow(pool.kept.mounts[settings.name])
+            after.follow(await left_by(one, pool))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(after.run)
                 await until_state(after, "mounted")
@@ -357,10 +362,8 @@ def test_stopped_before_it_has_gone_on_with_the_mount(
 
     async def body(pool: WorkerPool, one: Supervision) -> None:
         await until_kept(pool, one)
-        assert one.leave()
-        await one.ended.wait()
         after = Supervision(settings, state=state, pool=pool, log_level="warning")
-        after.follow(pool.kept.mounts[settings.name])
+        after.follow(await left_by(one, pool))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after.run)
             await until_state(after, "mounted")
@@ -381,12 +384,12 @@ def test_the_next_daemon_wants_the_mount_elsewhere(
     async def body(pool: WorkerPool, one: Supervision) -> None:
         await until_kept(pool, one)
         worker = one.pid
-        assert one.leave() and worker is not None
-        await one.ended.wait()
+        assert worker is not None
+        mount = await left_by(one, pool)
         if worker_dies:
             os.kill(worker, signal.SIGKILL)
         after = Supervision(elsewhere, state=state, pool=pool, log_level="warning")
-        after.follow(pool.kept.mounts[settings.name])
+        after.follow(mount)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after.run)
             await until_state(after, "mounted")
