@@ -74,6 +74,7 @@ class Collection:
 
     async def _clear(self, numbers: set[int]) -> None:
         """Move what is in these segments to the current one, so that they can go."""
+        self._overlay.fold()  # few changes may be pending for long, and are not found
         find = self._overlay.inodes_in_segments
         inos = await trio.to_thread.run_sync(find, numbers)
         for at in range(0, len(inos), _MOVED_AT_ONCE):
