@@ -118,6 +118,11 @@ FEATURES: tuple[Feature, ...] = (
     Feature("fast-loop", "a third of the CPU time for each request", pyfuse3=(3, 4)),
     Feature("kernel-limits", "reads ahead by 1 MB, up to 1,024 background reads at a time"),
     Feature("offered-objects", "git finds the blobs of the tree here, and fetches none by itself"),
+    Feature(
+        "offered-lookups",
+        "look-ups of offered objects are answered without Python: half the time for each",
+        needs=("offered-objects", "request-headers", "fast-loop"),
+    ),
     Feature("fsmonitor", "git status asks what has changed, and looks at no file", git=(2, 30)),
     Feature("fsmonitor-diff", "git diff asks as well", git=(2, 43), needs=("fsmonitor",)),
     Feature("git-folder", ".git is the gitdir itself, a folder as in a clone"),

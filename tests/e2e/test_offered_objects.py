@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,66 @@ def test_what_checks_sees_only_what_is_here(
     missing = Traced(ready, "rev-list", "--objects", "--missing=print", "HEAD").output
     assert f"?{odd_repository.oid('assets/big.bin')}" in missing
     assert not blobs_wanted(proxy, first, odd_repository)
+
+
+LOOKS = """
+import os
+places = open(os.environ["PLACES"]).read().split()
+print(sum(os.path.lexists(place) for place in places), flush=True)
+rest = os.environ["NEXT"].split()
+if rest:
+    os.environ["NEXT"] = " ".join(rest[1:])
+    os.execv(os.environ["PYTHON"], rest[0].split(":"))
+"""
+"""A program that looks for objects, and then becomes another one."""
+
+
+@pytest.mark.parametrize("without", ["", "offered-lookups"])
+def test_who_looks_decides_each_time(
+    idle_daemon: DaemonProcess,
+    odd_repository: OddRepository,
+    remote_repo: Callable[..., ServedRepository],
+    without: str,
+) -> None:
+    """Whatever the same process was a moment ago, and whoever else looks meanwhile."""
+    daemon = idle_daemon
+    daemon.extra_environment["ARTIFACT_FS_DISABLE"] = without
+    daemon.start()
+    mount = daemon.add_repo("odd", remote_repo().url)
+    daemon.wait_for("odd", "history")
+    daemon.wait_for("odd", "index")
+    objects = (mount / ".git/artifactfs/offered/info/alternates").read_text().strip()
+    oids = set(odd_repository.blobs().values())
+    scripts = daemon.directory / "scripts"
+    scripts.mkdir()
+    (scripts / "places").write_text("\n".join(f"{objects}/{oid[:2]}/{oid[2:]}" for oid in oids))
+    for name in ("commit", "fetch"):
+        (scripts / name).write_text(LOOKS)
+    commands = ["git:commit", "git:fetch", "git:commit", "reader:commit", "git:commit"]
+    environment = {
+        **os.environ,
+        "PLACES": "places",
+        "NEXT": " ".join(commands[1:]),
+        "PYTHON": sys.executable,
+    }
+
+    def look() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            commands[0].split(":"),
+            executable=sys.executable,
+            cwd=scripts,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    for process in [look() for _ in range(3)]:
+        printed, _ = process.communicate(timeout=60)
+        assert [int(seen) for seen in printed.split()] == [len(oids), 0, len(oids), 0, len(oids)]
+    found = daemon.status("odd")
+    assert found["features"]["offered-lookups"]["on"] <= (not without)
+    # Of each object, its folder and its name, whoever answers.
+    assert found["kernel"]["requests"]["lookup"] >= 3 * 5 * 2 * len(oids) * 0.9
 
 
 def test_adding_what_the_remote_has_makes_an_object_of_our_own(ready: Path) -> None:

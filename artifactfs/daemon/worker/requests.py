@@ -129,7 +129,7 @@ class Requests:
             "damage": self.filesystem.damage.as_json(),
             "features": self.filesystem.features.as_json(),
             "kernel": {
-                "requests": dict(self.filesystem.operations.requests),
+                "requests": self.filesystem.operations.sent(),
                 "oldest": asdict(oldest) if oldest is not None else None,
             },
             **self._stuck(oldest),

@@ -93,6 +93,10 @@ class HistoryGate:
             if few and command is not None and self._after_tree and self._history.is_root(oid):
                 await unless_interrupted(pid, partial(self._after_tree, command, oid))
 
+    def may_wait_in_folders(self, command: GitCommand) -> bool:
+        """Whether `before_folder` may wait for `command`."""
+        return self.concerns(command) and bool(command.abbreviations(""))
+
     async def before_folder(self, command: GitCommand | None, digits: str, pid: int) -> None:
         """Git lists the objects that begin with `digits`: wait where it may do so to find out what
         an abbreviation means. Raises: InterruptedError."""

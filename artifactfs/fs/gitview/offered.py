@@ -34,6 +34,7 @@ from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.gitview.callers import GitCommand, git_command
 from artifactfs.fs.gitview.gate import HistoryGate
 from artifactfs.fs.inodes.attributes import FOREVER, negative_entry
+from artifactfs.fs.kernel.extension import Offers
 from artifactfs.fs.kernel.interrupt import unless_interrupted
 from artifactfs.git.objects.database import Oid
 
@@ -50,6 +51,10 @@ _GENERATIONS = 1 << 27
 """So many to begin with, and as many again to count on to."""
 
 _TARGET = b"/nonexistent/in-a-pack"
+
+_ADMITTED_S = 0.02
+"""So long the extension answers the next look-ups of a command that was offered an object. After
+that it is asked again what the command is, whether it has to wait, and which tree is mounted."""
 
 _OFFERED_TO = frozenset(
     """
@@ -81,6 +86,8 @@ class Inventory(Protocol):
     """The blobs of a tree in the order of their oids."""
 
     def beginning_with(self, byte: int) -> range: ...
+    @property
+    def packed_oids(self) -> bytearray: ...
     def oid_at(self, position: int) -> Oid: ...
     def position(self, oid: Oid) -> int: ...
 
@@ -120,10 +127,12 @@ class OfferedObjects:
         self.told_of: frozenset[str] = frozenset()
         """The commands that it is awaited for."""
         self.on_work: Callable[[GitCommand], None] | None = None
-        """Is told of each look of a git command."""
+        """Is told of the looks of a git command, except for some soon after another."""
         self.gate: HistoryGate | None = None
         """Where programs wait for history that is on its way."""
         self.copying: Copying | None = None
+        self.extension: Offers | None = None
+        """What answers look-ups of those who have just been answered."""
 
     @staticmethod
     def owns(ino: int) -> bool:
@@ -196,7 +205,15 @@ class OfferedObjects:
         if position < 0:
             await self._announce(command, oid)
             return _hidden()
+        if self.extension is not None and not self._may_wait(command):
+            self.extension.admit(command.pid, _ADMITTED_S)
         return self.attributes(_OBJECTS | self._generation << _OBJECT_BITS | position)
+
+    def _may_wait(self, command: GitCommand) -> bool:
+        """Whether another look-up of `command` may have to wait, though the name is there."""
+        if command.name in self.told_of:
+            return True
+        return self.gate is not None and self.gate.may_wait_in_folders(command)
 
     def _empty_folder(self, name: bytes) -> pyfuse3.EntryAttributes:
         """A folder of no inventory, of which nothing is listed."""
@@ -217,9 +234,23 @@ class OfferedObjects:
             await unless_interrupted(command.pid, partial(self.before_missing, command, oid))
 
     def _note_inventory(self) -> None:
-        if self._offer.inventory is not self._shown:
-            self._shown = self._offer.inventory
-            self._generation += 1
+        if self._offer.inventory is self._shown:
+            return
+        self._shown = self._offer.inventory
+        self._generation += 1
+        if self.extension is None or self._shown is None:
+            return
+        self.extension.offer(
+            self._shown.packed_oids,
+            OFFERED_INO,
+            _FOLDERS | self._generation << _FOLDER_BITS,
+            _OBJECTS | self._generation << _OBJECT_BITS,
+            self._uid,
+            self._gid,
+            self._time_ns,
+            len(_TARGET),
+            FOREVER,
+        )
 
     def entries(self, ino: int, start: int) -> Iterator[tuple[bytes, pyfuse3.EntryAttributes, int]]:
         """What a folder of now holds from `start` on: (name, attributes, next start).

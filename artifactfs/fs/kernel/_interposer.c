@@ -8,8 +8,9 @@
  *   fuse_session_new_versioned  libfuse 3.17 and on   the same
  *   fuse_session_process_buf                          each request, with the kernel's header
  *
- * One request is answered here, without Python: the one that the kernel sends for each directory
- * when it has all of it, and that gets nothing.
+ * Two requests are answered here, without Python. One is sent for each directory when the kernel
+ * has all of it, and gets nothing. The other is the look-up of an offered object (offered.py) by a
+ * program that Python has just answered: git sends two for each blob where it writes a tree.
  *
  * Nothing here links to libfuse. Its functions are taken from the library that pyfuse3 was linked
  * to, which may be another one than the system's (a wheel can bundle its own).
@@ -26,13 +27,18 @@
 
 #define FUSE_USE_VERSION 32 /* pyfuse3's */
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define COMPILED_FOR (FUSE_MAJOR_VERSION * 100 + FUSE_MINOR_VERSION)
@@ -51,6 +57,9 @@ typedef struct fuse_session *session_new_versioned_fn(struct fuse_args *,
                                                       void *, void *);
 typedef void process_buf_fn(struct fuse_session *, const struct fuse_buf *);
 typedef int reply_buf_fn(fuse_req_t, const char *, size_t);
+typedef int reply_entry_fn(fuse_req_t, const struct fuse_entry_param *);
+typedef int receive_buf_fn(struct fuse_session *, struct fuse_buf *);
+typedef int session_fd_fn(struct fuse_session *);
 typedef int version_fn(void);
 
 /* The names of libfuse, given to functions whose C names differ: the header of 3.17 makes an
@@ -64,10 +73,12 @@ static struct {
     session_new_versioned_fn *session_new_versioned;
     process_buf_fn *process_buf;
     reply_buf_fn *reply_buf;
+    reply_entry_fn *reply_entry;
+    receive_buf_fn *receive_buf;
+    session_fd_fn *session_fd;
     version_fn *version;
 #if FORGETS_KILLPRIV
     int (*custom_io)(struct fuse_session *, const struct fuse_custom_io *, int);
-    int (*session_fd)(struct fuse_session *);
 #endif
 } libfuse; /* its own functions */
 
@@ -88,7 +99,32 @@ static struct {
 static struct {
     uint64_t unique;
     uint32_t pid;
+    int chains; /* it was answered here, and another like it may follow */
 } request; /* that was given to libfuse last; zeros where its header was not in memory */
+
+static struct {
+    unsigned long long lookup, readdir;
+} answered; /* here, without Python: how many since `prepare` */
+
+#define OID 20
+#define ADMITTED 8
+#define CMDLINE 4096 /* who has a longer one is not admitted */
+
+struct admitted {
+    uint32_t pid; /* 0: none */
+    int64_t until_ns;
+    size_t length;
+    char cmdline[CMDLINE];
+};
+
+/* The loose objects that git is offered, and to whom: see offered.py. */
+static struct {
+    Py_buffer oids; /* sorted; `buf` is NULL where there are none */
+    uint64_t top, folders, objects; /* numbers: of the directory, of folder 00, of the first oid */
+    struct fuse_entry_param folder, object; /* the answers, but for the number */
+    struct admitted admitted[ADMITTED];
+    unsigned next; /* of `admitted`, to be replaced */
+} offered;
 
 /* `name` in the libraries that the caller, pyfuse3, was linked to. */
 static void *of_libfuse(const char *name, const void *caller)
@@ -108,11 +144,13 @@ static void find_libfuse(const void *caller)
     libfuse.session_new = (session_new_fn *)of_libfuse("fuse_session_new", caller);
     libfuse.session_new_versioned =
         (session_new_versioned_fn *)of_libfuse("fuse_session_new_versioned", caller);
+    libfuse.receive_buf = (receive_buf_fn *)of_libfuse("fuse_session_receive_buf", caller);
+    libfuse.session_fd = (session_fd_fn *)of_libfuse("fuse_session_fd", caller);
     libfuse.version = (version_fn *)of_libfuse("fuse_version", caller);
     libfuse.reply_buf = (reply_buf_fn *)of_libfuse("fuse_reply_buf", caller);
+    libfuse.reply_entry = (reply_entry_fn *)of_libfuse("fuse_reply_entry", caller);
 #if FORGETS_KILLPRIV
     libfuse.custom_io = of_libfuse("fuse_session_custom_io", caller);
-    libfuse.session_fd = of_libfuse("fuse_session_fd", caller);
 #endif
     libfuse.process_buf = (process_buf_fn *)of_libfuse("fuse_session_process_buf", caller);
 }
@@ -163,10 +201,127 @@ static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
 {
     if (mount.end != 0 && ((uint64_t)offset & mount.end) == mount.end) {
         libfuse.reply_buf(req, NULL, 0);
+        answered.readdir++;
         return;
     }
     by_number(file, ino);
     pyfuse3.readdirplus(req, ino, size, offset, file);
+}
+
+/* Offered objects. Who looks decides what is there, so the kernel asks each time; Python decides
+ * for a program, and what it is told stands for a moment, while the program is the same. */
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* The arguments of a process as proc(5) has them; -1: they cannot be read. */
+static ssize_t read_cmdline(uint32_t pid, char *buffer)
+{
+    char path[32];
+    ssize_t length;
+    int fd;
+
+    snprintf(path, sizeof(path), "/proc/%u/cmdline", pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    length = read(fd, buffer, CMDLINE);
+    close(fd);
+    return length;
+}
+
+static int is_admitted(uint32_t pid)
+{
+    char cmdline[CMDLINE];
+
+    for (const struct admitted *one = offered.admitted; one < offered.admitted + ADMITTED; one++)
+        if (one->pid == pid && pid != 0)
+            return now_ns() < one->until_ns &&
+                   read_cmdline(pid, cmdline) == (ssize_t)one->length &&
+                   memcmp(cmdline, one->cmdline, one->length) == 0;
+    return 0;
+}
+
+/* The bytes that lower-case hexadecimal digits stand for; -1: it is something else. */
+static int from_hex(const char *digits, size_t bytes, unsigned char *out)
+{
+    if (strlen(digits) != 2 * bytes)
+        return -1;
+    for (size_t at = 0; at < 2 * bytes; at++) {
+        char digit = digits[at];
+        int value = digit >= '0' && digit <= '9'   ? digit - '0'
+                    : digit >= 'a' && digit <= 'f' ? digit - 'a' + 10
+                                                   : -1;
+        if (value < 0)
+            return -1;
+        out[at / 2] = (unsigned char)(at % 2 ? out[at / 2] | value : value << 4);
+    }
+    return 0;
+}
+
+/* Where `oid` is among those that are offered; -1: it is not. */
+static int64_t position_of(const unsigned char *oid)
+{
+    const unsigned char *oids = offered.oids.buf;
+    int64_t first = 0, end = offered.oids.len / OID;
+
+    while (first < end) {
+        int64_t middle = first + (end - first) / 2;
+        int order = memcmp(oids + middle * OID, oid, OID);
+
+        if (order == 0)
+            return middle;
+        if (order < 0)
+            first = middle + 1;
+        else
+            end = middle;
+    }
+    return -1;
+}
+
+static void reply_number(fuse_req_t req, const struct fuse_entry_param *answer, uint64_t ino)
+{
+    struct fuse_entry_param entry = *answer;
+
+    entry.ino = entry.attr.st_ino = ino;
+    libfuse.reply_entry(req, &entry);
+    answered.lookup++;
+}
+
+/* Whether the look-up is answered: only where something is there. */
+static int look_up_offered(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    unsigned char oid[OID];
+    int64_t position;
+
+    if (offered.oids.buf == NULL)
+        return 0;
+    if (parent == offered.top) {
+        if (from_hex(name, 1, oid) < 0 || !is_admitted(request.pid))
+            return 0;
+        reply_number(req, &offered.folder, offered.folders + oid[0]);
+        return 1;
+    }
+    if (parent < offered.folders || parent >= offered.folders + 256)
+        return 0;
+    oid[0] = (unsigned char)(parent - offered.folders);
+    if (from_hex(name, OID - 1, oid + 1) < 0 || (position = position_of(oid)) < 0 ||
+        !is_admitted(request.pid))
+        return 0;
+    reply_number(req, &offered.object, offered.objects + (uint64_t)position);
+    return 1;
+}
+
+static void on_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    request.chains = look_up_offered(req, parent, name);
+    if (!request.chains)
+        pyfuse3.lookup(req, parent, name);
 }
 
 #if FORGETS_KILLPRIV
@@ -234,8 +389,8 @@ static struct fuse_lowlevel_ops *changed(const struct fuse_lowlevel_ops *given, 
     if (!mount.enabled || mount.nested ||
         size < offsetof(struct fuse_lowlevel_ops, readdirplus) + sizeof(given->readdirplus))
         return NULL;
-    if (!given->init || !given->read || !given->write || !given->write_buf || !given->fsync ||
-        !given->fsyncdir || !given->readdirplus)
+    if (!given->init || !given->lookup || !given->read || !given->write || !given->write_buf ||
+        !given->fsync || !given->fsyncdir || !given->readdirplus)
         return NULL;
     table = malloc(size);
     if (table == NULL)
@@ -243,6 +398,7 @@ static struct fuse_lowlevel_ops *changed(const struct fuse_lowlevel_ops *given, 
     memcpy(&pyfuse3, given, size < sizeof(pyfuse3) ? size : sizeof(pyfuse3));
     memcpy(table, given, size);
     table->init = on_init;
+    table->lookup = on_lookup;
     table->read = on_read;
     table->write = on_write;
     table->write_buf = on_write_buf;
@@ -287,28 +443,75 @@ struct fuse_session *interposed_new_versioned(struct fuse_args *args,
     return new_session(args, table, size, version, userdata, 1);
 }
 
-void interposed_process_buf(struct fuse_session *session, const struct fuse_buf *buffer)
+static void process(struct fuse_session *session, const struct fuse_buf *buffer)
 {
     const struct fuse_in_header *header = buffer->mem;
 
-    find_libfuse(__builtin_return_address(0));
-    if (buffer->flags & FUSE_BUF_IS_FD || buffer->size < sizeof(*header)) {
-        request.unique = request.pid = 0;
-    } else {
+    memset(&request, 0, sizeof(request));
+    if (!(buffer->flags & FUSE_BUF_IS_FD) && buffer->size >= sizeof(*header)) {
         request.unique = header->unique;
         request.pid = header->pid;
     }
-    if (libfuse.process_buf != NULL)
-        libfuse.process_buf(session, buffer);
+    libfuse.process_buf(session, buffer);
+}
+
+/* The look-up after one that was answered here mostly follows at once; as fastloop.py. */
+#define POLLS 50
+#define IN_A_ROW 64
+
+static union {
+    struct fuse_buf buffer; /* libfuse allocates its memory, once for each session */
+    char room[256];         /* the structure of a newer libfuse may be longer */
+} next;
+
+/* NULL: there is none yet. An error is met again by pyfuse3. */
+static const struct fuse_buf *next_request(struct fuse_session *session)
+{
+    struct pollfd device = {.events = POLLIN};
+
+    if (libfuse.receive_buf == NULL || libfuse.session_fd == NULL)
+        return NULL;
+    device.fd = libfuse.session_fd(session);
+    for (int times = 0; times < POLLS; times++)
+        if (poll(&device, 1, 0) > 0)
+            return libfuse.receive_buf(session, &next.buffer) > 0 ? &next.buffer : NULL;
+    return NULL;
+}
+
+/* pyfuse3 awaits one handler when this returns: so the first request that is not answered here is
+ * the last one. */
+void interposed_process_buf(struct fuse_session *session, const struct fuse_buf *buffer)
+{
+    find_libfuse(__builtin_return_address(0));
+    if (libfuse.process_buf == NULL)
+        return;
+    process(session, buffer);
+    for (int times = 0; request.chains && times < IN_A_ROW; times++) {
+        buffer = next_request(session);
+        if (buffer == NULL)
+            break;
+        process(session, buffer);
+    }
 }
 
 /* For Python; signatures and meanings are in _interposer.pyi. */
 
+static void withdraw_offer(void)
+{
+    if (offered.oids.buf != NULL)
+        PyBuffer_Release(&offered.oids);
+    memset(&offered, 0, sizeof(offered));
+}
+
 static PyObject *prepare(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
+    withdraw_offer();
     memset(&mount, 0, sizeof(mount));
     memset(&request, 0, sizeof(request));
+    memset(&answered, 0, sizeof(answered));
+    free(next.buffer.mem);
+    memset(&next, 0, sizeof(next));
     mount.enabled = 1;
     Py_RETURN_NONE;
 }
@@ -324,6 +527,7 @@ ANSWER(called, PyBool_FromLong(mount.session != NULL))
 ANSWER(capable, PyLong_FromUnsignedLong(mount.capable))
 ANSWER(killpriv_told, PyBool_FromLong(mount.killpriv_told))
 ANSWER(caller, PyLong_FromUnsignedLong(request.pid))
+ANSWER(answered_here, Py_BuildValue("KK", answered.lookup, answered.readdir))
 ANSWER(unique, PyLong_FromUnsignedLongLong(request.unique))
 
 static PyObject *choose(PyObject *self, PyObject *args)
@@ -345,6 +549,65 @@ static PyObject *answer_ends(PyObject *self, PyObject *bits)
     Py_RETURN_NONE;
 }
 
+static PyObject *offer(PyObject *self, PyObject *args)
+{
+    unsigned uid, gid, size;
+    unsigned long long top, folders, objects;
+    long long time_ns;
+    double valid_s;
+    struct stat of = {0};
+    Py_buffer oids;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*KKKIILId", &oids, &top, &folders, &objects, &uid, &gid,
+                          &time_ns, &size, &valid_s))
+        return NULL;
+    withdraw_offer();
+    offered.oids = oids;
+    offered.top = top;
+    offered.folders = folders;
+    offered.objects = objects;
+    of.st_uid = uid;
+    of.st_gid = gid;
+    of.st_atim.tv_sec = time_ns / 1000000000;
+    of.st_atim.tv_nsec = time_ns % 1000000000;
+    of.st_mtim = of.st_ctim = of.st_atim;
+    of.st_blksize = 4096;
+    of.st_mode = S_IFDIR | 0555;
+    of.st_nlink = 2;
+    offered.folder = (struct fuse_entry_param){.attr = of, .attr_timeout = valid_s};
+    of.st_mode = S_IFLNK | 0777;
+    of.st_nlink = 1;
+    of.st_size = size;
+    offered.object = (struct fuse_entry_param){.attr = of, .attr_timeout = valid_s};
+    Py_RETURN_NONE;
+}
+
+static PyObject *admit(PyObject *self, PyObject *args)
+{
+    struct admitted *one = &offered.admitted[offered.next];
+    unsigned pid;
+    ssize_t length;
+    double for_s;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "Id", &pid, &for_s))
+        return NULL;
+    for (unsigned at = 0; at < ADMITTED; at++)
+        if (offered.admitted[at].pid == pid)
+            one = &offered.admitted[at];
+    if (one->pid != pid)
+        offered.next = (offered.next + 1) % ADMITTED;
+    one->pid = 0;
+    length = libfuse.reply_entry == NULL ? -1 : read_cmdline(pid, one->cmdline);
+    if (length > 0 && length < CMDLINE) {
+        one->pid = pid;
+        one->length = (size_t)length;
+        one->until_ns = now_ns() + (int64_t)(for_s * 1e9);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"prepare", prepare, METH_NOARGS, NULL},
     {"called", called, METH_NOARGS, NULL},
@@ -354,6 +617,9 @@ static PyMethodDef functions[] = {
     {"killpriv_told", killpriv_told, METH_NOARGS, NULL},
     {"caller", caller, METH_NOARGS, NULL},
     {"unique", unique, METH_NOARGS, NULL},
+    {"offer", offer, METH_VARARGS, NULL},
+    {"answered", answered_here, METH_NOARGS, NULL},
+    {"admit", admit, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -31,3 +31,31 @@ def caller() -> int:
 def unique() -> int:
     """The kernel's number of the last request, bit 63 set where it was sent again; 0: not known.
     Ask before the first `await`."""
+
+def offer(
+    oids: bytearray,
+    top: int,
+    folders: int,
+    objects: int,
+    uid: int,
+    gid: int,
+    time_ns: int,
+    size: int,
+    valid_s: float,
+    /,
+) -> None:
+    """Answer look-ups in the directory `top` and its folders by those who are admitted, in place of
+    what was offered before, and admit nobody yet.
+
+    `oids`, sorted, 20 bytes each, may not change until there is another offer. Folder N has the
+    number `folders` + N, an oid that of its position + `objects`. All belong to `uid` and `gid`,
+    are of `time_ns`, and the objects are symlinks of `size` bytes; the kernel keeps the attributes
+    for `valid_s`, the names not at all. What is not there is passed on.
+    """
+
+def admit(pid: int, for_s: float, /) -> None:
+    """Answer the thread `pid`, which waits for an answer now, for so long, or until it executes
+    another program."""
+
+def answered() -> tuple[int, int]:
+    """How many look-ups and listings were answered without Python since `prepare`."""

@@ -15,6 +15,9 @@
   up, so that a look-up that waits does not stop the others.
 - **The end of a directory**. The kernel asks once more behind the last entry of each. That is
   answered without Python: half of the requests of a first ``find``.
+- **Look-ups of offered objects** (`offered-lookups`). Before git writes a tree it looks for each
+  blob of it, with two requests each. Python decides who sees what (`offered.py`); what it has told
+  a program is repeated here for a moment.
 - **Set-ID bits**. We take them away (`privileges`), so the kernel asks for nothing before a chown.
 - **Request headers**. pyfuse3 does not say who reads or writes. What the kernel sends does, where
   libfuse reads it into memory and does not splice it into a pipe.
@@ -33,7 +36,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from artifactfs.errors import InvalidInput
 from artifactfs.features import Features, Version, disabled_features, dotted, version_of
@@ -108,6 +111,25 @@ def libfuse_release(pyfuse3: ModuleType) -> str | None:
     return str(release().decode())
 
 
+class Offers(Protocol):
+    """Of the extension, for `OfferedObjects`; meanings are in ``_interposer.pyi``."""
+
+    def offer(
+        self,
+        oids: bytearray,
+        top: int,
+        folders: int,
+        objects: int,
+        uid: int,
+        gid: int,
+        time_ns: int,
+        size: int,
+        valid_s: float,
+        /,
+    ) -> None: ...
+    def admit(self, pid: int, for_s: float, /) -> None: ...
+
+
 class Session:
     """What one mount has of the extension: make it before ``pyfuse3.init``."""
 
@@ -120,6 +142,8 @@ class Session:
         anything."""
         self.unique: Callable[[], int] | None = None
         """Tells the kernel's number of the request, in the same way."""
+        self.offers: Offers | None = None
+        """Answers look-ups of offered objects."""
         self._begun = False
         probe(features, pyfuse3)
         if features.on("extension"):
@@ -145,6 +169,18 @@ class Session:
             _loaded.answer_ends(END_OF_LISTING)
         if features.on("request-headers"):
             self.caller, self.unique = _loaded.caller, _loaded.unique
+        if not hasattr(_loaded, "offer"):
+            features.lacks(
+                "offered-lookups", "the extension is older: install ArtifactFS once more"
+            )
+        if features.on("offered-lookups"):
+            self.offers = _loaded
+
+    def answered(self) -> dict[str, int]:
+        """How many requests were answered without Python."""
+        if not self.features.on("extension") or not hasattr(_loaded, "answered"):
+            return {}
+        return dict(zip(("lookup", "readdir"), _loaded.answered(), strict=True))
 
     def check(self) -> None:
         """To be called when FUSE_INIT is answered: what did not come to pass?"""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
 from collections.abc import Awaitable, Callable
 from types import ModuleType
 
@@ -23,6 +24,9 @@ POLLS = 50
 
 IN_A_ROW = 64
 """Requests taken without a scheduler pass; then other tasks get their turn (about 1 ms)."""
+
+AT_ONCE_S = 0.002
+"""After that no new turn begins: the extension may have answered others in each."""
 
 _WAIT = "_wait_fuse_readable"
 
@@ -63,11 +67,14 @@ def _polling(
     poller.register(fd, select.POLLIN)
     poll = poller.poll
     attempts = range(polls)
-    in_a_row = 0
+    in_a_row, until = 0, 0.0
 
     async def wait_fuse_readable() -> bool:
-        nonlocal in_a_row
-        if in_a_row < IN_A_ROW:
+        nonlocal in_a_row, until
+        now = time.monotonic()
+        if not in_a_row:
+            until = now + AT_ONCE_S
+        if in_a_row < IN_A_ROW and now < until:
             for _ in attempts:
                 if poll(0):
                     in_a_row += 1

@@ -162,7 +162,7 @@ class Operations(pyfuse3.Operations):
         self.name = name
         self.started = trio.Event()
         self.requests: Counter[str] = Counter()
-        """How many the kernel has sent, by what they ask for."""
+        """How many were answered here, by what they ask for."""
         self._sequence = 0
         self._unanswered: dict[int, tuple[float, str, tuple[Any, ...]]] = {}
         self.session: Session | None = None
@@ -199,6 +199,8 @@ class Operations(pyfuse3.Operations):
             self.session.begin()
             self._no_open = self.session.kernel_opens
             self._no_opendir = self.session.kernel_opens_directories
+            if self._virtual.offered is not None:
+                self._virtual.offered.extension = self.session.offers
             self._contents.caller = self.session.caller or self._opener
             if self.on_begin is not None:
                 self.on_begin()
@@ -206,6 +208,10 @@ class Operations(pyfuse3.Operations):
             if waits and self.session.caller is not None:
                 self._contents.caller = partial(self._caller, self.session.caller)
         self.started.set()
+
+    def sent(self) -> dict[str, int]:
+        """How many requests the kernel has sent, by what they ask for."""
+        return dict(self.requests + Counter(self.session.answered() if self.session else {}))
 
     def adopt(self, session: Session) -> None:
         """To be called before the first request: what libfuse can be told is in `session`."""
@@ -663,14 +669,8 @@ class Operations(pyfuse3.Operations):
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         found = self._written.upper.free_space()
         reply = pyfuse3.StatvfsData()
-        reply.f_bsize = found.f_bsize
-        reply.f_frsize = found.f_frsize
-        reply.f_blocks = found.f_blocks
-        reply.f_bfree = found.f_bfree
-        reply.f_bavail = found.f_bavail
-        reply.f_files = found.f_files
-        reply.f_ffree = found.f_ffree
-        reply.f_favail = found.f_favail
+        for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail"):
+            setattr(reply, f"f_{name}", getattr(found, f"f_{name}"))
         reply.f_namemax = NAME_MAX
         return reply
 

@@ -51,6 +51,11 @@ class PackedOids:
     def append(self, oid: bytes) -> None:
         self._data += oid
 
+    @property
+    def packed(self) -> bytearray:
+        """All of them, one after the other. Not to be changed."""
+        return self._data
+
     def extend(self, other: PackedOids, start: int, end: int) -> None:
         """Append those of `other` from position `start` on, before `end`."""
         self._data += memoryview(other._data)[start * OID : end * OID]
@@ -160,6 +165,11 @@ class TreeInventory:
     def oids_from(self, position: int, count: int) -> list[bytes]:
         """Up to `count` oids from a position in the order of oids."""
         return list(self._sorted.slice(position, count))
+
+    @property
+    def packed_oids(self) -> bytearray:
+        """The oids in their order, 20 bytes each; none before `finish`. Not to be changed."""
+        return self._sorted.packed
 
     def oid_at(self, position: int) -> bytes:
         """The oid at a position in the order of oids."""

@@ -10,6 +10,7 @@ import subprocess
 from types import ModuleType
 
 import pyfuse3
+import pytest
 import trio
 
 from artifactfs.fs.kernel import fastloop
@@ -55,8 +56,9 @@ def _fake_pyfuse3(calls: list[str], fd: int) -> ModuleType:
     return module
 
 
-def test_turns() -> None:
+def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without waiting while there are requests, but other tasks get their turn."""
+    monkeypatch.setattr(fastloop, "AT_ONCE_S", 600.0)
     here, there = socket.socketpair()
     calls: list[str] = []
     module = _fake_pyfuse3(calls, here.fileno())
@@ -77,6 +79,23 @@ def test_turns() -> None:
     trio.run(serve)
     fastloop.remove(module)
     assert module._wait_fuse_readable is original
+
+
+def test_few_requests_that_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extension may have answered many others in each turn."""
+    monkeypatch.setattr(fastloop, "AT_ONCE_S", 0.0)
+    here, there = socket.socketpair()
+    calls: list[str] = []
+    module = _fake_pyfuse3(calls, here.fileno())
+    assert fastloop.install(module, here.fileno())
+
+    async def serve() -> None:
+        there.send(b"x")
+        for _ in range(3):
+            assert await module._wait_fuse_readable()
+        assert calls == ["waited"] * 3
+
+    trio.run(serve)
 
 
 def test_a_request_that_another_task_took() -> None:

@@ -131,6 +131,7 @@ def test_plain_pyfuse3_is_right(new_shared_mount: Callable[[], Mount]) -> None:
     states = mount.ask("features")
     assert {name for name, found in states.items() if not found["on"]} == {
         *("extension", "fast-loop", "kernel-limits", "git-folder", "handover-writes"),
+        "offered-lookups",
         *CHANGES_LIBFUSE,
     }
     assert states["kernel-open"]["why"] == "needs extension"
