@@ -272,6 +272,74 @@ def versions(
     return mount
 
 
+FILES = 900
+
+
+@pytest.fixture
+def two_releases(
+    tmp_path: Path,
+    daemon: DaemonProcess,
+    proxy: DelayProxy,
+    remote_repo: Callable[..., ServedRepository],
+) -> Path:
+    """A mount of `main`, with its history and without contents. Every third file, all over the
+    tree, is another one than in `v1`."""
+    bare = tmp_path / "bare.git"
+    stream = []
+    for number, name in enumerate(("v1", "v2")):
+        stream.append(
+            "commit refs/heads/main\ncommitter A <a@example.org> 1700000000 +0000\n"
+            f"data {len(name)}\n{name}\n"
+        )
+        for file in range(FILES):
+            if number == 0 or file % 3 == 0:
+                text = f"{name} {file}\n"
+                path = f"{file % 30}/{file}"
+                stream.append(f"M 100644 inline {path}\ndata {len(text)}\n{text}\n")
+        stream.append(f"reset refs/tags/{name}\nfrom refs/heads/main\n")
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", bare], check=True)
+    subprocess.run(
+        ["git", "-C", bare, "fast-import", "--quiet"], input="".join(stream), text=True, check=True
+    )
+    mount = daemon.add_repo("odd", proxy.url(remote_repo(bare).url))
+    (mount / ".git" / "HEAD").read_bytes()  # waits for the index
+    daemon.wait_for("odd", "history")
+    return mount
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        ("checkout", "-q", "main"),
+        ("checkout", "-q", "-"),
+        ("checkout", "-q", "main", "--"),
+        ("switch", "-q", "main"),
+        ("reset", "-q", "--hard", "v2"),
+        ("merge", "-q", "main"),
+        ("rebase", "-q", "main"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_written_comes_in_one_batch(
+    two_releases: Path, proxy: DelayProxy, back: tuple[str, ...]
+) -> None:
+    """Also what the mount offers git all the time, of which git only opens one after the other."""
+    mount = two_releases
+    for arguments, name in (("checkout", "-q", "v1"), "v1"), (back, "v2"):
+        first = len(proxy.requests)
+        done = Traced(mount, *arguments)
+        assert done.status == 0, done.errors
+        requests = proxy.requests[first:]
+        changed = FILES // 3
+        assert len({oid for request in requests for oid in request.wants}) == changed
+        assert len(requests) <= 4
+        for file in range(FILES):
+            expected = f"{name if file % 3 == 0 else 'v1'} {file}\n"
+            if file % 3 == 0 or file < 30:
+                assert (mount / f"{file % 30}/{file}").read_text() == expected
+    assert Traced(mount, "status", "--porcelain").output == ""
+
+
 def test_a_log_of_names_brings_no_contents(versions: Path, proxy: DelayProxy) -> None:
     first = len(proxy.requests)
     for arguments in (

@@ -47,11 +47,18 @@ def compose(
 ) -> tuple[OldVersions, Jobs, Requests]:
     """What happens behind the mount, and what can be asked of it."""
     history = ArrivingHistory(layout.gitdir, odb, complete=history_complete(layout.gitdir))
-    checkouts = Checkouts(layout.gitdir, odb=odb, filesystem=filesystem, hydrator=hydrator)
+    checkouts = Checkouts(
+        layout.gitdir,
+        odb=odb,
+        filesystem=filesystem,
+        hydrator=hydrator,
+        start=background.start,
+    )
     hydrator.attention.changes = filesystem.count_of_changes
     if filesystem.offered is not None:
         filesystem.offered.gate = HistoryGate(history, checkouts.before_tree)
-        filesystem.offered.on_work = partial(_note_work, hydrator.attention)
+        filesystem.offered.on_work = partial(_note_work, hydrator.attention, checkouts)
+        filesystem.offered.before_read = checkouts.before_read
     commits = Commits(layout.gitdir, odb, remotes)
     old_versions = OldVersions(
         layout.gitdir,
@@ -112,8 +119,9 @@ def compose(
     return old_versions, jobs, requests
 
 
-def _note_work(attention: Attention, command: GitCommand) -> None:
+def _note_work(attention: Attention, checkouts: Checkouts, command: GitCommand) -> None:
     """`command` looks for objects; of a fetch or a checkout, somebody waits for the end."""
+    checkouts.note(command)
     if LAZY_FETCH in command.arguments or target_of(command) is not None:
         attention.note_process(command.pid)
     else:

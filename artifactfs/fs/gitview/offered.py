@@ -128,6 +128,8 @@ class OfferedObjects:
         """The commands that it is awaited for."""
         self.on_work: Callable[[GitCommand], None] | None = None
         """Is told of the looks of a git command, except for some soon after another."""
+        self.before_read: Callable[[GitCommand], Awaitable[None]] | None = None
+        """Awaited where a git command reads an object that it is offered."""
         self.gate: HistoryGate | None = None
         """Where programs wait for history that is on its way."""
         self.copying: Copying | None = None
@@ -276,7 +278,10 @@ class OfferedObjects:
         generation = (ino - _OBJECTS) >> _OBJECT_BITS
         if self._shown is not None and generation == self._generation:
             oid = self._shown.oid_at(position)
+            command = git_command(pid)
             try:
+                if command is not None and self.before_read is not None:
+                    await unless_interrupted(pid, partial(self.before_read, command))
                 await unless_interrupted(pid, partial(self._offer.fetch, oid, pid))
             except ArtifactFSError as error:
                 log.info("left to git: %s", error.message, extra={"oid": oid.hex()})

@@ -17,6 +17,9 @@ from artifactfs.fs.gitview.callers import GitCommand
         ("switch --detach v1.0", "v1.0"),
         ("switch -c new origin/next", "origin/next"),
         ("reset --hard HEAD~3", "HEAD~3"),
+        ("checkout -q 1234abcd --", "1234abcd"),  # as git bisect has it
+        ("merge -m message origin/next", "origin/next"),
+        ("rebase main", "main"),
         ("checkout -b new", None),
         ("checkout HEAD~3 README.md", None),
         ("checkout HEAD~3 -- README.md", None),
@@ -24,6 +27,9 @@ from artifactfs.fs.gitview.callers import GitCommand
         ("reset HEAD~3", None),
         ("reset --soft HEAD~3", None),
         ("log HEAD~3", None),
+        ("merge --abort", None),
+        ("merge one two", None),
+        ("rebase --continue", None),
     ],
 )
 def test_the_commit_that_is_written(line: str, target: str | None) -> None:
