@@ -112,7 +112,7 @@ class Kept:
     mounts: dict[str, KeptMount] = field(default_factory=dict)
     path: Path | None = None
     listener: socket.socket | None = None
-    _bound: int | None = None
+    _bound: tuple[int, int, int] | None = None
     stopped: set[str] = field(default_factory=set)
     """Those that somebody wants ended, while there is no supervisor."""
     store: Store | None = None
@@ -174,7 +174,7 @@ class Kept:
     def _listen(self) -> None:
         """With the first mount: a socket that is there already is of a keeper that is released.
         Again where somebody has removed ours."""
-        if self.path is None or (self.listener is not None and _inode(self.path) == self._bound):
+        if self.path is None or (self.listener is not None and _identity(self.path) == self._bound):
             return
         if self.listener is not None:
             self.listener.close()
@@ -190,7 +190,7 @@ class Kept:
             log.error("mounts end with the daemon: %s: %s", self.path, error)
             listener.close()
         else:
-            self.listener, self._bound = listener, _inode(self.path)
+            self.listener, self._bound = listener, _identity(self.path)
         finally:
             os.umask(previous)
 
@@ -234,12 +234,13 @@ class Kept:
         return len(stopped)
 
 
-def _inode(path: Path) -> int | None:
-    """None: it is not there."""
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Of the file that is there: another one may get the same inode number. None: there is none."""
     try:
-        return path.lstat().st_ino
+        found = path.lstat()
     except OSError:
         return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -88,14 +89,19 @@ def test_many_mounts_are_kept(keeper_socket: Path) -> None:
     assert descriptors() <= before + 1  # what trio keeps
 
 
-def test_whose_socket_was_removed_is_found_with_the_next_mount(keeper_socket: Path) -> None:
-    """By a program that cleans up folders, say."""
+@pytest.mark.parametrize("replaced", [False, True])
+def test_whose_socket_was_removed_is_found_with_the_next_mount(
+    keeper_socket: Path, replaced: bool
+) -> None:
+    """By a program that cleans up folders, say. What is there instead may have its inode number."""
     pid, start = os.getpid(), start_time_of(os.getpid())
 
     async def body(pool: WorkerPool) -> None:
         await pool.keep(mount_of("one", pid, start))
         await pool.fork({"trial": "00"})
         os.unlink(keeper_socket)
+        if replaced:
+            os.mknod(keeper_socket, stat.S_IFSOCK | 0o600)
         await pool.keep(mount_of("two", pid, start))
         await pool.fork({"trial": "00"})
 
