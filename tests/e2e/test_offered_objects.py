@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.delay_proxy import DelayProxy
 from tests.e2e.odd_repository import OddRepository
-from tests.e2e.processes import DaemonProcess, ServedRepository, wait_until
+from tests.e2e.processes import IMPATIENCE_S, DaemonProcess, ServedRepository, wait_until
 
 
 @pytest.fixture
@@ -301,10 +301,29 @@ def two_releases(
     subprocess.run(
         ["git", "-C", bare, "fast-import", "--quiet"], input="".join(stream), text=True, check=True
     )
-    mount = daemon.add_repo("odd", proxy.url(remote_repo(bare).url))
+    url = proxy.url(remote_repo(bare).url)
+    mount = daemon.add_repo("odd", url, "--deadline", str(IMPATIENCE_S))
     (mount / ".git" / "HEAD").read_bytes()  # waits for the index
     daemon.wait_for("odd", "history")
     return mount
+
+
+@pytest.mark.parametrize("outage", ["stall", "refuse"])
+def test_what_is_written_while_the_remote_is_away(
+    two_releases: Path, proxy: DelayProxy, monkeypatch: pytest.MonkeyPatch, outage: str
+) -> None:
+    """Nobody waits for ever, git says what is wrong, and does it when the remote is back."""
+    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_LIMIT", "1")  # else git itself waits for ever
+    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_TIME", "1")
+    assert Traced(two_releases, "checkout", "-q", "v1").status == 0
+    getattr(proxy, outage)()
+    done = Traced(two_releases, "checkout", "-q", "main")
+    assert done.status != 0
+    assert "could not fetch" in done.errors or "unable to read" in done.errors, done.errors
+    proxy.resume() if outage == "stall" else proxy.accept()
+    wait_until(lambda: Traced(two_releases, "checkout", "-qf", "main").status == 0, "the remote")
+    assert (two_releases / "0/0").read_text() == "v2 0\n"
+    assert Traced(two_releases, "status", "--porcelain").output == ""
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,6 @@ from artifactfs.hydration.order.nearby import is_gitlink
 
 log = logging.getLogger(__name__)
 
-WAIT_S = 600.0
-"""Git waits so long at most; then it fetches by itself what is not here."""
 RESOLVE_S = 5.0
 _MOVING = ("checkout", "switch")
 _NEW_BRANCH = ("-b", "-B", "-c", "-C", "--orphan")
@@ -53,13 +51,16 @@ class Checkouts:
         odb: ObjectDatabase,
         filesystem: FileSystem,
         hydrator: Hydrator,
+        deadline_s: float,
         start: Callable[..., None],
     ) -> None:
-        """`start(job, *arguments)` has something done in the background. It raises DaemonError."""
+        """Git waits for `deadline_s` from each blob to the next; then it is left alone.
+        `start(job, *arguments)` has something done in the background. It raises DaemonError."""
         self._gitdir = gitdir
         self._odb = odb
         self._filesystem = filesystem
         self._hydrator = hydrator
+        self._deadline_s = deadline_s
         self._start = start
         self._begun: OrderedDict[GitCommand, trio.Event] = OrderedDict()
         """What was begun for a command, and whether it has ended."""
@@ -96,7 +97,7 @@ class Checkouts:
     async def before_read(self, command: GitCommand) -> None:
         """`command` reads a blob that is not here: wait for all that it is about to read.
 
-        Waits for the network, up to `WAIT_S`; raises nothing.
+        Waits for the network, as long as blobs come; raises nothing.
         """
         ended = self._begun.get(command)
         if ended is not None:
@@ -105,7 +106,7 @@ class Checkouts:
     async def before_tree(self, command: GitCommand, tree: Oid) -> None:
         """`command` has waited for the root `tree`: fetch the blobs too, where it will write them.
 
-        Waits for the network, up to `WAIT_S`; raises nothing.
+        Waits for the network, as long as blobs come; raises nothing.
         """
         if command.name not in _JOINING and target_of(command) is not None:
             await self._fetch(self._tree_of_head(), tree, None)
@@ -113,7 +114,7 @@ class Checkouts:
     async def before_fetch(self, fetch: GitCommand, oid: Oid) -> None:
         """Git fetches what it misses, `oid` among it: fetch that, where it is for a checkout.
 
-        Waits for the network, up to `WAIT_S`; raises nothing.
+        Waits for the network, as long as blobs come; raises nothing.
         """
         command = git_command(fetch.parent())
         if command is None:
@@ -155,7 +156,11 @@ class Checkouts:
     async def _fetch(self, base: Oid, tree: Oid, wanted: Oid | None) -> None:
         """What `tree` has and `base` has not, and is not here; nothing where `wanted` is not in it,
         but somewhere else."""
-        with trio.move_on_after(WAIT_S):
+        with trio.move_on_after(self._deadline_s) as waiting:
+
+            def note(_done: int, _wanted: int) -> None:
+                waiting.deadline = trio.current_time() + self._deadline_s
+
             try:
                 missing = await trio.to_thread.run_sync(_missing, self._odb, base, tree)
                 if not missing or wanted not in (None, *missing):
@@ -164,7 +169,7 @@ class Checkouts:
                 if not self._hydrator.sizes_are_told:
                     # Git looks at each file that it replaces, and would wait for its size.
                     missing += await trio.to_thread.run_sync(_missing, self._odb, tree, base)
-                await self._hydrator.offered.fetch_all(missing)
+                await self._hydrator.offered.fetch_all(missing, progress=note)
             except (ArtifactFSError, MissingObject, OSError) as error:
                 log.info("a checkout is left to git: %s", error)
 

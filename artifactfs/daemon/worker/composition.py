@@ -52,6 +52,7 @@ def compose(
         odb=odb,
         filesystem=filesystem,
         hydrator=hydrator,
+        deadline_s=settings.deadline_s,
         start=background.start,
     )
     hydrator.attention.changes = filesystem.count_of_changes

@@ -7,6 +7,7 @@ object directory in which these blobs have names. This is what stands behind it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import trio
 
@@ -25,6 +26,15 @@ WALK_S = 10.0
 AROUND = 2_000
 """Entries of the largest directory that is fetched as a whole for one blob of it."""
 
+
+class Prefetch(Protocol):
+    """`Hydrator.prefetch`."""
+
+    async def __call__(
+        self, oids: Sequence[bytes], *, progress: Callable[[int, int], None] | None
+    ) -> None: ...
+
+
 OpenBlob = Callable[[bytes, ReadContext], Awaitable[Blob]]
 
 
@@ -38,7 +48,7 @@ class OfferedBlobs:
         odb: ObjectDatabase,
         control: FlightControl,
         open_blob: OpenBlob,
-        prefetch: Callable[[Sequence[bytes]], Awaitable[None]],
+        prefetch: Prefetch,
     ) -> None:
         self._planner = planner
         self._odb = odb
@@ -99,11 +109,13 @@ class OfferedBlobs:
             missing = self._odb.missing(blob.oid for blob in blobs if blob.oid != oid)
         return missing
 
-    async def fetch_all(self, oids: Sequence[bytes]) -> None:
-        """Fetch all of `oids` into packs, as `fetch`, without readahead. Raises: HydrationFailed,
-        after trying all."""
+    async def fetch_all(
+        self, oids: Sequence[bytes], *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Fetch all of `oids` into packs, as `fetch`, without readahead; `progress(done, total)` is
+        called as they come. Raises: HydrationFailed, after trying all."""
         try:
-            await self._prefetch(oids)
+            await self._prefetch(oids, progress=progress)
         finally:
             await self._landed(set(oids))
 
