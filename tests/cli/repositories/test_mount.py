@@ -94,9 +94,10 @@ def test_mount_again_takes_the_token_that_is_given(
 def stop_own_daemon(daemon: DaemonProcess) -> None:
     """End the daemon that `mount` started: it is the one that holds the lock."""
     for entry in Path("/proc").iterdir():
-        command = entry / "cmdline"
-        if entry.name.isdigit() and command.exists():
-            words = command.read_bytes().split(b"\0")
+        if entry.name.isdigit():
+            words: list[bytes] = []
+            with contextlib.suppress(OSError):  # it has ended
+                words = (entry / "cmdline").read_bytes().split(b"\0")
             if b"daemon" in words and str(daemon.state).encode() in words:
                 os.kill(int(entry.name), signal.SIGTERM)
                 wait_until(lambda entry=entry: not entry.exists(), "the daemon's end")
