@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -23,11 +23,8 @@ from artifactfs.errors import ArtifactFSError, DaemonError
 from artifactfs.fs.gitview.callers import GitCommand, git_command
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import GitFailed, run_git
-from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
-from artifactfs.git.objects.tree_diff import diff_trees
-from artifactfs.git.repository.refs import read_head
+from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.hydration.hydrator import Hydrator
-from artifactfs.hydration.order.nearby import is_gitlink
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +34,7 @@ _NEW_BRANCH = ("-b", "-B", "-c", "-C", "--orphan")
 _HARD = ("--hard", "--keep", "--merge")
 _JOINING = ("merge", "rebase")
 _JOINING_WITH_A_VALUE = ("-m", "-F", "-s", "-X", "-x", "--onto")
+_NOTHING, _GITLINK = b"000000", b"160000"
 _KNOWN = 32
 """Commands that are remembered."""
 
@@ -81,15 +79,12 @@ class Checkouts:
 
     async def _bring(self, command: GitCommand, target: str, ended: trio.Event) -> None:
         try:
-            tree = await self._tree_of(target)
+            base = "HEAD"
             if command.name == "merge":
-                run = partial(run_git, gitdir=self._gitdir, deadline_s=RESOLVE_S)
-                printed = await run("merge-base", "--end-of-options", "HEAD", target)
-                base = await self._tree_of(printed.decode("ascii").split()[0])
-            else:
-                base = self._tree_of_head()
-            await self._fetch(base, tree, None)
-        except (GitFailed, LookupError, ValueError):
+                printed = await self._git("merge-base", "--end-of-options", "HEAD", target)
+                base = printed.split()[0].decode("ascii")
+            await self._fetch(await self._changes_to(base, target), None)
+        except GitFailed:
             pass  # it has another meaning in that folder: git does it all by itself
         finally:
             ended.set()
@@ -108,8 +103,10 @@ class Checkouts:
 
         Waits for the network, as long as blobs come; raises nothing.
         """
-        if command.name not in _JOINING and target_of(command) is not None:
-            await self._fetch(self._tree_of_head(), tree, None)
+        if command.name in _JOINING or target_of(command) is None:
+            return
+        with suppress(GitFailed):  # then git fetches it
+            await self._fetch(await self._changes("HEAD", tree.hex()), None)
 
     async def before_fetch(self, fetch: GitCommand, oid: Oid) -> None:
         """Git fetches what it misses, `oid` among it: fetch that, where it is for a checkout.
@@ -123,62 +120,74 @@ class Checkouts:
         target = target_of(command)
         if target is None or self._odb.contains(oid):
             return
-        try:
-            tree = await self._tree_of(target)
-        except (GitFailed, ValueError):
-            return  # it has another meaning in that folder: git fetches it
-        await self._fetch(self._filesystem.base.tree, tree, oid)
+        mounted = self._filesystem.base.tree.hex()
+        with suppress(GitFailed):  # it has another meaning in that folder
+            await self._fetch(await self._changes_to(mounted, target), oid)
 
-    def _tree_of_head(self) -> Oid:
-        """What git takes the working tree for; what is mounted, where that cannot be told."""
+    async def _changes_to(self, base: str, target: str) -> list[_Change]:
+        """To a commit, or to the one branch of a remote that has such a name, of which `git switch`
+        makes a branch. Raises: GitFailed where git knows none, or it is not here."""
         try:
-            commit = read_head(self._gitdir).commit
-            if commit is not None:
-                return self._odb.commit(commit).tree
-        except (ArtifactFSError, MissingObject, OSError) as error:
-            log.debug("HEAD is taken for what is mounted: %s", error)
-        return self._filesystem.base.tree
-
-    async def _tree_of(self, target: str) -> Oid:
-        """The tree of a commit, or of the one branch of a remote that has such a name, of which
-        `git switch` makes a branch. Raises: GitFailed, ValueError where there is none."""
-        run = partial(run_git, gitdir=self._gitdir, deadline_s=RESOLVE_S)
-        target = "@{-1}" if target == "-" else target
-        try:
-            name = f"{target}^{{tree}}"
-            printed = await run("rev-parse", "--verify", "--quiet", "--end-of-options", name)
+            return await self._changes(base, "@{-1}" if target == "-" else target)
         except GitFailed:
             pattern = f"refs/remotes/*/{target}"
-            printed = await run("for-each-ref", "--format=%(tree)", "--count=2", pattern)
-        (tree,) = printed.decode("ascii").split()
-        return bytes.fromhex(tree)
+            printed = await self._git("for-each-ref", "--format=%(objectname)", pattern)
+            if len(printed.split()) != 1:
+                raise
+            return await self._changes(base, printed.decode("ascii").strip())
 
-    async def _fetch(self, base: Oid, tree: Oid, wanted: Oid | None) -> None:
-        """What `tree` has and `base` has not, and is not here; nothing where `wanted` is not in it,
-        but somewhere else."""
+    async def _changes(self, base: str, target: str) -> list[_Change]:
+        """Of the files from one tree to the other, as git names them. Raises: GitFailed."""
+        trees = (f"{base}^{{tree}}", f"{target}^{{tree}}")
+        command = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--end-of-options")
+        printed = await self._git(*command, *trees)
+        return [_Change.of(line) for line in printed.split(b"\0")[:-1:2]]
+
+    async def _git(self, *arguments: str) -> bytes:
+        return await run_git(*arguments, gitdir=self._gitdir, deadline_s=RESOLVE_S)
+
+    async def _fetch(self, changes: list[_Change], wanted: Oid | None) -> None:
+        """What comes with `changes` and is not here; nothing where `wanted` is not in it, but
+        somewhere else."""
         with trio.move_on_after(self._deadline_s) as waiting:
 
             def note(_done: int, _wanted: int) -> None:
                 waiting.deadline = trio.current_time() + self._deadline_s
 
             try:
-                missing = await trio.to_thread.run_sync(_missing, self._odb, base, tree)
+                missing = await self._missing(change.after for change in changes)
                 if not missing or wanted not in (None, *missing):
                     return
                 log.info("fetching a checkout for git", extra={"blobs": len(missing)})
                 if not self._hydrator.sizes_are_told:
                     # Git looks at each file that it replaces, and would wait for its size.
-                    missing += await trio.to_thread.run_sync(_missing, self._odb, tree, base)
+                    missing += await self._missing(change.before for change in changes)
                 await self._hydrator.offered.fetch_all(missing, progress=note)
-            except (ArtifactFSError, MissingObject, OSError) as error:
+            except (ArtifactFSError, OSError) as error:
                 log.info("a checkout is left to git: %s", error)
 
+    async def _missing(self, oids: Iterable[Oid | None]) -> list[Oid]:
+        some = dict.fromkeys(oid for oid in oids if oid is not None)
+        return await trio.to_thread.run_sync(self._odb.missing, some)
 
-def _missing(odb: ObjectDatabase, base: Oid, tree: Oid) -> list[Oid]:
-    """Blobs of `tree` that are neither here nor at the same path of `base`."""
-    changes = diff_trees(odb, base, tree)
-    after = [change.after for change in changes if change.after is not None]
-    return odb.missing(dict.fromkeys(entry.oid for entry in after if not is_gitlink(entry.mode)))
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """The blobs of one path; None: there is no file."""
+
+    before: Oid | None
+    after: Oid | None
+
+    @classmethod
+    def of(cls, line: bytes) -> _Change:
+        """``:MODE MODE OID OID STATUS`` (git-diff-tree(1), raw output format)."""
+        modes = line[1:7], line[8:14]
+        oids = line.split(b" ")[2:4]
+        before, after = (
+            None if mode in (_NOTHING, _GITLINK) else bytes.fromhex(oid.decode("ascii"))
+            for mode, oid in zip(modes, oids, strict=True)
+        )
+        return cls(before, after)
 
 
 def target_of(command: GitCommand) -> str | None:
