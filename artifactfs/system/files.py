@@ -37,6 +37,20 @@ def replace_file(
         sync_path(path.parent)
 
 
+def keep_file(path: Path, content: str, *, mode: int = 0o666) -> None:
+    """Have a file with that content. It is not replaced where it has it: on a file system that
+    several machines share, the others may look at the file that was there, and find none.
+
+    Blocks. Raises: OSError.
+    """
+    try:
+        if path.read_text() == content:
+            return
+    except (FileNotFoundError, ValueError):
+        pass
+    replace_file(path, content, mode=mode)
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write all of `data` at the position of `fd`: write(2) may stop early. Raises: OSError."""
     view = memoryview(data)

@@ -8,6 +8,7 @@ gone does not answer, and git gives up.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,15 +18,20 @@ from pathlib import Path
 import trio
 
 from artifactfs.server.cluster.standing import Standing
-from artifactfs.system.files import replace_file
+from artifactfs.system.files import keep_file
 
 _HOOK = """\
 #!/bin/sh
-# Written by artifacts-server at each start.
+# Written by artifacts-server.
 [ "$1" = prepared ] || exit 0
 echo ask >"/dev/fd/$ARTIFACTS_ASK" && read -r answer <"/dev/fd/$ARTIFACTS_ANSWER" &&
     [ "$answer" = go ]
 """
+
+
+_FOLDER = hashlib.sha256(_HOOK.encode()).hexdigest()[:16]
+"""Below the folder of hooks. Git does not ask where it finds no hook, so another version of it is
+put beside it and not in its place: another machine may still know the file that was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,9 @@ class Fence:
 
 def write_hook(folder: Path) -> None:
     """Raises: OSError."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    replace_file(folder / "reference-transaction", _HOOK, mode=0o700)
+    own = folder / _FOLDER
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_file(own / "reference-transaction", _HOOK, mode=0o700)
 
 
 @asynccontextmanager
@@ -59,7 +66,7 @@ async def fenced(standing: Standing, hooks: Path, owner: str | None) -> AsyncIte
         ):
             nursery.start_soon(_reply, standing, owner, questions, replies)
             yield Fence(
-                {"core.hooksPath": str(hooks)},
+                {"core.hooksPath": str(hooks / _FOLDER)},
                 {"ARTIFACTS_ASK": str(ask), "ARTIFACTS_ANSWER": str(answer)},
                 (ask, answer),
             )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from artifactfs.errors import StateError
-from artifactfs.system.files import replace_file
+from artifactfs.system.files import keep_file, replace_file
 
 GIT_CONFIG = """\
 # Written by artifacts-server at each start. Every Git process of the server reads this file.
@@ -70,7 +70,7 @@ def find_git() -> str:
 
 def write_git_config(path: Path) -> None:
     """Put the shared configuration in place, whole or not at all."""
-    replace_file(path, GIT_CONFIG)
+    keep_file(path, GIT_CONFIG)
 
 
 def git_environment(

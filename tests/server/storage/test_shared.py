@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from artifactfs.errors import StateError
+from artifactfs.server.cluster.fence import write_hook
 from artifactfs.server.storage import shared
+from artifactfs.server.storage.gitdir import GIT_CONFIG, write_git_config
 from artifactfs.server.storage.settings import DataLayout
 from artifactfs.server.storage.shared import check_shared
 
@@ -73,3 +75,24 @@ def test_options_of_juicefs(
         check_shared(layout)
     else:
         assert text in refused(layout)
+
+
+def test_what_git_reads_stays_in_place(tmp_path: Path) -> None:
+    """Git on another machine may have looked at it just now: it does not find what replaces it."""
+    config, hooks = tmp_path / "gitconfig", tmp_path / "hooks"
+
+    def start() -> dict[str, int]:
+        write_git_config(config)
+        write_hook(hooks)
+        files = (path for path in tmp_path.rglob("*") if path.is_file())
+        return {str(path): path.stat().st_ino for path in files}
+
+    first = start()
+    assert len(first) == 2
+    assert start() == first
+    (hook,) = hooks.rglob("reference-transaction")
+    hook.write_text("#!/bin/sh\n")
+    config.write_text("[core]\n")
+    start()
+    assert "ARTIFACTS_ASK" in hook.read_text() and os.access(hook, os.X_OK)
+    assert config.read_text() == GIT_CONFIG
