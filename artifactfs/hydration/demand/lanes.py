@@ -73,9 +73,6 @@ class Lanes:
         self._sweep = sweep
         self._trace = trace
         self._landed = landed
-        self._idle = self._background_lanes
-        self._sweeping = 0
-        """Lanes of the background without a flight, and with one of the sweep."""
         self._windows: deque[Flight] = deque()
         self._trees: deque[Flight] = deque()
 
@@ -170,11 +167,7 @@ class Lanes:
                     self._sweep.with_subtrees &= not self._control.trees_refused
                     batch = self._sweep.next()
             if flight is not None:
-                self._idle -= 1
-                try:
-                    await self._fly(flight)
-                finally:
-                    self._idle += 1
+                await self._fly(flight)
             elif batch is not None:
                 await self._fly_batch(batch)
             elif self._sweep.scanning:
@@ -189,15 +182,11 @@ class Lanes:
         wants = {oid: self._queue.enter(oid, batch.priority) for oid in batch.oids}
         trees = (batch.tree,) if batch.tree is not None else ()
         flight = Flight(Reason.SWEEP, wants, trees=trees, filter=batch.filter)
-        self._idle -= 1
-        self._sweeping += 1
         try:
             await self._fly(flight)
             if isinstance(flight.error, HydrationFailed) and flight.error.disk_full:
                 self._sweep.hold(DISK_FULL_S)
         finally:
-            self._idle += 1
-            self._sweeping -= 1
             self._sweep.ended(batch, well=flight.error is None)
             self._queue.wake()
 
@@ -225,8 +214,11 @@ class Lanes:
 
     def _next_prefetch(self) -> Flight | None:
         waiting = sum(self._queue.lengths()[priority] for priority in _BACKGROUND)
-        # All of it at once, where no lane is about to come back from the sweep.
-        lanes = max(self._idle, 2) if self._sweeping else self._idle
+        flying = [flight.reason for flight in self._control.active]
+        sweeping = flying.count(Reason.SWEEP)
+        lanes = self._background_lanes - sweeping - flying.count(Reason.PREFETCH)
+        if sweeping:
+            lanes = max(lanes, 2)  # one is about to come back: not all of it at once
         share = min(max(-(-waiting // lanes), SHARE_WANTS), REQUEST_WANTS)
         wants = self._queue.take(_BACKGROUND, max_wants=share, max_bytes=PREFETCH_BYTES)
         if not wants:
