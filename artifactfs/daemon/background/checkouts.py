@@ -63,19 +63,21 @@ class Checkouts:
         self._begun: OrderedDict[GitCommand, trio.Event] = OrderedDict()
         """What was begun for a command, and whether it has ended."""
 
-    def note(self, command: GitCommand) -> None:
-        """`command` looks for an object: begin to fetch what it is about to write."""
+    def note(self, command: GitCommand) -> bool:
+        """`command` looks for an object: begin to fetch what it is about to write. False where it
+        writes no whole tree."""
         if command in self._begun:
-            return
+            return True
         target = target_of(command)
         if target is None:
-            return
+            return False
         ended = trio.Event()
         with suppress(DaemonError):  # the mount is ending
             self._start(self._bring, command, target, ended)
             self._begun[command] = ended
         if len(self._begun) > _KNOWN:
             self._begun.popitem(last=False)
+        return True
 
     async def _bring(self, command: GitCommand, target: str, ended: trio.Event) -> None:
         try:
@@ -193,6 +195,8 @@ class _Change:
 def target_of(command: GitCommand) -> str | None:
     """The commit whose whole tree `command` writes, or which it joins with HEAD; None where there
     is none, or it writes parts of one."""
+    if command.name not in (*_MOVING, *_JOINING, "reset"):
+        return None
     words: list[str] = []
     given = command.arguments[:-1] if command.arguments[-1:] == ("--",) else command.arguments
     arguments = iter(given)
@@ -210,6 +214,4 @@ def target_of(command: GitCommand) -> str | None:
             words.append(argument)
     if command.name == "reset" and not any(option in _HARD for option in options):
         return None
-    if command.name not in (*_MOVING, *_JOINING, "reset") or len(words) != 1:
-        return None
-    return words[0]
+    return words[0] if len(words) == 1 else None

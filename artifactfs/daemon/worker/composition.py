@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from artifactfs.config import RepoSettings
-from artifactfs.daemon.background.checkouts import Checkouts, target_of
+from artifactfs.daemon.background.checkouts import Checkouts
 from artifactfs.daemon.background.following import Following
 from artifactfs.daemon.background.jobs import Jobs
 from artifactfs.daemon.background.old_versions import OldVersions
@@ -122,8 +122,7 @@ def compose(
 
 def _note_work(attention: Attention, checkouts: Checkouts, command: GitCommand) -> None:
     """`command` looks for objects; of a fetch or a checkout, somebody waits for the end."""
-    checkouts.note(command)
-    if LAZY_FETCH in command.arguments or target_of(command) is not None:
+    if checkouts.note(command) or LAZY_FETCH in command.arguments:
         attention.note_process(command.pid)
     else:
         attention.note()
