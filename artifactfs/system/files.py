@@ -38,13 +38,14 @@ def replace_file(
 
 
 def keep_file(path: Path, content: str, *, mode: int = 0o666) -> None:
-    """Have a file with that content. It is not replaced where it has it: on a file system that
-    several machines share, the others may look at the file that was there, and find none.
+    """Have a file with that content, and with its owner's part of `mode`. It is not replaced where
+    it is so already: on a file system that several machines share, the others may look at the file
+    that was there, and find none.
 
     Blocks. Raises: OSError.
     """
     try:
-        if path.read_text() == content:
+        if path.read_text() == content and path.stat().st_mode & 0o700 == mode & 0o700:
             return
     except (FileNotFoundError, ValueError):
         pass

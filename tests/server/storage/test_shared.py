@@ -96,3 +96,6 @@ def test_what_git_reads_stays_in_place(tmp_path: Path) -> None:
     start()
     assert "ARTIFACTS_ASK" in hook.read_text() and os.access(hook, os.X_OK)
     assert config.read_text() == GIT_CONFIG
+    hook.chmod(0o600)  # git would pass over it
+    start()
+    assert os.access(hook, os.X_OK)
