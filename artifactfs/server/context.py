@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -39,6 +40,8 @@ class Context:
     git_turns: trio.Semaphore
     content_turns: trio.Semaphore
     background: trio.Nursery
+    look_at_packs: Callable[[str], Awaitable[None]]
+    """Given the id of a repository that something was pushed to."""
     draining: bool = False
     """Told to stop, and still answering until the balancer has noticed."""
 

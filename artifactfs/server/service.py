@@ -27,6 +27,7 @@ from artifactfs.server.events.eventlog import EventLog
 from artifactfs.server.events.metrics import Metrics
 from artifactfs.server.events.webhooks import Webhooks
 from artifactfs.server.git.process import run_bounded
+from artifactfs.server.git.repacking import Repacking
 from artifactfs.server.jobs.jobs import Jobs
 from artifactfs.server.jobs.repositories import remove_tree
 from artifactfs.server.metadata.catalog import Catalog
@@ -117,6 +118,7 @@ async def run_server(
             await services.start(events.run)
             services.start_soon(webhooks.run)
             async with trio.open_nursery() as background:
+                repacking = Repacking(git, layout, standing, marks, background)
                 context = Context(
                     settings=settings,
                     git=git,
@@ -134,12 +136,15 @@ async def run_server(
                     git_turns=trio.Semaphore(settings.limits.git_processes),
                     content_turns=trio.Semaphore(settings.limits.content_streams),
                     background=background,
+                    look_at_packs=repacking.look,
                 )
                 _add_figures(context)
                 layout.open.mkdir(mode=0o700, exist_ok=True)
                 for directory in _trash(layout, young_s=_SCRATCH_S if standing.shared else 0):
                     background.start_soon(remove_tree, directory)
                 services.start_soon(context.marks.run)
+                if standing.shared:
+                    services.start_soon(repacking.run)
                 application = Application(context)
                 await application.jobs.resume()
                 if member is not None:
@@ -190,12 +195,13 @@ async def _mend(layout: DataLayout, store: Store) -> None:
 
 
 def _trash(layout: DataLayout, *, young_s: float) -> list[Path]:
-    """What can be removed from the trash: what other servers may be trying something in is not."""
+    """What can be removed from the trash: not what other servers may be trying something in, or
+    be reading."""
     there = list(layout.trash.iterdir())
     if not young_s:
         return there
     before = time_there(layout.trash) - young_s
-    tried = ("scratch.", "probe.")
+    tried = ("scratch.", "probe.", "packs.")
     return [p for p in there if not p.name.startswith(tried) or p.stat().st_mtime < before]
 
 

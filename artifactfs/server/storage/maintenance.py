@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from artifactfs.server.storage.gitdir import (
     write_alternates,
 )
 from artifactfs.server.storage.open_marks import marked
+from artifactfs.server.storage.packs import kept_for_readers, list_packs
 from artifactfs.server.storage.settings import DataLayout
 
 MANY_POOLS = 8
@@ -78,6 +80,7 @@ class Caretaker:
         self._layout = layout
         self._marks = marks or layout.open
         self._db = db
+        self._shared = db.engine != "sqlite"
         self._git = find_git()
         self._environment = git_environment(layout.git_config)
 
@@ -134,7 +137,7 @@ class Caretaker:
                 continue
             before = own_bytes(gitdir)
             pools = self._pools(row["id"])
-            with marked(self._marks, row["id"]):
+            with marked(self._marks, row["id"]), self._for_readers(gitdir):
                 error = self._repack(gitdir, borrowing=bool(pools))
                 if error is None and len(pools) > MANY_POOLS:
                     error = self._stand_alone(row["id"], gitdir, pools)
@@ -144,6 +147,13 @@ class Caretaker:
             name = f"{row['namespace']}/{row['name']}"
             yield Collected(name, before, after, error)
         yield from self._remove_pools(grace_s)
+
+    def _for_readers(self, gitdir: Path) -> AbstractContextManager[None]:
+        """Other machines may be reading what is replaced; on this one git keeps it open."""
+        if not self._shared:
+            return nullcontext()
+        objects = gitdir / "objects"
+        return kept_for_readers(objects, self._layout.trash, list_packs(objects))
 
     def _repack(self, gitdir: Path, *, borrowing: bool) -> str | None:
         # A bitmap needs every object in one pack; it halves the time of a clone.

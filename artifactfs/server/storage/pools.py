@@ -13,15 +13,15 @@ A fork sees the objects its ancestor had at that moment, and none that are pushe
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from artifactfs.server.storage.gitdir import tree_bytes
+from artifactfs.server.storage.packs import PACK_SUFFIXES
 
 _LINK_TRIES = 5
-_PACK_SUFFIXES = (".pack", ".rev", ".bitmap", ".mtimes", ".keep", ".idx")
-"""The index last: a pack without it does not exist for git."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def own_object_files(objects: Path) -> list[str]:
     """Packs (all their files) and loose objects, relative to an object directory."""
     names: list[str] = []
     for index in sorted((objects / "pack").glob("pack-*.idx")):
-        for suffix in _PACK_SUFFIXES:
+        for suffix in PACK_SUFFIXES:
             if index.with_suffix(suffix).exists():
                 names.append(f"pack/{index.stem}{suffix}")
     for fan in sorted(objects.glob("[0-9a-f][0-9a-f]")):
@@ -64,6 +64,7 @@ def fill_pool(objects: Path, pool: Path) -> PoolContents:
                 target.parent.mkdir(exist_ok=True, mode=0o700)
                 os.link(objects / name, target)
         except FileNotFoundError:
+            shutil.rmtree(building, ignore_errors=True)
             continue
         building.rename(pool)
         sync_directory(pool.parent)
