@@ -201,8 +201,15 @@ def _trash(layout: DataLayout, *, young_s: float) -> list[Path]:
     if not young_s:
         return there
     before = time_there(layout.trash) - young_s
-    tried = ("scratch.", "probe.", "packs.")
-    return [p for p in there if not p.name.startswith(tried) or p.stat().st_mtime < before]
+    others = ("scratch.", "probe.", "packs.")
+    return [p for p in there if not p.name.startswith(others) or _is_older(p, before)]
+
+
+def _is_older(path: Path, than: float) -> bool:
+    try:
+        return path.stat().st_mtime < than
+    except FileNotFoundError:  # another server has removed it
+        return False
 
 
 def _reserved_descriptors(limits: Limits) -> int:

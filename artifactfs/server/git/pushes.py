@@ -39,10 +39,10 @@ async def note_push(
             tx, repo.id, last_push_at=now, updated_at=now, own_bytes=size
         )
     )
-    await context.look_at_packs(repo.id)
     where = (repo.account_id, repo.namespace, repo.name)
     context.events.record(Event(*where, "push", ms))
     if await context.webhooks.wanted(repo.account_id, "pushed"):
         payloads = await trio.to_thread.run_sync(pushed_payloads, gitdir, updates, actor)
         for payload in payloads:
             context.events.notify(Notice(*where, "pushed", payload))
+    await context.look_at_packs(repo.id)

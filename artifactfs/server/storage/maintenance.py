@@ -25,8 +25,9 @@ from artifactfs.server.storage.gitdir import (
     write_alternates,
 )
 from artifactfs.server.storage.open_marks import marked
-from artifactfs.server.storage.packs import kept_for_readers, list_packs
+from artifactfs.server.storage.packs import kept_for_readers, repacking_lock
 from artifactfs.server.storage.settings import DataLayout
+from artifactfs.system.locks import locked
 
 MANY_POOLS = 8
 """A repository that borrows from more pools than this gets copies of its own."""
@@ -137,7 +138,8 @@ class Caretaker:
                 continue
             before = own_bytes(gitdir)
             pools = self._pools(row["id"])
-            with marked(self._marks, row["id"]), self._for_readers(gitdir):
+            lock = repacking_lock(gitdir)
+            with marked(self._marks, row["id"]), locked(lock), self._for_readers(gitdir):
                 error = self._repack(gitdir, borrowing=bool(pools))
                 if error is None and len(pools) > MANY_POOLS:
                     error = self._stand_alone(row["id"], gitdir, pools)
@@ -152,8 +154,7 @@ class Caretaker:
         """Other machines may be reading what is replaced; on this one git keeps it open."""
         if not self._shared:
             return nullcontext()
-        objects = gitdir / "objects"
-        return kept_for_readers(objects, self._layout.trash, list_packs(objects))
+        return kept_for_readers(gitdir / "objects", self._layout.trash)
 
     def _repack(self, gitdir: Path, *, borrowing: bool) -> str | None:
         # A bitmap needs every object in one pack; it halves the time of a clone.

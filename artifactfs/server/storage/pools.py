@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifactfs.server.storage.gitdir import tree_bytes
-from artifactfs.server.storage.packs import PACK_SUFFIXES
+from artifactfs.server.storage.packs import pack_files
 
 _LINK_TRIES = 5
 
@@ -34,11 +34,7 @@ class PoolContents:
 
 def own_object_files(objects: Path) -> list[str]:
     """Packs (all their files) and loose objects, relative to an object directory."""
-    names: list[str] = []
-    for index in sorted((objects / "pack").glob("pack-*.idx")):
-        for suffix in PACK_SUFFIXES:
-            if index.with_suffix(suffix).exists():
-                names.append(f"pack/{index.stem}{suffix}")
+    names = [f"pack/{name}" for files in pack_files(objects).values() for name in files]
     for fan in sorted(objects.glob("[0-9a-f][0-9a-f]")):
         names.extend(f"{fan.name}/{loose.name}" for loose in sorted(fan.iterdir()))
     return names

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from artifactfs.server.storage.packs import Pack, list_packs, packs_to_roll_up
+from artifactfs.server.storage.packs import oids_of, pack_files, packs_to_roll_up, small_packs
+from artifactfs.system.locks import locked
 from tests.server.postgres import PostgresServer
 from tests.server.running import Git, Server, with_token
 
@@ -29,11 +30,15 @@ def push_many(git: Git, work: Path, remote: str, count: int = PUSHES) -> None:
         git("push", "-q", remote, "HEAD:main", cwd=work)
 
 
-def wait_for_few(objects: Path) -> list[Pack]:
+def packs_in(objects: Path) -> set[str]:
+    return set(pack_files(objects))
+
+
+def wait_for_few(objects: Path) -> int:
     deadline = time.monotonic() + 60
-    while len(packs := list_packs(objects)) >= 10 and time.monotonic() < deadline:
+    while len(packs := packs_in(objects)) >= 10 and time.monotonic() < deadline:
         time.sleep(0.1)
-    return packs
+    return len(packs)
 
 
 def test_packs_are_put_together(
@@ -42,7 +47,7 @@ def test_packs_are_put_together(
     made = server.create(name)
     remote = with_token(made["remote"], made["token"])
     push_many(git, work, remote)
-    assert len(wait_for_few(objects_of(server, made))) < 10
+    assert wait_for_few(objects_of(server, made)) < 10
     git("clone", "-q", remote, tmp_path / "copy")
     heads = [git("rev-parse", "HEAD", cwd=tree) for tree in (tmp_path / "copy", work)]
     assert heads[0] == heads[1]
@@ -61,7 +66,7 @@ def test_in_a_repository_that_borrows(
     for each in (child, made):
         push_many(git, work, with_token(each["remote"], each["token"]))
         info = server.result("GET", f"/namespaces/team/repos/{each['name']}")
-        assert len(wait_for_few(objects_of(server, info))) < 10
+        assert wait_for_few(objects_of(server, info)) < 10
     git("clone", "-q", with_token(child["remote"], child["token"]), tmp_path / "copy")
     assert git("rev-list", "--count", "HEAD", cwd=tmp_path / "copy") == f"{2 + 3 + PUSHES}\n"
     git(f"--git-dir={objects_of(server, info).parent}", "fsck", "--full", "--strict")
@@ -74,8 +79,8 @@ def test_what_cannot_be_read_is_left_as_it_is(
     remote = with_token(made["remote"], made["token"])
     push_many(git, work, remote, 5)
     objects = objects_of(server, made)
-    broken = list_packs(objects)[0]
-    path = objects / "pack" / f"{broken.name}.pack"
+    broken = small_packs(objects)[0].name
+    path = objects / "pack" / f"{broken}.pack"
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:40])
     # The tip alone is pushed on: what is damaged is history, which nobody reads here.
@@ -85,8 +90,8 @@ def test_what_cannot_be_read_is_left_as_it_is(
     deadline = time.monotonic() + 30
     while "are not put together" not in server.errors() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert f"packs of {made['id']} are not put together until the next start" in server.errors()
-    assert path.stat().st_size == 40 and broken.name in {p.name for p in list_packs(objects)}
+    assert f"packs of {made['id']} are not put together for an hour" in server.errors()
+    assert path.stat().st_size == 40 and broken in packs_in(objects)
     server.result("DELETE", f"/namespaces/team/repos/{name}")
 
 
@@ -107,7 +112,7 @@ def test_others_may_have_it_open(shared: Server, git: Git, work: Path, tmp_path:
     remote = with_token(made["remote"], made["token"])
     push_many(git, work, remote, 5)
     objects = objects_of(shared, made)
-    before = {p.name: (objects / "pack" / f"{p.name}.pack") for p in list_packs(objects)}
+    before = {name: objects / "pack" / f"{name}.pack" for name in packs_in(objects)}
     contents = {name: path.read_bytes() for name, path in before.items()}
     push_many(git, work, remote)
     wait_for_few(objects)
@@ -116,12 +121,12 @@ def test_others_may_have_it_open(shared: Server, git: Git, work: Path, tmp_path:
     assert gone
     assert all(kept[f"{name}.pack"].read_bytes() == contents[name] for name in gone)
 
-    rest = {p.name for p in list_packs(objects)}
+    rest = packs_in(objects)
     assert len(rest) > 1
     shared.command("gc")
-    assert len(list_packs(objects)) == 1
+    assert len(packs_in(objects)) == 1
     names = {path.stem for path in shared.data.glob("trash/packs.*/*.pack")}
-    assert rest <= names | {p.name for p in list_packs(objects)}
+    assert rest <= names | packs_in(objects)
     # After two hours the next start takes it away.
     for place in shared.data.glob("trash/packs.*"):
         os.utime(place, (1, 1))
@@ -158,11 +163,46 @@ def make_packs(objects: Path, sizes: list[int]) -> list[str]:
 )
 def test_the_large_ones_stay(tmp_path: Path, sizes: list[int], rolled: int) -> None:
     names = make_packs(tmp_path, sizes)
-    assert [pack.name for pack in packs_to_roll_up(tmp_path)] == names[:rolled]
+    assert [pack.name for pack in packs_to_roll_up(small_packs(tmp_path))] == names[:rolled]
 
 
-@pytest.mark.parametrize("suffix", [".keep", ".mtimes", ".bitmap"])
-def test_what_is_left_alone(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", [".keep", ".mtimes", ".bitmap", None])
+def test_what_is_left_alone(tmp_path: Path, suffix: str | None) -> None:
     names = make_packs(tmp_path, [1, 1, 1])
-    (tmp_path / "pack" / f"{names[0]}{suffix}").touch()
-    assert [pack.name for pack in packs_to_roll_up(tmp_path)] == names[1:]
+    if suffix is None:  # a pool has it
+        os.link(tmp_path / "pack" / f"{names[0]}.pack", tmp_path / "pool.pack")
+    else:
+        (tmp_path / "pack" / f"{names[0]}{suffix}").touch()
+    assert [pack.name for pack in packs_to_roll_up(small_packs(tmp_path))] == names[1:]
+
+
+def test_objects_in_the_order_of_the_pack(git: Git, work: Path) -> None:
+    git("repack", "-a", "-d", "-q", cwd=work)
+    objects = work / ".git" / "objects"
+    pack = small_packs(objects)[0]
+    shown = git("verify-pack", "-v", objects / "pack" / f"{pack.name}.idx", cwd=work)
+    lines = [words for line in shown.splitlines() if len((words := line.split() or [""])[0]) == 40]
+    expected = [words[0] for words in sorted(lines, key=lambda words: int(words[4]))]
+    assert [oid.hex() for oid in oids_of(objects, pack)] == expected
+    index = objects / "pack" / f"{pack.name}.idx"
+    index.chmod(0o600)
+    os.truncate(index, 1_100)
+    with pytest.raises(ValueError, match="is damaged"):
+        oids_of(objects, pack)
+
+
+def test_who_holds_the_lock_is_not_disturbed(
+    server: Server, git: Git, work: Path, name: str
+) -> None:
+    """`gc` and the servers replace the packs of a repository one after the other."""
+    made = server.create(name)
+    remote = with_token(made["remote"], made["token"])
+    push_many(git, work, remote, 5)
+    objects = objects_of(server, made)
+    with locked(objects.parent / "repacking"):
+        push_many(git, work, remote, 12)
+        time.sleep(1)
+        assert len(packs_in(objects)) >= 17
+    git("commit", "-q", "--allow-empty", "-m", "One more", cwd=work)
+    git("push", "-q", remote, "HEAD:main", cwd=work)
+    assert wait_for_few(objects) < 10
