@@ -18,7 +18,7 @@ from artifactfs.hydration.errors import HydrationFailed
 from artifactfs.hydration.local.blobs import FileBlob, MemoryBlob
 from artifactfs.hydration.local.cache import MemoryCache
 from artifactfs.hydration.local.large_blobs import LargeBlobStore
-from artifactfs.hydration.order.inventory import PackedOids, TreeInventory, partition
+from artifactfs.hydration.order.inventory import PackedOids, TreeInventory, bundles, partition
 from artifactfs.hydration.order.priority import Priority, classify, compile_globs
 
 FILE = 0o100644
@@ -297,7 +297,25 @@ def test_a_partition_has_no_tree_twice() -> None:
     ):
         inventory.directories.add(name * 20, parent, blobs)
     chosen = partition(inventory, max_blobs=400, min_blobs=100)
-    assert [oid[:1] for oid in chosen] == [b"b", b"d", b"e"]
+    assert {oid[:1]: blobs for oid, blobs in chosen.items()} == {b"b": 300, b"d": 350, b"e": 240}
+
+
+@pytest.mark.parametrize(
+    ("blobs", "requests"),
+    [
+        ([], []),
+        ([100], [1]),
+        ([100] * 3, [1, 1, 1]),
+        ([100] * 40, [10, 10, 10, 10]),
+        ([4_000] * 25, [7, 7, 7, 4]),  # 30,000 files at most
+        ([30_000, 100, 100, 29_900], [1, 2, 1]),
+    ],
+)
+def test_trees_are_asked_for_together(blobs: list[int], requests: list[int]) -> None:
+    trees = {number.to_bytes(20, "big"): count for number, count in enumerate(blobs)}
+    found = bundles(trees, most=30_000, at_least=4)
+    assert [len(some) for some in found] == requests
+    assert [tree for some in found for tree in some] == list(trees)
 
 
 def test_who_waits_for_a_turn_and_asks_again_does_not_spin(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import trio
 
-from artifactfs.hydration.order.inventory import TreeInventory, partition
+from artifactfs.hydration.order.inventory import TreeInventory, bundles, partition
 from artifactfs.hydration.order.priority import SWEEP_ORDER, Priority
 
 QUIET_S = 0.3
@@ -29,7 +29,9 @@ BATCH_BYTES = 4 << 20
 SUBTREE_BLOBS = 3_000
 """Blobs in one want of a subtree, at most: what a cut connection can cost."""
 PREFETCHED_BLOBS = 30_000
-"""The same where somebody waits for everything: fewer requests, and fewer processes of git."""
+"""In one request where somebody waits for everything: fewer of them, and of git's processes."""
+AT_A_TIME = 4
+"""Requests of the background, on both sides."""
 SUBTREE_MIN = 100
 """Smaller directories come with the blobs that are named one by one."""
 SUBTREE_LIMIT = 64 << 10
@@ -285,14 +287,16 @@ class Sweep:
         ):
             return []
         trees = partition(inventory, max_blobs=SUBTREE_BLOBS, min_blobs=SUBTREE_MIN)
-        return trees[::-1]
+        return list(trees)[::-1]
 
-    def trees_of(self, inventory: TreeInventory) -> list[bytes]:
-        """Trees to ask for where somebody waits for all of it; none where that is not worth it."""
+    def trees_of(self, inventory: TreeInventory) -> list[tuple[bytes, ...]]:
+        """Trees to ask for where somebody waits for all of it, by requests; none where that is
+        not worth it."""
         absent = inventory.total - inventory.here
         if not self.with_subtrees or absent < MIN_FOR_SUBTREES or absent * 2 < inventory.total:
             return []
-        return partition(inventory, max_blobs=PREFETCHED_BLOBS, min_blobs=SUBTREE_MIN)
+        trees = partition(inventory, max_blobs=PREFETCHED_BLOBS, min_blobs=SUBTREE_MIN)
+        return bundles(trees, most=PREFETCHED_BLOBS, at_least=AT_A_TIME)
 
     def _gather(
         self, inventory: TreeInventory, stage: Priority, budget: int

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
-from artifactfs.hydration.background.sweep import Sweep, SweepBatch
+from artifactfs.hydration.background.sweep import AT_A_TIME, Sweep, SweepBatch
 from artifactfs.hydration.demand.flight import FlightControl
 from artifactfs.hydration.demand.queue import REQUEST_WANTS, WantQueue
 from artifactfs.hydration.demand.want import Flight, Reason
@@ -34,7 +34,7 @@ URGENT_BYTES = 8 << 20
 COMPANIONS = 64
 """Wants of an urgent request, beyond which no small siblings are added."""
 WINDOW_LANES = 2
-BACKGROUND_LANES = 4
+BACKGROUND_LANES = AT_A_TIME
 SHARE_WANTS = 250
 """What somebody waits for is divided among the lanes, but not into smaller requests: the remote
 makes packs in parallel, and each of them costs it a process."""
@@ -108,9 +108,10 @@ class Lanes:
         while self._windows:
             self._forget(self._windows.popleft())
 
-    def add_trees(self, trees: Iterable[bytes], filter_spec: str) -> list[Flight]:
-        """Fetch whole trees soon; each flight has landed when it is over, however it ended."""
-        flights = [Flight(Reason.PREFETCH, {}, trees=(t,), filter=filter_spec) for t in trees]
+    def add_trees(self, trees: Iterable[tuple[bytes, ...]], filter_spec: str) -> list[Flight]:
+        """Fetch whole trees soon, some in one flight; each has landed when it is over, however it
+        ended."""
+        flights = [Flight(Reason.PREFETCH, {}, trees=some, filter=filter_spec) for some in trees]
         self._trees.extend(flights)
         self._queue.wake()
         return flights

@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -369,12 +369,13 @@ async def take_inventory(read: TreeReader, tree: bytes, classify: Classifier) ->
     return inventory
 
 
-def partition(inventory: TreeInventory, *, max_blobs: int, min_blobs: int) -> list[bytes]:
-    """Trees of `min_blobs` to `max_blobs` files that do not overlap, the largest possible ones.
+def partition(inventory: TreeInventory, *, max_blobs: int, min_blobs: int) -> dict[bytes, int]:
+    """Trees of `min_blobs` to `max_blobs` files that do not overlap, the largest possible ones,
+    with how many files each has.
 
     Files in directories that are too large themselves, or beside those trees, are in none.
     """
-    chosen: list[bytes] = []
+    chosen: dict[bytes, int] = {}
     directories = inventory.directories
     open_above = bytearray(len(directories))
     for index, parent in enumerate(directories.parents):
@@ -383,5 +384,21 @@ def partition(inventory: TreeInventory, *, max_blobs: int, min_blobs: int) -> li
         if directories.blobs[index] > max_blobs:
             open_above[index] = True
         elif directories.blobs[index] >= min_blobs:
-            chosen.append(directories.oids[index])
-    return list(dict.fromkeys(chosen))
+            chosen.setdefault(directories.oids[index], directories.blobs[index])
+    return chosen
+
+
+def bundles(trees: Mapping[bytes, int], *, most: int, at_least: int) -> list[tuple[bytes, ...]]:
+    """`trees` for requests of about the same number of files: `most` at most, where one tree has
+    not more, and `at_least` requests, where there are so many trees."""
+    share = sum(trees.values()) / at_least
+    found: list[tuple[bytes, ...]] = []
+    count = 0
+    for tree, blobs in trees.items():
+        if found and count < share and count + blobs <= most:
+            found[-1] += (tree,)
+            count += blobs
+        else:
+            found.append((tree,))
+            count = blobs
+    return found
