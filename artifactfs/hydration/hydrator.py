@@ -70,6 +70,7 @@ from artifactfs.hydration.local.cache import DEFAULT_MEMORY
 from artifactfs.hydration.local.lookup import LocalBlobs
 from artifactfs.hydration.local.stores import LocalStores
 from artifactfs.hydration.order.inventory import TreeInventory
+from artifactfs.hydration.order.nearby import TreeReader
 from artifactfs.hydration.order.opening import opening_files
 from artifactfs.hydration.order.priority import Priority
 from artifactfs.hydration.order.readahead import Readahead
@@ -167,10 +168,13 @@ class Hydrator:
             link=self._link,
             fetch=self._fetch_directory,
         )
+        self.read_tree: TreeReader = odb.tree
+        """Reads the trees of the mount. Others may keep what is read: see `Listings.read`."""
         self._background = Background(
             settings=settings,
             turns=state.cache / "sweeps",
             odb=odb,
+            read_tree=lambda oid: self.read_tree(oid),
             link=self._link,
             sizing=self._sizing,
             size_of=self._sizes.get,
@@ -196,7 +200,7 @@ class Hydrator:
             prefetch=self.prefetch,
         )
         self._readahead = Readahead(
-            tree=odb.tree,
+            tree=lambda oid: self.read_tree(oid),
             absent=self._absent,
             size_of=self._sizes.get,
             on_window=self._lanes.add_window,

@@ -56,6 +56,7 @@ def compose(
         start=background.start,
     )
     hydrator.attention.changes = filesystem.count_of_changes
+    hydrator.read_tree = filesystem.read_tree
     if filesystem.offered is not None:
         filesystem.offered.gate = HistoryGate(history, checkouts.before_tree)
         filesystem.offered.on_work = partial(_note_work, hydrator.attention, checkouts)

@@ -59,6 +59,17 @@ class Listings:
             self._last = tree, tuple(self._listing(tree)[0].values())
         return self._last[1]
 
+    def read(self, tree: Oid) -> list[TreeEntry]:
+        """The entries of a tree, for who walks through all of them: they are kept while there is
+        room, and nothing that others use goes for them. Raises: MissingObject, CorruptData."""
+        kept = self._kept.get(tree)
+        if kept is not None:
+            return list(kept[0].values())
+        found = self._odb.tree(tree)
+        if self._count + len(found) <= KEPT_ENTRIES:
+            self._keep(tree, found)
+        return found
+
     def known(self, tree: Oid) -> list[TreeEntry] | None:
         """The entries of a tree that is kept; None: it is not. For any thread."""
         kept = self._kept.get(tree)

@@ -481,6 +481,10 @@ class FileSystem:
 
     # Changing the base
 
+    def read_tree(self, tree: Oid) -> list[TreeEntry]:
+        """The entries of a tree, which whoever lists it need not read again (`Listings.read`)."""
+        return self._listings.read(tree)
+
     def known_tree(self, tree: Oid) -> list[TreeEntry] | None:
         """The entries of a tree that is in memory. For any thread."""
         return self._listings.known(tree)

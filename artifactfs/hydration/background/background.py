@@ -17,7 +17,7 @@ from artifactfs.hydration.background.turn import SweepTurn
 from artifactfs.hydration.link.connection import RemoteLink
 from artifactfs.hydration.link.sizing import Sizing
 from artifactfs.hydration.order.inventory import TreeInventory
-from artifactfs.hydration.order.nearby import blobs_below
+from artifactfs.hydration.order.nearby import TreeReader, blobs_below
 from artifactfs.hydration.order.priority import classify, compile_globs
 
 
@@ -34,6 +34,7 @@ class Background:
         settings: RepoSettings,
         turns: Path,
         odb: ObjectDatabase,
+        read_tree: TreeReader,
         link: RemoteLink,
         sizing: Sizing,
         size_of: Callable[[bytes], int | None],
@@ -56,6 +57,7 @@ class Background:
         first = compile_globs(settings.hydrate_first)
         self.planner = Planner(
             odb=odb,
+            read_tree=read_tree,
             link=link,
             sizing=sizing,
             sweep=self.sweep,

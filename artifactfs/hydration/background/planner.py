@@ -14,6 +14,7 @@ from artifactfs.hydration.background.turn import SweepTurn
 from artifactfs.hydration.link.connection import RemoteLink
 from artifactfs.hydration.link.sizing import Sizing
 from artifactfs.hydration.order.inventory import Classifier, TreeInventory, take_inventory
+from artifactfs.hydration.order.nearby import TreeReader
 from artifactfs.redact import redact
 from artifactfs.system.memory import give_back
 
@@ -34,6 +35,7 @@ class Planner:
         self,
         *,
         odb: ObjectDatabase,
+        read_tree: TreeReader,
         link: RemoteLink,
         sizing: Sizing,
         sweep: Sweep,
@@ -45,6 +47,7 @@ class Planner:
         self.inventory: TreeInventory | None = None
         self.walked = trio.Event()
         self._odb = odb
+        self._read_tree = read_tree
         self._link = link
         self._sizing = sizing
         self._sweep = sweep
@@ -84,7 +87,7 @@ class Planner:
             await self.inventory.count(self._odb.missing)
 
     async def _prepare(self, tree: bytes) -> None:
-        inventory = await take_inventory(self._odb.tree, tree, self._classify)
+        inventory = await take_inventory(self._read_tree, tree, self._classify)
         await inventory.count(self._odb.missing)
         self.inventory = inventory
         if tree == self._tree:
