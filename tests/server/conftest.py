@@ -101,7 +101,18 @@ def _shared_servers() -> Iterator[dict[str, Server]]:
     servers: dict[str, Server] = {}
     yield servers
     for server in servers.values():
-        server.kill()
+        if server.process is not None:
+            server.kill()
+
+
+def _balanced(root: Path, folder: Path) -> Server:
+    """The servers of ``scripts/cluster --root root`` as one."""
+    config = (root / "haproxy.cfg").read_text()
+    made = Server(folder, database=f"postgresql://artifacts@/artifacts?host={root}/postgres")
+    made.shared_data = root / "mnt1" / "data"
+    made.url = f"http://{config.partition('bind ')[2].split()[0]}"
+    made.api_token = made.make_token()
+    return made
 
 
 @pytest.fixture
@@ -114,6 +125,9 @@ def server(
     """The server that most tests share, one of each engine; each test uses names of its own."""
     if engine not in _shared_servers:
         root = tmp_path_factory.mktemp("server")
+        if engine == "cluster":
+            _shared_servers[engine] = _balanced(Path(os.environ[CLUSTER]), root)
+            return _shared_servers[engine]
         database = _new_database(engine, request)
         made = Server(root, ["--allow-private-networks"], database=database)
         if database is not None:
@@ -150,6 +164,9 @@ def postgres(_postgres_or_none: PostgresServer | None) -> PostgresServer:
 
 ON_BOTH = ("jobs", "storage", "events", "metadata", "cluster")
 """Rooms whose tests are run on both engines each time; those of others with ``-m long``."""
+CLUSTER = "ARTIFACTS_TEST_CLUSTER"
+"""Where it names the folder of a running ``scripts/cluster``, tests that need a server run on that
+alone: for what clients see, not for tests that look into its log or its data."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -157,6 +174,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if metafunc.definition.get_closest_marker("files") is not None:
         metafunc.parametrize("engine", ["sqlite"], indirect=True)
+        return
+    if CLUSTER in os.environ:
+        metafunc.parametrize("engine", ["cluster"], indirect=True)
         return
     often = metafunc.definition.path.parent.name in ON_BOTH
     marks = () if often else (pytest.mark.long,)

@@ -46,7 +46,8 @@ class Fence:
 def write_hook(folder: Path) -> None:
     """Raises: OSError."""
     own = folder / _FOLDER
-    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in (folder, own):
+        directory.mkdir(mode=0o700, exist_ok=True)
     keep_file(own / "reference-transaction", _HOOK, mode=0o700)
 
 

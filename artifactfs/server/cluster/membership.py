@@ -195,7 +195,8 @@ class Member:
             session = Session(self._url)
             try:
                 session.row("SELECT pg_advisory_lock(:key) AS done", {"key": server_lock(owner)})
-                folder.mkdir(mode=0o700, parents=True)
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+                folder.mkdir(mode=0o700)
             except BaseException:
                 session.close()
                 raise
@@ -276,7 +277,8 @@ def only_command(layout: DataLayout, url: URL | None, name: str) -> Iterator[Pat
             row = session.row("SELECT pg_try_advisory_lock(:key) AS done", {"key": key})
             if row is None or not row["done"]:
                 raise StateError(f"another {name} is running")
-        folder.mkdir(mode=0o700, parents=True)
+        layout.open.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700)
         yield folder
         with suppress(OSError):  # it is not empty: a server looks at it
             folder.rmdir()

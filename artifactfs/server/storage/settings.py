@@ -148,6 +148,9 @@ class DataLayout:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if directory.stat().st_mode & 0o077:  # made by somebody else: `mkdir /srv/git`
                 directory.chmod(0o700)
+        for directory in (self.hooks, self.open):
+            if directory.exists() and directory.stat().st_mode & 0o077:  # by a version before
+                directory.chmod(0o700)
         for file in (self.metadata_db, self.events_db, self.git_config):
             if file.exists() and file.stat().st_mode & 0o077:
                 file.chmod(0o600)

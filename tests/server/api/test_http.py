@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from pathlib import Path
 
 import httpx
@@ -222,13 +220,3 @@ def test_other_origins_are_let_in_by_a_setting(start_server: ServerFactory, serv
     assert git.status_code == 401 and git.headers["Access-Control-Allow-Origin"] == ORIGIN
     page = httpx.get(f"{allowed.url}/", headers={"Origin": ORIGIN})
     assert "Access-Control-Allow-Origin" not in page.headers
-
-
-def test_a_data_folder_that_is_open_is_closed(tmp_path: Path, start_server: ServerFactory) -> None:
-    data = tmp_path / "server0" / "data"
-    for folder in (data, data / "repos"):
-        folder.mkdir(parents=True)
-        folder.chmod(0o755)
-    start_server()
-    for path in (data, *data.iterdir()):
-        assert stat.S_IMODE(os.stat(path).st_mode) & 0o077 == 0, path

@@ -303,3 +303,13 @@ def test_no_secret_in_the_process_list(server: Server) -> None:
     for pid in (server.process.pid, os.getpid()):
         line = Path(f"/proc/{pid}/cmdline").read_bytes()
         assert server.api_token.encode() not in line
+
+
+def test_a_data_folder_that_is_open_is_closed(tmp_path: Path, start_server: ServerFactory) -> None:
+    data = tmp_path / "server0" / "data"
+    for folder in (data, data / "repos"):
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
+    start_server()
+    for path in (data, *data.iterdir()):
+        assert stat.S_IMODE(os.stat(path).st_mode) & 0o077 == 0, path
