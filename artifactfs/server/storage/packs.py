@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -114,7 +115,8 @@ def oids_of(objects: Path, pack: Pack) -> list[bytes]:
     offsets = array("I", index[_FAN_OUT + count * 24 :][: count * 4])  # behind oids and CRCs
     if index[:8] != b"\xfftOc\0\0\0\x02" or len(offsets) < count:
         raise ValueError(f"the index of {pack.name} is damaged")
-    offsets.byteswap()
+    if sys.byteorder == "little":
+        offsets.byteswap()
     starts = [_FAN_OUT + 20 * number for number in sorted(range(count), key=offsets.__getitem__)]
     return [index[start : start + 20] for start in starts]
 

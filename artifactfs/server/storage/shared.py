@@ -8,9 +8,10 @@
   a second: git replaces files and never changes them, and a folder is only ever removed.
 - ``fsync`` of files and folders: what was synced survives the machine that wrote it.
 - Hard links: forks share packs by them.
+- ``flock(2)``, over all machines: who puts packs together keeps others from it.
 
-The first, second, fourth and fifth are tried at each start. Whether two machines agree cannot be
-tried from one: of JuiceFS and NFS the options are looked at, and others are believed.
+All but the third are tried at each start. Whether two machines agree cannot be tried from one: of
+JuiceFS and NFS the options are looked at, and others are believed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from artifactfs.errors import StateError
 from artifactfs.server.storage.settings import DataLayout
+from artifactfs.system.locks import locked_at_once
 from artifactfs.system.mountinfo import file_system_of
 
 _PAGE = "docs/server-cluster.md says how to mount it"
@@ -70,6 +72,12 @@ def _missing(place: Path) -> str | None:
         return f"no hard links ({error.strerror})"
     if one.stat().st_nlink != 2 or other.stat().st_ino != wanted:
         return "hard links are copies"
+    try:
+        with locked_at_once(one), locked_at_once(one) as again:
+            if again:
+                return "flock locks a file twice"
+    except OSError as error:
+        return f"no flock ({error.strerror})"
     folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -54,6 +56,17 @@ def test_without_exclusive_creation(layout: DataLayout, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "open", opened)
     assert "O_EXCL" in refused(layout)
+
+
+def test_without_locks(layout: DataLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
+    assert "flock locks a file twice" in refused(layout)
+
+    def flock(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert "no flock (No locks available)" in refused(layout)
 
 
 @pytest.mark.parametrize(
