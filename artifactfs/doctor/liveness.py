@@ -279,6 +279,7 @@ class Probes:
         self.deadline_s = deadline_s
         self._end = time.monotonic() + deadline_s
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._faults: dict[str, int | None] = {}
 
     def start(self, mount_point: str) -> None:
         self._processes[mount_point] = subprocess.Popen(
@@ -290,11 +291,17 @@ class Probes:
         )
 
     def fault(self, mount_point: str) -> int | None:
-        """An errno, ETIMEDOUT where nothing has answered in time, or None."""
-        process = self._processes[mount_point]
+        """An errno, ETIMEDOUT where nothing has answered in time, or None: each time the same."""
+        if mount_point not in self._faults:
+            self._faults[mount_point] = self._fault(self._processes[mount_point])
+        return self._faults[mount_point]
+
+    def _fault(self, process: subprocess.Popen[bytes]) -> int | None:
         try:
             code = process.wait(max(0.0, self._end - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
+            return errno.ETIMEDOUT
+        if code < 0:  # somebody has killed it
             return errno.ETIMEDOUT
         return code or None
