@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -19,6 +20,7 @@ from artifactfs.daemon.control.starting import start_daemon
 from artifactfs.errors import DaemonError
 
 LOOK_EVERY_S = 0.2
+SHOWN_S = 5.0
 POLL_S = 0.02
 ENDED_S = 90.0
 READY_S = 60.0
@@ -90,12 +92,12 @@ def stay_with(pid: int, command: str) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
     who = f"the daemon (pid {pid}) that artifact-fs {command} has started"
-    click.echo(f"going on with {who}; it logs to {log}, and here", err=True)
-    threading.Thread(target=_show_what_comes, args=(log,), daemon=True).start()
-    while _lives(pid):  # also while it starts anew
-        with suppress(DaemonError), daemon() as client:
-            client.request("attend")
-        time.sleep(POLL_S)
+    with _shown(log):
+        click.echo(f"going on with {who}; it logs to {log}, and here", err=True)
+        while _lives(pid):  # also while it starts anew
+            with suppress(DaemonError), daemon() as client:
+                client.request("attend")
+            time.sleep(POLL_S)
 
 
 def _lives(pid: int) -> bool:
@@ -106,13 +108,33 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _show_what_comes(path: Path) -> None:
-    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as log:
+@contextmanager
+def _shown(path: Path) -> Iterator[None]:
+    """What comes to the end of a log in this block, also at its end, is shown on our stderr."""
+    try:
+        log = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115  # below
+    except OSError:
+        yield
+        return
+    with log:
         log.seek(0, os.SEEK_END)
-        while True:
+        over = threading.Event()
+        thread = threading.Thread(target=_show_what_comes, args=(log, over), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(SHOWN_S)
+
+
+def _show_what_comes(log: TextIO, over: threading.Event) -> None:
+    is_over = False
+    while not is_over:
+        is_over = over.wait(LOOK_EVERY_S)
+        with suppress(OSError):
             shutil.copyfileobj(log, sys.stderr)
             sys.stderr.flush()
-            time.sleep(LOOK_EVERY_S)
 
 
 def _end(_number: int, _frame: object) -> None:

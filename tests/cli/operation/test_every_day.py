@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from artifactfs.cli.operation import running
 from artifactfs.daemon.control.remote_argument import read_remote, remote_of_environment
 from tests.e2e.mount_table import mounted_at
 from tests.e2e.processes import PROGRAMS, DaemonProcess, wait_until
@@ -343,3 +344,17 @@ def test_a_report_that_can_be_sent(
     assert {"doctor.json", "status.json", "versions.txt", "daemon.log"} <= set(texts)
     assert not any("hunter2" in text for text in texts.values())
     assert json.loads(texts["status.json"])[0]["name"] == "hello"
+
+
+def test_the_last_words_of_the_daemon_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(running, "LOOK_EVERY_S", 60)
+    log = tmp_path / "daemon.log"
+    log.write_text("before\n")
+    with running._shown(log), log.open("a") as file:
+        file.write("stopped\n")
+    assert capsys.readouterr().err == "stopped\n"
+    with running._shown(tmp_path / "absent"):
+        pass
+    assert capsys.readouterr().err == ""
