@@ -88,6 +88,7 @@ def test_revocation_is_immediate(server: Server, git: Git, name: str) -> None:
     assert "403" in git("ls-remote", remote, fails=True)
 
 
+@pytest.mark.files
 def test_a_token_expires(start_server: ServerFactory) -> None:
     server = start_server()
     made = server.create("brief")
@@ -133,6 +134,7 @@ def test_anonymous_read_lets_git_fetch_and_nothing_else(
     assert refs(made["remote"], None).status_code == 401
 
 
+@pytest.mark.files
 def test_no_secret_on_disk_or_in_logs(
     start_server: ServerFactory, git: Git, work: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +176,11 @@ def test_no_secret_on_disk_or_in_logs(
         "/git/team/x.git/HEAD",
         "/git/team/x.git/../../../gitconfig",
         "/team/%00/info/refs",
+        "/git/%00/x.git/info/refs",
+        "/git/team/%00.git/git-upload-pack",
+        "/ui/team/%00",
+        "/%00/x",
+        "/v1/api/namespaces/team/repos/%00",
         "/ui/style.css/../../metadata.db",
         "/ui/..%2f..%2fmetadata.db",
     ],

@@ -80,6 +80,8 @@ class Route:
 
 def route_of(path: str) -> Route | None:
     """The Git route a decoded URL path names, None if it is not one."""
+    if "\0" in path:  # of no name: PostgreSQL refuses to look for it
+        return None
     match = _PATH.fullmatch(path)
     if match is None or path.startswith(("/client/", "/v1/api/", "/ui/")):
         return None
