@@ -62,9 +62,9 @@ class Listings:
     def read(self, tree: Oid) -> list[TreeEntry]:
         """The entries of a tree, for who walks through all of them: they are kept while there is
         room, and nothing that others use goes for them. Raises: MissingObject, CorruptData."""
-        kept = self._kept.get(tree)
+        kept = self.known(tree)
         if kept is not None:
-            return list(kept[0].values())
+            return kept
         found = self._odb.tree(tree)
         if self._count + len(found) <= KEPT_ENTRIES:
             self._keep(tree, found)

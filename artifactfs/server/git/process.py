@@ -151,14 +151,18 @@ async def run_bounded(
     *,
     environment: Mapping[str, str],
     deadline_s: float,
+    stdin: bytes = b"",
     cwd: str = "/",
     descriptors: tuple[int, ...] = (),
 ) -> tuple[int, bytes, str]:
-    """Run git to its end: (exit status, stdout, stderr). Raises: trio.TooSlowError."""
+    """Run git to its end: (exit status, stdout, stderr). `stdin` is for who reads all of it before
+    writing much. Raises: trio.TooSlowError."""
     with trio.fail_after(deadline_s):
         async with git_process(
             argv, environment=environment, cwd=cwd, descriptors=descriptors
         ) as git:
+            with suppress(trio.BrokenResourceError):  # it ended: its exit status tells
+                await git.stdin.send_all(stdin)
             await git.stdin.aclose()
             output = bytearray()
             while data := await git.read():

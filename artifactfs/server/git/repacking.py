@@ -6,13 +6,13 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 
 import trio
 
 from artifactfs.server.cluster.standing import Lost, Standing
-from artifactfs.server.git.process import git_process
+from artifactfs.server.git.process import run_bounded
 from artifactfs.server.storage.gitdir import git_environment
 from artifactfs.server.storage.open_marks import OpenMarks
 from artifactfs.server.storage.packs import (
@@ -105,8 +105,6 @@ class Repacking:
         except Exception:
             log.exception("the packs of %s", repo_id)
             self._refuse(repo_id, "internal error")
-        finally:
-            self._wanted.discard(repo_id)
 
     def _refuse(self, repo_id: str, reason: str) -> None:
         """It would be the same after the next push; `fsck` says what is wrong."""
@@ -173,20 +171,14 @@ class Repacking:
         """Write the objects named in `lines` to a pack: the exit status of git, the pack's name,
         what git said. Raises: OSError, trio.TooSlowError."""
         gitdir = self._layout.gitdir(repo_id)
-        with trio.fail_after(_TIME_S):
-            async with git_process(
-                [
-                    *[self._git, f"--git-dir={gitdir}", "pack-objects"],
-                    *["--delta-base-offset", "--non-empty", "-q"],
-                    str(gitdir / "objects" / "pack" / "pack"),
-                ],
-                environment=git_environment(self._layout.git_config),
-            ) as git:
-                with suppress(trio.BrokenResourceError):  # it ended: its exit status tells
-                    await git.stdin.send_all(lines)
-                await git.stdin.aclose()
-                output = bytearray()
-                while data := await git.read():
-                    output += data
-                status = await git.wait()
-        return status, f"pack-{output.decode().strip()}", git.stderr
+        status, output, said = await run_bounded(
+            [
+                *[self._git, f"--git-dir={gitdir}", "pack-objects"],
+                *["--delta-base-offset", "--non-empty", "-q"],
+                str(gitdir / "objects" / "pack" / "pack"),
+            ],
+            environment=git_environment(self._layout.git_config),
+            deadline_s=_TIME_S,
+            stdin=lines,
+        )
+        return status, f"pack-{output.decode().strip()}", said

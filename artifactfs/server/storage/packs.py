@@ -142,9 +142,9 @@ def kept_for_readers(objects: Path, trash: Path) -> Iterator[None]:
         with suppress(FileNotFoundError):
             if (objects / "pack" / name).samefile(place / name):
                 (place / name).unlink()
-    with suppress(OSError):  # there is something in it
+    try:
         place.rmdir()
-    if place.exists():
+    except OSError:  # there is something in it, from now on
         os.utime(place)
 
 

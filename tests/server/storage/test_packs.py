@@ -30,6 +30,14 @@ def push_many(git: Git, work: Path, remote: str, count: int = PUSHES) -> None:
         git("push", "-q", remote, "HEAD:main", cwd=work)
 
 
+def with_pushes(server: Server, git: Git, work: Path, name: str) -> tuple[str, Path]:
+    """A new repository with five packs: its remote, and its objects."""
+    made = server.create(name)
+    remote = with_token(made["remote"], made["token"])
+    push_many(git, work, remote, 5)
+    return remote, objects_of(server, made)
+
+
 def packs_in(objects: Path) -> set[str]:
     return set(pack_files(objects))
 
@@ -75,10 +83,7 @@ def test_in_a_repository_that_borrows(
 def test_what_cannot_be_read_is_left_as_it_is(
     server: Server, git: Git, work: Path, name: str
 ) -> None:
-    made = server.create(name)
-    remote = with_token(made["remote"], made["token"])
-    push_many(git, work, remote, 5)
-    objects = objects_of(server, made)
+    remote, objects = with_pushes(server, git, work, name)
     broken = small_packs(objects)[0].name
     path = objects / "pack" / f"{broken}.pack"
     path.chmod(0o600)
@@ -90,7 +95,7 @@ def test_what_cannot_be_read_is_left_as_it_is(
     deadline = time.monotonic() + 30
     while "are not put together" not in server.errors() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert f"packs of {made['id']} are not put together for an hour" in server.errors()
+    assert f"packs of {objects.parent.stem} are not put together for an hour" in server.errors()
     assert path.stat().st_size == 40 and broken in packs_in(objects)
     server.result("DELETE", f"/namespaces/team/repos/{name}")
 
@@ -108,10 +113,7 @@ def shared(tmp_path: Path, postgres: PostgresServer) -> Iterator[Server]:
 
 def test_others_may_have_it_open(shared: Server, git: Git, work: Path, tmp_path: Path) -> None:
     """What other machines read is removed from its place, and not from the disk."""
-    made = shared.create("shared-packs")
-    remote = with_token(made["remote"], made["token"])
-    push_many(git, work, remote, 5)
-    objects = objects_of(shared, made)
+    remote, objects = with_pushes(shared, git, work, "shared-packs")
     before = {name: objects / "pack" / f"{name}.pack" for name in packs_in(objects)}
     contents = {name: path.read_bytes() for name, path in before.items()}
     push_many(git, work, remote)
@@ -195,10 +197,7 @@ def test_who_holds_the_lock_is_not_disturbed(
     server: Server, git: Git, work: Path, name: str
 ) -> None:
     """`gc` and the servers replace the packs of a repository one after the other."""
-    made = server.create(name)
-    remote = with_token(made["remote"], made["token"])
-    push_many(git, work, remote, 5)
-    objects = objects_of(server, made)
+    remote, objects = with_pushes(server, git, work, name)
     with locked(objects.parent / "repacking"):
         push_many(git, work, remote, 12)
         time.sleep(1)
