@@ -38,8 +38,8 @@ from artifactfs.server.problems import is_scarcity
 
 log = logging.getLogger(__name__)
 
-_PATH = re.compile(
-    r"/(?:git/)?(?P<namespace>[^/]+)/(?P<repo>[^/]+?)(?:\.git)?"
+_PATH = re.compile(  # a NUL is in no name, and PostgreSQL refuses to look for it
+    r"/(?:git/)?(?P<namespace>[^/\0]+)/(?P<repo>[^/\0]+?)(?:\.git)?"
     r"/(?P<what>info/refs|git-upload-pack|git-receive-pack|HEAD|objects/.*)",
     re.DOTALL,
 )
@@ -80,8 +80,6 @@ class Route:
 
 def route_of(path: str) -> Route | None:
     """The Git route a decoded URL path names, None if it is not one."""
-    if "\0" in path:  # of no name: PostgreSQL refuses to look for it
-        return None
     match = _PATH.fullmatch(path)
     if match is None or path.startswith(("/client/", "/v1/api/", "/ui/")):
         return None

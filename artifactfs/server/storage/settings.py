@@ -146,14 +146,17 @@ class DataLayout:
         """Make the folders that are missing, private to the owner."""
         for directory in (self.root, self.repos, self.pools, self.trash):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if directory.stat().st_mode & 0o077:  # made by somebody else: `mkdir /srv/git`
-                directory.chmod(0o700)
-        for directory in (self.hooks, self.open):
-            if directory.exists() and directory.stat().st_mode & 0o077:  # by a version before
-                directory.chmod(0o700)
+        # Made by somebody else (`mkdir /srv/git`), or by a version before.
+        for directory in (self.root, self.repos, self.pools, self.trash, self.hooks, self.open):
+            _close(directory, 0o700)
         for file in (self.metadata_db, self.events_db, self.git_config):
-            if file.exists() and file.stat().st_mode & 0o077:
-                file.chmod(0o600)
+            _close(file, 0o600)
+
+
+def _close(path: Path, mode: int) -> None:
+    """Let nobody but the owner have what is at `path`, if there is anything."""
+    if path.exists() and path.stat().st_mode & 0o077:
+        path.chmod(mode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
