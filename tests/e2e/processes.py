@@ -50,6 +50,19 @@ def wait_until(condition: Callable[[], Any], what: str, *, deadline: float = STA
     return value
 
 
+def end_daemon_of(state: Path) -> None:
+    """End the daemon that `mount` has started: the one with this state root in its arguments."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        words: list[bytes] = []
+        with contextlib.suppress(OSError):  # it has ended
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        if b"daemon" in words and os.fsencode(state) in words:
+            os.kill(int(entry.name), signal.SIGTERM)
+            wait_until(lambda entry=entry: not (entry / "exe").exists(), "the daemon's end")
+
+
 @dataclass(frozen=True, slots=True)
 class ServedRepository:
     """A repository on the server, as the create call returned it."""

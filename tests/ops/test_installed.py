@@ -8,14 +8,13 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.mount_table import clear_mounts, mounted_at
 from tests.e2e.odd_repository import OddRepository
-from tests.e2e.processes import ServedRepository, wait_until
+from tests.e2e.processes import ServedRepository, end_daemon_of, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
@@ -255,16 +254,4 @@ def test_one_line_as_an_ordinary_user(
         run("artifact-fs", "umount", tree)
         assert not mounted_at(tree)
     finally:
-        _end_daemon(place / "state")
-
-
-def _end_daemon(state: Path) -> None:
-    """The daemon that ``mount`` started has our state root in its arguments."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            arguments = b""
-            with suppress(OSError):  # it has ended
-                arguments = (entry / "cmdline").read_bytes()
-            if f"{state}\0daemon".encode() in arguments:
-                os.kill(int(entry.name), signal.SIGTERM)
-                wait_until(lambda entry=entry: not (entry / "exe").exists(), "the daemon's end")
+        end_daemon_of(place / "state")

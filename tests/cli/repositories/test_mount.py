@@ -6,13 +6,18 @@ import contextlib
 import os
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from tests.e2e.mount_table import descendants, mounted_at
 from tests.e2e.odd_repository import OddRepository
-from tests.e2e.processes import PROGRAMS, ArtifactsProcess, DaemonProcess, wait_until
+from tests.e2e.processes import (
+    PROGRAMS,
+    ArtifactsProcess,
+    DaemonProcess,
+    end_daemon_of,
+    wait_until,
+)
 from tests.e2e.test_crashes import has_ended
 
 
@@ -53,7 +58,7 @@ def test_mount_and_umount_in_one_line(idle_daemon: DaemonProcess, local_remote: 
         assert idle_daemon.json("mount", str(local_remote.path), other)["name"] == "hello-2"
         assert idle_daemon.run("umount", "/nowhere", check=False).returncode == 1
     finally:
-        stop_own_daemon(idle_daemon)
+        end_daemon_of(idle_daemon.state)
     assert not mounted_at(where)
 
 
@@ -89,15 +94,3 @@ def test_mount_again_takes_the_token_that_is_given(
     artifacts_server.revoke(old["id"])
     daemon.run("mount", served.url, where)
     assert daemon.json("fetch", "--name", "again")["result"] == "up to date"
-
-
-def stop_own_daemon(daemon: DaemonProcess) -> None:
-    """End the daemon that `mount` started: it is the one that holds the lock."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            words: list[bytes] = []
-            with contextlib.suppress(OSError):  # it has ended
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"daemon" in words and str(daemon.state).encode() in words:
-                os.kill(int(entry.name), signal.SIGTERM)
-                wait_until(lambda entry=entry: not entry.exists(), "the daemon's end")

@@ -11,6 +11,7 @@ import pytest
 
 from artifactfs.server.storage.packs import oids_of, pack_files, packs_to_roll_up, small_packs
 from artifactfs.system.locks import locked
+from tests.e2e.processes import wait_until
 from tests.server.postgres import PostgresServer
 from tests.server.running import Git, Server, with_token
 
@@ -43,10 +44,8 @@ def packs_in(objects: Path) -> set[str]:
 
 
 def wait_for_few(objects: Path) -> int:
-    deadline = time.monotonic() + 60
-    while len(packs := packs_in(objects)) >= 10 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return len(packs)
+    wait_until(lambda: len(packs_in(objects)) < 10, "few packs", deadline=60)
+    return len(packs_in(objects))
 
 
 def test_packs_are_put_together(
@@ -92,9 +91,7 @@ def test_what_cannot_be_read_is_left_as_it_is(
     for number in range(8):
         git("push", "-q", remote, f"HEAD:refs/heads/side{number}", cwd=work)
         git("commit", "-q", "--allow-empty", "-m", f"Side {number}", cwd=work)
-    deadline = time.monotonic() + 30
-    while "are not put together" not in server.errors() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: "are not put together" in server.errors(), "the log", deadline=60)
     assert f"packs of {objects.parent.stem} are not put together for an hour" in server.errors()
     assert path.stat().st_size == 40 and broken in packs_in(objects)
     server.result("DELETE", f"/namespaces/team/repos/{name}")
@@ -134,10 +131,7 @@ def test_others_may_have_it_open(shared: Server, git: Git, work: Path, tmp_path:
         os.utime(place, (1, 1))
     shared.stop()
     shared.start()
-    deadline = time.monotonic() + 30
-    while any(shared.data.glob("trash/packs.*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(shared.data.glob("trash/packs.*"))
+    wait_until(lambda: not any(shared.data.glob("trash/packs.*")), "its removal", deadline=60)
     git("clone", "-q", remote, tmp_path / "copy")
 
 
