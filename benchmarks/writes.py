@@ -1,4 +1,5 @@
-"""Writes side by side: the kernel's, those through our process, a folder of the disk, a peer.
+"""Writes side by side: the kernel's, those through our process, overlayfs alone, a folder of the
+disk, a peer. As root: others may not mount overlayfs.
 
 ``scripts/benchmark --writes`` prints a table of milliseconds (the fastest of the runs) and each
 one's ratio to the plain folder, a clone on the same disk as the state root. All contenders take
@@ -22,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from artifactfs.fs.native.marks import MOUNT_OPTIONS
 from benchmarks.contenders import Contender, Peer, PlainClone, Unhydrated, opened
 from benchmarks.make_django_history import DEFAULT_CACHE, RELEASES, django_history
 
@@ -51,6 +53,26 @@ class Folder(PlainClone):
 
     def settle(self) -> None:
         return
+
+
+class BareOverlay(Folder):
+    """The kernel's overlayfs alone, above such a clone: what of the first column is its own."""
+
+    name = "overlayfs alone"
+
+    def open(self, url: str) -> Path:
+        lower = super().open(url)
+        merged, upper, work = (self.directory / name for name in ("merged", "upper", "work"))
+        for folder in (merged, upper, work):
+            folder.mkdir()
+        layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        options = f"{layers},{MOUNT_OPTIONS}"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", merged], check=True)
+        return merged
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", self.directory / "merged"], check=True)
+        super().close()
 
 
 def make_tar(path: Path, count: int) -> Path:
@@ -172,7 +194,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     options = parser.parse_args()
-    kinds: list[type[Contender]] = [KernelWrites, FuseWrites, Folder]
+    kinds: list[type[Contender]] = [KernelWrites, FuseWrites, BareOverlay, Folder]
     if options.peer is not None:
         Peer.program = options.peer
         kinds.append(Peer)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -60,7 +61,11 @@ def end_daemon_of(state: Path) -> None:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         if b"daemon" in words and os.fsencode(state) in words:
             os.kill(int(entry.name), signal.SIGTERM)
-            wait_until(lambda entry=entry: not (entry / "exe").exists(), "the daemon's end")
+            wait_until(partial(_is_gone, entry / "exe"), "the daemon's end")
+
+
+def _is_gone(path: Path) -> bool:
+    return not path.exists()
 
 
 @dataclass(frozen=True, slots=True)
