@@ -22,6 +22,7 @@ turn                   waits while another worker sweeps the same tree.
 recent history         lists the blobs of the commits of `start_recent`; the sweep ends with them.
 health                 probes a remote that is down. It alone ends an outage, apart from a request
                        that succeeds.
+listing                notes the sizes of what came in whole packs that somebody waited for.
 upkeep                 sizes, large blobs, pack merging, the size limit.
 =====================  ==========================================================================
 
@@ -93,6 +94,9 @@ SUBTREE_FILTER = f"blob:limit={SUBTREE_LIMIT}"
 PROGRESS_S = 0.2
 WALK_S = 60.0
 """The walk through a million files takes some 10 s of a busy machine."""
+
+_LOOKS = 200
+"""Blobs of a tree that are looked for: where none of them is here, nothing of it is."""
 
 LATE_S = 2.0
 """A deadline that is noticed so late passed while this process was stopped, or starved: what the
@@ -212,6 +216,7 @@ class Hydrator:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._health.run)
                 nursery.start_soon(self._lanes.run)
+                nursery.start_soon(self._control.list_later)
                 nursery.start_soon(self._upkeep.run, self._background.recount)
                 nursery.start_soon(self._background.run)
         finally:
@@ -362,18 +367,23 @@ class Hydrator:
         inventory = self._background.inventory
         if inventory is None or inventory.tree != tree or not self.offered.is_walked:
             return None
-        await self._background.recount()
+        if inventory.here or len(self._odb.missing(some := inventory.sample(_LOOKS))) < len(some):
+            await self._background.recount()  # else nothing is here, as it was
         total = inventory.total
         trees = self._background.sweep.trees_of(inventory)
+        flights = self._lanes.add_trees(trees, SUBTREE_FILTER)
         try:
-            for flight in self._lanes.add_trees(trees, SUBTREE_FILTER):
+            for flight in flights:
                 while not flight.landed.is_set():
                     if progress is not None:
-                        progress(inventory.here, total)
+                        came = sum(flight.objects for flight in flights)
+                        progress(min(inventory.here + came, total), total)
                     with trio.move_on_after(PROGRESS_S):
                         await flight.landed.wait()
         finally:
             self._lanes.drop_trees()
+        if flights:
+            await self._background.recount()
 
         def note(done: int, wanted: int) -> None:
             if progress is not None:

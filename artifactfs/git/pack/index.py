@@ -12,9 +12,11 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import filterfalse
 from pathlib import Path
 
 from artifactfs.errors import CorruptData
+from artifactfs.git.pack.format import split_oids
 from artifactfs.git.pack.parser import PackEntry
 
 _SIGNATURE = b"\xfftOc\x00\x00\x00\x02"
@@ -25,8 +27,9 @@ _LARGE = 1 << 31
 _ENTRY_1 = 24
 """Bytes of an entry in version 1: offset and oid."""
 _CHECKSUMS = 40
-_AS_MANY = 8
+AS_MANY = 8
 """Entries that are looked through for each that is looked for."""
+_OIDS_AT_ONCE = 4_096 * 20
 _SCAN_ENTRIES = 24
 """Below this many entries a search in C beats halving in Python."""
 
@@ -167,22 +170,26 @@ class PackIndex:
             at = data.find(oid, at + 1, end)
         return None
 
+    def between(self, first: int, last: int) -> list[bytes]:
+        """The oids whose first byte is `first` to `last`, in order."""
+        start, end = self._fanout[first], self._fanout[last + 1]
+        return split_oids(self._map, _OIDS_AT + 20 * start, _OIDS_AT + 20 * end)
+
+    def count_between(self, first: int, last: int) -> int:
+        """How many those are."""
+        return self._fanout[last + 1] - self._fanout[first]
+
     def lacking(self, oids: list[bytes]) -> list[bytes]:
         """Those of `oids` that the pack lacks, in their order. Where they are many to the entries
-        that begin with the same bytes, 0.3 us each; else as `offset`."""
+        that begin with the same bytes, 0.1 us each; else as `offset`."""
         firsts = {oid[0] for oid in oids}
-        entries = sum(self._fanout[first + 1] - self._fanout[first] for first in firsts)
-        if entries > _AS_MANY * len(oids):
+        entries = sum(self.count_between(first, first) for first in firsts)
+        if entries > AS_MANY * len(oids):
             return [oid for oid in oids if self.offset(oid) is None]
         here: set[bytes] = set()
         for first in firsts:
-            start, end = (
-                _OIDS_AT + 20 * self._fanout[first],
-                _OIDS_AT + 20 * self._fanout[first + 1],
-            )
-            some = self._map[start:end]
-            here.update([some[at : at + 20] for at in range(0, end - start, 20)])
-        return [oid for oid in oids if oid not in here]
+            here.update(self.between(first, first))
+        return list(filterfalse(here.__contains__, oids))
 
     def has_prefix(self, digits: str) -> bool:
         """Whether the pack has an object whose oid begins with these (at least two) hex digits."""
@@ -209,8 +216,8 @@ class PackIndex:
 
     def oids(self) -> Iterator[bytes]:
         """Every oid, in order."""
-        for at in range(_OIDS_AT, self._crcs_at, 20):
-            yield self._map[at : at + 20]
+        for at in range(_OIDS_AT, self._crcs_at, _OIDS_AT_ONCE):
+            yield from split_oids(self._map, at, min(at + _OIDS_AT_ONCE, self._crcs_at))
 
     def offsets(self) -> list[int]:
         """Every entry's offset, in the order of oids. Fit for many."""

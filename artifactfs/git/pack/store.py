@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
@@ -64,6 +64,10 @@ class PackSummary:
     objects: int
     bytes: int
     missing: frozenset[Oid]
+
+
+EMPTY = PackSummary("", 0, 0, frozenset())
+"""Of a pack that had nothing, and was not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +165,13 @@ class PackStore:
             finally:
                 parser.close()
             if not parser.count:
-                return PackSummary("", 0, 0, frozenset(missing))
+                return replace(EMPTY, missing=frozenset(missing))
             with trio.CancelScope(shield=True):  # it is whole: too late to throw it away
                 name = await trio.to_thread.run_sync(self._publish, directory, fd, parser)
         return PackSummary(name, parser.count, parser.size, frozenset(missing))
 
-    async def ingest_whole(self, chunks: AsyncIterator[bytes]) -> list[IndexedObject]:
-        """As `ingest`, but git reads the pack, once all of it is here; returns what it has, by oid.
+    async def ingest_whole(self, chunks: AsyncIterator[bytes]) -> PackSummary:
+        """As `ingest`, but git reads the pack, once all of it is here; see `contents`.
 
         For packs of which nobody waits for an object: it is done in a process beside this one.
         Leaves and raises what `ingest` does.
@@ -181,10 +185,22 @@ class PackStore:
                     await trio.to_thread.run_sync(self._rescue_unread, fd)
                 raise
             with trio.CancelScope(shield=True):  # it is whole: too late to throw it away
-                objects = await self._index_and_publish(directory, fd)
-        return objects
+                summary = await self._index_and_publish(directory, fd)
+        return summary
 
-    async def _index_and_publish(self, directory: Path, fd: int) -> list[IndexedObject]:
+    def contents(self, name: str) -> list[IndexedObject]:
+        """What a pack of this store has, by oid; nothing of one that is gone. In a thread.
+
+        Raises: CorruptData, OSError.
+        """
+        path = self._packs / f"{name}.pack"
+        try:
+            with path.open("rb", buffering=0) as file:
+                return list_objects(file.fileno(), PackIndex(path.with_suffix(".idx")))
+        except FileNotFoundError:
+            return []
+
+    async def _index_and_publish(self, directory: Path, fd: int) -> PackSummary:
         index = directory / "pack.idx"
         try:
             await write_index(directory / "pack", index)
@@ -192,12 +208,13 @@ class PackStore:
             return await trio.to_thread.run_sync(self._read_again, fd)
         return await trio.to_thread.run_sync(self._publish_indexed, directory, fd, index)
 
-    def _publish_indexed(self, directory: Path, fd: int, path: Path) -> list[IndexedObject]:
+    def _publish_indexed(self, directory: Path, fd: int, path: Path) -> PackSummary:
         index = PackIndex(path)
-        objects = list_objects(fd, index)
-        if objects:
-            self.publish(directory / "pack", fd, path.read_bytes(), index.pack_checksum)
-        return objects
+        if not len(index):
+            return EMPTY
+        content = path.read_bytes()
+        name = self.publish(directory / "pack", fd, content, index.pack_checksum)
+        return PackSummary(name, len(index), os.fstat(fd).st_size, frozenset())
 
     def _publish(self, directory: Path, fd: int, parser: PackParser) -> str:
         index = encode_index(parser.entries(), parser.checksum)
@@ -209,18 +226,17 @@ class PackStore:
             if parser.cut_to_whole():
                 self._publish(directory, fd, parser)
 
-    def _read_again(self, fd: int) -> list[IndexedObject]:
+    def _read_again(self, fd: int) -> PackSummary:
         """Parse the received file `fd` after all, and publish it. Raises: CorruptData, OSError."""
         with _incoming(self._tmp) as (again, copy):
             parser = PackParser(copy, spool_dir=again, spool_bytes=self._spool_bytes)
             with closing(parser):
-                objects = [
-                    IndexedObject(item.oid, item.kind, item.size) for item in _parse(parser, fd)
-                ]
+                deque(_parse(parser, fd), maxlen=0)
                 parser.finish()
-            if objects:
-                self._publish(again, copy, parser)
-        return sorted(objects)
+            if not parser.count:
+                return EMPTY
+            name = self._publish(again, copy, parser)
+        return PackSummary(name, parser.count, parser.size, frozenset())
 
     def _rescue_unread(self, fd: int) -> None:
         """As `_rescue`, for a file that nobody has parsed yet."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,9 +27,8 @@ from artifactfs.errors import (
     RemoteUnreachable,
 )
 from artifactfs.git.pack.format import compressed_bound
-from artifactfs.git.pack.index_pack import IndexedObject
 from artifactfs.git.pack.parser import MAX_OBJECT, PackedObject, PackLimits
-from artifactfs.git.pack.store import PackStore
+from artifactfs.git.pack.store import PackStore, PackSummary
 from artifactfs.hydration.demand.queue import WantQueue
 from artifactfs.hydration.demand.want import Flight, Reason, Want
 from artifactfs.hydration.errors import HydrationFailed, disk_failure
@@ -66,6 +66,9 @@ EXTRA_OBJECTS = 1_000
 
 _NOTED_AT_ONCE = 500
 """Objects between two checkpoints: about 1 ms."""
+
+LIST_AFTER_S = 5.0
+"""So long what is noted afterwards waits for requests that are on."""
 
 MIN_ROOM = 4 << 20
 """Bytes that are evicted at least where the disk is full: room for some requests."""
@@ -117,6 +120,8 @@ class FlightControl:
         self._trace = trace
         self._deadline_s = deadline_s
         self._full_until = float("-inf")
+        self._unlisted: deque[str] = deque()
+        self._listing = trio.Event()
         self._urgent = 0
         self._no_urgent = trio.Event()
         self._no_urgent.set()
@@ -172,13 +177,14 @@ class FlightControl:
                 self._queue.push(want)
             else:
                 self._queue.drop_idle(want)
-        if flight.corrected:
-            self._tell_corrected(flight)
+        self._tell_corrected(flight)
         flight.landed.set()
         self._queue.wake()
 
     def _tell_corrected(self, flight: Flight) -> None:
         """One line for a request, however many sizes were wrong."""
+        if not flight.corrected:
+            return
         oid, told, size = flight.corrected[0]
         others = (
             f"; so it was with {len(flight.corrected) - 1} more" if flight.corrected[1:] else ""
@@ -300,7 +306,7 @@ class FlightControl:
         self.counters.requests += 1
         reason = flight.reason.value
         self.counters.by_reason[reason] = self.counters.by_reason.get(reason, 0) + 1
-        whole: list[IndexedObject] | None = None
+        whole: PackSummary | None = None
         with trio.CancelScope(deadline=trio.current_time() + stall_s) as scope:
             try:
                 remote = await self._link.get()
@@ -323,7 +329,7 @@ class FlightControl:
             except OSError as error:
                 return disk_failure(error)
         if whole is not None:  # however long git took to index it
-            await self._receive_all(flight, whole)
+            await self._receive_whole(flight, whole)
         elif scope.cancelled_caught:
             return RemoteUnreachable(f"the remote sent nothing for {round(stall_s, 1):g} s")
         return None
@@ -393,20 +399,54 @@ class FlightControl:
             return False
         return all((self._local.size_of(oid) or 0) < LARGE_BLOB for oid in oids)
 
-    async def _receive_all(self, flight: Flight, objects: list[IndexedObject]) -> None:
-        """They are in place: as `_receive`. A checkpoint every millisecond."""
-        for start in range(0, len(objects), _NOTED_AT_ONCE):
-            some = objects[start : start + _NOTED_AT_ONCE]
-            blobs = [(item.oid, item.size) for item in some if item.kind == "blob"]
+    async def _receive_whole(self, flight: Flight, pack: PackSummary) -> None:
+        """A pack is in place: note what it has. Where somebody waits for all of it and nobody for
+        one of its blobs, that is done afterwards (`list_later`)."""
+        if flight.trees and flight.reason is Reason.PREFETCH and not len(self._queue):
+            flight.objects += pack.objects
+            self.counters.blobs += pack.objects
+            self._unlisted.append(pack.name)
+            self._listing.set()
+            return
+        for blobs in await self._blobs_of(pack.name):
+            flight.objects += len(blobs)
+            self.counters.blobs += len(blobs)
             self._note_arrivals(flight, blobs)
             await trio.lowlevel.checkpoint()
         await self._local.save_sizes()
 
+    async def _blobs_of(self, pack: str) -> list[list[tuple[bytes, int]]]:
+        """The blobs of a pack with their sizes, sorted by oid, as many as are noted at once."""
+
+        def read() -> list[list[tuple[bytes, int]]]:
+            objects = self._store.contents(pack)
+            blobs = [(item.oid, item.size) for item in objects if item.kind == "blob"]
+            starts = range(0, len(blobs), _NOTED_AT_ONCE)
+            return [blobs[start : start + _NOTED_AT_ONCE] for start in starts]
+
+        try:
+            return await trio.to_thread.run_sync(read)
+        except (CorruptData, OSError) as error:
+            log.warning("pack %s cannot be listed: %s", pack, error)
+            return []
+
+    async def list_later(self) -> None:
+        """Note the blobs of packs that were not looked at when they came. Never returns."""
+        while True:
+            await self._listing.wait()
+            self._listing = trio.Event()
+            while self._unlisted:
+                await self.give_way(LIST_AFTER_S)
+                flight = Flight(Reason.PREFETCH, {})
+                for blobs in await self._blobs_of(self._unlisted.popleft()):
+                    self._note_arrivals(flight, blobs)
+                    await trio.lowlevel.checkpoint()
+                await self._local.save_sizes()
+                self._tell_corrected(flight)
+
     def _note_arrivals(self, flight: Flight, blobs: Sequence[tuple[bytes, int]]) -> None:
         """As `_note_arrival` for many, sorted by oid. Most sizes were known: then nothing is to be
         written down."""
-        flight.objects += len(blobs)
-        self.counters.blobs += len(blobs)
         for oid, size, known in self._arrived_many(blobs):
             told = known if known >= 0 else self._local.size_of(oid)
             if told not in (None, size):

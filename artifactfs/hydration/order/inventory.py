@@ -9,11 +9,13 @@ from __future__ import annotations
 import stat
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import trio
 
+from artifactfs.git.pack.format import split_oids
 from artifactfs.hydration.order.nearby import TreeReader, is_gitlink, read_tree
 from artifactfs.hydration.order.priority import Priority
 
@@ -21,7 +23,8 @@ OID = 20
 _ENTRIES_A_STEP = 250
 """Entries between two checkpoints: about 1 ms. Who waits for an answer of the remote needs a dozen
 turns of the event loop, and waits for such a step in each."""
-_CHECKS_A_STEP = 1_000
+_CHECKS_A_STEP = 4_000
+_SWAPPED = bytes((1, 0)).ljust(256, b"\0")
 _NEAR = 100
 _CHECKS_IN_A_ROW = 4_096
 
@@ -42,11 +45,9 @@ class PackedOids:
     def __getitem__(self, index: int) -> bytes:
         return bytes(self._data[index * OID : index * OID + OID])
 
-    def slice(self, start: int, count: int) -> Iterator[bytes]:
+    def slice(self, start: int, count: int) -> list[bytes]:
         """Up to `count` oids from position `start`."""
-        data = self._data
-        for at in range(start * OID, min(start + count, len(self)) * OID, OID):
-            yield bytes(data[at : at + OID])
+        return split_oids(self._data, start * OID, min(start + count, len(self)) * OID)
 
     def append(self, oid: bytes) -> None:
         self._data += oid
@@ -164,7 +165,11 @@ class TreeInventory:
 
     def oids_from(self, position: int, count: int) -> list[bytes]:
         """Up to `count` oids from a position in the order of oids."""
-        return list(self._sorted.slice(position, count))
+        return self._sorted.slice(position, count)
+
+    def sample(self, count: int) -> list[bytes]:
+        """About so many oids from all over the tree."""
+        return [self._sorted[at] for at in range(0, self.total, max(self.total // count, 1))]
 
     @property
     def packed_oids(self) -> bytearray:
@@ -284,23 +289,24 @@ class TreeInventory:
             self.here_bytes += size - before
 
     async def count(self, missing: Callable[[list[bytes]], list[bytes]]) -> None:
-        """Look again which blobs are here. A checkpoint every millisecond."""
+        """Look again which blobs are here: `missing` picks out of sorted oids those that are not.
+        A checkpoint every millisecond."""
         for start in range(0, self.total, _CHECKS_A_STEP):
-            chunk = list(self._sorted.slice(start, _CHECKS_A_STEP))
+            chunk = self._sorted.slice(start, _CHECKS_A_STEP)
             absent = set(missing(chunk))
-            end = start + len(chunk)
-            if len(absent) < len(chunk) or self._here.find(1, start, end) >= 0:
-                for at, oid in enumerate(chunk, start):
-                    self._set_here(at, oid not in absent)
+            self._set_here(start, bytes(map(absent.__contains__, chunk)).translate(_SWAPPED))
             await trio.lowlevel.checkpoint()
 
-    def _set_here(self, at: int, here: bool) -> None:
-        if here == bool(self._here[at]):
+    def _set_here(self, start: int, here: bytes) -> None:
+        """What is here of the blobs from `start` on: 1 for each that is, 0 for the others."""
+        end = start + len(here)
+        before = self._here[start:end]
+        if here == before:
             return
-        step = 1 if here else -1
-        self._here[at] = here
-        self.here += step
-        self.here_bytes += step * max(self._sizes[at], 0)
+        sizes = self._sizes[start:end]
+        self._here[start:end] = here
+        self.here += here.count(1) - before.count(1)
+        self.here_bytes += _known(compress(sizes, here)) - _known(compress(sizes, before))
 
     async def finish(self) -> None:
         """Take the blobs of the walk, each once, the first time. A checkpoint every millisecond."""
@@ -342,6 +348,12 @@ class TreeInventory:
             if not start % _CHECKS_IN_A_ROW:
                 await trio.lowlevel.checkpoint()
         self.order, self._classes, self._places = order, classes, places
+
+
+def _known(sizes: Iterable[int]) -> int:
+    """The sum of the sizes that are known."""
+    counted = array("q", sizes)
+    return sum(counted) + counted.count(-1)
 
 
 async def take_inventory(read: TreeReader, tree: bytes, classify: Classifier) -> TreeInventory:

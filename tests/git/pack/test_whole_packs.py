@@ -39,7 +39,10 @@ def store(gitdir: Path) -> PackStore:
 
 
 def ingest_whole(store: PackStore, pack: bytes) -> list[IndexedObject]:
-    return trio.run(lambda: store.ingest_whole(in_chunks(pack)))
+    summary = trio.run(lambda: store.ingest_whole(in_chunks(pack)))
+    objects = store.contents(summary.name)
+    assert len(objects) == summary.objects
+    return objects
 
 
 def let_git_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,3 +126,22 @@ def test_what_takes_git_long_to_index_is_counted_all_the_same(
             assert stats.bytes_here == stats.bytes_total
 
     trio.run(main)
+
+
+def test_the_sizes_of_what_came_are_learnt_without_the_remote(
+    url: str, line: DelayProxy, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    contents = {oid: tree_repository.contents[path] for path, oid in tree_repository.oids.items()}
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, hydrate="none") as mount:
+            await everything(mount)
+            with line.recording() as requests:
+                await mount.until(lambda stats: stats.sizes_known == len(contents))
+            stats = mount.hydrator.stats()
+            assert stats.bytes_here == stats.bytes_total == sum(map(len, contents.values()))
+            assert requests == []
+            for oid, content in contents.items():
+                assert mount.hydrator.known_size(oid) == len(content)
+
+    trio.run(main)
