@@ -314,15 +314,16 @@ class FlightControl:
                 async with remote.fetch_pack(
                     oids, filter=filter_spec, urgent=flight.urgent
                 ) as chunks:
-                    limits = self._limits(flight, oids)
+                    sizes = self._told_sizes(flight, oids)
                     metered = self._metered(flight, chunks, scope, stall_s)
                     receive = partial(self._receive, flight)
                     if flight.in_memory:
                         await memory_only.receive(metered, on_object=receive)
                     elif flight.whole:
-                        bounded = _bounded(metered, self._most_bytes(flight, oids))
+                        bounded = _bounded(metered, _most_bytes(sizes, len(oids)))
                         whole = await self._store.ingest_whole(bounded)
                     else:
+                        limits = _limits(flight, sizes, len(oids))
                         await self._store.ingest(metered, on_object=receive, limits=limits)
             except ArtifactFSError as error:
                 return error
@@ -364,20 +365,6 @@ class FlightControl:
                 with trio.move_on_after(GIVE_WAY_S):
                     await self._no_urgent.wait()
                 scope.deadline = trio.current_time() + stall_s
-
-    def _limits(self, flight: Flight, oids: list[bytes]) -> PackLimits:
-        """What the answer to a request for `oids` may hold."""
-        sizes = self._told_sizes(flight, oids)
-        if sizes is None:
-            return PackLimits(objects=None if flight.trees else len(oids) + EXTRA_OBJECTS)
-        return PackLimits(min(max(sizes, default=0), MAX_OBJECT), len(oids) + EXTRA_OBJECTS)
-
-    def _most_bytes(self, flight: Flight, oids: list[bytes]) -> int:
-        """How long the pack of a request of the background may be."""
-        sizes = self._told_sizes(flight, oids)
-        if sizes is None:
-            return MAX_WHOLE
-        return min(sum(map(compressed_bound, sizes)) + EXTRA_OBJECTS * len(oids), MAX_WHOLE)
 
     def _told_sizes(self, flight: Flight, oids: list[bytes]) -> list[int] | None:
         """The sizes by which the answer to a request for `oids` is bounded, where all are known."""
@@ -545,6 +532,20 @@ class FlightControl:
         for want in flight.wants.values():
             if not want.finished and (flight.urgent or want.priority is not Priority.EXPLICIT):
                 self._queue.finish(want, error=_failure(error))
+
+
+def _limits(flight: Flight, sizes: list[int] | None, count: int) -> PackLimits:
+    """What the answer to a request for `count` objects of these sizes may hold."""
+    if sizes is None:
+        return PackLimits(objects=None if flight.trees else count + EXTRA_OBJECTS)
+    return PackLimits(min(max(sizes, default=0), MAX_OBJECT), count + EXTRA_OBJECTS)
+
+
+def _most_bytes(sizes: list[int] | None, count: int) -> int:
+    """How long the pack of a request of the background for such objects may be."""
+    if sizes is None:
+        return MAX_WHOLE
+    return min(sum(map(compressed_bound, sizes)) + EXTRA_OBJECTS * count, MAX_WHOLE)
 
 
 async def _bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
