@@ -211,6 +211,9 @@ def test_indexes_that_are_cut_under_a_mount(written: Path, daemon: DaemonProcess
         index.chmod(0o644)
         os.truncate(index, 1000)
     wait_until(lambda: is_whole(top), "everything can be looked at")
+    # What was read before is in memory: this reads all trees.
+    daemon.run("prefetch", "--name", "odd", "README.md", check=False)
+    wait_until(lambda: daemon.told("odd")["damage"], "it is found")
     check_named(daemon, ".idx", "is damaged")
     git = ["git", "-C", str(top), "log", "--oneline"]
     assert subprocess.run(git, check=True, capture_output=True).stderr == b""
