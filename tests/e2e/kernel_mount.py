@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.fs.gitview.test_fsmonitor_random import PLAIN
+from tests.fs.gitview.test_fsmonitor_random import plain_status
 from tests.fs.mounting import git
 
 
 def status(mount: Path) -> str:
     """What git says; both with its caches and without."""
     cached = git("status", "--porcelain", cwd=mount)
-    assert cached == git(*PLAIN, "status", "--porcelain", cwd=mount)
+    assert cached == plain_status(mount)
     return cached
 
 

@@ -74,6 +74,8 @@ _CALLS = 20_000
 and git takes trees of 2,048 levels."""
 
 _MAINTENANCE_S = 0.5
+_ANOTHER_INDEX = "+"
+"""After the token of a git that was told to use another index than the mount's."""
 
 _IDLE_ROUNDS = 20
 """A blob that nobody reads is closed after one to two times as many rounds: 10 to 20 s."""
@@ -346,10 +348,12 @@ class FileSystem:
         `git rm` and `git mv` of a submodule write it and then stage it by an index that still
         trusts the entry: without this git (2.39) leaves the change unstaged, with any fsmonitor.
         """
+        another_index = token.endswith(_ANOTHER_INDEX)
+        token = token.removesuffix(_ANOTHER_INDEX)
         if not self.features.on("fsmonitor"):
             token = ""  # of nobody: everything may have changed
         if self.native is not None:
-            answer = self.native.journal.answer(token)
+            answer = self.native.journal.answer(token, any_index=another_index)
         else:
             answer = self.journal.answer(token, self.walker.directories_below)
         if self.tree.lookup(self.tree.root, b".gitmodules") is None:
@@ -372,7 +376,8 @@ class FileSystem:
         return (
             f"{{ {sound}read -r caller </proc/$PPID/cmdline; }} 2>/dev/null; "
             "case $caller in *diff*) printf '%s\\0/' \"$2\";; "
-            f"*) cat \"{file}/$2\" 2>/dev/null || printf 'unknown\\0/\\0';; esac #"
+            f'*) cat "{file}/$2${{GIT_INDEX_FILE:+{_ANOTHER_INDEX}}}" 2>/dev/null ||'
+            " printf 'unknown\\0/\\0';; esac #"
         )
 
     @property

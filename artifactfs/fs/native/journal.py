@@ -17,12 +17,24 @@ import secrets
 import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifactfs.fs.gitview.journal import EVERYTHING
 from artifactfs.fs.inodes.seals import boot_id
-from artifactfs.fs.native.looks import Look, Seen, TooMany, differences, each_time, look
+from artifactfs.fs.native.looks import (
+    Look,
+    Seen,
+    Stamp,
+    TooMany,
+    are_current,
+    differences,
+    each_time,
+    look,
+    stamps_of,
+)
+from artifactfs.fs.native.newfolders import NewFolders
+from artifactfs.fs.native.tracked import TrackedPaths
 from artifactfs.fs.native.view import View
 from artifactfs.system.files import replace_file
 
@@ -41,6 +53,9 @@ class _State:
     changed: Mapping[bytes, int] = field(default_factory=dict)
     """Names → the number of the last look that found them changed."""
     each_time: Sequence[bytes] = ()
+    """Names that git is told whether they have changed or not, if its index may have them."""
+    told: Sequence[bytes] | None = None
+    """Those of them that it may have, and whose files are not looked at; None: all."""
 
     @classmethod
     def begin(cls) -> _State:
@@ -62,9 +77,14 @@ class _State:
 class UpperJournal:
     """The looks at one upper folder. `file` keeps them over restarts; `update` is for threads."""
 
-    def __init__(self, file: Path, view: View) -> None:
+    def __init__(self, file: Path, view: View, index: Path) -> None:
+        """`index` is git's, of the mount."""
         self._file = file
         self._view = view
+        self._tracked = TrackedPaths(index)
+        self._new_folders = NewFolders(view.upper)
+        self._stamps: list[tuple[bytes, Stamp]] | None = None
+        """Of the look before, where it found nothing: mostly the next one does not either."""
         self._lock = threading.Lock()
         self._look: Look = {}
         self._is_kept = True
@@ -82,13 +102,25 @@ class UpperJournal:
     def update(self) -> None:
         """Look once more. Blocks. Raises: MissingObject, CorruptData."""
         with self._lock:
-            try:
-                self._take(look(self._view, self._look))
-            except (TooMany, OSError):
-                self._look, self._state = {}, self._state.forgotten()
-                self._is_kept = False
+            if self._stamps is None or not are_current(self._stamps):
+                self._stamps = None
+                try:
+                    self._take(look(self._view, self._look))
+                except (TooMany, OSError):
+                    self._look, self._state = {}, self._state.forgotten()
+                    self._is_kept = False
+            self._look_into_new_folders()
             if not self._is_kept:
                 self._keep()
+
+    def _look_into_new_folders(self) -> None:
+        state = self._state
+        tracked = self._tracked.among(state.each_time)
+        names, told = self._new_folders.look(tracked, self._look)
+        if names:
+            state = state.after(names, state.each_time)
+            self._is_kept = False
+        self._state = replace(state, told=told)
 
     def _take(self, now: Look) -> None:
         names = differences(self._look, now)
@@ -96,9 +128,12 @@ class UpperJournal:
         if names:
             self._state = self._state.after(names, each_time(now))
             self._is_kept = False
+        else:
+            self._stamps = stamps_of(now)
 
-    def answer(self, token: str) -> bytes:
-        """The answer to git as of the last `update`, version 2 of the protocol."""
+    def answer(self, token: str, *, any_index: bool = False) -> bytes:
+        """The answer to git as of the last `update`, version 2 of the protocol. With `any_index`
+        to a git that may have read another index than the mount's."""
         state = self._state
         head = f"{state.session}.{state.sequence}\0".encode()
         session, _, number = token.partition(".")
@@ -107,7 +142,7 @@ class UpperJournal:
             return head + EVERYTHING
         since = int(number)
         names = {name for name, sequence in state.changed.items() if sequence > since}
-        names.update(state.each_time)
+        names.update(state.each_time if any_index or state.told is None else state.told)
         return head + (b"\0".join(names) if len(names) <= MAX_NAMES else EVERYTHING)
 
     # For the next process

@@ -61,7 +61,7 @@ class View:
     def __init__(
         self, upper: bytes, read_tree: TreeReader, base: Oid, hidden: Container[bytes] = ()
     ) -> None:
-        self._upper = upper
+        self.upper = upper
         self._read_tree = read_tree
         self.base = base
         self.hidden = hidden
@@ -69,7 +69,7 @@ class View:
 
     @property
     def top(self) -> Folder:
-        return Folder(b"", self._upper, b"", self.base)
+        return Folder(b"", self.upper, b"", self.base)
 
     def entries(self, tree: Oid | None) -> Mapping[bytes, TreeEntry]:
         """Raises: MissingObject, CorruptData."""

@@ -98,7 +98,8 @@ class KernelWrites:
         self._owner = owner
         self._base = base
         self._hidden = hidden
-        self.journal = UpperJournal(layout.native / "fsmonitor", self._view())
+        index = layout.gitdir / "index"
+        self.journal = UpperJournal(layout.native / "fsmonitor", self._view(), index)
         self._lock = trio.Lock()
         self._oids: dict[_Version, Oid] = {}
         """Of files that were compared with HEAD's."""

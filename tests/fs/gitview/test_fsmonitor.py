@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from artifactfs.fs.gitview.journal import EVERYTHING, ChangeJournal
+from tests.fs.gitview.test_fsmonitor_random import plain_status
 from tests.fs.mounting import Mount, git, renameat2
 
 
@@ -119,10 +120,7 @@ def test_the_directory_is_hidden_and_gives_way(
 
 def status(mount: Mount) -> tuple[str, str]:
     """`git status` with fsmonitor and untracked cache, and without."""
-    with_all = git("status", "--porcelain", cwd=mount.path)
-    options = ("-c", "core.fsmonitor=false", "-c", "core.untrackedCache=false")
-    without = git(*options, "status", "--porcelain", cwd=mount.path)
-    return with_all, without
+    return git("status", "--porcelain", cwd=mount.path), plain_status(mount.path)
 
 
 def test_git_sees_every_change_through_it(mount: Mount) -> None:

@@ -233,7 +233,7 @@ def test_a_damaged_list_of_what_was_changed_is_not_believed(layers: Layers, tmp_
     view = layers.view(layers.commit())
     written = layers.layout.native_upper / "came-and-went"
     file = tmp_path / "fsmonitor"
-    journal = UpperJournal(file, view)
+    journal = UpperJournal(file, view, tmp_path / "index")
     journal.update()
     written.touch()
     journal.update()
@@ -242,11 +242,11 @@ def test_a_damaged_list_of_what_was_changed_is_not_believed(layers: Layers, tmp_
     journal.update()
     assert b"came-and-went" in journal.answer(token)
     content = file.read_bytes()
-    assert b"came-and-went" in UpperJournal(file, view).answer(token)
+    assert b"came-and-went" in UpperJournal(file, view, tmp_path / "index").answer(token)
     changed = [
         content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in range(len(content))
     ]
     for damaged in (b"", content[: len(content) // 2], content[:-1], *changed):
         file.write_bytes(damaged)
-        answer = UpperJournal(file, view).answer(token).split(b"\0", 1)[1]
+        answer = UpperJournal(file, view, tmp_path / "index").answer(token).split(b"\0", 1)[1]
         assert answer == EVERYTHING or b"came-and-went" in answer
