@@ -57,7 +57,7 @@ def test_worker_killed_during_reads_is_back(
             worker = daemon.worker(mounted)
             os.kill(worker, number)
             wait_until(partial(has_ended, worker), "the end")
-            wait_until(lambda: readable(mounted), "the mount after a crash", deadline=10)
+            wait_until(lambda: readable(mounted), "the mount after a crash")
             assert (mounted / "README.md").read_bytes() == odd_repository.files[b"README.md"]
     finally:
         reader.kill()
@@ -127,7 +127,7 @@ def test_broken_packs_are_never_shown(
         raise AssertionError("other bytes than those of the blob were read")
     assert caught.value.errno in {errno.EIO, errno.ETIMEDOUT}
     proxy.truncate_after = proxy.corrupt_at = None
-    wait_until(lambda: read_or_none(path) == expected, "the next try", deadline=10)
+    wait_until(lambda: read_or_none(path) == expected, "the next try")
     subprocess.run(
         ["git", "-C", str(impatient), "fsck", "--connectivity-only"],
         check=True,

@@ -145,7 +145,7 @@ def test_a_failure_is_an_error_until_it_is_prepared_again(
     options = ("--remote", f"file://{remote}", "--async", "--writes", writes)
     daemon.run("add-repo", "--name", "later", *options)
     wait_until(lambda: fields(daemon, "later")["state"] == "failed", "the failure")
-    assert reader(mount).communicate(timeout=20)[0] == f"{errno.EIO}\n"
+    assert reader(mount).communicate(timeout=90)[0] == f"{errno.EIO}\n"
     with pytest.raises(OSError, match="Input/output error"):
         (mount / "mine").write_text("it must not be in the way of the mount")
     assert "does_not_exist" in fields(daemon, "later")["prepare_error"]

@@ -174,7 +174,7 @@ def test_inotify_sees_changes(mounted: Path) -> None:
         (mounted / "case/new").write_text("new")
         (mounted / "case/file").write_text("changed")
         (mounted / "case/new").unlink()
-        wait_until(lambda: any("DELETE new" in line for line in seen), "the events", deadline=10)
+        wait_until(lambda: any("DELETE new" in line for line in seen), "the events")
     finally:
         watcher.terminate()
         reader.join()

@@ -178,7 +178,7 @@ def test_a_switch_to_a_branch_that_was_there_asks_the_remote_for_nothing(sides: 
             return wanted <= {oid for (oid,) in database.execute("SELECT oid FROM sizes")}
 
     sides.daemon.wait_for("work", "hydrated")
-    wait_until(known, "the sizes of t2", deadline=30)
+    wait_until(known, "the sizes of t2")
     before = sides.daemon.status("work")["hydration"]["requests"]
     sides.switch("t2")
     assert sides.daemon.status("work")["hydration"]["requests"] == before

@@ -150,7 +150,7 @@ def machine(open_folder: Path) -> Iterator[Machine]:
         first = wait_until(lambda: children.read_text().split(), "the first process")[0]
         found = Machine(int(first), open_folder)
         try:
-            wait_until(lambda: is_up(found), "a systemd", deadline=20)
+            wait_until(lambda: is_up(found), "a systemd")
         except TimeoutError:
             pytest.skip("no systemd starts here")
         found.install()

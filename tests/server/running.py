@@ -101,7 +101,7 @@ class Server:
 
     def _reap(self) -> int:
         assert self.process is not None
-        status = self.process.wait(timeout=20)
+        status = self.process.wait(timeout=90)
         self.process = None
         return status
 
@@ -141,7 +141,7 @@ class Server:
         return made
 
     def wait_ready(self, name: str, namespace: str = "team") -> dict[str, Any]:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             answer = self.api("GET", f"/namespaces/{namespace}/repos/{name}")
             if answer.status_code != 409:

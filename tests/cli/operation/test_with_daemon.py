@@ -352,7 +352,7 @@ def test_an_interrupted_add_leaves_nothing(
     )
     wait_until(lambda: (daemon.state / "repos" / "slow").exists(), "the reservation")
     adding.send_signal(signal.SIGINT)
-    _, said = adding.communicate(timeout=20)
+    _, said = adding.communicate(timeout=90)
     assert adding.returncode == 130
     assert "Traceback" not in said
     wait_until(lambda: not (daemon.state / "repos" / "slow").exists(), "the clean-up")
@@ -451,7 +451,7 @@ def test_watching_ends_with_ctrl_c_and_without_a_word(
     )
     assert process.stdout is not None and process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=90)
     assert (process.returncode, errors) == (0, "")
 
 

@@ -171,7 +171,7 @@ def test_an_interrupted_add_leaves_nothing(
     wait_until(credentials.exists, "the credentials")
     assert credentials.stat().st_mode & 0o777 == 0o600
     adding.send_signal(number)
-    _, said = adding.communicate(timeout=20)
+    _, said = adding.communicate(timeout=90)
     assert (adding.returncode, said.splitlines()[-1]) == (130, "error: interrupted"), said
     assert "Traceback" not in said and "hunter2" not in said
     assert not (idle_daemon.state / "repos" / "slow").exists()

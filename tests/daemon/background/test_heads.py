@@ -58,7 +58,7 @@ def test_the_status_does_not_wait_for_a_slow_count(
             priming=unused,
             history=ArrivingHistory(layout.gitdir, unused, complete=True),
         )
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 await nursery.start(background.run)
                 for _ in range(2):

@@ -29,7 +29,7 @@ def connected(
         ours, theirs = trio.testing.lockstep_stream_pair()
         channel = WorkerChannel(ours)
         table = {name: Command(one, 60.0, cancellable=True) for name, one in handlers.items()}
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.run, on_event)
                 nursery.start_soon(serve_requests, LineStream(theirs), table)

@@ -65,7 +65,7 @@ def test_no_descriptor_for_another_worker(
             with trio.move_on_after(0.5):
                 await one.wait_there()
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while one.state != "mounted":
                     one.retry_now()
                     with trio.move_on_after(0.2):

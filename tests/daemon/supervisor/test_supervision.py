@@ -247,7 +247,7 @@ def test_who_waits_for_a_change_learns_of_the_end(
             while one.running:
                 await one.changed.wait()
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch)
                 await trio.run_process(["umount", "--recursive", settings.mount_point])

@@ -115,7 +115,7 @@ def test_http_2_goes_on_after_answers_that_were_given_up(
 
     async def body(remote: Remote) -> None:
         for _ in range(3):
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 async with remote.fetch_pack([large], urgent=True) as pack:
                     while not await anext(pack):
                         pass  # what came first may be no part of the pack

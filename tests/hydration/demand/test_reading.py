@@ -254,7 +254,7 @@ def test_a_reader_does_not_wait_for_the_slow_requests_of_others(
                         nursery.start_soon(mount.read, path, number)
                         await trio.to_thread.run_sync(backend.stalled.acquire)
                     backend.stall = None
-                    with trio.fail_after(10):
+                    with trio.fail_after(60):
                         got = await mount.read(b"deep/a/b/c/d/leaf.txt", 99)
                     assert got == tree_repository.contents[b"deep/a/b/c/d/leaf.txt"]
                     assert len(mount.hydrator.stats().readers) == len(slow)

@@ -42,7 +42,7 @@ def children(server: Server) -> list[str]:
 
 
 def wait_until_no_children(server: Server) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while children(server):
         assert time.monotonic() < deadline, children(server)
         time.sleep(0.05)
@@ -257,7 +257,7 @@ def raw_request(endpoint: Endpoint, service: str, body: bytes, length: int | Non
 
 
 def wait_for_child(server: Server, words: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not any(words in line for line in children(server)):
         assert time.monotonic() < deadline, children(server)
         time.sleep(0.02)

@@ -40,7 +40,7 @@ def test_an_empty_folder_is_served_and_the_first_token_explained(tmp_path: Path)
     )
     assert second.returncode == 1 and "another server" in second.stderr
     process.terminate()
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=90) == 0
     process.stdout.close()
 
 

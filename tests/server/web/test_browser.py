@@ -71,7 +71,7 @@ class Browser:
 
     def sees(self, text: str, selector: str = "main") -> None:
         """Wait for a text: a click returns before the next page is there."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 90
         shown = ""
         while text not in shown:
             assert time.monotonic() < deadline, (text, shown)
