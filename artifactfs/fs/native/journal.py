@@ -102,7 +102,7 @@ class UpperJournal:
     def update(self) -> None:
         """Look once more. Blocks. Raises: MissingObject, CorruptData."""
         with self._lock:
-            if self._stamps is None or not are_current(self._stamps):
+            if self._stamps is None or not are_current(self._view.upper, self._stamps):
                 self._stamps = None
                 try:
                     self._take(look(self._view, self._look))
@@ -141,7 +141,9 @@ class UpperJournal:
         if not known or not state.floor <= int(number) <= state.sequence:
             return head + EVERYTHING
         since = int(number)
-        names = {name for name, sequence in state.changed.items() if sequence > since}
+        names: set[bytes] = set()
+        if since < state.sequence:
+            names.update(name for name, number in state.changed.items() if number > since)
         names.update(state.each_time if any_index or state.told is None else state.told)
         return head + (b"\0".join(names) if len(names) <= MAX_NAMES else EVERYTHING)
 
