@@ -154,7 +154,7 @@ class ArtifactFS(Contender):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.daemon = DaemonProcess(directory)
+        self.daemon = DaemonProcess(directory, watched=False)
 
     def prepare(self) -> None:
         self.daemon.start("--log-level", "warning")

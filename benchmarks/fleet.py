@@ -185,7 +185,7 @@ class Fleet:
 
     def workspaces(self, way: str, warm: bool = False, **options: Any) -> Row:
         """`warm`: one workspace of the baseline was open before, as on every day but the first."""
-        row, daemon = Row(way), DaemonProcess(self.scratch / "afs")
+        row, daemon = Row(way), DaemonProcess(self.scratch / "afs", watched=False)
         daemon.directory.mkdir()
         os.environ.update(daemon.environment)
         daemon.start()

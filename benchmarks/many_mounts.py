@@ -64,7 +64,7 @@ def measure(repos: int, files: int, directory: Path) -> Figures:
     figures = Figures(repos, files)
     server = ArtifactsProcess(directory / "server")
     server.start()
-    daemon = DaemonProcess(Path(tempfile.mkdtemp(prefix="afs-many-", dir="/tmp")))
+    daemon = DaemonProcess(Path(tempfile.mkdtemp(prefix="afs-many-", dir="/tmp")), watched=False)
     try:
         urls = []
         for number in range(repos):

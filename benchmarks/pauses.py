@@ -149,7 +149,7 @@ def measure(files: int, writes: str, options: argparse.Namespace) -> Pauses:
     pauses = Pauses(files, writes)
     source = lines_repository(files, options.cache)
     scratch = Path(tempfile.mkdtemp(prefix="afs-", dir="/tmp"))
-    daemon = DaemonProcess(scratch)
+    daemon = DaemonProcess(scratch, watched=False)
     daemon.start()
     try:
         path = daemon.add_repo("big", str(source), "--writes", writes)

@@ -97,7 +97,7 @@ class Bench:
     @contextmanager
     def daemon(self) -> Iterator[DaemonProcess]:
         directory = Path(tempfile.mkdtemp(prefix="d-", dir=self.scratch))
-        daemon = DaemonProcess(directory)
+        daemon = DaemonProcess(directory, watched=False)
         try:
             daemon.start("--log-level", "warning")
             time.sleep(SETTLED_S)

@@ -87,7 +87,7 @@ def in_tree(figures: Figures, prefix: str, tree: Path, pid: int | None) -> None:
 
 
 def measure_mount(figures: Figures, url: str, scratch: Path) -> None:
-    daemon = DaemonProcess(scratch)
+    daemon = DaemonProcess(scratch, watched=False)
     daemon.start()
     try:
         time.sleep(2)  # it has loaded all its modules then
@@ -124,7 +124,7 @@ def settle(pid: int) -> None:
 
 def measure_hydration(figures: Figures, url: str, source: Path, scratch: Path) -> None:
     figures.values["raw fetch of the root tree"] = fetch_root_tree(url, source)
-    daemon = DaemonProcess(scratch)
+    daemon = DaemonProcess(scratch, watched=False)
     daemon.start()
     try:
         tree = daemon.add_repo("big", url)
@@ -183,7 +183,7 @@ def measure_shape(shape: str, cache: Path) -> Figures:
 def measure_shaped_mount(shape: str, url: str) -> Figures:
     figures = Figures(shape)
     scratch = Path(tempfile.mkdtemp(prefix="afs-", dir="/tmp"))
-    daemon = DaemonProcess(scratch)
+    daemon = DaemonProcess(scratch, watched=False)
     daemon.start()
     try:
         time.sleep(2)

@@ -297,7 +297,7 @@ def soak(minutes: float, count: int, directory: Path) -> Outcome:
     outcome = Outcome(minutes, count)
     server = ArtifactsProcess(directory / "server")
     server.start()
-    daemon = DaemonProcess(Path(tempfile.mkdtemp(prefix="afs-soak-", dir="/tmp")))
+    daemon = DaemonProcess(Path(tempfile.mkdtemp(prefix="afs-soak-", dir="/tmp")), watched=False)
     try:
         clones, urls = _remotes(server, count, directory)
         daemon.start()

@@ -209,10 +209,12 @@ def push_all(source: Path, url: str) -> None:
 class DaemonProcess:
     """`artifact-fs daemon` with a state root and a mount root of its own.
 
-    The state root has a short path: a Unix socket's must fit into 107 bytes.
+    The state root has a short path: a Unix socket's must fit into 107 bytes. `watched`: each
+    request is looked at for whether it comes from the daemon itself, which takes its time.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, watched: bool = True) -> None:
+        self.watched = watched
         self.directory = directory or Path(tempfile.mkdtemp(prefix="afs-", dir="/tmp"))
         self.state = self.directory / "state"
         self.mounts = self.directory / "mnt"
@@ -234,6 +236,11 @@ class DaemonProcess:
         assert self.process is not None
         return self.process.pid
 
+    def _watch(self) -> dict[str, str]:
+        if not self.watched:
+            return {}
+        return watch_environment(self.trespasses, self.extra_environment.get("PYTHONPATH", ""))
+
     def start(self, *arguments: str) -> None:
         """Start the daemon; returns when it says READY=1."""
         self.mounts.mkdir(exist_ok=True)
@@ -243,9 +250,7 @@ class DaemonProcess:
             notify.bind(str(address))
             self.process = subprocess.Popen(
                 [PROGRAMS / "artifact-fs", "daemon", "--root", self.mounts, *arguments],
-                env=self.environment
-                | watch_environment(self.trespasses, self.extra_environment.get("PYTHONPATH", ""))
-                | {"NOTIFY_SOCKET": str(address)},
+                env=self.environment | self._watch() | {"NOTIFY_SOCKET": str(address)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
