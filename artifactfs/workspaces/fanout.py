@@ -9,7 +9,7 @@ import inspect
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -24,6 +24,8 @@ from artifactfs.workspaces.running import Stopper, stopped_by
 from artifactfs.workspaces.workspace import COMMAND_S, Workspace
 
 CONCURRENCY = 8
+SIGNAL_S = 0.2
+"""Ctrl-C is noticed so much later at most: in a wait without an end a signal can be missed."""
 
 
 class Baseline(Protocol):
@@ -186,6 +188,9 @@ def fanout(
     with ThreadPoolExecutor(concurrency, thread_name_prefix="fanout") as pool:
         futures = [pool.submit(_one, plan, work, number, stopper) for number in range(n)]
         try:
+            for future in futures:
+                while not wait((future,), timeout=SIGNAL_S).done:
+                    pass
             return Results([future.result() for future in futures])
         except BaseException:
             stopper.stop()
