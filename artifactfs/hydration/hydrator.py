@@ -376,8 +376,8 @@ class Hydrator:
             for flight in flights:
                 while not flight.landed.is_set():
                     if progress is not None:
-                        came = sum(flight.objects for flight in flights)
-                        progress(min(inventory.here + came, total), total)
+                        received = sum(flight.objects for flight in flights)
+                        progress(min(inventory.here + received, total), total)
                     with trio.move_on_after(PROGRESS_S):
                         await flight.landed.wait()
         finally:

@@ -340,25 +340,18 @@ class ObjectDatabase:
             absent = self._absent(absent)
         return absent
 
-    def absence(self) -> Callable[[list[Oid]], list[Oid]]:
-        """As `missing` for many calls one after the other, each with sorted oids: what came is
-        looked for once, now. 0.3 us an oid."""
+    def missing_sorted(self, oids: list[Oid]) -> list[Oid]:
+        """As `missing`, for thousands of sorted oids: 0.3 us each."""
+        if not oids:
+            return []
         self._rescan()
-        packs = self._packs
-        loose = [(directory, directory.loose_folders()) for directory in self._directories]
-
-        def absent(oids: list[Oid]) -> list[Oid]:
-            if not oids:
-                return []
-            here: set[Oid] = set()
-            for pack in packs:
-                here.update(pack.among(oids))
-            left = list(filterfalse(here.__contains__, oids))
-            for directory, folders in loose:
-                if folders:
-                    left = directory.lacking(left, folders)
-            return left
-
+        here: set[Oid] = set()
+        for pack in self._packs:
+            here.update(pack.among(oids))
+        absent = list(filterfalse(here.__contains__, oids))
+        for directory in self._directories:
+            if absent:
+                absent = directory.lacking(absent, directory.loose_folders())
         return absent
 
     def refresh(self) -> None:

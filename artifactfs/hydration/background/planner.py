@@ -84,11 +84,11 @@ class Planner:
     async def recount(self) -> None:
         """Look again what is here, after an eviction."""
         if self.inventory is not None:
-            await self.inventory.count(self._odb.absence())
+            await self.inventory.count(self._odb.missing_sorted)
 
     async def _prepare(self, tree: bytes) -> None:
         inventory = await take_inventory(self._read_tree, tree, self._classify)
-        await inventory.count(self._odb.absence())
+        await inventory.count(self._odb.missing_sorted)
         self.inventory = inventory
         if tree == self._tree:
             self.walked.set()
