@@ -1,7 +1,8 @@
-"""The one part that is compiled; everything else is in ``pyproject.toml``.
+"""The two parts that are compiled; everything else is in ``pyproject.toml``.
 
-It is optional: without a C compiler, the headers of libfuse 3 or those of Python, the installation
-succeeds, and mounts work with more requests (``artifact-fs doctor`` names what is missing).
+They are optional: without a C compiler, the headers of libfuse 3 or those of Python, the
+installation succeeds, and mounts work with more requests (``artifact-fs doctor`` names what is
+missing).
 """
 
 from __future__ import annotations
@@ -70,6 +71,13 @@ setup(
             extra_compile_args=["-Wall", "-Wextra", *libfuse_flags()],
             libraries=["dl"],  # of its own in glibc before 2.34
             optional=True,
-        )
+        ),
+        Extension(
+            "artifactfs.fs.native._stamps",
+            ["artifactfs/fs/native/_stamps.c"],
+            extra_compile_args=["-Wall", "-Wextra", "-pthread", "-D_FILE_OFFSET_BITS=64"],
+            extra_link_args=["-pthread"],
+            optional=True,
+        ),
     ],
 )

@@ -128,6 +128,11 @@ FEATURES: tuple[Feature, ...] = (
     Feature("git-folder", ".git is the gitdir itself, a folder as in a clone"),
     Feature("kernel-writes", "what programs write goes to the disk, and not through a process"),
     Feature(
+        "fast-looks",
+        "with them, git status sees in half the time that nothing has changed",
+        needs=("kernel-writes",),
+    ),
+    Feature(
         "handover",
         "the mount goes on when its process ends: another one takes it over",
         kernel=(6, 9),

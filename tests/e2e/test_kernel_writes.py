@@ -478,6 +478,15 @@ def test_random_changes(small: AsMount, seed: int) -> None:
     check_random_changes(small, seed, 40)
 
 
+def test_random_changes_without_the_compiled_looks(small: AsMount) -> None:
+    small.daemon.stop()
+    small.daemon.start("--disable", "fast-looks")
+    wait_until(lambda: mounted_at(small.path), "the mount")
+    found = small.daemon.status("small")["features"]
+    assert (found["kernel-writes"]["on"], found["fast-looks"]["on"]) == (True, False)
+    check_random_changes(small, 2, 25)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(100, 120))

@@ -10,6 +10,7 @@ from artifactfs.daemon.host import overlayfs
 from artifactfs.errors import MountError
 from artifactfs.features import Features, version_of
 from artifactfs.fs.kernel import extension
+from artifactfs.fs.native import stamps
 from artifactfs.system.processes import may_mount
 
 _GIT_WAIT_S = 10.0
@@ -35,6 +36,8 @@ def find_features(state_root: Path) -> Features:
         features.lacks("git-folder", "only root may mount the gitdir there", expected=True)
     if (why_not := _why_the_kernel_cannot_write(state_root)) is not None:
         features.lacks("kernel-writes", why_not, expected=True)
+    if stamps.why_missing:
+        features.lacks(stamps.FEATURE, stamps.why_missing)
     try:
         printed = subprocess.run(
             ["git", "--version"], capture_output=True, text=True, timeout=_GIT_WAIT_S, check=True

@@ -54,6 +54,7 @@ from artifactfs.fs.mount.entrance import Entrance
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.fs.mount.gate import Gate
 from artifactfs.fs.mount.session import absolute, check_mount_point, serve
+from artifactfs.fs.native import stamps
 from artifactfs.fs.native.writes import create_native, is_native
 from artifactfs.git.checkout.refused_names import keep_protection
 from artifactfs.git.configuration.kept import surroundings_of
@@ -479,6 +480,8 @@ class Worker:
         filesystem = open_filesystem(native=self._writes.native)
         if not self._writes.native:
             filesystem.features.lacks("kernel-writes", self._writes.why, expected=True)
+        if stamps.why_missing:
+            filesystem.features.lacks(stamps.FEATURE, stamps.why_missing)
         try:
             await recover(self._layout, odb, filesystem)
             self._redirected = self._prepare_redirects(filesystem)

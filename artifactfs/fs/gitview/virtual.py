@@ -13,8 +13,8 @@ mount covers that one: ``.artifact-fs/waiting``. Whoever looks for something in 
 gone, and is then told ESTALE.
 
 ``.artifact-fs/fsmonitor/TOKEN`` is the answer to "what changed since TOKEN", made when the name is
-looked up: each look-up finds another file, which contains that answer for ever. The directory is
-not listed; where the tree has that name another one is used.
+looked up: a file contains its answer for ever, so a look-up finds another file where the answer is
+another one. The directory is not listed; where the tree has that name another one is used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import secrets
 import stat
 from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pyfuse3
 import trio
@@ -91,6 +92,15 @@ def free_name(names: Container[bytes]) -> bytes:
     return name
 
 
+@dataclass(slots=True)
+class _Answer:
+    """A token file. `references` are the kernel's."""
+
+    token: str
+    content: bytes
+    references: int = 0
+
+
 class VirtualFiles:
     """The inodes below `FIRST_ALLOCATED_INO`, and the token files."""
 
@@ -115,7 +125,9 @@ class VirtualFiles:
         self._uid = uid
         self._gid = gid
         self._time_ns = time_ns
-        self._answers: dict[int, bytes] = {}
+        self._answers: dict[int, _Answer] = {}
+        self._last_answers: dict[str, int] = {}
+        """Of each token the number of the last file, while it is in `_answers`."""
         self._turned_away: set[int] = set()
         """Processes that looked into ``.git`` before anything covered it."""
         # Not what a process before has used: the kernel may know it, and keep its content.
@@ -177,15 +189,31 @@ class VirtualFiles:
             fail(errno.ESTALE)
 
     def _token(self, token: str) -> int:
-        ino, self._next = self._next, self._next + 1
-        self._answers[ino] = self._answer(token)
-        if len(self._answers) > _ANSWERS_KEPT:
-            del self._answers[next(iter(self._answers))]
+        # The kernel knows the file that a git before was given, and asks whether the name still is
+        # that one: then it asks for nothing else.
+        content = self._answer(token)
+        ino = self._last_answers.get(token)
+        if ino is None or self._answers[ino].content != content:
+            ino, self._next = self._next, self._next + 1
+            self._answers[ino] = _Answer(token, content)
+            self._last_answers[token] = ino
+            if len(self._answers) > _ANSWERS_KEPT:
+                self._drop(next(iter(self._answers)))
+        self._answers[ino].references += 1
         return ino
 
-    def forget(self, ino: int) -> None:
-        """The kernel lets go of a virtual file. (It has one reference: from its one look-up.)"""
-        self._answers.pop(ino, None)
+    def _drop(self, ino: int) -> None:
+        token = self._answers.pop(ino).token
+        if self._last_answers.get(token) == ino:
+            del self._last_answers[token]
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel lets go of `count` references to a virtual file."""
+        answer = self._answers.get(ino)
+        if answer is not None:
+            answer.references -= count
+            if answer.references <= 0:
+                self._drop(ino)
 
     def attributes(self, ino: int) -> pyfuse3.EntryAttributes:
         if self.offered is not None and self.offered.owns(ino):
@@ -224,4 +252,4 @@ class VirtualFiles:
         answer = self._answers.get(ino)
         if answer is None:
             fail(errno.ESTALE)
-        return answer
+        return answer.content

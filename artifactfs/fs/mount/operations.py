@@ -319,7 +319,7 @@ class Operations(pyfuse3.Operations):
         for ino, count in inode_list:
             try:
                 if self._virtual.owns(ino):
-                    self._virtual.forget(ino)
+                    self._virtual.forget(ino, count)
                 else:
                     self._tree.forget(ino, count)
             except OSError as error:

@@ -25,15 +25,14 @@ from artifactfs.fs.inodes.seals import boot_id
 from artifactfs.fs.native.looks import (
     Look,
     Seen,
-    Stamp,
     TooMany,
-    are_current,
     differences,
     each_time,
     look,
     stamps_of,
 )
 from artifactfs.fs.native.newfolders import NewFolders
+from artifactfs.fs.native.stamps import are_current
 from artifactfs.fs.native.tracked import TrackedPaths
 from artifactfs.fs.native.view import View
 from artifactfs.system.files import replace_file
@@ -83,8 +82,8 @@ class UpperJournal:
         self._view = view
         self._tracked = TrackedPaths(index)
         self._new_folders = NewFolders(view.upper)
-        self._stamps: list[tuple[bytes, Stamp]] | None = None
-        """Of the look before, where it found nothing: mostly the next one does not either."""
+        self._stamps: bytes | None = None
+        """Packed, where the look before found nothing: mostly the next one does not either."""
         self._lock = threading.Lock()
         self._look: Look = {}
         self._is_kept = True

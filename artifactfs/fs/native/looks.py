@@ -1,8 +1,8 @@
 """Looks at an upper folder: what it holds, and what git has to be told of since the look before.
 
-A change of a file or a folder gives it another ctime, which nobody can set, or another inode. So a
-folder whose inode and ctime are those of the look before has the same names in it, and is not read
-again: 50,000 files of a package tree cost a system call for each of its folders.
+A folder that has its stamp (`artifactfs.fs.native.stamps`) of the look before has the same names in
+it, and is not read again: 50,000 files of a package tree cost a system call for each of its
+folders.
 
 What is told, in the words of git's fsmonitor (see `artifactfs.fs.gitview.journal`):
 
@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from artifactfs.fs.gitview.journal import IN_DIRECTORY
 from artifactfs.fs.inodes.listings import base_tree_of, is_directory_entry
 from artifactfs.fs.native.marks import is_whiteout, marks_of, redirected
+from artifactfs.fs.native.stamps import YOUNG, Stamp, pack, stamp_of
 from artifactfs.fs.native.view import View, join
 from artifactfs.git.objects.database import Oid, TreeEntry
 
@@ -29,22 +30,8 @@ MAX_SEEN = 500_000
 """Files and folders that a look remembers. Beyond, git stats everything, as without us."""
 
 MOST_STAMPS = 20_000
-"""Files and folders of which the next look first sees whether all are as they were: 250 bytes
+"""Files and folders of which the next look first sees whether all are as they were: 80 bytes
 each."""
-
-YOUNG = -1
-"""In place of a ctime that a change right after the look may have as well."""
-
-_FINE_NS = 20_000_000
-"""Two changes so near to each other may have the same ctime: a tick is up to 10 ms."""
-
-_COARSE_NS = 1_000_000_000 + _FINE_NS
-"""The same on file systems that keep whole seconds (ext4 with inodes of 128 bytes)."""
-
-_SECOND_NS = 1_000_000_000
-
-Stamp = tuple[int, int]
-"""Inode number and ctime, in ns."""
 
 
 class TooMany(Exception):
@@ -109,13 +96,6 @@ def look(view: View, before: Mapping[bytes, Seen]) -> Look:
         if count > MAX_SEEN:
             raise TooMany
     return found
-
-
-def stamp_of(found: os.stat_result, started_ns: int) -> Stamp:
-    """That of what a look that has begun then finds."""
-    ctime = found.st_ctime_ns
-    near = _FINE_NS if ctime % _SECOND_NS else _COARSE_NS
-    return found.st_ino, YOUNG if ctime >= started_ns - near else ctime
 
 
 def _see(view: View, place: Place, known: Seen | None, started: int) -> Seen:
@@ -218,8 +198,8 @@ def _folders_in(view: View, path: bytes, tree: Oid | None) -> Iterator[bytes]:
                     raise TooMany
 
 
-def stamps_of(found: Mapping[bytes, Seen]) -> list[tuple[bytes, Stamp]] | None:
-    """All that a look has seen, by path; None: too much, or some of it may change without another
+def stamps_of(found: Mapping[bytes, Seen]) -> bytes | None:
+    """All that a look has seen, packed; None: too much, or some of it may change without another
     stamp, or the look was another process's."""
     stamps: list[tuple[bytes, Stamp]] = []
     for path, seen in found.items():
@@ -233,25 +213,7 @@ def stamps_of(found: Mapping[bytes, Seen]) -> list[tuple[bytes, Stamp]] | None:
                 stamps.append((join(path, name), stamp))
         if len(stamps) > MOST_STAMPS:
             return None
-    return stamps
-
-
-def are_current(upper: bytes, stamps: Iterable[tuple[bytes, Stamp]]) -> bool:
-    """Whether a look at the folder `upper` would find nothing new."""
-    try:
-        top = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        for path, (ino, ctime) in stamps:
-            status = os.stat(path, dir_fd=top, follow_symlinks=False)
-            if status.st_ctime_ns != ctime or status.st_ino != ino:
-                return False
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(top)
+    return pack(stamps)
 
 
 def each_time(found: Mapping[bytes, Seen]) -> list[bytes]:

@@ -12,7 +12,8 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from artifactfs.fs.native.looks import YOUNG, Look, Stamp, stamp_of
+from artifactfs.fs.native.looks import Look
+from artifactfs.fs.native.stamps import YOUNG, Stamp, stamp_of
 
 MOST_FILES = 1_000
 """In all such folders: 3 ms."""

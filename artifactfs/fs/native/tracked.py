@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from artifactfs.fs.native.stamps import YOUNG, Stamp, stamp_of
+
 KEPT_S = 60.0
 """What had entries is taken to have some for so long: a git that still has the index of before in
 memory may ask."""
@@ -20,11 +22,8 @@ memory may ask."""
 MOST_SEARCHED = 200 << 20
 """Bytes that are searched in all for the paths of one look: 40 ms. Beyond, all may have entries."""
 
-Version = tuple[int, int, int]
-"""Inode, ctime in ns and size of an index file."""
-
-_OLD_NS = 1_020_000_000
-"""One that was written a shorter time ago may be replaced by one of the same inode and ctime."""
+Version = tuple[Stamp, int]
+"""Stamp and size of an index file."""
 
 _SIGNATURE = b"DIRC"
 _PLAIN = (2, 3)
@@ -52,9 +51,10 @@ class TrackedPaths:
         wanted = frozenset(paths)
         if not wanted:
             return []
+        started = time.time_ns()
         try:
             found = self._index.stat()
-            version: Version | None = (found.st_ino, found.st_ctime_ns, found.st_size)
+            version: Version | None = (stamp_of(found, started), found.st_size)
         except FileNotFoundError:
             version = None
         except OSError:
@@ -63,8 +63,8 @@ class TrackedPaths:
             self._found, self._asked = set(), (None, frozenset())
         elif (version, wanted) != self._asked:
             self._found = self._search(wanted)
-            is_old = time.time_ns() - found.st_ctime_ns > _OLD_NS
-            self._asked = version if is_old else None, wanted
+            is_young = version[0][1] == YOUNG
+            self._asked = None if is_young else version, wanted
         now = time.monotonic()
         self._last_found.update(dict.fromkeys(self._found, now))
         for path in [p for p, at in self._last_found.items() if now - at > KEPT_S]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -38,6 +39,22 @@ def test_an_unknown_token_means_everything(mount: Mount) -> None:
     for token in ("unknown", "1234", "x.5", mount.ask("fsmonitor")["token"] + "99", "."):
         if token != ".":
             assert answer(mount, token)[1] == ["/"]
+
+
+def test_an_answer_stays_as_it_was_given(mount: Mount) -> None:
+    token, _ = answer(mount, mount.ask("fsmonitor")["token"])
+    question = mount.path / ".artifact-fs/fsmonitor" / token
+    with question.open("rb") as before:
+        for number in range(100):  # more than are kept
+            (mount.path / f"new{number}").touch()
+            for _ in range(2):
+                assert f"new{number}" in answer(mount, token)[1]
+        with question.open("rb") as after:
+            assert b"new" not in before.read()
+            assert after.read().count(b"new") == 100
+    with contextlib.suppress(PermissionError):  # else the kernel forgets them when it likes
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    assert len(answer(mount, token)[1]) == 100
 
 
 def test_each_kind_of_change(mount: Mount) -> None:

@@ -117,3 +117,14 @@ def test_who_reads_is_known_without_an_open(new_mount: Callable[..., Mount]) -> 
     child = subprocess.Popen(["cat", mount.path / "README"], stdout=subprocess.PIPE)
     child.communicate()
     assert f"hydrate README {child.pid}" in "\n".join(mount.log())
+
+
+def test_the_same_question_of_fsmonitor_is_one_request(mount: Mount) -> None:
+    """As long as the answer is the same: the kernel has what it says."""
+    question = mount.path / ".artifact-fs/fsmonitor" / mount.ask("fsmonitor")["token"]
+    first = question.read_bytes()
+    with Sent(mount) as requests:
+        assert question.read_bytes() == first
+    assert requests == {"lookup": 1}
+    (mount.path / "README").write_text("changed")
+    assert b"README" in question.read_bytes()

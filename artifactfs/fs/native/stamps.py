@@ -1,0 +1,104 @@
+"""What tells whether a file or folder is as it was: its inode number and its ctime.
+
+Each change gives it another ctime, which nobody can set, or it is another inode. One that was
+changed just now may be changed again within the same tick of the clock: its stamp is `YOUNG`.
+
+Seeing whether thousands of them are as they were is done by a small compiled extension
+(``_stamps.c``, feature `fast-looks`), which takes half the time and keeps no other thread waiting.
+Without it Python does the same.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Protocol
+
+from artifactfs.errors import InvalidInput
+from artifactfs.features import disabled_features
+
+FEATURE = "fast-looks"
+
+YOUNG = -1
+"""In place of a ctime that a change right after the look may have as well."""
+
+_FINE_NS = 20_000_000
+"""Two changes so near to each other may have the same ctime: a tick is up to 10 ms."""
+
+_COARSE_NS = 1_000_000_000 + _FINE_NS
+"""The same on file systems that keep whole seconds (ext4 with inodes of 128 bytes)."""
+
+_SECOND_NS = 1_000_000_000
+
+_HEAD = struct.Struct("=Qq")
+"""What stands before each path of packed stamps: the inode number and the ctime."""
+
+Stamp = tuple[int, int]
+"""Inode number and ctime, in ns."""
+
+
+def stamp_of(found: os.stat_result, started_ns: int) -> Stamp:
+    """That of what a look that has begun then finds."""
+    ctime = found.st_ctime_ns
+    near = _FINE_NS if ctime % _SECOND_NS else _COARSE_NS
+    return found.st_ino, YOUNG if ctime >= started_ns - near else ctime
+
+
+def pack(stamps: Iterable[tuple[bytes, Stamp]]) -> bytes:
+    """Paths, relative to one folder, with their stamps: for `are_current`."""
+    return b"".join(_HEAD.pack(*stamp) + path + b"\0" for path, stamp in stamps)
+
+
+def are_current(folder: bytes, packed: bytes) -> bool:
+    """Whether all that is in `packed` has its stamp, below `folder`. Blocks."""
+    try:
+        descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        look = _compiled.are_current if _compiled is not None else _are_current
+        return look(descriptor, packed)
+    finally:
+        os.close(descriptor)
+
+
+def _are_current(folder: int, packed: bytes, /) -> bool:
+    at = 0
+    while at < len(packed):
+        ino, ctime = _HEAD.unpack_from(packed, at)
+        start = at + _HEAD.size
+        end = packed.index(b"\0", start)
+        try:
+            found = os.stat(packed[start:end], dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            return False
+        if found.st_ctime_ns != ctime or found.st_ino != ino:
+            return False
+        at = end + 1
+    return True
+
+
+class _Compiled(Protocol):
+    def are_current(self, folder: int, packed: bytes, /) -> bool: ...
+
+
+def _load() -> tuple[_Compiled | None, str]:
+    """The extension, or why there is none."""
+    try:
+        if FEATURE in disabled_features():
+            return None, "it is switched off"
+    except InvalidInput:
+        pass  # said where a mount or a command begins
+    try:
+        loaded: _Compiled = import_module("artifactfs.fs.native._stamps")
+    except ModuleNotFoundError:
+        return None, ("it was not compiled: install gcc and python3-dev, then ArtifactFS once more")
+    except ImportError as error:
+        return None, f"it cannot be loaded: {error}"
+    return loaded, ""
+
+
+_compiled, why_missing = _load()
+"""`why_missing` is empty where the extension is there."""
