@@ -1,5 +1,5 @@
 /*
- * Looks whether files and folders are as they were: an lstat for each, without Python between them.
+ * Finds the files and folders that are not as they were: an lstat for each, without Python between.
  *
  * Git asks with each `git status`, and waits: a look from Python takes 4 us for each, of which 2 are
  * Python. Two threads share what is left, as the CPU of the git that waits is free.
@@ -10,7 +10,6 @@
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -24,11 +23,15 @@ struct stamp {
 /* Bytes of stamps for which a second thread is worth its start of some 50 us. */
 #define SHARED_FROM 16384
 
+/* As many as one thread tells of. */
+#define MOST_CHANGED 256
+
 struct part {
     int folder;
     const char *at;
     const char *end;
-    atomic_int *current;
+    int count;
+    const char *changed[MOST_CHANGED];
 };
 
 static int is_current(int folder, const char *path, const struct stamp *stamp)
@@ -40,74 +43,99 @@ static int is_current(int folder, const char *path, const struct stamp *stamp)
     return found.st_ino == stamp->ino && ctime_ns == stamp->ctime_ns;
 }
 
-/* Where the first path at or behind `from` ends, of those that begin at `at`. */
-static const char *path_end(const char *at, const char *from, const char *end)
+/* Where the next one begins. Each ends with a NUL, and is longer than a stamp: see `is_whole`. */
+static const char *behind(const char *at)
 {
-    while (at < from && (size_t)(end - at) > sizeof(struct stamp)) {
-        at += sizeof(struct stamp);
-        at += strlen(at) + 1;
-    }
-    return at;
+    at += sizeof(struct stamp);
+    return at + strlen(at) + 1;
+}
+
+static int is_whole(const char *at, const char *end)
+{
+    while (at < end && (size_t)(end - at) > sizeof(struct stamp))
+        at = behind(at);
+    return at == end;
 }
 
 static void *look(void *argument)
 {
     struct part *part = argument;
-    const char *at = part->at;
-    while (at < part->end && atomic_load_explicit(part->current, memory_order_relaxed)) {
+    for (const char *at = part->at; at < part->end && part->count < MOST_CHANGED; at = behind(at)) {
         struct stamp stamp;
-        int whole = (size_t)(part->end - at) > sizeof stamp;
-        if (whole) {
-            memcpy(&stamp, at, sizeof stamp);
-            at += sizeof stamp;
-        }
-        if (!whole || !is_current(part->folder, at, &stamp))
-            atomic_store(part->current, 0);
-        at += strlen(at) + 1;
+        memcpy(&stamp, at, sizeof stamp);
+        if (!is_current(part->folder, at + sizeof stamp, &stamp))
+            part->changed[part->count++] = at;
     }
     return NULL;
 }
 
-static void look_in_two(struct part *first)
+static void look_in_two(struct part *first, struct part *second)
 {
     pthread_t thread;
-    struct part second = *first;
-    first->end = second.at = path_end(first->at, first->at + (first->end - first->at) / 2, first->end);
-    if (pthread_create(&thread, NULL, look, &second) == 0) {
-        look(first);
+    const char *middle = first->at, *half = first->at + (first->end - first->at) / 2;
+    while (middle < half)
+        middle = behind(middle);
+    second->at = middle;
+    second->end = first->end;
+    first->end = middle;
+    int started = pthread_create(&thread, NULL, look, second) == 0;
+    look(first);
+    if (started)
         pthread_join(thread, NULL);
-    } else {
-        look(first);
-        look(&second);
-    }
+    else
+        look(second);
 }
 
-static PyObject *are_current(PyObject *Py_UNUSED(module), PyObject *arguments)
+static int append_all(PyObject *list, const struct part *part, const char *start)
+{
+    for (int i = 0; i < part->count; i++) {
+        PyObject *offset = PyLong_FromSsize_t(part->changed[i] - start);
+        if (offset == NULL)
+            return -1;
+        int failed = PyList_Append(list, offset);
+        Py_DECREF(offset);
+        if (failed)
+            return -1;
+    }
+    return 0;
+}
+
+static PyObject *told(const struct part *first, const struct part *second, const char *start)
+{
+    if (first->count == MOST_CHANGED || second->count == MOST_CHANGED)
+        Py_RETURN_NONE;
+    PyObject *list = PyList_New(0);
+    if (list != NULL && (append_all(list, first, start) || append_all(list, second, start)))
+        Py_CLEAR(list);
+    return list;
+}
+
+static PyObject *changed(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     Py_buffer stamps;
-    atomic_int current = 1;
-    struct part all = {.current = &current};
-    if (!PyArg_ParseTuple(arguments, "iy*:are_current", &all.folder, &stamps))
+    int folder;
+    if (!PyArg_ParseTuple(arguments, "iy*:changed", &folder, &stamps))
         return NULL;
-    all.at = stamps.buf;
-    all.end = all.at + stamps.len;
-    if (stamps.len > 0 && all.end[-1] != '\0') {
+    const char *start = stamps.buf, *end = start + stamps.len;
+    if (stamps.len > 0 && (end[-1] != '\0' || !is_whole(start, end))) {
         PyBuffer_Release(&stamps);
         PyErr_SetString(PyExc_ValueError, "the last path does not end");
         return NULL;
     }
+    struct part first = {.folder = folder, .at = start, .end = end}, second = {.folder = folder};
     Py_BEGIN_ALLOW_THREADS
     if (stamps.len < SHARED_FROM)
-        look(&all);
+        look(&first);
     else
-        look_in_two(&all);
+        look_in_two(&first, &second);
     Py_END_ALLOW_THREADS
+    PyObject *list = told(&first, &second, start);
     PyBuffer_Release(&stamps);
-    return PyBool_FromLong(current);
+    return list;
 }
 
 static PyMethodDef methods[] = {
-    {"are_current", are_current, METH_VARARGS, NULL},
+    {"changed", changed, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -32,7 +32,7 @@ from artifactfs.fs.native.looks import (
     stamps_of,
 )
 from artifactfs.fs.native.newfolders import NewFolders
-from artifactfs.fs.native.stamps import are_current
+from artifactfs.fs.native.stamps import changed_paths
 from artifactfs.fs.native.tracked import TrackedPaths
 from artifactfs.fs.native.view import View
 from artifactfs.system.files import replace_file
@@ -83,7 +83,7 @@ class UpperJournal:
         self._tracked = TrackedPaths(index)
         self._new_folders = NewFolders(view.upper)
         self._stamps: bytes | None = None
-        """Packed, where the look before found nothing: mostly the next one does not either."""
+        """Of all that the look before has seen, packed: the next one begins with them."""
         self._lock = threading.Lock()
         self._look: Look = {}
         self._is_kept = True
@@ -101,16 +101,22 @@ class UpperJournal:
     def update(self) -> None:
         """Look once more. Blocks. Raises: MissingObject, CorruptData."""
         with self._lock:
-            if self._stamps is None or not are_current(self._view.upper, self._stamps):
-                self._stamps = None
-                try:
-                    self._take(look(self._view, self._look))
-                except (TooMany, OSError):
-                    self._look, self._state = {}, self._state.forgotten()
-                    self._is_kept = False
+            try:
+                suspect = self._suspect()
+                if suspect is None or suspect:
+                    self._take(look(self._view, self._look, suspect))
+            except (TooMany, OSError):
+                self._look, self._state, self._stamps = {}, self._state.forgotten(), None
+                self._is_kept = False
             self._look_into_new_folders()
             if not self._is_kept:
                 self._keep()
+
+    def _suspect(self) -> list[bytes] | None:
+        """The paths of which the look before may not be true any more; None: any."""
+        if self._stamps is None:
+            return None
+        return changed_paths(self._view.upper, self._stamps)
 
     def _look_into_new_folders(self) -> None:
         state = self._state
@@ -123,12 +129,10 @@ class UpperJournal:
 
     def _take(self, now: Look) -> None:
         names = differences(self._look, now)
-        self._look = now
+        self._look, self._stamps = now, stamps_of(now)
         if names:
             self._state = self._state.after(names, each_time(now))
             self._is_kept = False
-        else:
-            self._stamps = stamps_of(now)
 
     def answer(self, token: str, *, any_index: bool = False) -> bytes:
         """The answer to git as of the last `update`, version 2 of the protocol. With `any_index`
@@ -163,7 +167,7 @@ class UpperJournal:
             replace_file(self._file, b"%08x\0%s" % (zlib.crc32(content), content), mode=0o600)
             self._is_kept = True
         except OSError:  # a full disk: no token of this session is good for another process
-            self._look, self._state = {}, _State.begin()
+            self._look, self._state, self._stamps = {}, _State.begin(), None
 
     def _load(self) -> _State | None:
         """None where it was never written, or by another boot, or is damaged."""

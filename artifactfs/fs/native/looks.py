@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from artifactfs.fs.gitview.journal import IN_DIRECTORY
@@ -29,9 +29,8 @@ from artifactfs.git.objects.database import Oid, TreeEntry
 MAX_SEEN = 500_000
 """Files and folders that a look remembers. Beyond, git stats everything, as without us."""
 
-MOST_STAMPS = 20_000
-"""Files and folders of which the next look first sees whether all are as they were: 80 bytes
-each."""
+MOST_STAMPS = 50_000
+"""Files and folders of which the next look first finds those that changed: 160 bytes each."""
 
 
 class TooMany(Exception):
@@ -72,22 +71,34 @@ class Seen:
     """Those of `files` where the base tree has a folder."""
     below: list[bytes] = field(default_factory=list)
     """The folders of a base tree that shows at another place."""
+    packed: bytes | None = None
+    """Its stamp and those of its files, once that is known."""
 
 
 Look = dict[bytes, Seen]
 """By path."""
 
 
-def look(view: View, before: Mapping[bytes, Seen]) -> Look:
-    """Walk the upper folder. Raises: TooMany, OSError, MissingObject, CorruptData."""
+def look(view: View, before: Mapping[bytes, Seen], changed: Iterable[bytes] | None = None) -> Look:
+    """Walk the upper folder. `changed` are the paths of which `before` may not be true any more:
+    nothing else is looked at; None: everything is.
+
+    Raises: TooMany, OSError, MissingObject, CorruptData.
+    """
     started, found, count = time.time_ns(), Look(), 0
     top = view.top.upper
     assert top is not None
+    suspect = None if changed is None else {*changed, *map(os.path.dirname, changed)}
     stack = [Place(top, b"", None, b"", in_own=False)]
     while stack:
         place = stack.pop()
+        known = before.get(place.path)
+        is_known = known is not None and (known.place is place or known.place == place)
         try:
-            seen = _see(view, place, before.get(place.path), started)
+            if suspect is None or not is_known or place.path in suspect:
+                seen = _see(view, place, known, started)
+            else:
+                seen = before[place.path]
         except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
             continue
         found[place.path] = seen
@@ -199,21 +210,24 @@ def _folders_in(view: View, path: bytes, tree: Oid | None) -> Iterator[bytes]:
 
 
 def stamps_of(found: Mapping[bytes, Seen]) -> bytes | None:
-    """All that a look has seen, packed; None: too much, or some of it may change without another
-    stamp, or the look was another process's."""
-    stamps: list[tuple[bytes, Stamp]] = []
+    """All that a look has seen, packed; None: it is too much, or was another process's."""
+    if sum(1 + len(seen.files) for seen in found.values()) > MOST_STAMPS:
+        return None
+    parts = []
     for path, seen in found.items():
-        if seen.place is None or seen.stamp[1] == YOUNG:
+        if seen.place is None:
             return None
-        stamps.append((path or b".", seen.stamp))
-        for name, stamp in seen.files.items():
-            if stamp[1] == YOUNG:
-                return None
-            if stamp[0] != 0:  # else it goes with its folder
-                stamps.append((join(path, name), stamp))
-        if len(stamps) > MOST_STAMPS:
-            return None
-    return pack(stamps)
+        if seen.packed is None:
+            seen.packed = pack(_stamps_in(path, seen))
+        parts.append(seen.packed)
+    return b"".join(parts)
+
+
+def _stamps_in(path: bytes, seen: Seen) -> Iterator[tuple[bytes, Stamp]]:
+    yield path or b".", seen.stamp
+    for name, stamp in seen.files.items():
+        if stamp[0] != 0:  # else it goes with its folder
+            yield join(path, name), stamp
 
 
 def each_time(found: Mapping[bytes, Seen]) -> list[bytes]:
@@ -226,7 +240,7 @@ def differences(before: Mapping[bytes, Seen], now: Mapping[bytes, Seen]) -> set[
     names: set[bytes] = set()
     for path in before.keys() | now.keys():
         old, new = before.get(path), now.get(path)
-        if old is new and old is not None and old.stamp[1] != YOUNG and not old.files:
+        if old is new:
             continue
         if old is None or new is None or _is_another(old, new):
             names.add(inside(path))

@@ -1,4 +1,4 @@
-"""Whether files and folders are as they were, by the extension and by Python."""
+"""Which files and folders are not as they were, by the extension and by Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from artifactfs.fs.native import stamps
-from artifactfs.fs.native.stamps import YOUNG, are_current, pack, stamp_of
+from artifactfs.fs.native.stamps import YOUNG, changed_paths, pack, stamp_of
 
 MANY = 600
 """Enough for two threads."""
@@ -43,6 +43,16 @@ def packed(folder: Path) -> bytes:
     )
 
 
+def paths_of(before: bytes) -> list[str]:
+    """Those that `packed` has packed."""
+    found, at = [], 0
+    while at < len(before):
+        end = before.index(b"\0", at + 16)
+        found.append(os.fsdecode(before[at + 16 : end]))
+        at = end + 1
+    return found
+
+
 def write_again(path: Path) -> None:
     path.write_text(path.read_text())
 
@@ -63,42 +73,71 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+def changed(folder: Path, before: bytes) -> list[str]:
+    found = changed_paths(os.fsencode(folder), before)
+    assert found is not None
+    return sorted(os.fsdecode(path) for path in found)
+
+
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("number", [0, MANY - 1])
 def test_each_change_is_seen(folder: Path, change: str, number: int) -> None:
     before = packed(folder)
-    assert are_current(os.fsencode(folder), before)
+    assert changed(folder, before) == []
+    parent = f"d{number % 7}"
+    path = f"{parent}/file with a longer name {number}"
     time.sleep(0.02)  # a tick of the clock
-    CHANGES[change](folder / f"d{number % 7}/file with a longer name {number}")
-    assert not are_current(os.fsencode(folder), before)
-    assert are_current(os.fsencode(folder), packed(folder))
+    CHANGES[change](folder / path)
+    also = {
+        "replaced": [parent, path],
+        "removed": [parent, path],
+        "one more name": [parent],
+        "a folder in place of its own": [".", *(p for p in paths_of(before) if p[:2] == parent)],
+    }
+    assert changed(folder, before) == sorted(also.get(change, [path]))
+    assert changed(folder, packed(folder)) == []
+
+
+@pytest.mark.usefixtures("each_way")
+def test_one_that_is_young_may_have_changed(folder: Path) -> None:
+    ino = (folder / "d3").stat().st_ino
+    assert changed(folder, packed(folder) + pack([(b"d3", (ino, YOUNG))])) == ["d3"]
 
 
 @pytest.mark.usefixtures("each_way")
 def test_links_are_not_followed(folder: Path) -> None:
     before = packed(folder)
     (folder.parent / "nowhere").touch()
-    assert are_current(os.fsencode(folder), before)
+    assert changed(folder, before) == []
+    time.sleep(0.02)
     (folder / "dangling").unlink()
     (folder / "dangling").symlink_to("elsewhere")
-    assert not are_current(os.fsencode(folder), before)
+    assert changed(folder, before) == [".", "dangling"]
 
 
 @pytest.mark.usefixtures("each_way")
 def test_what_is_nothing_and_what_is_gone(tmp_path: Path) -> None:
-    assert are_current(os.fsencode(tmp_path), b"")
-    assert not are_current(os.fsencode(tmp_path / "gone"), b"")
-    assert not are_current(os.fsencode(tmp_path), pack([(b"gone", (1, 1))]))
+    assert changed(tmp_path, b"") == []
+    assert changed(tmp_path, pack([(b"gone", (1, 1))])) == ["gone"]
+    with pytest.raises(FileNotFoundError):
+        changed(tmp_path / "gone", b"")
+
+
+@pytest.mark.skipif(bool(stamps.why_missing), reason="needs the extension")
+def test_the_extension_tells_of_so_many_at_most(folder: Path) -> None:
+    before = packed(folder)
+    time.sleep(0.02)
+    for path in folder.rglob("file*"):
+        path.chmod(0o600)
+    assert changed_paths(os.fsencode(folder), before) is None
 
 
 @pytest.mark.skipif(bool(stamps.why_missing), reason="needs the extension")
 @pytest.mark.parametrize("cut", [1, 5, 20, 27])
 def test_the_extension_reads_nothing_behind_the_end(folder: Path, cut: int) -> None:
-    try:
-        assert not are_current(os.fsencode(folder), packed(folder)[:-cut])
-    except ValueError as error:
-        assert str(error) == "the last path does not end"
+    with pytest.raises(ValueError, match="does not end"):
+        changed_paths(os.fsencode(folder), packed(folder)[:-cut])
 
 
 def test_one_that_was_changed_just_now_is_young(tmp_path: Path) -> None:

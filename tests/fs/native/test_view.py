@@ -10,6 +10,7 @@ import random
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from artifactfs.daemon.writes.rebase import rebase
 from artifactfs.fs.gitview.journal import EVERYTHING
 from artifactfs.fs.inodes.inode import Owner, mode_of_entry
 from artifactfs.fs.native.journal import UpperJournal
+from artifactfs.fs.native.looks import Look, look, stamps_of
 from artifactfs.fs.native.marks import MOUNT_OPTIONS
+from artifactfs.fs.native.stamps import changed_paths
 from artifactfs.fs.native.view import File, Folder, View
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.paths import RepoLayout
@@ -169,6 +172,34 @@ def test_the_view_is_what_the_kernel_shows(layers: Layers, seed: int) -> None:
             change(merged, choose, 25)
             expected = shown(merged)
         assert read(layers.view(commit), odb) == expected
+
+
+def described(found: Look) -> dict[bytes, object]:
+    return {
+        path: (
+            (seen.stamp, seen.own, seen.top, seen.moved, seen.over_file, seen.place),
+            (set(seen.folders), seen.files, seen.covering, set(seen.below)),
+        )
+        for path, seen in found.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_look_at_what_changed_finds_what_a_look_at_everything_does(
+    layers: Layers, seed: int
+) -> None:
+    commit = layers.commit()
+    choose, view = random.Random(seed), layers.view(commit)
+    with layers.mounted(commit) as merged:
+        found = look(view, {})
+        for _ in range(30):
+            change(merged, choose, choose.randrange(4))
+            time.sleep(0.03)  # else some of it is too young to be compared
+            packed = stamps_of(found)
+            assert packed is not None
+            suspect = changed_paths(view.upper, packed)
+            found = look(view, found, suspect)
+            assert described(found) == described(look(view, {}))
 
 
 def sync_tree(source: Seen, target: Path) -> None:
