@@ -91,7 +91,8 @@ class TrackedPaths:
 def _may_have(index: mmap.mmap, path: bytes, end: int) -> bool:
     """Before `end`, an entry of that path (a file, or a submodule) or below it; or of one that
     ends like it."""
-    return index.find(path + b"/", 0, end) >= 0 or index.find(path + b"\0", 0, end) >= 0
+    at = index.find(path, 0, end)  # mostly nowhere, which is enough
+    return at >= 0 and any(index.find(path + behind, at, end) >= 0 for behind in (b"/", b"\0"))
 
 
 def _untracked_cache_at(index: mmap.mmap) -> int:
