@@ -145,7 +145,7 @@ def environment_apart(gitdir: Path, *, make: bool = True) -> dict[str, str]:
     if _leads_to_mount(objects, _DEPTH):
         seen = list(dict.fromkeys(_apart(objects, _DEPTH, make=make)))
         found["GIT_OBJECT_DIRECTORY"] = str(seen[0])
-        found["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = ":".join(map(_quoted, seen[1:]))
+        found["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = ":".join(map(quoted, seen[1:]))
     return found
 
 
@@ -221,8 +221,9 @@ def _apart(objects: Path, depth: int, *, make: bool) -> Iterator[Path]:
             yield path
 
 
-def _quoted(path: Path) -> str:
-    """As git reads an entry of that variable: quoted where a colon or a quote is in it."""
+def quoted(path: Path | str) -> str:
+    """A path as git reads it in GIT_ALTERNATE_OBJECT_DIRECTORIES: quoted where a colon or a quote
+    is in it."""
     text = str(path)
     if ":" not in text and not text.startswith('"'):
         return text

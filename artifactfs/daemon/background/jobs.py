@@ -25,7 +25,8 @@ from artifactfs.errors import ArtifactFSError, StateError
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.objects.database import MissingObject, ObjectDatabase
 from artifactfs.git.remote.arriving import ArrivingHistory
-from artifactfs.git.remote.history import fetch_history, write_changed_paths
+from artifactfs.git.remote.history import fetch_history
+from artifactfs.git.repository.commit_graph import write_changed_paths
 from artifactfs.git.repository.gitdir import history_complete
 from artifactfs.git.repository.refs import read_head
 from artifactfs.hydration.hydrator import Hydrator

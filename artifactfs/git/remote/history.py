@@ -12,7 +12,6 @@ Each pack of trees holds whole trees: where a root tree is here, so is everythin
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.remote.arriving import OID, ArrivingHistory, GiveWay, RootTrees
 from artifactfs.git.remote.fetch import BLOBLESS, is_copied, receive_pack
 from artifactfs.git.remote.remote import Remote
+from artifactfs.git.repository.commit_graph import write_commit_graph
 from artifactfs.git.repository.gitdir import (
     commits_complete,
     history_complete,
@@ -50,12 +50,7 @@ LARGEST_PART = 64_000
 one twice as large. A request of 64,000 has 3 MB."""
 
 _ALONE = "tree-"
-_GRAPH_DEADLINE_S = 600.0
-_BLOOM_INDEX = b"BIDX"
-_GRAPH_HEADER = 256
-"""Bytes: 8 and 12 for each of at most some ten chunks."""
 _LIST_DEADLINE_S = 300.0
-_CHANGED_PATHS_DEADLINE_S = 3_600.0
 
 
 async def fetch_history(
@@ -82,37 +77,8 @@ async def fetch_history(
         await _Fetch(gitdir, remote, settings.depth, arriving, give_way).run()
     arriving.finish()
     if settings.depth is None and not commits_complete(gitdir):
-        await _write_commit_graph(gitdir)
+        await write_commit_graph(gitdir)
     mark_history_complete(gitdir)
-
-
-async def write_changed_paths(gitdir: Path) -> None:
-    """Writes down in the commit-graph which paths each commit changed, in Bloom filters
-    (gitformat-commit-graph(5)): `git log -- PATH` and `git blame` read few trees then.
-
-    In the background: it reads all trees. A failure (no space, say) is no reason to fail.
-    """
-    if await trio.to_thread.run_sync(_has_changed_paths, gitdir):
-        return
-    with suppress(GitFailed):
-        await run_git(
-            *("commit-graph", "write", "--reachable", "--changed-paths"),
-            gitdir=gitdir,
-            deadline_s=_CHANGED_PATHS_DEADLINE_S,
-            background=True,
-        )
-
-
-def _has_changed_paths(gitdir: Path) -> bool:
-    """Whether there is such a commit-graph, or one of several files, which is not ours."""
-    info = gitdir / "objects" / "info"
-    if (info / "commit-graphs").exists():
-        return True
-    try:
-        with (info / "commit-graph").open("rb") as file:
-            return _BLOOM_INDEX in file.read(_GRAPH_HEADER)
-    except FileNotFoundError:
-        return False
 
 
 class _Fetch:
@@ -203,7 +169,7 @@ class _Fetch:
             await self._receive(missing, BLOBLESS, background=not self._arriving.is_awaited)
             self._arriving.note_packs()
             if size == FIRST_PART and at < len(newest_first):
-                await _write_commit_graph(self._gitdir)
+                await write_commit_graph(self._gitdir)
             size = min(2 * size, LARGEST_PART)
         return True
 
@@ -225,13 +191,3 @@ class _Fetch:
         await receive_pack(
             self._remote, self._gitdir, [root], folder=folder, urgent=True, copied=copied
         )
-
-
-async def _write_commit_graph(gitdir: Path) -> None:
-    """Makes `git log`, merge-base and ahead/behind of a long history several times faster.
-
-    Git works without it, so a failure (no space, say) is no reason to fail.
-    """
-    with suppress(GitFailed):
-        arguments = ("commit-graph", "write", "--reachable")
-        await run_git(*arguments, gitdir=gitdir, deadline_s=_GRAPH_DEADLINE_S)

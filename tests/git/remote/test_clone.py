@@ -24,8 +24,8 @@ from artifactfs.git.remote import fetch
 from artifactfs.git.remote.arriving import ArrivingHistory
 from artifactfs.git.remote.clone import fetch_history, fetch_refs
 from artifactfs.git.remote.fetch import fetch_commit
-from artifactfs.git.remote.history import write_changed_paths
 from artifactfs.git.remote.remote import Remote
+from artifactfs.git.repository.commit_graph import write_changed_paths
 from artifactfs.git.repository.gitdir import history_complete
 from artifactfs.git.repository.refs import read_head, read_refs
 from artifactfs.git.wire.credentials import CredentialFile
