@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from artifactfs.server.cluster.standing import Standing
+from artifactfs.server.cluster.standing import Lost, Standing
 from artifactfs.system.files import keep_file
 
 _HOOK = """\
@@ -34,13 +34,19 @@ _FOLDER = hashlib.sha256(_HOOK.encode()).hexdigest()[:16]
 put beside it and not in its place: another machine may still know the file that was there."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fence:
     """What a process of git is given so that it asks. `settings`: configuration of git."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     descriptors: tuple[int, ...] = ()
+    said_no: bool = False
+
+    def check(self) -> None:
+        """Where git did not do what it was told: whether that was for its answer. Raises: Lost."""
+        if self.said_no:
+            raise Lost("git was not to publish it")
 
 
 def write_hook(folder: Path) -> None:
@@ -65,12 +71,13 @@ async def fenced(standing: Standing, hooks: Path, owner: str | None) -> AsyncIte
             trio.lowlevel.FdStream(answers) as replies,
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(_reply, standing, owner, questions, replies)
-            yield Fence(
+            fence = Fence(
                 {"core.hooksPath": str(hooks / _FOLDER)},
                 {"ARTIFACTS_ASK": str(ask), "ARTIFACTS_ANSWER": str(answer)},
                 (ask, answer),
             )
+            nursery.start_soon(_reply, fence, standing, owner, questions, replies)
+            yield fence
             nursery.cancel_scope.cancel()
     finally:
         os.close(ask)
@@ -78,6 +85,7 @@ async def fenced(standing: Standing, hooks: Path, owner: str | None) -> AsyncIte
 
 
 async def _reply(
+    fence: Fence,
     standing: Standing,
     owner: str | None,
     questions: trio.lowlevel.FdStream,
@@ -86,4 +94,5 @@ async def _reply(
     async for data in questions:
         for _ in range(data.count(b"\n")):
             may = await standing.may_publish(owner)
+            fence.said_no = fence.said_no or not may
             await replies.send_all(b"go\n" if may else b"no\n")

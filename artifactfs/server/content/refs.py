@@ -60,6 +60,7 @@ async def delete_ref(
                     descriptors=fence.descriptors,
                 )
             if status != 0:
+                fence.check()
                 log.info("deleting a ref of %s: %s", repo.full_name, stderr)
                 raise Problem(Code.CONFLICT, "The ref is at another object", pointer="/expected")
             ms = (time.perf_counter() - started) * 1000

@@ -109,6 +109,7 @@ class Scratch:
                     environment=fence.environment,
                     descriptors=fence.descriptors,
                 )
+            fence.check()
             if "maximum allowed size" in done.stderr:
                 raise Problem(Code.STORAGE_LIMIT, "The storage limit is reached")
             lines = _results(done.output.decode("utf-8", "surrogateescape"))

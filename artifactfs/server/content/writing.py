@@ -184,6 +184,7 @@ async def _fast_import(context: Context, repo: Repo, commands: bytes) -> str | N
                         output += data
                     if await git.wait() == 0:
                         return output.split()[0].decode()
+                fence.check()
                 if _LOST.search(git.stderr):
                     return None
                 log.error("git fast-import in %s failed: %s", repo.full_name, git.stderr)

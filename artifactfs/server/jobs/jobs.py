@@ -34,7 +34,7 @@ from artifactfs.server.jobs.repositories import (
 )
 from artifactfs.server.jobs.syncing import Synced, SyncOrder, sync
 from artifactfs.server.metadata import catalog
-from artifactfs.server.metadata.database import DatabaseError, Transaction
+from artifactfs.server.metadata.database import DatabaseAway, DatabaseError, Transaction
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.problems import Code, Problem
 
@@ -201,6 +201,10 @@ class Jobs:
         except Lost as error:
             log.warning("the work on %s is left to others: %s", job.repo.full_name, error)
             job.failure = Problem(Code.BUSY, "The database is away", retry_after=5)
+        except DatabaseAway as error:
+            log.warning("the work on %s goes on later: %s", job.repo.full_name, error)
+            job.failure = Problem(Code.BUSY, "The database is away", retry_after=5)
+            self._context.background.start_soon(self._again)
         except (ForkFailed, ImportFailed) as error:
             await self._give_up(job, str(error))
         except OSError as error:

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import httpx
 import psycopg
 import pytest
 
+from tests.e2e.processes import wait_until
 from tests.server.postgres import PostgresServer
 from tests.server.running import SERVER, Git, Server, with_token
 
@@ -52,16 +52,6 @@ def two(tmp_path: Path, postgres: PostgresServer) -> Iterator[list[Server]]:
     for server in servers:
         if server.process is not None:
             server.kill()
-
-
-def until(what: Callable[[], Any], seconds: float = 90) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = what()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it does not happen")
 
 
 def at(server: Server, made: dict[str, Any]) -> str:
@@ -103,6 +93,28 @@ def change(server: Server, sql: str, **params: Any) -> int:
         database.close()
 
 
+def test_a_schema_of_a_newer_version_beside(two: list[Server], git: Git, work: Path) -> None:
+    """As in an upgrade: the next version's tables are made, then server by server is replaced."""
+    one, other = two
+    before = one.create("before")
+    newer = "INSERT INTO migrations (area, name) VALUES ('artifacts-metadata', 'm999_newer')"
+    added = [
+        f"ALTER TABLE {table} ADD COLUMN newer TEXT"
+        for table in ("namespaces", "repos", "tokens", "servers", "sessions", "events", "usage")
+    ]
+    for statement in (*added, "CREATE TABLE newer (id TEXT PRIMARY KEY)", newer):
+        change(other, statement)
+    git("push", "-q", at(one, before), "main", cwd=work)
+    made = other.create("after")
+    assert one.stop() == 0
+    one.start()
+    git("push", "-q", at(one, made), "main", cwd=work)
+    fork = one.result("POST", "/namespaces/team/repos/after/fork", {"name": "child"})
+    assert git("ls-remote", at(other, fork), "main") == git("ls-remote", at(other, before), "main")
+    assert other.result("DELETE", "/namespaces/team/repos/before")["id"] == before["id"]
+    assert "2 repositories checked, 0 problems" in one.command("fsck")
+
+
 def test_the_work_of_a_killed_server_is_taken_over(two: list[Server], git: Git, work: Path) -> None:
     one, other = two
     made = one.create("parent")
@@ -122,8 +134,16 @@ def test_the_work_of_a_killed_server_is_taken_over(two: list[Server], git: Git, 
     orphan.mkdir(parents=True)
     for mark in ("half000000000000", "orphan0000000000"):
         (other.data / "open" / gone["id"] / mark).touch()
-    until(lambda: other.api("GET", "/namespaces/team/repos/half").status_code == 200)
-    until(lambda: not (other.data / "open" / gone["id"]).exists())
+    wait_until(
+        lambda: other.api("GET", "/namespaces/team/repos/half").status_code == 200,
+        "the fork",
+        deadline=90,
+    )
+    wait_until(
+        lambda: not (other.data / "open" / gone["id"]).exists(),
+        "the folder of the server that is gone to go",
+        deadline=90,
+    )
     assert not orphan.exists()
     assert len(rows(other, "SELECT id FROM servers")) == 1
     assert "2 repositories checked, 0 problems" in other.command("fsck")
@@ -140,13 +160,58 @@ def test_git_does_not_move_a_ref_for_a_server_that_lost_its_place(
         taking_over.execute("DELETE FROM servers")
         push = pool.submit(git, "push", "-q", at(one, made), "main", cwd=work, fails=True)
         waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
-        until(lambda: push.done() or taking_over.execute(waits).fetchone())
+        wait_until(
+            lambda: push.done() or taking_over.execute(waits).fetchone(),
+            "a push that waits",
+            deadline=90,
+        )
         taking_over.commit()
         push.result(timeout=90)
     assert git("ls-remote", at(other, made)) == ""
-    until(lambda: one.api("GET", "/healthz/ready").status_code and _ready(one) and _ready(other))
-    until(lambda: _pushed(git, at(one, made), work))
+    wait_until(
+        lambda: one.api("GET", "/healthz/ready").status_code and _ready(one) and _ready(other),
+        "both",
+        deadline=90,
+    )
+    wait_until(lambda: _pushed(git, at(one, made), work), "a push", deadline=90)
     assert "0 problems" in one.command("fsck")
+
+
+ASKED: dict[str, tuple[str, str, dict[str, str] | None, dict[str, str]]] = {
+    "file": ("PUT", "/file", {"any": "thing"}, {"path": "a.txt"}),
+    "ref": ("DELETE", "/refs/refs/heads/topic", None, {}),
+    "merge": ("POST", "/merge", {"head": "topic"}, {}),
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_rest_says_that_the_database_is_away_where_git_does_not_move_a_ref(
+    two: list[Server], git: Git, work: Path, what: str
+) -> None:
+    one, other = two
+    made = one.create("fenced")
+    git("push", "-q", at(one, made), "main", cwd=work)
+    git("commit", "-q", "--allow-empty", "-m", "Topic", cwd=work)
+    git("push", "-q", at(one, made), "HEAD:refs/heads/topic", cwd=work)
+    before = git("ls-remote", at(other, made))
+    method, path, body, params = ASKED[what]
+    assert one.database is not None
+    with psycopg.connect(one.database) as taking_over, ThreadPoolExecutor(1) as pool:
+        taking_over.execute("DELETE FROM servers")
+        path = f"/namespaces/team/repos/fenced{path}"
+        asked = pool.submit(one.api, method, path, body, **params)
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        wait_until(
+            lambda: asked.done() or taking_over.execute(waits).fetchone(),
+            "git's question",
+            deadline=90,
+        )
+        taking_over.commit()
+        answer = asked.result(timeout=90)
+    said = (answer.status_code, answer.json()["errors"][0]["message"])
+    assert said == (503, "The database is away")
+    assert answer.headers["retry-after"]
+    assert git("ls-remote", at(other, made)) == before
 
 
 def _ready(server: Server) -> bool:
@@ -176,7 +241,11 @@ def test_a_push_in_whose_middle_the_connection_breaks_is_not_taken(
         stderr=subprocess.PIPE,
         text=True,
     )
-    until(lambda: list((one.data / "open").glob(f"*/{made['id']}")))
+    wait_until(
+        lambda: list((one.data / "open").glob(f"*/{made['id']}")),
+        "the beginning of the push",
+        deadline=90,
+    )
     assert one.database is not None
     name = one.database.partition("@/")[2].partition("?")[0]
     with postgres.connect() as connection:
@@ -187,9 +256,30 @@ def test_a_push_in_whose_middle_the_connection_breaks_is_not_taken(
     taken = git("ls-remote", at(other, made))
     # Whichever came first: what the client was told is what there is.
     assert (push.returncode == 0) is bool(taken), said
-    until(lambda: _ready(one) and _ready(other))
-    until(lambda: _pushed(git, at(one, made), work))
+    wait_until(lambda: _ready(one) and _ready(other), "both", deadline=90)
+    wait_until(lambda: _pushed(git, at(one, made), work), "a push", deadline=90)
     assert "0 problems" in one.command("fsck")
+
+
+def test_a_fork_in_whose_middle_a_connection_breaks_goes_on(
+    two: list[Server], git: Git, work: Path
+) -> None:
+    """Not the one that says that the server is there: nobody takes the work over."""
+    one, other = two
+    git("push", "-q", at(one, one.create("parent")), "main", cwd=work)
+    fork = "/namespaces/team/repos/parent/fork"
+    assert one.database is not None
+    with psycopg.connect(one.database) as holding, ThreadPoolExecutor(1) as pool:
+        holding.execute("LOCK TABLE repo_pools IN SHARE MODE")
+        asked = pool.submit(one.api, "POST", fork, {"name": "child"})
+        broken = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted"
+        wait_until(lambda: asked.done() or holding.execute(broken).fetchone(), "a fork that waits")
+        answer = asked.result(timeout=90)
+    said = (answer.status_code, answer.json()["errors"][0]["message"])
+    assert said == (503, "The database is away")
+    child = "/namespaces/team/repos/child"
+    wait_until(lambda: other.api("GET", child).status_code == 200, "the fork", deadline=90)
+    assert "2 repositories checked, 0 problems" in one.command("fsck")
 
 
 def test_limits_count_over_all(tmp_path: Path, postgres: PostgresServer) -> None:
@@ -221,7 +311,7 @@ def test_postgresql_stops_and_starts(
             assert client.get("/healthz/live").status_code == 200
         assert "503" in git("ls-remote", at(server, made), fails=True)
         own_postgres.start()
-        until(lambda: _ready(server))
+        wait_until(lambda: _ready(server), "the server", deadline=90)
         assert "refs/heads/main" in git("ls-remote", at(server, made))
         server.create("another")
         assert "2 repositories checked, 0 problems" in server.command("fsck")
@@ -234,7 +324,7 @@ def test_draining(tmp_path: Path, postgres: PostgresServer) -> None:
     process = server.process
     assert process is not None
     process.terminate()
-    until(lambda: not _ready(server), 10)
+    wait_until(lambda: not _ready(server), "draining", deadline=10)
     assert server.api("GET", "/namespaces").status_code == 200
     assert process.wait(timeout=60) == 0
     with pytest.raises(httpx.ConnectError):
@@ -291,14 +381,14 @@ def test_connections_break_while_everything_happens(
         over.set()
         breaker.join()
     assert set(answers) <= {200, 201, 202, 404, 409, 503}, answers
-    until(lambda: all(_ready(server) for server in two))
+    wait_until(lambda: all(_ready(server) for server in two), "all", deadline=90)
     unfinished = "SELECT name FROM repos WHERE status <> 'ready'"
-    until(lambda: not rows(two[0], unfinished))
+    wait_until(lambda: not rows(two[0], unfinished), "the end of what was begun", deadline=90)
     listed = two[1].result("GET", "/namespaces/team/repos", limit=200)
     names = {repo["name"] for repo in listed}
     assert forked - deleted <= names and not names & deleted
     there = git("ls-remote", at(two[1], made), "refs/heads/main").split()[0]
     history = git("log", "--format=%H", there, cwd=work)
     assert all(tip in history for tip in tips)
-    until(lambda: _pushed(git, at(two[0], made), work))
+    wait_until(lambda: _pushed(git, at(two[0], made), work), "a push", deadline=90)
     assert "0 problems" in two[0].command("fsck")
