@@ -129,7 +129,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("kernel-writes", "what programs write goes to the disk, and not through a process"),
     Feature(
         "fast-looks",
-        "with them, git status sees in half the time that nothing has changed",
+        "git status sees in half the time what has changed",
         needs=("kernel-writes",),
     ),
     Feature(

@@ -12,6 +12,7 @@ import pytest
 from artifactfs.daemon.control.client import ControlClient
 from artifactfs.paths import StateLayout
 from tests.e2e.processes import DaemonProcess
+from tests.git.sample_repository import no_detached_maintenance
 
 
 class LocalRemote:
@@ -26,6 +27,8 @@ class LocalRemote:
         self._git("-C", str(self.path), "config", "uploadpack.allowFilter", "true")
         self._git("-C", str(self.path), "config", "transfer.advertiseObjectInfo", "true")
         self._git("clone", "-q", str(self.path), str(self._clone))
+        for repository in (self.path, self._clone):
+            no_detached_maintenance(repository)
         self._git("-C", str(self._clone), "remote", "set-url", "origin", "../remote.git")
         self._git("-C", str(self._clone), "switch", "-q", "-c", "main")
         (self._clone / "src").mkdir()

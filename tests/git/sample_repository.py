@@ -29,6 +29,13 @@ def git(*arguments: str, cwd: Path, stdin: str | None = None, **env: str) -> str
     return done.stdout.strip()
 
 
+def no_detached_maintenance(repository: Path) -> None:
+    """Git packs loose objects before a command ends, not behind somebody who copies them (a newer
+    one does it after twelve commits)."""
+    for name in ("maintenance.autoDetach", "gc.autoDetach"):
+        git("config", name, "false", cwd=repository)
+
+
 @dataclass(frozen=True)
 class Sample:
     """A work tree to commit in, and the bare repository it pushes to."""
@@ -71,6 +78,8 @@ def make_sample(directory: Path, *, partial: bool = True) -> Sample:
     work, bare = directory / "work", directory / "sample.git"
     git("init", "-q", "--bare", "-b", "main", str(bare), cwd=directory)
     git("init", "-q", "-b", "main", str(work), cwd=directory)
+    for repository in (bare, work):
+        no_detached_maintenance(repository)
     if partial:
         git("config", "uploadpack.allowFilter", "true", cwd=bare)
         git("config", "transfer.advertiseObjectInfo", "true", cwd=bare)

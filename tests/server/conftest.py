@@ -15,6 +15,7 @@ from artifactfs.server.metadata.database import Database
 from artifactfs.server.metadata.migrations import event_migrations, metadata_migrations
 from artifactfs.server.metadata.postgres import Postgres
 from artifactfs.server.metadata.sqlite import SQLite
+from tests.git.sample_repository import no_detached_maintenance
 from tests.server.postgres import PostgresServer, programs
 from tests.server.running import Git, Server, ServerFactory, git_environment
 
@@ -53,6 +54,7 @@ def _work_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _git(tree.parent, tree, ["git", *words], fails=False)
 
     git("init", "-q", "-b", "main")
+    no_detached_maintenance(tree)
     git("add", "-A")
     git("commit", "-q", "-m", "First")
     (tree / "src" / "app.py").write_text("print('two')\n")

@@ -199,7 +199,8 @@ class VirtualFiles:
             self._last_answers[token] = ino
             if len(self._answers) > _ANSWERS_KEPT:
                 self._drop(next(iter(self._answers)))
-        self._answers[ino].references += 1
+        answer = self._answers[ino] = self._answers.pop(ino)  # the one that was used last
+        answer.references += 1
         return ino
 
     def _drop(self, ino: int) -> None:

@@ -9,7 +9,9 @@
 #include <Python.h>
 
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -32,13 +34,22 @@ struct part {
     const char *end;
     int count;
     const char *changed[MOST_CHANGED];
+    /* A folder in whose place a symlink is now, as a path, and its length: what was in it is not
+     * looked for behind the link. */
+    const char *link;
+    size_t link_length;
 };
 
-static int is_current(int folder, const char *path, const struct stamp *stamp)
+/* Also notes whether it is a link now. */
+static int is_current(struct part *part, const char *path, const struct stamp *stamp)
 {
     struct stat found;
-    if (fstatat(folder, path, &found, AT_SYMLINK_NOFOLLOW) != 0)
+    if (fstatat(part->folder, path, &found, AT_SYMLINK_NOFOLLOW) != 0)
         return 0;
+    if (S_ISLNK(found.st_mode)) {
+        part->link = path;
+        part->link_length = strlen(path);
+    }
     int64_t ctime_ns = (int64_t)found.st_ctim.tv_sec * 1000000000 + found.st_ctim.tv_nsec;
     return found.st_ino == stamp->ino && ctime_ns == stamp->ctime_ns;
 }
@@ -57,13 +68,44 @@ static int is_whole(const char *at, const char *end)
     return at == end;
 }
 
+static int is_behind_link(const struct part *part, const char *path)
+{
+    return part->link != NULL && strncmp(path, part->link, part->link_length) == 0 &&
+           path[part->link_length] == '/';
+}
+
+/* For the part that does not begin at the top: a link among the folders above its first path. */
+static void look_above(struct part *part)
+{
+    char above[PATH_MAX];
+    if (part->at == part->end)
+        return;
+    const char *path = part->at + sizeof(struct stamp);
+    for (const char *slash = strchr(path, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
+        struct stat found;
+        size_t length = slash - path;
+        if (length >= sizeof above)
+            return;
+        memcpy(above, path, length);
+        above[length] = '\0';
+        if (fstatat(part->folder, above, &found, AT_SYMLINK_NOFOLLOW) == 0 &&
+            S_ISLNK(found.st_mode)) {
+            part->link = path;
+            part->link_length = length;
+            return;
+        }
+    }
+}
+
 static void *look(void *argument)
 {
     struct part *part = argument;
+    look_above(part);
     for (const char *at = part->at; at < part->end && part->count < MOST_CHANGED; at = behind(at)) {
         struct stamp stamp;
+        const char *path = at + sizeof stamp;
         memcpy(&stamp, at, sizeof stamp);
-        if (!is_current(part->folder, at + sizeof stamp, &stamp))
+        if (is_behind_link(part, path) || !is_current(part, path, &stamp))
             part->changed[part->count++] = at;
     }
     return NULL;
@@ -72,13 +114,17 @@ static void *look(void *argument)
 static void look_in_two(struct part *first, struct part *second)
 {
     pthread_t thread;
+    sigset_t all, before;
     const char *middle = first->at, *half = first->at + (first->end - first->at) / 2;
     while (middle < half)
         middle = behind(middle);
     second->at = middle;
     second->end = first->end;
     first->end = middle;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* the thread's: signals are for others */
     int started = pthread_create(&thread, NULL, look, second) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     look(first);
     if (started)
         pthread_join(thread, NULL);
@@ -114,7 +160,9 @@ static PyObject *changed(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     Py_buffer stamps;
     int folder;
-    if (!PyArg_ParseTuple(arguments, "iy*:changed", &folder, &stamps))
+    PyObject *packed; /* bytes, which nobody changes while other threads run */
+    if (!PyArg_ParseTuple(arguments, "iS:changed", &folder, &packed) ||
+        PyObject_GetBuffer(packed, &stamps, PyBUF_SIMPLE) != 0)
         return NULL;
     const char *start = stamps.buf, *end = start + stamps.len;
     if (stamps.len > 0 && (end[-1] != '\0' || !is_whole(start, end))) {

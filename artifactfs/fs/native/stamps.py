@@ -11,8 +11,10 @@ waiting. Without it Python does the same.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from typing import Protocol
 
@@ -47,7 +49,8 @@ def stamp_of(found: os.stat_result, started_ns: int) -> Stamp:
 
 
 def pack(stamps: Iterable[tuple[bytes, Stamp]]) -> bytes:
-    """Paths, relative to one folder, with their stamps: for `changed_paths`."""
+    """Paths, relative to one folder, with their stamps: for `changed_paths`. What is in a folder
+    follows it."""
     return b"".join(_HEAD.pack(*stamp) + path + b"\0" for path, stamp in stamps)
 
 
@@ -64,14 +67,16 @@ def changed_paths(folder: bytes, packed: bytes) -> list[bytes] | None:
 
 
 def _changed(folder: int, packed: bytes, /) -> list[int]:
-    found, at = [], 0
+    found, at, link = [], 0, None
     while at < len(packed):
         path = _path(packed, at)
-        try:
-            status = os.stat(path, dir_fd=folder, follow_symlinks=False)
-            stamp: Stamp | None = status.st_ino, status.st_ctime_ns
-        except OSError:
-            stamp = None
+        stamp: Stamp | None = None
+        if link is None or not path.startswith(link):
+            with suppress(OSError):
+                status = os.stat(path, dir_fd=folder, follow_symlinks=False)
+                stamp = status.st_ino, status.st_ctime_ns
+                if stat.S_ISLNK(status.st_mode):  # what was in it is not looked for behind it
+                    link = path + b"/"
         if stamp != _HEAD.unpack_from(packed, at):
             found.append(at)
         at += _HEAD.size + len(path) + 1

@@ -10,6 +10,7 @@ reason to fail.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -59,7 +60,7 @@ def _has_changed_paths(gitdir: Path) -> bool:
 
 
 async def _write(gitdir: Path, *options: str, deadline_s: float, background: bool = False) -> None:
-    folder = gitdir / OWN_FOLDER / _FOLDER
+    folder = gitdir / OWN_FOLDER / f"{_FOLDER}.{secrets.token_hex(4)}"
     with suppress(GitFailed, OSError):
         before = _version(_graph_in(gitdir / "objects"))
         environment = await trio.to_thread.run_sync(_environment, gitdir, folder)
@@ -79,7 +80,8 @@ async def _write(gitdir: Path, *options: str, deadline_s: float, background: boo
 
 def _environment(gitdir: Path, folder: Path) -> dict[str, str]:
     """Makes `folder`: git writes there, and reads what it reads otherwise."""
-    _remove(folder)  # of a worker that was killed
+    for old in folder.parent.glob(f"{_FOLDER}.*"):  # of a worker that was killed
+        _remove(old)
     (folder / "info").mkdir(parents=True)
     seen = environment_apart(gitdir)
     objects = seen.get("GIT_OBJECT_DIRECTORY") or str(gitdir.resolve() / "objects")
@@ -94,7 +96,9 @@ def _environment(gitdir: Path, folder: Path) -> dict[str, str]:
 def _put_in_place(gitdir: Path, folder: Path, before: _Version | None) -> None:
     """Unless somebody else has written one meanwhile, or is about to."""
     graph = _graph_in(gitdir / "objects")
-    if _version(graph) == before and not graph.with_name("commit-graph.lock").exists():
+    chain = graph.with_name("commit-graphs")  # of several files, which is not ours
+    locked = graph.with_name("commit-graph.lock").exists()
+    if _version(graph) == before and not locked and not chain.exists():
         graph.parent.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):  # there is no commit yet
             os.replace(_graph_in(folder), graph)

@@ -44,7 +44,7 @@ class Fence:
     said_no: bool = False
 
     def check(self) -> None:
-        """Where git did not do what it was told: whether that was for its answer. Raises: Lost."""
+        """To be called where git failed. Raises: Lost, if that was because we told it no."""
         if self.said_no:
             raise Lost("git was not to publish it")
 

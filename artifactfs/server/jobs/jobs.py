@@ -194,35 +194,55 @@ class Jobs:
         self._context.background.start_soon(self._supervise, job, work)
 
     async def _supervise(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> None:
+        standing, owner = self._context.standing, self._context.standing.owner
         self._under_way.add(job.repo.id)
         try:
-            with self._context.standing.working():
-                await work(job)
-        except Lost as error:
-            log.warning("the work on %s is left to others: %s", job.repo.full_name, error)
-            job.failure = Problem(Code.BUSY, "The database is away", retry_after=5)
-        except DatabaseAway as error:
-            log.warning("the work on %s goes on later: %s", job.repo.full_name, error)
-            job.failure = Problem(Code.BUSY, "The database is away", retry_after=5)
-            self._context.background.start_soon(self._again)
-        except (ForkFailed, ImportFailed) as error:
-            await self._give_up(job, str(error))
-        except OSError as error:
-            log.exception("the work on %s failed", job.repo.full_name)
-            await self._give_up(job, error.strerror or "input/output error")
-        except DatabaseError:
-            log.exception("the work on %s failed; it goes on at the next start", job.repo.full_name)
-            job.failure = Problem(Code.INTERNAL_ERROR, "The result cannot be stored")
-            if self._context.standing.shared:
-                self._context.background.start_soon(self._again)
-        except Exception:
-            log.exception("the work on %s failed", job.repo.full_name)
-            await self._give_up(job, "internal error")
+            while not await self._is_over(job, work):
+                await trio.sleep(_AGAIN_S)
+                if standing.owner != owner:
+                    self._leave(job, "this server has lost its database")
+                    break
         finally:
             self._under_way.discard(job.repo.id)
             with trio.CancelScope(shield=True):
                 await self._discard_deleted(job.repo)
             job.done.set()
+
+    async def _is_over(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> bool:
+        """Do the work, or give it up. False: the database is away, so it is to be done again."""
+        try:
+            await self._try(job, work)
+        except Lost as error:
+            self._leave(job, str(error))
+        except DatabaseAway as error:
+            log.warning("the work on %s goes on later: %s", job.repo.full_name, error)
+            return False
+        except DatabaseError:
+            log.exception("the work on %s failed; it goes on at the next start", job.repo.full_name)
+            job.failure = Problem(Code.INTERNAL_ERROR, "The result cannot be stored")
+            if self._context.standing.shared:
+                self._context.background.start_soon(self._again)
+        return True
+
+    async def _try(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> None:
+        """Raises: Lost, DatabaseError."""
+        try:
+            with self._context.standing.working():
+                await work(job)
+        except (Lost, DatabaseError):
+            raise
+        except (ForkFailed, ImportFailed) as error:
+            await self._give_up(job, str(error))
+        except OSError as error:
+            log.exception("the work on %s failed", job.repo.full_name)
+            await self._give_up(job, error.strerror or "input/output error")
+        except Exception:
+            log.exception("the work on %s failed", job.repo.full_name)
+            await self._give_up(job, "internal error")
+
+    def _leave(self, job: Job, reason: str) -> None:
+        log.warning("the work on %s is left to others: %s", job.repo.full_name, reason)
+        job.failure = Problem(Code.BUSY, "The database is away", retry_after=5)
 
     async def _discard_deleted(self, repo: Repo) -> None:
         """Where it was deleted while the work went on."""
@@ -233,10 +253,13 @@ class Jobs:
             log.error("%s cannot be looked up: %s", repo.full_name, error)
 
     async def _again(self) -> None:
-        """Where we are still those whose work it is."""
-        await trio.sleep(_AGAIN_S)
-        with suppress(DatabaseError, Lost):
-            await self.resume()
+        """As long as we are still those whose work it is."""
+        with suppress(Lost):
+            while True:
+                await trio.sleep(_AGAIN_S)
+                with suppress(DatabaseError):
+                    await self.resume()
+                    return
 
     async def _fork(self, job: Job) -> None:
         job.objects = await self._forking.run(job.repo)
@@ -258,13 +281,13 @@ class Jobs:
         """Undo: the name is free again, and nothing is left on disk."""
         repo = job.repo
         storage = "storage limit" in reason
-        code = Code.STORAGE_LIMIT if storage else Code.UPSTREAM_UNAVAILABLE
-        job.failure = Problem(code, f"The {repo.status.removesuffix('ing')} failed: {reason}")
         log.warning("%s of %s failed: %s", repo.status, repo.full_name, reason)
         with trio.CancelScope(shield=True):
             await self._context.store.write(
                 lambda tx: catalog.remove_repo(tx, repo, tombstone=False)
             )
+            code = Code.STORAGE_LIMIT if storage else Code.UPSTREAM_UNAVAILABLE
+            job.failure = Problem(code, f"The {repo.status.removesuffix('ing')} failed: {reason}")
             await self._repositories.discard(self._context.layout.gitdir(repo.id))
         self._context.events.record(
             Event(

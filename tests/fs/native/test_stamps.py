@@ -26,12 +26,14 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    top = tmp_path / "upper"
+    for number in range(7):
+        (top / f"d{number}").mkdir(parents=True)
     for number in range(MANY):
-        (tmp_path / f"d{number % 7}").mkdir(exist_ok=True)
-        (tmp_path / f"d{number % 7}/file with a longer name {number}").write_text("1")
-    (tmp_path / os.fsdecode(b"not \xff utf-8")).touch()
-    (tmp_path / "dangling").symlink_to("nowhere")
-    return tmp_path
+        (top / f"d{number % 7}/file with a longer name {number}").write_text("1")
+    (top / os.fsdecode(b"not \xff utf-8")).touch()
+    (top / "dangling").symlink_to("nowhere")
+    return top
 
 
 def packed(folder: Path) -> bytes:
@@ -114,6 +116,17 @@ def test_links_are_not_followed(folder: Path) -> None:
     (folder / "dangling").unlink()
     (folder / "dangling").symlink_to("elsewhere")
     assert changed(folder, before) == [".", "dangling"]
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("number", range(7))
+def test_nothing_is_looked_for_behind_a_link(folder: Path, number: int) -> None:
+    """It may lead to a disk that does not answer, or into a mount of ours."""
+    before = packed(folder)
+    inside = [path for path in paths_of(before) if path.startswith(f"d{number}/")]
+    (folder / f"d{number}").rename(folder.parent / "elsewhere")
+    (folder / f"d{number}").symlink_to(folder.parent / "elsewhere")
+    assert changed(folder, before) == sorted([".", f"d{number}", *inside])
 
 
 @pytest.mark.usefixtures("each_way")

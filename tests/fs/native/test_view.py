@@ -23,7 +23,7 @@ from artifactfs.daemon.writes.rebase import rebase
 from artifactfs.fs.gitview.journal import EVERYTHING
 from artifactfs.fs.inodes.inode import Owner, mode_of_entry
 from artifactfs.fs.native.journal import UpperJournal
-from artifactfs.fs.native.looks import Look, look, stamps_of
+from artifactfs.fs.native.looks import Look, differences, look, stamps_of
 from artifactfs.fs.native.marks import MOUNT_OPTIONS
 from artifactfs.fs.native.stamps import changed_paths
 from artifactfs.fs.native.view import File, Folder, View
@@ -197,9 +197,10 @@ def test_a_look_at_what_changed_finds_what_a_look_at_everything_does(
             time.sleep(0.03)  # else some of it is too young to be compared
             packed = stamps_of(found)
             assert packed is not None
-            suspect = changed_paths(view.upper, packed)
-            found = look(view, found, suspect)
-            assert described(found) == described(look(view, {}))
+            before, found = found, look(view, found, changed_paths(view.upper, packed))
+            whole = look(view, {})
+            assert described(found) == described(whole)
+            assert differences(before, found) == differences(before, whole)
 
 
 def sync_tree(source: Seen, target: Path) -> None:

@@ -83,16 +83,34 @@ def test_somebody_is_about_to_write_one(gitdir: Path, write: Write) -> None:
 def test_somebody_has_written_one_meanwhile(
     gitdir: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    theirs: list[int] = []
+
     async def run(*arguments: str, **options: Any) -> bytes:
         printed = await run_git(*arguments, **options)
-        theirs = ["git", "-C", str(gitdir), "commit-graph", "write", "--reachable"]
-        await trio.run_process(theirs)
+        await trio.run_process(["git", "-C", str(gitdir), "commit-graph", "write", "--reachable"])
+        theirs.append(graph_of(gitdir).stat().st_ino)
         return printed
 
     monkeypatch.setattr(commit_graph, "run_git", run)
     trio.run(write, gitdir)
+    assert [graph_of(gitdir).stat().st_ino] == theirs
     assert b"BIDX" not in graph_of(gitdir).read_bytes()[:256]
     assert git("commit-graph", "verify", cwd=gitdir) == ""
+    assert left_over(gitdir) == []
+
+
+@both
+def test_one_of_several_files_stays(gitdir: Path, write: Write) -> None:
+    git("commit-graph", "write", "--reachable", "--split", cwd=gitdir)
+    trio.run(write, gitdir)
+    assert not graph_of(gitdir).exists()
+    assert git("commit-graph", "verify", cwd=gitdir) == ""
+
+
+def test_what_a_killed_worker_left_goes(gitdir: Path) -> None:
+    (gitdir / "artifactfs/commit-graph.1234/info").mkdir(parents=True)
+    trio.run(write_commit_graph, gitdir)
+    assert graph_of(gitdir).exists()
     assert left_over(gitdir) == []
 
 

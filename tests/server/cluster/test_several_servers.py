@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,7 @@ def test_rest_says_that_the_database_is_away_where_git_does_not_move_a_ref(
     said = (answer.status_code, answer.json()["errors"][0]["message"])
     assert said == (503, "The database is away")
     assert answer.headers["retry-after"]
+    assert _said(one, "a push is not taken")
     assert git("ls-remote", at(other, made)) == before
 
 
@@ -261,24 +263,60 @@ def test_a_push_in_whose_middle_the_connection_breaks_is_not_taken(
     assert "0 problems" in one.command("fsck")
 
 
+@contextmanager
+def breaking(server: Server, event: str, table: str) -> Iterator[None]:
+    """Whoever does that to a row there loses the connection; not the one that says that the server
+    is there, so nobody takes its work over."""
+    change(
+        server,
+        "CREATE OR REPLACE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN OLD; END $$",
+    )
+    made = f"CREATE TRIGGER broken BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION broken()"
+    change(server, made)
+    yield
+    change(server, f"DROP TRIGGER broken ON {table}")
+
+
+def _said(server: Server, text: str) -> bool:
+    return text in (server.root / "server.err").read_text()
+
+
 def test_a_fork_in_whose_middle_a_connection_breaks_goes_on(
     two: list[Server], git: Git, work: Path
 ) -> None:
-    """Not the one that says that the server is there: nobody takes the work over."""
     one, other = two
     git("push", "-q", at(one, one.create("parent")), "main", cwd=work)
-    fork = "/namespaces/team/repos/parent/fork"
-    assert one.database is not None
-    with psycopg.connect(one.database) as holding, ThreadPoolExecutor(1) as pool:
-        holding.execute("LOCK TABLE repo_pools IN SHARE MODE")
-        asked = pool.submit(one.api, "POST", fork, {"name": "child"})
-        broken = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted"
-        wait_until(lambda: asked.done() or holding.execute(broken).fetchone(), "a fork that waits")
-        answer = asked.result(timeout=90)
-    said = (answer.status_code, answer.json()["errors"][0]["message"])
-    assert said == (503, "The database is away")
+    with breaking(other, "INSERT", "repo_pools"):
+        fork = one.result("POST", "/namespaces/team/repos/parent/fork", {"name": "child"})
+        assert other.api("GET", "/namespaces/team/repos/child").status_code == 409
+        assert _said(one, "the work on team/child goes on later")
     child = "/namespaces/team/repos/child"
     wait_until(lambda: other.api("GET", child).status_code == 200, "the fork", deadline=90)
+    assert "refs/heads/main" in git("ls-remote", at(other, fork))
+    assert "2 repositories checked, 0 problems" in one.command("fsck")
+
+
+def test_a_fork_that_fails_while_a_connection_breaks_is_given_up_later(
+    two: list[Server], git: Git, work: Path
+) -> None:
+    one, other = two
+    made = one.create("parent")
+    git("push", "-q", at(one, made), "main", cwd=work)
+    (objects,) = one.data.glob(f"repos/*/{made['id']}.git/objects")
+    objects.rename(objects.with_name("moved"))
+    objects.touch()
+    child = "/namespaces/team/repos/child"
+    with breaking(other, "DELETE", "repos"):
+        one.result("POST", "/namespaces/team/repos/parent/fork", {"name": "child"})
+        wait_until(lambda: _said(one, "the work on team/child goes on later"), "it", deadline=90)
+        assert other.api("GET", child).status_code == 409
+    wait_until(lambda: other.api("GET", child).status_code == 404, "its end", deadline=90)
+    assert _ready(one)
+    objects.unlink()
+    objects.with_name("moved").rename(objects)
+    one.result("POST", "/namespaces/team/repos/parent/fork", {"name": "child"})
+    one.wait_ready("child")
     assert "2 repositories checked, 0 problems" in one.command("fsck")
 
 
