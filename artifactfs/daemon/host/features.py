@@ -36,8 +36,7 @@ def find_features(state_root: Path) -> Features:
         features.lacks("git-folder", "only root may mount the gitdir there", expected=True)
     if (why_not := _why_the_kernel_cannot_write(state_root)) is not None:
         features.lacks("kernel-writes", why_not, expected=True)
-    if stamps.why_missing:
-        features.lacks(stamps.FEATURE, stamps.why_missing)
+    stamps.probe(features)
     try:
         printed = subprocess.run(
             ["git", "--version"], capture_output=True, text=True, timeout=_GIT_WAIT_S, check=True

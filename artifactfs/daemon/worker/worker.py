@@ -480,8 +480,7 @@ class Worker:
         filesystem = open_filesystem(native=self._writes.native)
         if not self._writes.native:
             filesystem.features.lacks("kernel-writes", self._writes.why, expected=True)
-        if stamps.why_missing:
-            filesystem.features.lacks(stamps.FEATURE, stamps.why_missing)
+        stamps.probe(filesystem.features)
         try:
             await recover(self._layout, odb, filesystem)
             self._redirected = self._prepare_redirects(filesystem)

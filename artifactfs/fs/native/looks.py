@@ -93,12 +93,13 @@ def look(view: View, before: Mapping[bytes, Seen], changed: Iterable[bytes] | No
     while stack:
         place = stack.pop()
         known = before.get(place.path)
-        is_known = known is not None and (known.place is place or known.place == place)
+        if known is not None and known.place is not place and known.place != place:
+            known = None  # something else shows there now
         try:
-            if suspect is None or not is_known or place.path in suspect:
-                seen = _see(view, place, known, started)
+            if known is not None and suspect is not None and place.path not in suspect:
+                seen = known
             else:
-                seen = before[place.path]
+                seen = _see(view, place, known, started)
         except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
             continue
         found[place.path] = seen
@@ -111,8 +112,7 @@ def look(view: View, before: Mapping[bytes, Seen], changed: Iterable[bytes] | No
 
 def _see(view: View, place: Place, known: Seen | None, started: int) -> Seen:
     stamp = stamp_of(os.lstat(place.upper), started)
-    unchanged = known is not None and known.stamp == stamp and stamp[1] != YOUNG
-    if not unchanged or known is None or known.place != place:
+    if known is None or known.stamp != stamp or stamp[1] == YOUNG:
         return _read(view, place, stamp, started)
     if known.files:
         known = Seen(

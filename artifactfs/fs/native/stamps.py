@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import Protocol
 
 from artifactfs.errors import InvalidInput
-from artifactfs.features import disabled_features
+from artifactfs.features import Features, disabled_features
 
 FEATURE = "fast-looks"
 
@@ -86,6 +86,12 @@ def _changed(folder: int, packed: bytes, /) -> list[int]:
 def _path(packed: bytes, at: int) -> bytes:
     start = at + _HEAD.size
     return packed[start : packed.index(b"\0", start)]
+
+
+def probe(features: Features) -> None:
+    """Say why the extension is not there, where it is not."""
+    if why_missing:
+        features.lacks(FEATURE, why_missing)
 
 
 class _Compiled(Protocol):

@@ -19,6 +19,7 @@ import trio
 
 from artifactfs.git.apart import environment_apart, quoted
 from artifactfs.git.command import GitFailed, run_git
+from artifactfs.git.repository.gitdir import own_folder
 from artifactfs.git.surroundings import OWN_FOLDER
 
 _FOLDER = "commit-graph"
@@ -82,7 +83,7 @@ def _environment(gitdir: Path, folder: Path) -> dict[str, str]:
     """Makes `folder`: git writes there, and reads what it reads otherwise."""
     for old in folder.parent.glob(f"{_FOLDER}.*"):  # of a worker that was killed
         _remove(old)
-    (folder / "info").mkdir(parents=True)
+    (own_folder(gitdir, folder.name) / "info").mkdir()
     seen = environment_apart(gitdir)
     objects = seen.get("GIT_OBJECT_DIRECTORY") or str(gitdir.resolve() / "objects")
     more = seen.get("GIT_ALTERNATE_OBJECT_DIRECTORIES")

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import psycopg
@@ -21,6 +22,8 @@ from tests.server.postgres import PostgresServer
 from tests.server.running import SERVER, Git, Server, with_token
 
 pytestmark = pytest.mark.timeout(300)
+until = partial(wait_until, deadline=90)
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -135,19 +138,30 @@ def test_the_work_of_a_killed_server_is_taken_over(two: list[Server], git: Git, 
     orphan.mkdir(parents=True)
     for mark in ("half000000000000", "orphan0000000000"):
         (other.data / "open" / gone["id"] / mark).touch()
-    wait_until(
+    until(
         lambda: other.api("GET", "/namespaces/team/repos/half").status_code == 200,
         "the fork",
-        deadline=90,
     )
-    wait_until(
+    until(
         lambda: not (other.data / "open" / gone["id"]).exists(),
         "the folder of the server that is gone to go",
-        deadline=90,
     )
     assert not orphan.exists()
     assert len(rows(other, "SELECT id FROM servers")) == 1
     assert "2 repositories checked, 0 problems" in other.command("fsck")
+
+
+def taken_over_meanwhile(server: Server, what: str, ask: Callable[[], T]) -> T:
+    """What comes of `ask`. Others take over as soon as git's question whether it may waits."""
+    assert server.database is not None
+    with psycopg.connect(server.database) as taking_over, ThreadPoolExecutor(1) as pool:
+        # As others do that take over. Until it is committed, who asks for the row has to wait.
+        taking_over.execute("DELETE FROM servers")
+        asked = pool.submit(ask)
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        until(lambda: asked.done() or taking_over.execute(waits).fetchone(), what)
+        taking_over.commit()
+        return asked.result(timeout=90)
 
 
 def test_git_does_not_move_a_ref_for_a_server_that_lost_its_place(
@@ -155,26 +169,14 @@ def test_git_does_not_move_a_ref_for_a_server_that_lost_its_place(
 ) -> None:
     one, other = two
     made = one.create("fenced")
-    assert one.database is not None
-    with psycopg.connect(one.database) as taking_over, ThreadPoolExecutor(1) as pool:
-        # As others do that take over. Until it is committed, who asks for the row has to wait.
-        taking_over.execute("DELETE FROM servers")
-        push = pool.submit(git, "push", "-q", at(one, made), "main", cwd=work, fails=True)
-        waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
-        wait_until(
-            lambda: push.done() or taking_over.execute(waits).fetchone(),
-            "a push that waits",
-            deadline=90,
-        )
-        taking_over.commit()
-        push.result(timeout=90)
+    push = partial(git, "push", "-q", at(one, made), "main", cwd=work, fails=True)
+    taken_over_meanwhile(one, "a push that waits", push)
     assert git("ls-remote", at(other, made)) == ""
-    wait_until(
+    until(
         lambda: one.api("GET", "/healthz/ready").status_code and _ready(one) and _ready(other),
         "both",
-        deadline=90,
     )
-    wait_until(lambda: _pushed(git, at(one, made), work), "a push", deadline=90)
+    until(lambda: _pushed(git, at(one, made), work), "a push")
     assert "0 problems" in one.command("fsck")
 
 
@@ -196,23 +198,13 @@ def test_rest_says_that_the_database_is_away_where_git_does_not_move_a_ref(
     git("push", "-q", at(one, made), "HEAD:refs/heads/topic", cwd=work)
     before = git("ls-remote", at(other, made))
     method, path, body, params = ASKED[what]
-    assert one.database is not None
-    with psycopg.connect(one.database) as taking_over, ThreadPoolExecutor(1) as pool:
-        taking_over.execute("DELETE FROM servers")
-        path = f"/namespaces/team/repos/fenced{path}"
-        asked = pool.submit(one.api, method, path, body, **params)
-        waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
-        wait_until(
-            lambda: asked.done() or taking_over.execute(waits).fetchone(),
-            "git's question",
-            deadline=90,
-        )
-        taking_over.commit()
-        answer = asked.result(timeout=90)
+    path = f"/namespaces/team/repos/fenced{path}"
+    ask = partial(one.api, method, path, body, **params)
+    answer = taken_over_meanwhile(one, "git's question", ask)
     said = (answer.status_code, answer.json()["errors"][0]["message"])
     assert said == (503, "The database is away")
     assert answer.headers["retry-after"]
-    assert _said(one, "a push is not taken")
+    assert "a push is not taken" in one.errors()
     assert git("ls-remote", at(other, made)) == before
 
 
@@ -243,10 +235,9 @@ def test_a_push_in_whose_middle_the_connection_breaks_is_not_taken(
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(
+    until(
         lambda: list((one.data / "open").glob(f"*/{made['id']}")),
         "the beginning of the push",
-        deadline=90,
     )
     assert one.database is not None
     name = one.database.partition("@/")[2].partition("?")[0]
@@ -258,8 +249,8 @@ def test_a_push_in_whose_middle_the_connection_breaks_is_not_taken(
     taken = git("ls-remote", at(other, made))
     # Whichever came first: what the client was told is what there is.
     assert (push.returncode == 0) is bool(taken), said
-    wait_until(lambda: _ready(one) and _ready(other), "both", deadline=90)
-    wait_until(lambda: _pushed(git, at(one, made), work), "a push", deadline=90)
+    until(lambda: _ready(one) and _ready(other), "both")
+    until(lambda: _pushed(git, at(one, made), work), "a push")
     assert "0 problems" in one.command("fsck")
 
 
@@ -278,10 +269,6 @@ def breaking(server: Server, event: str, table: str) -> Iterator[None]:
     change(server, f"DROP TRIGGER broken ON {table}")
 
 
-def _said(server: Server, text: str) -> bool:
-    return text in (server.root / "server.err").read_text()
-
-
 def test_a_fork_in_whose_middle_a_connection_breaks_goes_on(
     two: list[Server], git: Git, work: Path
 ) -> None:
@@ -290,9 +277,9 @@ def test_a_fork_in_whose_middle_a_connection_breaks_goes_on(
     with breaking(other, "INSERT", "repo_pools"):
         fork = one.result("POST", "/namespaces/team/repos/parent/fork", {"name": "child"})
         assert other.api("GET", "/namespaces/team/repos/child").status_code == 409
-        assert _said(one, "the work on team/child goes on later")
+        assert "the work on team/child goes on later" in one.errors()
     child = "/namespaces/team/repos/child"
-    wait_until(lambda: other.api("GET", child).status_code == 200, "the fork", deadline=90)
+    until(lambda: other.api("GET", child).status_code == 200, "the fork")
     assert "refs/heads/main" in git("ls-remote", at(other, fork))
     assert "2 repositories checked, 0 problems" in one.command("fsck")
 
@@ -309,9 +296,9 @@ def test_a_fork_that_fails_while_a_connection_breaks_is_given_up_later(
     child = "/namespaces/team/repos/child"
     with breaking(other, "DELETE", "repos"):
         one.result("POST", "/namespaces/team/repos/parent/fork", {"name": "child"})
-        wait_until(lambda: _said(one, "the work on team/child goes on later"), "it", deadline=90)
+        until(lambda: "the work on team/child goes on later" in one.errors(), "it")
         assert other.api("GET", child).status_code == 409
-    wait_until(lambda: other.api("GET", child).status_code == 404, "its end", deadline=90)
+    until(lambda: other.api("GET", child).status_code == 404, "its end")
     assert _ready(one)
     objects.unlink()
     objects.with_name("moved").rename(objects)
@@ -349,7 +336,7 @@ def test_postgresql_stops_and_starts(
             assert client.get("/healthz/live").status_code == 200
         assert "503" in git("ls-remote", at(server, made), fails=True)
         own_postgres.start()
-        wait_until(lambda: _ready(server), "the server", deadline=90)
+        until(lambda: _ready(server), "the server")
         assert "refs/heads/main" in git("ls-remote", at(server, made))
         server.create("another")
         assert "2 repositories checked, 0 problems" in server.command("fsck")
@@ -362,7 +349,7 @@ def test_draining(tmp_path: Path, postgres: PostgresServer) -> None:
     process = server.process
     assert process is not None
     process.terminate()
-    wait_until(lambda: not _ready(server), "draining", deadline=10)
+    until(lambda: not _ready(server), "draining", deadline=10)
     assert server.api("GET", "/namespaces").status_code == 200
     assert process.wait(timeout=60) == 0
     with pytest.raises(httpx.ConnectError):
@@ -419,14 +406,14 @@ def test_connections_break_while_everything_happens(
         over.set()
         breaker.join()
     assert set(answers) <= {200, 201, 202, 404, 409, 503}, answers
-    wait_until(lambda: all(_ready(server) for server in two), "all", deadline=90)
+    until(lambda: all(_ready(server) for server in two), "all")
     unfinished = "SELECT name FROM repos WHERE status <> 'ready'"
-    wait_until(lambda: not rows(two[0], unfinished), "the end of what was begun", deadline=90)
+    until(lambda: not rows(two[0], unfinished), "the end of what was begun")
     listed = two[1].result("GET", "/namespaces/team/repos", limit=200)
     names = {repo["name"] for repo in listed}
     assert forked - deleted <= names and not names & deleted
     there = git("ls-remote", at(two[1], made), "refs/heads/main").split()[0]
     history = git("log", "--format=%H", there, cwd=work)
     assert all(tip in history for tip in tips)
-    wait_until(lambda: _pushed(git, at(two[0], made), work), "a push", deadline=90)
+    until(lambda: _pushed(git, at(two[0], made), work), "a push")
     assert "0 problems" in two[0].command("fsck")
