@@ -13,6 +13,7 @@ from typing import Any
 from artifactfs.daemon.host import overlayfs
 from artifactfs.features import VARIABLE
 from artifactfs.paths import RepoLayout
+from tests.forgetting import kernel_forgets
 from tests.forking import ForkedProcess, mounts
 from tests.watching import check_trespasses, watch_environment
 
@@ -135,6 +136,11 @@ class Mount:
             self.process = None
         for place in (self.path, RepoLayout(self.layout).lower):
             subprocess.run(["umount", "-l", place], stderr=subprocess.DEVNULL)
+
+    def kernel_forgets(self) -> None:
+        """Have the kernel forget this mount's names, attributes and pages."""
+        lower = [RepoLayout(self.layout).lower] if self.native else []
+        kernel_forgets(self.path, *lower)
 
     def restart_with(self, **config: Any) -> Mount:
         self.stop()

@@ -213,7 +213,7 @@ def test_memory_is_given_back_on_forget(mount: Mount) -> None:
     assert mount.ask("memory")["inodes"] > 300
 
     def left_after_a_drop() -> int:
-        Path("/proc/sys/vm/drop_caches").write_text("2\n")
+        mount.kernel_forgets()
         inodes: int = mount.ask("memory")["inodes"]
         return inodes
 

@@ -184,7 +184,7 @@ def test_inode_numbers(mount: Mount) -> None:
     (top / "src/f1.c").write_text("written")
     os.chmod(top / "src/deep", 0o700)
     assert numbers() == before
-    Path("/proc/sys/vm/drop_caches").write_text("2\n")
+    mount.kernel_forgets()
     assert numbers() == before
     mount.restart()
     assert numbers() == before

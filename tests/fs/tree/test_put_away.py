@@ -59,7 +59,7 @@ def test_what_the_kernel_forgets_is_forgotten(cold: Mount) -> None:
     many = cold.ask("memory")["inodes"]
 
     def left_after_a_drop() -> int:
-        Path("/proc/sys/vm/drop_caches").write_text("2")
+        cold.kernel_forgets()
         inodes: int = cold.ask("memory")["inodes"]
         return inodes
 
