@@ -81,6 +81,11 @@ def is_scarcity(error: OSError) -> bool:
     return error.errno in _SCARCE
 
 
+def database_away() -> Problem:
+    """Nothing was changed, and nothing can be: the client may try again."""
+    return Problem(Code.BUSY, "The database is away", retry_after=5)
+
+
 def not_found(what: str) -> Problem:
     """NOT_FOUND with the usual words."""
     return Problem(Code.NOT_FOUND, f"{what} not found")

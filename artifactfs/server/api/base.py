@@ -21,7 +21,7 @@ from artifactfs.server.jobs.jobs import Jobs
 from artifactfs.server.jobs.repositories import Repositories
 from artifactfs.server.metadata.database import DatabaseAway, DatabaseError, RefusedValue
 from artifactfs.server.metadata.records import ApiToken
-from artifactfs.server.problems import Code, Problem, is_scarcity
+from artifactfs.server.problems import Code, Problem, database_away, is_scarcity
 
 log = logging.getLogger(__name__)
 
@@ -215,11 +215,11 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
             return answer(request, Problem(Code.INVALID_INPUT, "A value cannot be stored"))
         log.error("%s %s failed: %s", request.method, request.url.path, error)
         if isinstance(error, DatabaseAway):
-            return answer(request, Problem(Code.BUSY, "The database is away", retry_after=5))
+            return answer(request, database_away())
         return answer(request, Problem(Code.INTERNAL_ERROR, "The server cannot use its disk"))
 
     async def on_lost(request: Request, error: Exception) -> Response:
-        return answer(request, Problem(Code.BUSY, "The database is away", retry_after=5))
+        return answer(request, database_away())
 
     async def on_crash(request: Request, error: Exception) -> Response:
         return answer(request, Problem(Code.INTERNAL_ERROR, "Internal error"))

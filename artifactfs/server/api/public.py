@@ -9,7 +9,7 @@ from artifactfs.server.api.account import Health
 from artifactfs.server.api.base import ContextOf
 from artifactfs.server.context import Context
 from artifactfs.server.events.metrics import CONTENT_TYPE
-from artifactfs.server.problems import Code, Problem
+from artifactfs.server.problems import Code, Problem, database_away
 
 router = APIRouter(tags=["operation"])
 
@@ -39,7 +39,7 @@ async def _check_ready(context: Context) -> None:
     if context.draining:
         raise Problem(Code.BUSY, "The server is about to stop", retry_after=1)
     if not context.standing.ready:
-        raise Problem(Code.BUSY, "The database is away", retry_after=5)
+        raise database_away()
     await context.store.row("SELECT 1 AS one")
 
 

@@ -110,6 +110,8 @@ class ReceivePack:
         if updates:
             actor, ms = exchange.actor, exchange.record.ms
             await note_push(context, repo, updates, actor=actor, ms=ms)
+        elif fence.said_no:
+            record_event(context, repo, exchange, "serverError", "the server has lost its place")
         elif commands.updates:
             self._refused(repo, exchange, report, remaining)
         if not exchange.started:

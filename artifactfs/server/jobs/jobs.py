@@ -36,7 +36,7 @@ from artifactfs.server.jobs.syncing import Synced, SyncOrder, sync
 from artifactfs.server.metadata import catalog
 from artifactfs.server.metadata.database import DatabaseAway, DatabaseError, Transaction
 from artifactfs.server.metadata.records import Repo
-from artifactfs.server.problems import Code, Problem
+from artifactfs.server.problems import Code, Problem, database_away
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ class Jobs:
 
     def _leave(self, job: Job, reason: str) -> None:
         log.warning("the work on %s is left to others: %s", job.repo.full_name, reason)
-        job.failure = Problem(Code.BUSY, "The database is away", retry_after=5)
+        job.failure = database_away()
 
     async def _discard_deleted(self, repo: Repo) -> None:
         """Where it was deleted while the work went on."""

@@ -172,6 +172,8 @@ def test_git_does_not_move_a_ref_for_a_server_that_lost_its_place(
     push = partial(git, "push", "-q", at(one, made), "main", cwd=work, fails=True)
     taken_over_meanwhile(one, "a push that waits", push)
     assert git("ls-remote", at(other, made)) == ""
+    errors = "SELECT type FROM events WHERE repository = 'fenced' AND kind = 'error'"
+    until(lambda: rows(other, errors) == [{"type": "serverError"}], "its event")
     until(
         lambda: one.api("GET", "/healthz/ready").status_code and _ready(one) and _ready(other),
         "both",
