@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from artifactfs.git.objects.database import ObjectDatabase
 from artifactfs.hydration.background.turn import SweepTurn
 from artifactfs.hydration.demand.queue import WantQueue
 from artifactfs.hydration.errors import HydrationFailed
@@ -257,6 +259,39 @@ def test_an_inventory_of_thousands_counts_each() -> None:
             assert inventory.absent() == sorted(set(oids) - here)
 
     trio.run(main)
+
+
+def test_a_count_keeps_what_arrives_between_its_steps(tmp_path: Path) -> None:
+    """Of 5,000 blobs, in a count whose first step takes 4,000 of them."""
+    git = ["git", "-C", os.fspath(tmp_path), "-c", "fastimport.unpackLimit=1"]
+    subprocess.run([*git, "init", "-q", "--bare"], check=True)
+    contents = [b"%d\n" % number for number in range(5_000)]
+    stream = b"".join(b"blob\ndata %d\n%s" % (len(text), text) for text in contents)
+    subprocess.run([*git, "fast-import", "--quiet"], input=stream, check=True)
+    packs, away = tmp_path / "objects/pack", tmp_path / "away"
+    packs.rename(away)
+    packs.mkdir()
+    oids = sorted(hashlib.sha1(b"blob %d\0%s" % (len(c), c)).digest() for c in contents)
+    inventory, odb = TreeInventory(b"t" * 20), ObjectDatabase(tmp_path)
+    steps: list[int] = []
+
+    def missing(chunk: list[bytes]) -> list[bytes]:
+        if steps:
+            inventory.note_here(oids[0], 3)
+            for pack in sorted(away.iterdir(), reverse=True):  # the index last: then it is one
+                pack.rename(packs / pack.name)
+        steps.append(len(chunk))
+        return odb.missing_sorted(chunk)
+
+    async def main() -> None:
+        for oid in oids:
+            inventory.add(oid, Priority.SOURCE)
+        await inventory.finish()
+        await inventory.count(missing)
+
+    trio.run(main)
+    assert steps == [4_000, 1_000]
+    assert inventory.present() == [oids[0], *oids[4_000:]]
 
 
 def test_an_inventory_counts_what_is_here_once() -> None:
