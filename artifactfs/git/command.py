@@ -252,13 +252,16 @@ class GitSink:
             return False
         return True
 
-    async def finish(self, *, deadline_s: float = 600.0) -> bytes:
-        """End its input, wait, and return its output. Raises: GitFailed."""
+    async def finish(self, *, deadline_s: float = 600.0, most_bytes: int | None = None) -> bytes:
+        """End its input, wait, and return its output. Raises: GitFailed, also where it prints more
+        than `most_bytes`."""
         await self._process.stdin.aclose()
         output = bytearray()
         with trio.move_on_after(deadline_s):
             async for data in self._process.stdout:
                 output += data
+                if most_bytes is not None and len(output) > most_bytes:
+                    raise GitFailed(f"git {_verb(self._arguments)} prints too much")
             if returncode := await self._process.wait():
                 stderr = self._process.stderr_text().encode()
                 raise failure(self._arguments, returncode, stderr)

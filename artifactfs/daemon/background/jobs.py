@@ -127,7 +127,7 @@ class Jobs:
             head = read_head(self._layout.gitdir).commit
             if head is not None:
                 self._hydrator.start_recent(head)
-        parts = (self._layout.gitdir, self._odb, self._filesystem, self._hydrator)
+        parts = (self._layout.gitdir, self._filesystem, self._hydrator)
         self._background.start(learn_sizes, *parts)
         if self.settings.depth is None and not self._layout.gitdir.is_symlink():
             self._background.start(self._write_changed_paths)

@@ -1,79 +1,85 @@
 """Sizes of what other branches and releases have, learnt before somebody switches to one.
 
 `artifact-fs switch` needs the sizes of the files that differ, and would wait for the remote to tell
-them. Which blobs those are follows from trees, which are here once history is.
+them. Which blobs those are follows from trees, which are here once history is. Git compares them:
+in a thread of ours that takes the interpreter from whoever uses the mount, for some 0.1 s a tip.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 
 import trio
 
-from artifactfs.errors import CorruptData
 from artifactfs.fs.mount.filesystem import FileSystem
-from artifactfs.git.objects.database import MissingObject, ObjectDatabase, Oid
-from artifactfs.git.objects.tree_diff import diff_trees
-from artifactfs.git.repository.refs import read_refs
+from artifactfs.git.command import GitFailed, feed_git, run_git
+from artifactfs.git.objects.database import Oid
 from artifactfs.hydration.hydrator import Hydrator
-from artifactfs.hydration.order.nearby import is_gitlink
 
 log = logging.getLogger(__name__)
 
 MAX_TIPS = 8
-"""Branches and tags, those with the newest commits."""
+"""Different trees of branches and tags, the newest ones."""
+MAX_REFS = 200
+"""Branches and tags among which these are looked for."""
 MAX_BLOBS = 20_000
 """In all: 1 MB of questions, 1 MB of answers."""
+MAX_PRINTED = 200 * MAX_BLOBS
+"""Bytes: git prints some 150 for each blob."""
 AFTER_S = 1.0
 """The commands that come first in a new mount have the machine for themselves."""
 GIVE_WAY_S = 10.0
 
+_GITLINK = b"160000"
+_NO_OBJECT = b"0" * 40
 
-async def learn_sizes(
-    gitdir: Path, odb: ObjectDatabase, filesystem: FileSystem, hydrator: Hydrator
-) -> None:
+
+async def learn_sizes(gitdir: Path, filesystem: FileSystem, hydrator: Hydrator) -> None:
     """Learn them, newest tips first. Waits for the network as long as it takes."""
     await filesystem.index_ready.wait()
     await trio.sleep(AFTER_S)
     base = filesystem.base.tree
-    tips = await trio.to_thread.run_sync(_newest_trees, odb, gitdir)
     asked: set[Oid] = set()
-    for tree in tips:
-        await hydrator.give_way(GIVE_WAY_S)
-        blobs = await trio.to_thread.run_sync(_blobs_that_differ, odb, base, tree)
-        blobs -= asked
-        if len(asked) + len(blobs) > MAX_BLOBS:
-            continue  # another may be nearer
-        asked |= blobs
-        await hydrator.learn_sizes(sorted(blobs))
+    with suppress(GitFailed):  # a commit of a ref is not here: then `switch` asks
+        for tree in await newest_trees(gitdir):
+            await hydrator.give_way(GIVE_WAY_S)
+            blobs = await blobs_that_differ(gitdir, base, tree) - asked
+            if len(asked) + len(blobs) > MAX_BLOBS:
+                continue  # another may be nearer
+            asked |= blobs
+            await hydrator.learn_sizes(sorted(blobs))
     log.debug("sizes of %d blobs of other branches and tags are known", len(asked))
 
 
-def _newest_trees(odb: ObjectDatabase, gitdir: Path) -> list[Oid]:
-    """The trees of `MAX_TIPS` refs, each once; refs whose commits are not here are passed over."""
-    found: dict[Oid, int] = {}
-    for oid in set(read_refs(gitdir).values()):
-        try:
-            commit = odb.commit(oid)
-        except (MissingObject, CorruptData):
-            continue
-        found[commit.tree] = max(commit.commit_time, found.get(commit.tree, 0))
-    return sorted(found, key=lambda tree: -found[tree])[:MAX_TIPS]
+async def newest_trees(gitdir: Path) -> list[Oid]:
+    """The trees of the newest `MAX_REFS` refs, each once, `MAX_TIPS` at most. Raises: GitFailed."""
+    printed = await run_git(
+        *("for-each-ref", "--sort=-creatordate", f"--count={MAX_REFS}"),
+        "--format=%(tree)%(*tree)",  # of a commit, or of what a tag names
+        gitdir=gitdir,
+        background=True,
+    )
+    trees = dict.fromkeys(line for line in printed.decode("ascii").split())
+    return [bytes.fromhex(tree) for tree in trees][:MAX_TIPS]
 
 
-def _blobs_that_differ(odb: ObjectDatabase, base: Oid, tree: Oid) -> set[Oid]:
-    """Blobs of `tree` that are not the same in `base`, more than `MAX_BLOBS` where there are too
-    many; none where trees are missing."""
+async def blobs_that_differ(gitdir: Path, base: Oid, tree: Oid) -> set[Oid]:
+    """Blobs of `tree` that are not the same in `base`; none where they are far too many, or trees
+    are missing."""
+    command = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--diff-filter=d")
     try:
-        return set(islice(_new_blobs(odb, base, tree), MAX_BLOBS + 1))
-    except (MissingObject, CorruptData):
+        async with feed_git(
+            *command, base.hex(), tree.hex(), gitdir=gitdir, background=True
+        ) as git:
+            printed = await git.finish(most_bytes=MAX_PRINTED)
+    except GitFailed:
         return set()
+    return await trio.to_thread.run_sync(_new_blobs, printed)
 
 
-def _new_blobs(odb: ObjectDatabase, base: Oid, tree: Oid) -> Iterable[Oid]:
-    for change in diff_trees(odb, base, tree):
-        if change.after is not None and not is_gitlink(change.after.mode):
-            yield change.after.oid
+def _new_blobs(printed: bytes) -> set[Oid]:
+    """Of ``:MODE MODE OID OID STATUS`` and a path, each with a NUL (git-diff-tree(1))."""
+    new = (record[8:14] != _GITLINK and record[56:96] for record in printed.split(b"\0")[:-1:2])
+    return {bytes.fromhex(oid.decode("ascii")) for oid in new if oid and oid != _NO_OBJECT}
