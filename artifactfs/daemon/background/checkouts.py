@@ -5,7 +5,8 @@ of its own, and it reads each of them again to be sure that it came. And of blob
 offers (``fs/gitview/offered.py``) it knows only when it opens one after the other: back in the
 mounted tree that would be a request for every few files. We know them sooner: from the tree that it
 waits for while history is on its way, and later from its command line, when it looks for its first
-object. When its fetch looks whether the objects are here, it finds them and fetches nothing.
+object. That look waits until they begin to come; then they are offered, too, and git begins no
+fetch. Where it has begun one all the same, it finds them here, and fetches nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -60,8 +61,7 @@ class Checkouts:
         self._hydrator = hydrator
         self._deadline_s = deadline_s
         self._start = start
-        self._begun: OrderedDict[GitCommand, trio.Event] = OrderedDict()
-        """What was begun for a command, and whether it has ended."""
+        self._begun: OrderedDict[GitCommand, _Begun] = OrderedDict()
 
     def note(self, command: GitCommand) -> bool:
         """`command` looks for an object: begin to fetch what it is about to write. False where it
@@ -71,34 +71,40 @@ class Checkouts:
         target = target_of(command)
         if target is None:
             return False
-        ended = trio.Event()
+        begun = _Begun()
         with suppress(DaemonError):  # the mount is ending
-            self._start(self._bring, command, target, ended)
-            self._begun[command] = ended
+            self._start(self._bring, command, target, begun)
+            self._begun[command] = begun
         if len(self._begun) > _KNOWN:
             self._begun.popitem(last=False)
         return True
 
-    async def _bring(self, command: GitCommand, target: str, ended: trio.Event) -> None:
+    async def _bring(self, command: GitCommand, target: str, begun: _Begun) -> None:
         try:
             base = "HEAD"
             if command.name == "merge":
                 printed = await self._git("merge-base", "--end-of-options", "HEAD", target)
                 base = printed.split()[0].decode("ascii")
-            await self._fetch(await self._changes_to(base, target), None)
+            await self._fetch(await self._changes_to(base, target), None, begun.offered)
         except GitFailed:
             pass  # it has another meaning in that folder: git does it all by itself
         finally:
-            ended.set()
+            begun.offered.set()
+            begun.ended.set()
+
+    def before_folder(self, command: GitCommand) -> trio.Event | None:
+        """What `command` waits for before it looks which objects there are."""
+        begun = self._begun.get(command)
+        return None if begun is None else begun.offered
 
     async def before_read(self, command: GitCommand) -> None:
         """`command` reads a blob that is not here: wait for all that it is about to read.
 
         Waits for the network, as long as blobs come; raises nothing.
         """
-        ended = self._begun.get(command)
-        if ended is not None:
-            await ended.wait()
+        begun = self._begun.get(command)
+        if begun is not None:
+            await begun.ended.wait()
 
     async def before_tree(self, command: GitCommand, tree: Oid) -> None:
         """`command` has waited for the root `tree`: fetch the blobs too, where it will write them.
@@ -148,9 +154,11 @@ class Checkouts:
     async def _git(self, *arguments: str) -> bytes:
         return await run_git(*arguments, gitdir=self._gitdir, deadline_s=RESOLVE_S)
 
-    async def _fetch(self, changes: list[_Change], wanted: Oid | None) -> None:
+    async def _fetch(
+        self, changes: list[_Change], wanted: Oid | None, offered: trio.Event | None = None
+    ) -> None:
         """What comes with `changes` and is not here; nothing where `wanted` is not in it, but
-        somewhere else."""
+        somewhere else. As soon as it begins to come, it is `offered`, where that is given."""
         with trio.move_on_after(self._deadline_s) as waiting:
 
             def note(_done: int, _wanted: int) -> None:
@@ -164,13 +172,38 @@ class Checkouts:
                 if not self._hydrator.sizes_are_told:
                     # Git looks at each file that it replaces, and would wait for its size.
                     missing += await self._missing(change.before for change in changes)
-                await self._hydrator.offered.fetch_all(missing, progress=note)
-            except (ArtifactFSError, OSError) as error:
+                async with trio.open_nursery() as nursery:
+                    if offered is not None:
+                        nursery.start_soon(self._offer, missing, offered)
+                    await self._fetch_all(missing, note)
+                    nursery.cancel_scope.cancel()
+            except OSError as error:
                 log.info("a checkout is left to git: %s", error)
+
+    async def _fetch_all(self, oids: list[Oid], progress: Callable[[int, int], None]) -> None:
+        try:
+            await self._hydrator.offered.fetch_all(oids, progress=progress)
+        except (ArtifactFSError, OSError) as error:
+            log.info("a checkout is left to git: %s", error)
+
+    async def _offer(self, oids: list[Oid], offered: trio.Event) -> None:
+        """Let git see `oids` as soon as they begin to come."""
+        await self._hydrator.offered.begun(oids[0])
+        if self._filesystem.offered is not None:
+            self._filesystem.offered.offer_also(oids)
+        offered.set()
 
     async def _missing(self, oids: Iterable[Oid | None]) -> list[Oid]:
         some = dict.fromkeys(oid for oid in oids if oid is not None)
         return await trio.to_thread.run_sync(self._odb.missing, some)
+
+
+@dataclass(slots=True)
+class _Begun:
+    """What was begun for a command: whether it was offered what comes, and whether that ended."""
+
+    offered: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(frozen=True, slots=True)

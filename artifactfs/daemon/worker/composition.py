@@ -60,6 +60,7 @@ def compose(
     if filesystem.offered is not None:
         filesystem.offered.gate = HistoryGate(history, checkouts.before_tree)
         filesystem.offered.on_work = partial(_note_work, hydrator.attention, checkouts)
+        filesystem.offered.before_folder = checkouts.before_folder
         filesystem.offered.before_read = checkouts.before_read
     commits = Commits(layout.gitdir, odb, remotes)
     old_versions = OldVersions(

@@ -13,6 +13,9 @@ shared cache, with what comes next in the tree. The target does not exist, so gi
 for one that was "just packed", looks for new packs, and finds it. Where it could not be fetched,
 git fetches it as it always would, and says what went wrong.
 
+While a command moves the tree to another commit, the blobs that come for it are shown as well
+(`OfferedObjects.offer_also`), else git would begin a fetch of its own for them.
+
 A name is shown only for what the remote surely has. Commands that want to know what is really here
 (`fsck`, `gc`, a fetch) and other programs see an empty directory. What git looks for in vain tells
 us what it is about to fetch: see `OfferedObjects.before_missing`.
@@ -24,11 +27,16 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain, islice
+from operator import itemgetter
 from typing import Protocol
 
 import pyfuse3
+import trio
 
 from artifactfs.errors import ArtifactFSError
 from artifactfs.fs.gitview.callers import GitCommand, git_command
@@ -50,10 +58,15 @@ _OBJECT_BITS = 32
 _GENERATIONS = 1 << 27
 """So many to begin with, and as many again to count on to."""
 
+_BESIDE = 1 << (_OBJECT_BITS - 1)
+"""From this position on: what is offered beside the inventory."""
+_SETS_BESIDE = 2
+"""So many commands' blobs are offered beside it, those of the last ones."""
+
 _TARGET = b"/nonexistent/in-a-pack"
 
 _ADMITTED_S = 0.02
-"""So long the extension answers the next look-ups of a command that was offered an object. After
+"""So long the extension answers the next look-ups of a command that was offered something. After
 that it is asked again what the command is, whether it has to wait, and which tree is mounted."""
 
 _OFFERED_TO = frozenset(
@@ -120,6 +133,8 @@ class OfferedObjects:
         self._gid = gid
         self._time_ns = time_ns
         self._shown: Inventory | None = None
+        self._sets_beside: deque[frozenset[Oid]] = deque(maxlen=_SETS_BESIDE)
+        self._beside: list[Oid] = []
         self._generation = secrets.randbelow(_GENERATIONS)  # not that of a process before
         self.before_missing: Callable[[GitCommand, Oid | None], Awaitable[None]] | None = None
         """Awaited where a git command looks for an object that it is not offered, or lists some
@@ -128,6 +143,8 @@ class OfferedObjects:
         """The commands that it is awaited for."""
         self.on_work: Callable[[GitCommand], None] | None = None
         """Is told of the looks of a git command, except for some soon after another."""
+        self.before_folder: Callable[[GitCommand], trio.Event | None] = lambda _: None
+        """What a git command waits for before it is shown a folder of objects."""
         self.before_read: Callable[[GitCommand], Awaitable[None]] | None = None
         """Awaited where a git command reads an object that it is offered."""
         self.gate: HistoryGate | None = None
@@ -176,6 +193,7 @@ class OfferedObjects:
         oid = bytes.fromhex(f"{parent & 0xFF:02x}{name.decode()}") if digits == 38 else None
         gate = self.gate
         if gate is None or not gate.concerns(command):
+            await self._before_folder(command, oid)
             return await self._look_up(command, name, oid)
         if oid is None:
             await gate.before_folder(command, name.decode(), pid)
@@ -185,6 +203,12 @@ class OfferedObjects:
         if self._offer.inventory is None or self._offer.inventory.position(oid) < 0:
             await gate.before_object(command, oid, pid)
         return await self._look_up(command, name, oid)
+
+    async def _before_folder(self, command: GitCommand | None, oid: Oid | None) -> None:
+        if command is not None and oid is None:
+            event = self.before_folder(command)
+            if event is not None and not event.is_set():
+                await unless_interrupted(command.pid, event.wait)
 
     async def _look_up(
         self, command: GitCommand | None, name: bytes, oid: Oid | None
@@ -201,15 +225,19 @@ class OfferedObjects:
             return _hidden()
         if oid is None:
             await self._announce(command, None)
+            self._admit(command)
             folder = _FOLDERS | self._generation << _FOLDER_BITS | int(name, 16)
             return self.attributes(folder)
-        position = self._shown.position(oid)
+        position = self._position(oid)
         if position < 0:
             await self._announce(command, oid)
             return _hidden()
+        self._admit(command)
+        return self.attributes(_OBJECTS | self._generation << _OBJECT_BITS | position)
+
+    def _admit(self, command: GitCommand) -> None:
         if self.extension is not None and not self._may_wait(command):
             self.extension.admit(command.pid, _ADMITTED_S)
-        return self.attributes(_OBJECTS | self._generation << _OBJECT_BITS | position)
 
     def _may_wait(self, command: GitCommand) -> bool:
         """Whether another look-up of `command` may have to wait, though the name is there."""
@@ -235,15 +263,27 @@ class OfferedObjects:
         if self.before_missing is not None and command.name in self.told_of:
             await unless_interrupted(command.pid, partial(self.before_missing, command, oid))
 
+    def offer_also(self, oids: Iterable[Oid]) -> None:
+        """Show these, too: git is about to write them, and the remote has begun to send them."""
+        self._sets_beside.append(frozenset(oids))
+        self._show()
+
     def _note_inventory(self) -> None:
-        if self._offer.inventory is self._shown:
-            return
-        self._shown = self._offer.inventory
+        if self._offer.inventory is not self._shown:
+            self._shown = self._offer.inventory
+            self._show()
+
+    def _show(self) -> None:
+        """Let the kernel ask anew."""
+        inventory = self._shown
+        beside = frozenset().union(*self._sets_beside) if inventory is not None else ()
+        self._beside = sorted(oid for oid in beside if inventory and inventory.position(oid) < 0)
         self._generation += 1
         if self.extension is None or self._shown is None:
             return
-        self.extension.offer(
+        self.extension.offer_objects(
             self._shown.packed_oids,
+            b"".join(self._beside),
             OFFERED_INO,
             _FOLDERS | self._generation << _FOLDER_BITS,
             _OBJECTS | self._generation << _OBJECT_BITS,
@@ -264,10 +304,30 @@ class OfferedObjects:
             return
         first = _OBJECTS | generation << _OBJECT_BITS
         entry = self.attributes(first)
-        oid_at = self._shown.oid_at
-        for number, position in enumerate(self._shown.beginning_with(ino & 0xFF)[start:], start):
+        byte = ino & 0xFF
+        positions = chain(self._shown.beginning_with(byte), self._beside_beginning_with(byte))
+        for number, position in enumerate(islice(positions, start, None), start):
             entry.st_ino = first + position
-            yield oid_at(position).hex()[2:].encode(), entry, number + 1
+            yield self._oid_at(position).hex()[2:].encode(), entry, number + 1
+
+    def _beside_beginning_with(self, byte: int) -> range:
+        first, end = (bisect_left(self._beside, byte + more, key=itemgetter(0)) for more in (0, 1))
+        return range(_BESIDE + first, _BESIDE + end)
+
+    def _position(self, oid: Oid) -> int:
+        """Where `oid` is among what is offered; -1: it is not."""
+        assert self._shown is not None
+        position = self._shown.position(oid)
+        if position >= 0 or not self._beside:
+            return position
+        at = bisect_left(self._beside, oid)
+        return _BESIDE + at if self._beside[at : at + 1] == [oid] else -1
+
+    def _oid_at(self, position: int) -> Oid:
+        assert self._shown is not None
+        if position >= _BESIDE:
+            return self._beside[position - _BESIDE]
+        return self._shown.oid_at(position)
 
     async def fetch(self, ino: int, pid: int) -> bytes:
         """Have the object `ino` in a pack, if it can be had; the target of its symlink.
@@ -277,7 +337,7 @@ class OfferedObjects:
         position = ino & (1 << _OBJECT_BITS) - 1
         generation = (ino - _OBJECTS) >> _OBJECT_BITS
         if self._shown is not None and generation == self._generation:
-            oid = self._shown.oid_at(position)
+            oid = self._oid_at(position)
             command = git_command(pid)
             try:
                 if command is not None and self.before_read is not None:

@@ -8,9 +8,10 @@
  *   fuse_session_new_versioned  libfuse 3.17 and on   the same
  *   fuse_session_process_buf                          each request, with the kernel's header
  *
- * Two requests are answered here, without Python. One is sent for each directory when the kernel
- * has all of it, and gets nothing. The other is the look-up of an offered object (offered.py) by a
- * program that Python has just answered: git sends two for each blob where it writes a tree.
+ * Some requests are answered here, without Python. One is sent for each directory when the kernel
+ * has all of it, and gets nothing. The others are about offered objects (offered.py): look-ups by a
+ * program that Python has just answered, of which git sends two for each blob where it writes a
+ * tree, and the lists of the 256 folders, which it wants to have before it fetches anything.
  *
  * Nothing here links to libfuse. Its functions are taken from the library that pyfuse3 was linked
  * to, which may be another one than the system's (a wheel can bundle its own).
@@ -99,7 +100,7 @@ static struct {
 static struct {
     uint64_t unique;
     uint32_t pid;
-    int chains; /* it was answered here, and another like it may follow */
+    int chains; /* it was answered without Python, and another like it may follow */
 } request; /* that was given to libfuse last; zeros where its header was not in memory */
 
 static struct {
@@ -107,6 +108,8 @@ static struct {
 } answered; /* here, without Python: how many since `prepare` */
 
 #define OID 20
+#define BESIDE (UINT64_C(1) << 31) /* the position of the first of the second table */
+#define MOST_LISTED 65536          /* bytes of one reply */
 #define ADMITTED 8
 #define CMDLINE 4096 /* who has a longer one is not admitted */
 
@@ -119,7 +122,7 @@ struct admitted {
 
 /* The loose objects that git is offered, and to whom: see offered.py. */
 static struct {
-    Py_buffer oids; /* sorted; `buf` is NULL where there are none */
+    Py_buffer tables[2]; /* sorted oids: of the tree, and beside it; `buf` NULL: there are none */
     uint64_t top, folders, objects; /* numbers: of the directory, of folder 00, of the first oid */
     struct fuse_entry_param folder, object; /* the answers, but for the number */
     struct admitted admitted[ADMITTED];
@@ -196,18 +199,6 @@ static void on_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fus
     pyfuse3.fsyncdir(req, ino, datasync, file);
 }
 
-static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
-                           struct fuse_file_info *file)
-{
-    if (mount.end != 0 && ((uint64_t)offset & mount.end) == mount.end) {
-        libfuse.reply_buf(req, NULL, 0);
-        answered.readdir++;
-        return;
-    }
-    by_number(file, ino);
-    pyfuse3.readdirplus(req, ino, size, offset, file);
-}
-
 /* Offered objects. Who looks decides what is there, so the kernel asks each time; Python decides
  * for a program, and what it is told stands for a moment, while the program is the same. */
 
@@ -264,22 +255,32 @@ static int from_hex(const char *digits, size_t bytes, unsigned char *out)
     return 0;
 }
 
-/* Where `oid` is among those that are offered; -1: it is not. */
-static int64_t position_of(const unsigned char *oid)
+/* How many oids of `table` come before all that begin with the `length` bytes at `oid`. */
+static int64_t count_before(const Py_buffer *table, const unsigned char *oid, size_t length)
 {
-    const unsigned char *oids = offered.oids.buf;
-    int64_t first = 0, end = offered.oids.len / OID;
+    const unsigned char *oids = table->buf;
+    int64_t first = 0, end = table->len / OID;
 
     while (first < end) {
         int64_t middle = first + (end - first) / 2;
-        int order = memcmp(oids + middle * OID, oid, OID);
 
-        if (order == 0)
-            return middle;
-        if (order < 0)
+        if (memcmp(oids + middle * OID, oid, length) < 0)
             first = middle + 1;
         else
             end = middle;
+    }
+    return first;
+}
+
+/* Where `oid` is among those that are offered; -1: it is not. */
+static int64_t position_of(const unsigned char *oid)
+{
+    for (int which = 0; which < 2; which++) {
+        const Py_buffer *table = &offered.tables[which];
+        int64_t at = count_before(table, oid, OID);
+
+        if (at < table->len / OID && memcmp((char *)table->buf + at * OID, oid, OID) == 0)
+            return at + (which ? (int64_t)BESIDE : 0);
     }
     return -1;
 }
@@ -299,7 +300,7 @@ static int look_up_offered(fuse_req_t req, fuse_ino_t parent, const char *name)
     unsigned char oid[OID];
     int64_t position;
 
-    if (offered.oids.buf == NULL)
+    if (offered.tables[0].buf == NULL)
         return 0;
     if (parent == offered.top) {
         if (from_hex(name, 1, oid) < 0 || !is_admitted(request.pid))
@@ -315,6 +316,72 @@ static int look_up_offered(fuse_req_t req, fuse_ino_t parent, const char *name)
         return 0;
     reply_number(req, &offered.object, offered.objects + (uint64_t)position);
     return 1;
+}
+
+/* One entry, of which the kernel keeps nothing but the name: who wants to know more looks it up.
+ * (Without a node, see `fuse_direntplus_link` in the kernel's fs/fuse/readdir.c.) */
+static size_t add_object(char *to, const unsigned char *oid, uint64_t ino, uint64_t next_offset)
+{
+    static const char digits[] = "0123456789abcdef";
+    struct fuse_direntplus *entry = (struct fuse_direntplus *)to;
+    size_t length = FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + 2 * (OID - 1));
+
+    memset(to, 0, length);
+    entry->dirent.ino = ino;
+    entry->dirent.off = next_offset;
+    entry->dirent.namelen = 2 * (OID - 1);
+    entry->dirent.type = S_IFLNK >> 12;
+    for (size_t at = 1; at < OID; at++) {
+        entry->dirent.name[2 * at - 2] = digits[oid[at] >> 4];
+        entry->dirent.name[2 * at - 1] = digits[oid[at] & 15];
+    }
+    return length;
+}
+
+/* The objects in the folder `byte`, those of the tree first, from number `offset` on. */
+static void list_offered(fuse_req_t req, unsigned char byte, size_t size, uint64_t offset)
+{
+    static _Alignas(struct fuse_direntplus) char reply[MOST_LISTED];
+    const size_t each = FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + 2 * (OID - 1));
+    uint64_t number = 0;
+    size_t used = 0;
+
+    if (size > sizeof(reply))
+        size = sizeof(reply);
+    for (int which = 0; which < 2; which++) {
+        const Py_buffer *table = &offered.tables[which];
+        int64_t at = count_before(table, &byte, 1);
+
+        for (; at < table->len / OID && used + each <= size; at++, number++) {
+            const unsigned char *oid = (unsigned char *)table->buf + at * OID;
+            uint64_t position = (uint64_t)at + (which ? BESIDE : 0);
+
+            if (oid[0] != byte)
+                break;
+            if (number >= offset)
+                used += add_object(reply + used, oid, offered.objects + position, number + 1);
+        }
+    }
+    libfuse.reply_buf(req, reply, used);
+    answered.readdir++;
+    request.chains = 1;
+}
+
+static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
+                           struct fuse_file_info *file)
+{
+    if (mount.end != 0 && ((uint64_t)offset & mount.end) == mount.end) {
+        libfuse.reply_buf(req, NULL, 0);
+        answered.readdir++;
+        request.chains = 1;
+        return;
+    }
+    if (offered.tables[0].buf != NULL && ino >= offered.folders && ino < offered.folders + 256) {
+        list_offered(req, (unsigned char)(ino - offered.folders), size, (uint64_t)offset);
+        return;
+    }
+    by_number(file, ino);
+    pyfuse3.readdirplus(req, ino, size, offset, file);
 }
 
 static void on_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -446,13 +513,17 @@ struct fuse_session *interposed_new_versioned(struct fuse_args *args,
 static void process(struct fuse_session *session, const struct fuse_buf *buffer)
 {
     const struct fuse_in_header *header = buffer->mem;
+    uint32_t opcode = 0;
 
     memset(&request, 0, sizeof(request));
     if (!(buffer->flags & FUSE_BUF_IS_FD) && buffer->size >= sizeof(*header)) {
         request.unique = header->unique;
         request.pid = header->pid;
+        opcode = header->opcode;
     }
     libfuse.process_buf(session, buffer);
+    if (opcode == FUSE_IOCTL && mount.session != NULL && pyfuse3.ioctl == NULL)
+        request.chains = 1; /* libfuse has refused it: overlayfs asks for flags of what it copies */
 }
 
 /* The look-up after one that was answered here mostly follows at once; as fastloop.py. */
@@ -498,8 +569,9 @@ void interposed_process_buf(struct fuse_session *session, const struct fuse_buf 
 
 static void withdraw_offer(void)
 {
-    if (offered.oids.buf != NULL)
-        PyBuffer_Release(&offered.oids);
+    for (int which = 0; which < 2; which++)
+        if (offered.tables[which].buf != NULL)
+            PyBuffer_Release(&offered.tables[which]);
     memset(&offered, 0, sizeof(offered));
 }
 
@@ -549,21 +621,27 @@ static PyObject *answer_ends(PyObject *self, PyObject *bits)
     Py_RETURN_NONE;
 }
 
-static PyObject *offer(PyObject *self, PyObject *args)
+static PyObject *offer_objects(PyObject *self, PyObject *args)
 {
     unsigned uid, gid, size;
     unsigned long long top, folders, objects;
     long long time_ns;
     double valid_s;
     struct stat of = {0};
-    Py_buffer oids;
+    Py_buffer oids, beside;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*KKKIILId", &oids, &top, &folders, &objects, &uid, &gid,
+    if (!PyArg_ParseTuple(args, "y*y*KKKIILId", &oids, &beside, &top, &folders, &objects, &uid, &gid,
                           &time_ns, &size, &valid_s))
         return NULL;
     withdraw_offer();
-    offered.oids = oids;
+    if (libfuse.reply_buf == NULL) { /* Python answers all of them */
+        PyBuffer_Release(&oids);
+        PyBuffer_Release(&beside);
+        Py_RETURN_NONE;
+    }
+    offered.tables[0] = oids;
+    offered.tables[1] = beside;
     offered.top = top;
     offered.folders = folders;
     offered.objects = objects;
@@ -617,7 +695,7 @@ static PyMethodDef functions[] = {
     {"killpriv_told", killpriv_told, METH_NOARGS, NULL},
     {"caller", caller, METH_NOARGS, NULL},
     {"unique", unique, METH_NOARGS, NULL},
-    {"offer", offer, METH_VARARGS, NULL},
+    {"offer_objects", offer_objects, METH_VARARGS, NULL},
     {"answered", answered_here, METH_NOARGS, NULL},
     {"admit", admit, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -32,8 +32,9 @@ def unique() -> int:
     """The kernel's number of the last request, bit 63 set where it was sent again; 0: not known.
     Ask before the first `await`."""
 
-def offer(
+def offer_objects(
     oids: bytearray,
+    beside: bytes,
     top: int,
     folders: int,
     objects: int,
@@ -44,11 +45,12 @@ def offer(
     valid_s: float,
     /,
 ) -> None:
-    """Answer look-ups in the directory `top` and its folders by those who are admitted, in place of
-    what was offered before, and admit nobody yet.
+    """Answer look-ups in the directory `top` and its folders by those who are admitted, and list
+    the folders, in place of what was offered before; admit nobody yet.
 
-    `oids`, sorted, 20 bytes each, may not change until there is another offer. Folder N has the
-    number `folders` + N, an oid that of its position + `objects`. All belong to `uid` and `gid`,
+    `oids` and `beside`, sorted, 20 bytes each, may not change until there is another offer. Folder
+    N has the number `folders` + N, an oid that of its position + `objects`; positions of those
+    `beside` begin at 2**31. All belong to `uid` and `gid`,
     are of `time_ns`, and the objects are symlinks of `size` bytes; the kernel keeps the attributes
     for `valid_s`, the names not at all. What is not there is passed on.
     """

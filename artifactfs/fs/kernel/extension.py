@@ -114,9 +114,10 @@ def libfuse_release(pyfuse3: ModuleType) -> str | None:
 class Offers(Protocol):
     """Of the extension, for `OfferedObjects`; meanings are in ``_interposer.pyi``."""
 
-    def offer(
+    def offer_objects(
         self,
         oids: bytearray,
+        beside: bytes,
         top: int,
         folders: int,
         objects: int,
@@ -169,7 +170,7 @@ class Session:
             _loaded.answer_ends(END_OF_LISTING)
         if features.on("request-headers"):
             self.caller, self.unique = _loaded.caller, _loaded.unique
-        if not hasattr(_loaded, "offer"):
+        if not hasattr(_loaded, "offer_objects"):
             features.lacks(
                 "offered-lookups", "the extension is older: install ArtifactFS once more"
             )

@@ -122,6 +122,8 @@ class FlightControl:
         self._full_until = float("-inf")
         self._unlisted: deque[str] = deque()
         self._listing = trio.Event()
+        self.begun = trio.Event()
+        """The remote sends the first bytes of some request; each time another event."""
         self._urgent = 0
         self._no_urgent = trio.Event()
         self._no_urgent.set()
@@ -355,9 +357,13 @@ class FlightControl:
             if not chunk:
                 scope.deadline = min(now + stall_s, last_chunk_at + self._deadline_s)
                 continue
+            first = not flight.received
             flight.received += len(chunk)
             self.counters.bytes += len(chunk)
             flight.moved = last_chunk_at = now
+            if first:
+                self.begun.set()
+                self.begun = trio.Event()
             scope.deadline = now + stall_s
             yield chunk
             if flight.reason is Reason.SWEEP and self._urgent:

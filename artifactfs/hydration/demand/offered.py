@@ -6,6 +6,7 @@ object directory in which these blobs have names. This is what stands behind it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -118,6 +119,11 @@ class OfferedBlobs:
             await self._prefetch(oids, progress=progress)
         finally:
             await self._landed(set(oids))
+
+    async def begun(self, oid: bytes) -> None:
+        """Wait until the remote has begun to send what it was asked for together with `oid`."""
+        while self._control.moved(oid) == -math.inf and not self._odb.contains(oid):
+            await self._control.begun.wait()
 
     async def _landed(self, oids: set[bytes]) -> None:
         """Wait for the packs in which `oids` have come, but not for a remote that stalls."""
