@@ -147,15 +147,20 @@ class KernelWrites:
         committed = set()
         upper = os.fsencode(self._layout.native_upper)
         view = View(upper, self._odb.tree, head or self._base, self._hidden)
+        tracked = []
         for path, found in _regular_files(upper) if head is not None else ():
             entry = view.at(path[len(upper) + 1 :])
-            if entry is None or (mode_of_entry(entry.mode) ^ found.st_mode) & _KIND_AND_EXECUTABLE:
-                continue
+            if entry and not (mode_of_entry(entry.mode) ^ found.st_mode) & _KIND_AND_EXECUTABLE:
+                tracked.append((path, found, entry.oid))
+        absent = set(self._odb.missing(expected for _, _, expected in tracked))
+        for path, found, expected in tracked:
             version = _version(found)
-            oid = self._oids.get(version) or self._oid_of(path, found, entry.oid)
+            oid = self._oids.get(version)
+            if oid is None and expected not in absent:
+                oid = self._oid_of(path, found, expected)
             if oid is not None:
                 oids[version] = oid
-            if oid == entry.oid:
+            if oid == expected:
                 committed.add(version)
         self._oids, self._committed = oids, frozenset(committed)
         return len(committed)
