@@ -23,6 +23,7 @@
  * Everything runs in the thread that serves the mount, with the GIL; one mount to a process.
  */
 
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -32,6 +33,7 @@
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
 #include <poll.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -526,8 +528,12 @@ static void process(struct fuse_session *session, const struct fuse_buf *buffer)
         request.chains = 1; /* libfuse has refused it: overlayfs asks for flags of what it copies */
 }
 
-/* The look-up after one that was answered here mostly follows at once; as fastloop.py. */
+/* The look-up after one that was answered here mostly follows at once; numbers as in fastloop.py,
+ * which says why. */
 #define POLLS 50
+#define LONGER 5
+#define TRY_EACH 16
+#define MOST 8
 #define IN_A_ROW 64
 
 static union {
@@ -535,17 +541,28 @@ static union {
     char room[256];         /* the structure of a newer libfuse may be longer */
 } next;
 
+static int more_cpus; /* this process may use more than one */
+
 /* NULL: there is none yet. An error is met again by pyfuse3. */
 static const struct fuse_buf *next_request(struct fuse_session *session)
 {
+    static unsigned worth, waits;
     struct pollfd device = {.events = POLLIN};
+    int attempts = worth > 0 && more_cpus ? LONGER * POLLS : POLLS;
 
     if (libfuse.receive_buf == NULL || libfuse.session_fd == NULL)
         return NULL;
     device.fd = libfuse.session_fd(session);
-    for (int times = 0; times < POLLS; times++)
-        if (poll(&device, 1, 0) > 0)
+    for (int times = 0; times < attempts; times++)
+        if (poll(&device, 1, 0) > 0) {
+            if (times >= POLLS && worth < MOST)
+                worth++;
             return libfuse.receive_buf(session, &next.buffer) > 0 ? &next.buffer : NULL;
+        }
+    if (worth > 0)
+        worth--;
+    else if (++waits % TRY_EACH == 0)
+        worth = 1;
     return NULL;
 }
 
@@ -577,6 +594,8 @@ static void withdraw_offer(void)
 
 static PyObject *prepare(PyObject *self, PyObject *unused)
 {
+    cpu_set_t cpus;
+
     (void)self, (void)unused;
     withdraw_offer();
     memset(&mount, 0, sizeof(mount));
@@ -584,6 +603,7 @@ static PyObject *prepare(PyObject *self, PyObject *unused)
     memset(&answered, 0, sizeof(answered));
     free(next.buffer.mem);
     memset(&next, 0, sizeof(next));
+    more_cpus = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 && CPU_COUNT(&cpus) > 1;
     mount.enabled = 1;
     Py_RETURN_NONE;
 }

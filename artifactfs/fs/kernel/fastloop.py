@@ -3,7 +3,9 @@
 pyfuse3 waits for each request through trio's epoll: five system calls and a scheduler pass, 25-58
 µs a request. Here a task first polls the FUSE descriptor itself, some 50 times after each reply
 (the next request of a busy program comes within that time, and the other CPU is still awake), and
-only then waits in pyfuse3's own way: 9-18 µs a request, a third of the CPU.
+only then waits in pyfuse3's own way: 9-18 µs a request, a third of the CPU. In a virtual machine in
+which waking a CPU takes longer than that (40 µs have been seen, at each end), it polls for longer
+as long as that is worth it: see `Patience`.
 
 What keeps pyfuse3's accounting right: a task that returns from here without waiting was never
 counted as an idle reader, so pyfuse3 starts another one, which does end up waiting in the
@@ -22,6 +24,9 @@ from types import ModuleType
 POLLS = 50
 """Non-blocking polls (0.4 µs each) after a reply before the task goes to sleep."""
 
+LONGER = 5
+"""So many times as often where requests come late."""
+
 IN_A_ROW = 64
 """Requests taken without a scheduler pass; then other tasks get their turn (about 1 ms)."""
 
@@ -29,6 +34,36 @@ AT_ONCE_S = 0.002
 """After that no new turn begins: the extension may have answered others in each."""
 
 _WAIT = "_wait_fuse_readable"
+
+
+class Patience:
+    """How often is polled: `polls` times, or `LONGER` times as often while requests come in the
+    second part of that. Whether they do is looked at in one of `_TRY_EACH` waits."""
+
+    _TRY_EACH = 16
+    _MOST = 8
+
+    def __init__(self, polls: int) -> None:
+        more_cpus = len(os.sched_getaffinity(0)) > 1  # else who asks waits for us to wait
+        self._short, self._long = range(polls), range(LONGER * polls if more_cpus else polls)
+        self._worth = self._waits = 0
+
+    def attempts(self) -> range:
+        return self._long if self._worth else self._short
+
+    def came(self, attempt: int) -> None:
+        """There was a request at `attempt`."""
+        if attempt >= len(self._short):
+            self._worth = min(self._worth + 1, self._MOST)
+
+    def nothing_came(self) -> None:
+        """All attempts were in vain."""
+        if self._worth:
+            self._worth -= 1
+            return
+        self._waits += 1
+        if not self._waits % self._TRY_EACH:
+            self._worth = 1
 
 
 def nothing() -> None:
@@ -66,7 +101,7 @@ def _polling(
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     poll = poller.poll
-    attempts = range(polls)
+    patience = Patience(polls)
     in_a_row, until = 0, 0.0
 
     async def wait_fuse_readable() -> bool:
@@ -75,11 +110,13 @@ def _polling(
         if not in_a_row:
             until = now + AT_ONCE_S
         if in_a_row < IN_A_ROW and now < until:
-            for _ in attempts:
+            for attempt in patience.attempts():
                 if poll(0):
                     in_a_row += 1
+                    patience.came(attempt)
                     on_request()
                     return True
+            patience.nothing_came()
         while True:
             if not await original():
                 return False

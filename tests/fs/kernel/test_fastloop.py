@@ -147,3 +147,35 @@ def test_another_pyfuse3_is_left_alone() -> None:
     module = ModuleType("fake")
     assert not fastloop.install(module, 0)
     assert not hasattr(module, "_wait_fuse_readable")
+
+
+@pytest.mark.parametrize("cpus", [{0}, {0, 1}])
+def test_patience_lasts_as_long_as_requests_come_late(
+    monkeypatch: pytest.MonkeyPatch, cpus: set[int]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: cpus)
+    patience = fastloop.Patience(50)
+    longer = range(fastloop.LONGER * 50) if len(cpus) > 1 else range(50)
+
+    def until_it_is_longer() -> int:
+        waits = 0
+        while patience.attempts() == range(50) and waits < 100:
+            patience.nothing_came()
+            waits += 1
+        return waits
+
+    assert patience.attempts() == range(50)
+    assert until_it_is_longer() == (16 if len(cpus) > 1 else 100)  # then it tries once
+    patience.nothing_came()
+    assert patience.attempts() == range(50)
+    until_it_is_longer()
+    for _ in range(100):
+        patience.came(60)
+        assert patience.attempts() == longer
+    waits = 0
+    while patience.attempts() != range(50) and waits < 100:
+        patience.nothing_came()
+        waits += 1
+    assert waits == (8 if len(cpus) > 1 else 0)
+    patience.came(3)
+    assert patience.attempts() == range(50)
