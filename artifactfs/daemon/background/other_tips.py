@@ -1,14 +1,13 @@
 """Sizes of what other branches and releases have, learnt before somebody switches to one.
 
 `artifact-fs switch` needs the sizes of the files that differ, and would wait for the remote to tell
-them. Which blobs those are follows from trees, which are here once history is. Git compares them:
-in a thread of ours that takes the interpreter from whoever uses the mount, for some 0.1 s a tip.
+them. Which blobs those are follows from trees, which are here once history is. Git compares them: a
+thread of ours would take the interpreter from whoever uses the mount, for some 0.1 s a tip.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -16,6 +15,7 @@ import trio
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import GitFailed, feed_git, run_git
 from artifactfs.git.objects.database import Oid
+from artifactfs.git.repository.refs import read_refs
 from artifactfs.hydration.hydrator import Hydrator
 
 log = logging.getLogger(__name__)
@@ -42,26 +42,33 @@ async def learn_sizes(gitdir: Path, filesystem: FileSystem, hydrator: Hydrator) 
     await trio.sleep(AFTER_S)
     base = filesystem.base.tree
     asked: set[Oid] = set()
-    with suppress(GitFailed):  # a commit of a ref is not here: then `switch` asks
-        for tree in await newest_trees(gitdir):
-            await hydrator.give_way(GIVE_WAY_S)
-            blobs = await blobs_that_differ(gitdir, base, tree) - asked
-            if len(asked) + len(blobs) > MAX_BLOBS:
-                continue  # another may be nearer
-            asked |= blobs
-            await hydrator.learn_sizes(sorted(blobs))
+    try:
+        tips = await newest_trees(gitdir)
+    except GitFailed as error:
+        log.info("sizes of other branches and tags are not learnt: %s", error)
+        return
+    for tree in tips:
+        await hydrator.give_way(GIVE_WAY_S)
+        blobs = await blobs_that_differ(gitdir, base, tree) - asked
+        if len(asked) + len(blobs) > MAX_BLOBS:
+            continue  # another may be nearer
+        asked |= blobs
+        await hydrator.learn_sizes(sorted(blobs))
     log.debug("sizes of %d blobs of other branches and tags are known", len(asked))
 
 
 async def newest_trees(gitdir: Path) -> list[Oid]:
-    """The trees of the newest `MAX_REFS` refs, each once, `MAX_TIPS` at most. Raises: GitFailed."""
+    """The trees of the newest `MAX_REFS` refs, each once, `MAX_TIPS` at most; refs whose commits
+    are not here are passed over. Raises: GitFailed."""
+    oids = {oid.hex() for oid in read_refs(gitdir).values()}
     printed = await run_git(
-        *("for-each-ref", "--sort=-creatordate", f"--count={MAX_REFS}"),
-        "--format=%(tree)%(*tree)",  # of a commit, or of what a tag names
+        *("rev-list", "--no-walk=sorted", "--ignore-missing", f"--max-count={MAX_REFS}"),
+        *("--no-commit-header", "--format=%T", "--stdin"),
         gitdir=gitdir,
+        stdin="".join(f"{oid}\n" for oid in oids).encode(),
         background=True,
     )
-    trees = dict.fromkeys(line for line in printed.decode("ascii").split())
+    trees = dict.fromkeys(printed.decode("ascii").split())
     return [bytes.fromhex(tree) for tree in trees][:MAX_TIPS]
 
 

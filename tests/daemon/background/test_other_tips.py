@@ -55,6 +55,8 @@ def oid(work: Path, name: str) -> bytes:
 
 
 def test_the_newest_trees_come_first_and_once(repository: Path) -> None:
+    lost = repository / ".git/refs/heads/lost"  # what it names is not here
+    lost.write_text("1" * 40 + "\n")
     found = trio.run(newest_trees, repository / ".git")
     names = ("annotated^{tree}", "main^{tree}", "older^{tree}")
     assert found == [oid(repository, name) for name in names]
