@@ -36,6 +36,9 @@ GITFILE = b".git"
 
 _KIND_AND_EXECUTABLE = stat.S_IFMT(0o777777) | 0o100
 
+_ANOTHER_THING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+"""Why a path is not opened, or read, that was a regular file when it was listed."""
+
 _Version = tuple[int, int, int]
 """Inode number, ctime in ns, and size: another one after each change."""
 
@@ -171,10 +174,12 @@ class KernelWrites:
         if size > MOST_COMPARED or self._odb.header_size(expected) != size:
             return None
         try:
-            with open(path, "rb") as opened:
+            with open(path, "rb", opener=_open_file) as opened:
                 return object_id("blob", opened.read())
-        except FileNotFoundError:
-            return None
+        except OSError as error:
+            if error.errno in _ANOTHER_THING:
+                return None
+            raise
 
     def _equals(self, file: bytes, oid: Oid, size: int) -> bool:
         if self._odb.header_size(oid) != size:
@@ -241,6 +246,10 @@ def _is_below(path: bytes) -> bool:
 
 def _version(found: os.stat_result) -> _Version:
     return found.st_ino, found.st_ctime_ns, found.st_size
+
+
+def _open_file(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _regular_files(upper: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
