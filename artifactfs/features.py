@@ -120,7 +120,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("offered-objects", "git finds the blobs of the tree here, and fetches none by itself"),
     Feature(
         "offered-lookups",
-        "look-ups of offered objects are answered without Python: half the time for each",
+        "look-ups and lists of offered objects take no Python: half the time for each",
         needs=("offered-objects", "request-headers", "fast-loop"),
     ),
     Feature("fsmonitor", "git status asks what has changed, and looks at no file", git=(2, 30)),

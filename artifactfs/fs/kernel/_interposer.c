@@ -375,7 +375,7 @@ static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
     if (mount.end != 0 && ((uint64_t)offset & mount.end) == mount.end) {
         libfuse.reply_buf(req, NULL, 0);
         answered.readdir++;
-        request.chains = 1;
+        request.chains = offered.tables[0].buf != NULL; /* then the fast loop is on */
         return;
     }
     if (offered.tables[0].buf != NULL && ino >= offered.folders && ino < offered.folders + 256) {
@@ -524,7 +524,7 @@ static void process(struct fuse_session *session, const struct fuse_buf *buffer)
         opcode = header->opcode;
     }
     libfuse.process_buf(session, buffer);
-    if (opcode == FUSE_IOCTL && mount.session != NULL && pyfuse3.ioctl == NULL)
+    if (opcode == FUSE_IOCTL && offered.tables[0].buf != NULL && pyfuse3.ioctl == NULL)
         request.chains = 1; /* libfuse has refused it: overlayfs asks for flags of what it copies */
 }
 
@@ -535,6 +535,7 @@ static void process(struct fuse_session *session, const struct fuse_buf *buffer)
 #define TRY_EACH 16
 #define MOST 8
 #define IN_A_ROW 64
+#define AT_ONCE_NS 2000000
 
 static union {
     struct fuse_buf buffer; /* libfuse allocates its memory, once for each session */
@@ -570,11 +571,14 @@ static const struct fuse_buf *next_request(struct fuse_session *session)
  * the last one. */
 void interposed_process_buf(struct fuse_session *session, const struct fuse_buf *buffer)
 {
+    int64_t until;
+
     find_libfuse(__builtin_return_address(0));
     if (libfuse.process_buf == NULL)
         return;
     process(session, buffer);
-    for (int times = 0; request.chains && times < IN_A_ROW; times++) {
+    until = request.chains ? now_ns() + AT_ONCE_NS : 0;
+    for (int times = 0; request.chains && times < IN_A_ROW && now_ns() < until; times++) {
         buffer = next_request(session);
         if (buffer == NULL)
             break;

@@ -50,9 +50,9 @@ def offer_objects(
 
     `oids` and `beside`, sorted, 20 bytes each, may not change until there is another offer. Folder
     N has the number `folders` + N, an oid that of its position + `objects`; positions of those
-    `beside` begin at 2**31. All belong to `uid` and `gid`,
-    are of `time_ns`, and the objects are symlinks of `size` bytes; the kernel keeps the attributes
-    for `valid_s`, the names not at all. What is not there is passed on.
+    `beside` begin at 2**31. All belong to `uid` and `gid`, are of `time_ns`, and the objects are
+    symlinks of `size` bytes; the kernel keeps the attributes for `valid_s`, the names not at all.
+    What is not there is passed on.
     """
 
 def admit(pid: int, for_s: float, /) -> None:
