@@ -198,12 +198,22 @@ def test_who_looks_decides_each_time(
 
 
 LISTS = """
-import os
+import ctypes, os
+libc, buffer = ctypes.CDLL(None, use_errno=True), ctypes.create_string_buffer(1000)
 objects = os.environ["OBJECTS"]
 for number in range(256):
     folder = f"{number:02x}"
-    for name in os.listdir(f"{objects}/{folder}"):
-        print(folder + name)
+    fd = os.open(f"{objects}/{folder}", os.O_RDONLY)
+    while (length := libc.getdents64(fd, buffer, len(buffer))) > 0:
+        at = 0
+        while at < length:  # struct linux_dirent64
+            size = int.from_bytes(buffer[at + 16 : at + 18], "little")
+            name = buffer[at + 19 : at + size].split(bytes(1))[0].decode()
+            if name not in (".", ".."):
+                print(folder + name)
+            at += size
+    assert length == 0, os.strerror(ctypes.get_errno())
+    os.close(fd)
 """
 
 
@@ -214,7 +224,7 @@ def test_folders_of_many_objects_are_listed(
     remote_repo: Callable[..., ServedRepository],
     without: str,
 ) -> None:
-    """Of so many that the kernel has to ask more than once for a folder."""
+    """Of so many that the kernel has to ask more than once for a folder, in the smallest steps."""
     texts = [f"content {number}\n" for number in range(16_000)]
     entries = (f"M 100644 inline {n % 100}/{n}\ndata {len(t)}\n{t}" for n, t in enumerate(texts))
     head = "commit refs/heads/main\ncommitter A <a@example.org> 1700000000 +0000\ndata 0\n"
@@ -382,6 +392,19 @@ def test_what_is_written_while_the_remote_is_away(
     assert Traced(two_releases, "status", "--porcelain").output == ""
 
 
+def test_git_says_that_the_remote_is_away_before_it_writes(
+    two_releases: Path, proxy: DelayProxy
+) -> None:
+    proxy.refuse()
+    done = Traced(two_releases, "checkout", "-q", "v1")
+    assert done.status != 0
+    assert "could not fetch" in done.errors, done.errors
+    assert Traced(two_releases, "status", "--porcelain").output == ""
+    proxy.accept()
+    wait_until(lambda: Traced(two_releases, "checkout", "-q", "v1").status == 0, "the remote")
+    assert (two_releases / "0/0").read_text() == "v1 0\n"
+
+
 @pytest.mark.parametrize(
     "back",
     [
@@ -392,6 +415,7 @@ def test_what_is_written_while_the_remote_is_away(
         ("reset", "-q", "--hard", "v2"),
         ("merge", "-q", "main"),
         ("rebase", "-q", "main"),
+        ("-c", "checkout.workers=4", "-c", "checkout.thresholdForParallelism=1", "checkout", "v2"),
     ],
     ids=" ".join,
 )

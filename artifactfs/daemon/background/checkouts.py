@@ -36,6 +36,9 @@ _HARD = ("--hard", "--keep", "--merge")
 _JOINING = ("merge", "rebase")
 _JOINING_WITH_A_VALUE = ("-m", "-F", "-s", "-X", "-x", "--onto")
 _NOTHING, _GITLINK = b"000000", b"160000"
+_PART_OF_A_CHECKOUT = "checkout--worker"
+LOOKS_S = 10.0
+"""So long after all has come it is shown: git looks for all of it before it reads any."""
 _KNOWN = 32
 """Commands that are remembered."""
 
@@ -85,23 +88,26 @@ class Checkouts:
             if command.name == "merge":
                 printed = await self._git("merge-base", "--end-of-options", "HEAD", target)
                 base = printed.split()[0].decode("ascii")
-            await self._fetch(await self._changes_to(base, target), None, begun.offered)
+            await self._fetch(await self._changes_to(base, target), None, begun)
         except GitFailed:
             pass  # it has another meaning in that folder: git does it all by itself
         finally:
-            begun.offered.set()
+            begun.shown.set()
             begun.ended.set()
+            begun.first_bytes.cancel()
 
     def before_folder(self, command: GitCommand) -> trio.Event | None:
         """What `command` waits for before it looks which objects there are."""
         begun = self._begun.get(command)
-        return None if begun is None else begun.offered
+        return None if begun is None else begun.shown
 
     async def before_read(self, command: GitCommand) -> None:
         """`command` reads a blob that is not here: wait for all that it is about to read.
 
         Waits for the network, as long as blobs come; raises nothing.
         """
+        if command.name == _PART_OF_A_CHECKOUT:
+            command = git_command(command.parent()) or command
         begun = self._begun.get(command)
         if begun is not None:
             await begun.ended.wait()
@@ -155,10 +161,10 @@ class Checkouts:
         return await run_git(*arguments, gitdir=self._gitdir, deadline_s=RESOLVE_S)
 
     async def _fetch(
-        self, changes: list[_Change], wanted: Oid | None, offered: trio.Event | None = None
+        self, changes: list[_Change], wanted: Oid | None, begun: _Begun | None = None
     ) -> None:
         """What comes with `changes` and is not here; nothing where `wanted` is not in it, but
-        somewhere else. As soon as it begins to come, it is `offered`, where that is given."""
+        somewhere else. As soon as it begins to come it is shown to git, where that is `begun`."""
         with trio.move_on_after(self._deadline_s) as waiting:
 
             def note(_done: int, _wanted: int) -> None:
@@ -172,26 +178,32 @@ class Checkouts:
                 if not self._hydrator.sizes_are_told:
                     # Git looks at each file that it replaces, and would wait for its size.
                     missing += await self._missing(change.before for change in changes)
-                async with trio.open_nursery() as nursery:
-                    if offered is not None:
-                        nursery.start_soon(self._offer, missing, offered)
-                    await self._fetch_all(missing, note)
-                    nursery.cancel_scope.cancel()
-            except OSError as error:
+                if begun is not None:
+                    with suppress(DaemonError):  # the mount is ending
+                        self._start(self._show, missing, begun)
+                await self._hydrator.offered.fetch_all(missing, progress=note)
+                if begun is not None:
+                    begun.came = True
+            except (ArtifactFSError, OSError) as error:
                 log.info("a checkout is left to git: %s", error)
 
-    async def _fetch_all(self, oids: list[Oid], progress: Callable[[int, int], None]) -> None:
+    async def _show(self, oids: list[Oid], begun: _Begun) -> None:
+        """Let git see `oids` from their first bytes on, until it has looked; where they do not come
+        after all, until that is known."""
+        offered = self._filesystem.offered
+        ordered = await trio.to_thread.run_sync(sorted, oids)
+        with begun.first_bytes:
+            await self._hydrator.offered.first_bytes(oids[0])
+        if begun.ended.is_set() or offered is None:
+            return
+        offered.offer_also(ordered)
+        begun.shown.set()
         try:
-            await self._hydrator.offered.fetch_all(oids, progress=progress)
-        except (ArtifactFSError, OSError) as error:
-            log.info("a checkout is left to git: %s", error)
-
-    async def _offer(self, oids: list[Oid], offered: trio.Event) -> None:
-        """Let git see `oids` as soon as they begin to come."""
-        await self._hydrator.offered.begun(oids[0])
-        if self._filesystem.offered is not None:
-            self._filesystem.offered.offer_also(oids)
-        offered.set()
+            await begun.ended.wait()
+            if begun.came:
+                await trio.sleep(LOOKS_S)
+        finally:
+            offered.withdraw(ordered)
 
     async def _missing(self, oids: Iterable[Oid | None]) -> list[Oid]:
         some = dict.fromkeys(oid for oid in oids if oid is not None)
@@ -200,10 +212,13 @@ class Checkouts:
 
 @dataclass(slots=True)
 class _Begun:
-    """What was begun for a command: whether it was offered what comes, and whether that ended."""
+    """What was begun for a command. `shown`: it may look which objects there are. `ended`: all of
+    them `came`, or the rest is left to git."""
 
-    offered: trio.Event = field(default_factory=trio.Event)
+    shown: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
+    first_bytes: trio.CancelScope = field(default_factory=trio.CancelScope)
+    came: bool = False
 
 
 @dataclass(frozen=True, slots=True)

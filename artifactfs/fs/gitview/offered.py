@@ -28,8 +28,7 @@ import os
 import secrets
 import stat
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from operator import itemgetter
@@ -60,8 +59,6 @@ _GENERATIONS = 1 << 27
 
 _BESIDE = 1 << (_OBJECT_BITS - 1)
 """From this position on: what is offered beside the inventory."""
-_SETS_BESIDE = 2
-"""So many commands' blobs are offered beside it, those of the last ones."""
 
 _TARGET = b"/nonexistent/in-a-pack"
 
@@ -133,8 +130,9 @@ class OfferedObjects:
         self._gid = gid
         self._time_ns = time_ns
         self._shown: Inventory | None = None
-        self._sets_beside: deque[frozenset[Oid]] = deque(maxlen=_SETS_BESIDE)
+        self._lists_beside: list[Sequence[Oid]] = []
         self._beside: list[Oid] = []
+        """Of all of them, sorted; some may be in the inventory as well."""
         self._generation = secrets.randbelow(_GENERATIONS)  # not that of a process before
         self.before_missing: Callable[[GitCommand, Oid | None], Awaitable[None]] | None = None
         """Awaited where a git command looks for an object that it is not offered, or lists some
@@ -263,10 +261,19 @@ class OfferedObjects:
         if self.before_missing is not None and command.name in self.told_of:
             await unless_interrupted(command.pid, partial(self.before_missing, command, oid))
 
-    def offer_also(self, oids: Iterable[Oid]) -> None:
-        """Show these, too: git is about to write them, and the remote has begun to send them."""
-        self._sets_beside.append(frozenset(oids))
+    def offer_also(self, oids: Sequence[Oid]) -> None:
+        """Show these (sorted) until they are withdrawn: git is about to write them, and the remote
+        has begun to send them."""
+        self._lists_beside.append(oids)
         self._show()
+
+    def withdraw(self, oids: Sequence[Oid]) -> None:
+        """Show the `oids` of an `offer_also` no more. Those that have come are in packs."""
+        for at, known in enumerate(self._lists_beside):
+            if known is oids:
+                del self._lists_beside[at]
+                self._show()
+                return
 
     def _note_inventory(self) -> None:
         if self._offer.inventory is not self._shown:
@@ -275,9 +282,7 @@ class OfferedObjects:
 
     def _show(self) -> None:
         """Let the kernel ask anew."""
-        inventory = self._shown
-        beside = frozenset().union(*self._sets_beside) if inventory is not None else ()
-        self._beside = sorted(oid for oid in beside if inventory and inventory.position(oid) < 0)
+        self._beside = sorted(chain(*self._lists_beside))
         self._generation += 1
         if self.extension is None or self._shown is None:
             return

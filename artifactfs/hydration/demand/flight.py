@@ -122,7 +122,7 @@ class FlightControl:
         self._full_until = float("-inf")
         self._unlisted: deque[str] = deque()
         self._listing = trio.Event()
-        self.begun = trio.Event()
+        self.first_bytes = trio.Event()
         """The remote sends the first bytes of some request; each time another event."""
         self._urgent = 0
         self._no_urgent = trio.Event()
@@ -362,8 +362,8 @@ class FlightControl:
             self.counters.bytes += len(chunk)
             flight.moved = last_chunk_at = now
             if first:
-                self.begun.set()
-                self.begun = trio.Event()
+                self.first_bytes.set()
+                self.first_bytes = trio.Event()
             scope.deadline = now + stall_s
             yield chunk
             if flight.reason is Reason.SWEEP and self._urgent:

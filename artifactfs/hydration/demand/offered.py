@@ -6,7 +6,6 @@ object directory in which these blobs have names. This is what stands behind it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -120,10 +119,11 @@ class OfferedBlobs:
         finally:
             await self._landed(set(oids))
 
-    async def begun(self, oid: bytes) -> None:
-        """Wait until the remote has begun to send what it was asked for together with `oid`."""
-        while self._control.moved(oid) == -math.inf and not self._odb.contains(oid):
-            await self._control.begun.wait()
+    async def first_bytes(self, oid: bytes) -> None:
+        """Wait until the remote begins to send what it is asked for together with `oid`."""
+        asked = trio.current_time()
+        while self._control.moved(oid) < asked:
+            await self._control.first_bytes.wait()
 
     async def _landed(self, oids: set[bytes]) -> None:
         """Wait for the packs in which `oids` have come, but not for a remote that stalls."""
