@@ -190,10 +190,10 @@ class Checkouts:
     async def _show(self, oids: list[Oid], begun: _Begun) -> None:
         """Let git see `oids` from their first bytes on, until it has looked; where they do not come
         after all, until that is known."""
-        offered = self._filesystem.offered
+        offered, asked = self._filesystem.offered, trio.current_time()
         ordered = await trio.to_thread.run_sync(sorted, oids)
         with begun.first_bytes:
-            await self._hydrator.offered.first_bytes(oids[0])
+            await self._hydrator.offered.first_bytes(oids[0], since=asked)
         if begun.ended.is_set() or offered is None:
             return
         offered.offer_also(ordered)

@@ -119,10 +119,10 @@ class OfferedBlobs:
         finally:
             await self._landed(set(oids))
 
-    async def first_bytes(self, oid: bytes) -> None:
-        """Wait until the remote begins to send what it is asked for together with `oid`."""
-        asked = trio.current_time()
-        while self._control.moved(oid) < asked:
+    async def first_bytes(self, oid: bytes, *, since: float) -> None:
+        """Wait until the remote has begun to send what it is asked for together with `oid`, or has
+        sent some of it after `since` (`trio.current_time`)."""
+        while self._control.moved(oid) < since:
             await self._control.first_bytes.wait()
 
     async def _landed(self, oids: set[bytes]) -> None:
