@@ -103,6 +103,10 @@ class ReceivePack:
                 ) as git,
             ):
                 status = await stream.run(git, head, body)
+        if fence.said_no and status is not None and not exchange.started:
+            record_event(context, repo, exchange, "serverError", "the server has lost its place")
+            await answer_away(exchange)
+            return
         if status is None or (status != 0 and not exchange.started):
             await answer_failure(context, repo, exchange, stream, git.stderr)
             return
