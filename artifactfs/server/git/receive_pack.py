@@ -104,7 +104,7 @@ class ReceivePack:
             ):
                 status = await stream.run(git, head, body)
         if fence.said_no and status is not None and not exchange.started:
-            record_event(context, repo, exchange, "serverError", "the server has lost its place")
+            self._fenced(repo, exchange)
             await answer_away(exchange)
             return
         if status is None or (status != 0 and not exchange.started):
@@ -115,12 +115,17 @@ class ReceivePack:
             actor, ms = exchange.actor, exchange.record.ms
             await note_push(context, repo, updates, actor=actor, ms=ms)
         elif fence.said_no:
-            record_event(context, repo, exchange, "serverError", "the server has lost its place")
+            self._fenced(repo, exchange)
         elif commands.updates:
             self._refused(repo, exchange, report, remaining)
         if not exchange.started:
             await exchange.start(_RESULT, NO_CACHE)
         await exchange.finish()
+
+    def _fenced(self, repo: Repo, exchange: Exchange) -> None:
+        """git was not to publish it, which is no fault of the client."""
+        text = "the server has lost its place"
+        record_event(self._context, repo, exchange, "serverError", text)
 
     def _refused(self, repo: Repo, exchange: Exchange, report: PushReport, remaining: int) -> None:
         """git took nothing of it, and told the client why."""
