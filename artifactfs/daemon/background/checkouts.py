@@ -25,6 +25,7 @@ from artifactfs.fs.gitview.callers import GitCommand, git_command
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import GitFailed, run_git
 from artifactfs.git.objects.database import ObjectDatabase, Oid
+from artifactfs.git.objects.raw_diff import DIFF_TREES, BlobChange, blob_changes
 from artifactfs.hydration.hydrator import Hydrator
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,6 @@ _NEW_BRANCH = ("-b", "-B", "-c", "-C", "--orphan")
 _HARD = ("--hard", "--keep", "--merge")
 _JOINING = ("merge", "rebase")
 _JOINING_WITH_A_VALUE = ("-m", "-F", "-s", "-X", "-x", "--onto")
-_NOTHING, _GITLINK = b"000000", b"160000"
 _PART_OF_A_CHECKOUT = "checkout--worker"
 LOOKS_S = 10.0
 """So long after all has come it is shown: git looks for all of it before it reads any."""
@@ -138,7 +138,7 @@ class Checkouts:
         with suppress(GitFailed):  # it has another meaning in that folder
             await self._fetch(await self._changes_to(mounted, target), oid)
 
-    async def _changes_to(self, base: str, target: str) -> list[_Change]:
+    async def _changes_to(self, base: str, target: str) -> list[BlobChange]:
         """To a commit, or to the one branch of a remote that has such a name, of which `git switch`
         makes a branch. Raises: GitFailed where git knows none, or it is not here."""
         try:
@@ -150,18 +150,16 @@ class Checkouts:
                 raise
             return await self._changes(base, printed.decode("ascii").strip())
 
-    async def _changes(self, base: str, target: str) -> list[_Change]:
+    async def _changes(self, base: str, target: str) -> list[BlobChange]:
         """Of the files from one tree to the other, as git names them. Raises: GitFailed."""
         trees = (f"{base}^{{tree}}", f"{target}^{{tree}}")
-        command = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--end-of-options")
-        printed = await self._git(*command, *trees)
-        return [_Change.of(line) for line in printed.split(b"\0")[:-1:2]]
+        return blob_changes(await self._git(*DIFF_TREES, "--end-of-options", *trees))
 
     async def _git(self, *arguments: str) -> bytes:
         return await run_git(*arguments, gitdir=self._gitdir, deadline_s=RESOLVE_S)
 
     async def _fetch(
-        self, changes: list[_Change], wanted: Oid | None, begun: _Begun | None = None
+        self, changes: list[BlobChange], wanted: Oid | None, begun: _Begun | None = None
     ) -> None:
         """What comes with `changes` and is not here; nothing where `wanted` is not in it, but
         somewhere else. As soon as it begins to come it is shown to git, where that is `begun`."""
@@ -183,7 +181,7 @@ class Checkouts:
                         self._start(self._show, missing, begun)
                 await self._hydrator.offered.fetch_all(missing, progress=note)
                 if begun is not None:
-                    begun.came = True
+                    begun.fetched = True
             except (ArtifactFSError, OSError) as error:
                 log.info("a checkout is left to git: %s", error)
 
@@ -200,7 +198,7 @@ class Checkouts:
         begun.shown.set()
         try:
             await begun.ended.wait()
-            if begun.came:
+            if begun.fetched:
                 await trio.sleep(LOOKS_S)
         finally:
             offered.withdraw(ordered)
@@ -213,31 +211,12 @@ class Checkouts:
 @dataclass(slots=True)
 class _Begun:
     """What was begun for a command. `shown`: it may look which objects there are. `ended`: all of
-    them `came`, or the rest is left to git."""
+    them were `fetched`, or the rest is left to git."""
 
     shown: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
     first_bytes: trio.CancelScope = field(default_factory=trio.CancelScope)
-    came: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """The blobs of one path; None: there is no file."""
-
-    before: Oid | None
-    after: Oid | None
-
-    @classmethod
-    def of(cls, line: bytes) -> _Change:
-        """``:MODE MODE OID OID STATUS`` (git-diff-tree(1), raw output format)."""
-        modes = line[1:7], line[8:14]
-        oids = line.split(b" ")[2:4]
-        before, after = (
-            None if mode in (_NOTHING, _GITLINK) else bytes.fromhex(oid.decode("ascii"))
-            for mode, oid in zip(modes, oids, strict=True)
-        )
-        return cls(before, after)
+    fetched: bool = False
 
 
 def target_of(command: GitCommand) -> str | None:

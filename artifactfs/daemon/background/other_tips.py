@@ -15,6 +15,7 @@ import trio
 from artifactfs.fs.mount.filesystem import FileSystem
 from artifactfs.git.command import GitFailed, feed_git, run_git
 from artifactfs.git.objects.database import Oid
+from artifactfs.git.objects.raw_diff import DIFF_TREES, blob_changes
 from artifactfs.git.repository.refs import read_refs
 from artifactfs.hydration.hydrator import Hydrator
 
@@ -31,9 +32,6 @@ MAX_PRINTED = 200 * MAX_BLOBS
 AFTER_S = 1.0
 """The commands that come first in a new mount have the machine for themselves."""
 GIVE_WAY_S = 10.0
-
-_GITLINK = b"160000"
-_NO_OBJECT = b"0" * 40
 
 
 async def learn_sizes(gitdir: Path, filesystem: FileSystem, hydrator: Hydrator) -> None:
@@ -75,7 +73,7 @@ async def newest_trees(gitdir: Path) -> list[Oid]:
 async def blobs_that_differ(gitdir: Path, base: Oid, tree: Oid) -> set[Oid]:
     """Blobs of `tree` that are not the same in `base`; none where they are far too many, or trees
     are missing."""
-    command = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--diff-filter=d")
+    command = (*DIFF_TREES, "--diff-filter=d")
     try:
         async with feed_git(
             *command, base.hex(), tree.hex(), gitdir=gitdir, background=True
@@ -87,6 +85,4 @@ async def blobs_that_differ(gitdir: Path, base: Oid, tree: Oid) -> set[Oid]:
 
 
 def _new_blobs(printed: bytes) -> set[Oid]:
-    """Of ``:MODE MODE OID OID STATUS`` and a path, each with a NUL (git-diff-tree(1))."""
-    new = (record[8:14] != _GITLINK and record[56:96] for record in printed.split(b"\0")[:-1:2])
-    return {bytes.fromhex(oid.decode("ascii")) for oid in new if oid and oid != _NO_OBJECT}
+    return {change.after for change in blob_changes(printed) if change.after is not None}
