@@ -51,12 +51,12 @@ class Patience:
     def attempts(self) -> range:
         return self._long if self._worth else self._short
 
-    def came(self, attempt: int) -> None:
+    def hit(self, attempt: int) -> None:
         """There was a request at `attempt`."""
         if attempt >= len(self._short):
             self._worth = min(self._worth + 1, self._MOST)
 
-    def nothing_came(self) -> None:
+    def miss(self) -> None:
         """All attempts were in vain."""
         if self._worth:
             self._worth -= 1
@@ -113,10 +113,10 @@ def _polling(
             for attempt in patience.attempts():
                 if poll(0):
                     in_a_row += 1
-                    patience.came(attempt)
+                    patience.hit(attempt)
                     on_request()
                     return True
-            patience.nothing_came()
+            patience.miss()
         while True:
             if not await original():
                 return False

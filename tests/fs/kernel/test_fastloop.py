@@ -160,22 +160,22 @@ def test_patience_lasts_as_long_as_requests_come_late(
     def until_it_is_longer() -> int:
         waits = 0
         while patience.attempts() == range(50) and waits < 100:
-            patience.nothing_came()
+            patience.miss()
             waits += 1
         return waits
 
     assert patience.attempts() == range(50)
     assert until_it_is_longer() == (16 if len(cpus) > 1 else 100)  # then it tries once
-    patience.nothing_came()
+    patience.miss()
     assert patience.attempts() == range(50)
     until_it_is_longer()
     for _ in range(100):
-        patience.came(60)
+        patience.hit(60)
         assert patience.attempts() == longer
     waits = 0
     while patience.attempts() != range(50) and waits < 100:
-        patience.nothing_came()
+        patience.miss()
         waits += 1
     assert waits == (8 if len(cpus) > 1 else 0)
-    patience.came(3)
+    patience.hit(3)
     assert patience.attempts() == range(50)
