@@ -137,6 +137,24 @@ def test_what_checks_sees_only_what_is_here(
     assert not blobs_wanted(proxy, first, odd_repository)
 
 
+def offered_by(daemon: DaemonProcess, url: str, without: str) -> str:
+    """Mounts `url` with the feature `without` switched off, and waits for its index and history:
+    the directory of the objects that git is offered."""
+    daemon.extra_environment["ARTIFACT_FS_DISABLE"] = without
+    daemon.start()
+    mount = daemon.add_repo("odd", url)
+    daemon.wait_for("odd", "history")
+    daemon.wait_for("odd", "index")
+    return (mount / ".git/artifactfs/offered/info/alternates").read_text().strip()
+
+
+def import_bare(bare: Path, stream: str) -> None:
+    """A bare repository of what git-fast-import(1) makes of `stream`."""
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", bare], check=True)
+    importing = ["git", "-C", str(bare), "fast-import", "--quiet"]
+    subprocess.run(importing, input=stream, text=True, check=True)
+
+
 LOOKS = """
 import os
 places = open(os.environ["PLACES"]).read().split()
@@ -158,12 +176,7 @@ def test_who_looks_decides_each_time(
 ) -> None:
     """Whatever the same process was a moment ago, and whoever else looks meanwhile."""
     daemon = idle_daemon
-    daemon.extra_environment["ARTIFACT_FS_DISABLE"] = without
-    daemon.start()
-    mount = daemon.add_repo("odd", remote_repo().url)
-    daemon.wait_for("odd", "history")
-    daemon.wait_for("odd", "index")
-    objects = (mount / ".git/artifactfs/offered/info/alternates").read_text().strip()
+    objects = offered_by(daemon, remote_repo().url, without)
     oids = set(odd_repository.blobs().values())
     scripts = daemon.directory / "scripts"
     scripts.mkdir()
@@ -229,16 +242,8 @@ def test_folders_of_many_objects_are_listed(
     entries = (f"M 100644 inline {n % 100}/{n}\ndata {len(t)}\n{t}" for n, t in enumerate(texts))
     head = "commit refs/heads/main\ncommitter A <a@example.org> 1700000000 +0000\ndata 0\n"
     bare = tmp_path / "bare.git"
-    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", bare], check=True)
-    importing = ["git", "-C", str(bare), "fast-import", "--quiet"]
-    subprocess.run(importing, input=head + "\n".join(entries), text=True, check=True)
-    daemon = idle_daemon
-    daemon.extra_environment["ARTIFACT_FS_DISABLE"] = without
-    daemon.start()
-    mount = daemon.add_repo("odd", remote_repo(bare).url, "--hydrate", "none")
-    daemon.wait_for("odd", "history")
-    daemon.wait_for("odd", "index")
-    objects = (mount / ".git/artifactfs/offered/info/alternates").read_text().strip()
+    import_bare(bare, head + "\n".join(entries))
+    objects = offered_by(idle_daemon, remote_repo(bare).url, without)
     blobs = (b"blob %d\0%s" % (len(text), text.encode()) for text in texts)
     expected = sorted(hashlib.sha1(blob).hexdigest() for blob in blobs)
     for name, seen in ("commit", expected), ("fsck", []), ("commit", expected):
@@ -363,10 +368,7 @@ def two_releases(
                 path = f"{file % 30}/{file}"
                 stream.append(f"M 100644 inline {path}\ndata {len(text)}\n{text}\n")
         stream.append(f"reset refs/tags/{name}\nfrom refs/heads/main\n")
-    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", bare], check=True)
-    subprocess.run(
-        ["git", "-C", bare, "fast-import", "--quiet"], input="".join(stream), text=True, check=True
-    )
+    import_bare(bare, "".join(stream))
     url = proxy.url(remote_repo(bare).url)
     mount = daemon.add_repo("odd", url, "--deadline", str(IMPATIENCE_S))
     (mount / ".git" / "HEAD").read_bytes()  # waits for the index
