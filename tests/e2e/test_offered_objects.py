@@ -430,10 +430,9 @@ def test_what_is_written_comes_in_one_batch(
         first = len(proxy.requests)
         done = Traced(mount, *arguments)
         assert (done.status, done.fetches) == (0, 0), done.errors
-        requests = proxy.requests[first:]
-        changed = FILES // 3
-        assert len({oid for request in requests for oid in request.wants}) == changed
-        assert len(requests) <= 4
+        asked = [request.wants for request in proxy.requests[first:] if request.wants]
+        assert len(set().union(*asked)) == FILES // 3
+        assert len(asked) <= 4
         for file in range(FILES):
             expected = f"{name if file % 3 == 0 else 'v1'} {file}\n"
             if file % 3 == 0 or file < 30:
@@ -441,7 +440,10 @@ def test_what_is_written_comes_in_one_batch(
     assert Traced(mount, "status", "--porcelain").output == ""
 
 
-def test_a_log_of_names_brings_no_contents(versions: Path, proxy: DelayProxy) -> None:
+def test_a_log_of_names_brings_no_contents(
+    versions: Path, daemon: DaemonProcess, proxy: DelayProxy
+) -> None:
+    daemon.wait_for("odd", "hydrated")  # what comes in the background is not git's
     first = len(proxy.requests)
     for arguments in (
         ("log", "--oneline", "--", "sub/long.txt"),

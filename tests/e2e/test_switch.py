@@ -170,15 +170,16 @@ def test_there_and_back_without_any_content(sides: Sides) -> None:
 
 def test_a_switch_to_a_branch_that_was_there_asks_the_remote_for_nothing(sides: Sides) -> None:
     """Sizes of what branches and tags have are learnt when the history is here."""
-    listed = sides.git(sides.plain, "ls-tree", "-r", "t2", check=True).splitlines()
-    wanted = {bytes.fromhex(line.split()[2]) for line in listed}
+    tips = ("t0", "t1", "t2", "t3", "t4", "main")  # a request each, in the background
+    listed = [sides.git(sides.plain, "ls-tree", "-r", tip, check=True) for tip in tips]
+    wanted = {bytes.fromhex(line.split()[2]) for tree in listed for line in tree.splitlines()}
 
     def known() -> bool:
         with closing(sqlite3.connect(sides.daemon.state / "cache" / "sizes.db")) as database:
             return wanted <= {oid for (oid,) in database.execute("SELECT oid FROM sizes")}
 
     sides.daemon.wait_for("work", "hydrated")
-    wait_until(known, "the sizes of t2")
+    wait_until(known, "the sizes of all tips")
     before = sides.daemon.status("work")["hydration"]["requests"]
     sides.switch("t2")
     assert sides.daemon.status("work")["hydration"]["requests"] == before

@@ -58,7 +58,7 @@ async def learn_sizes(gitdir: Path, filesystem: FileSystem, hydrator: Hydrator) 
 async def newest_trees(gitdir: Path) -> list[Oid]:
     """The trees of the newest `MAX_REFS` refs, each once, `MAX_TIPS` at most; refs whose commits
     are not here are passed over. Raises: GitFailed."""
-    oids = {oid.hex() for oid in read_refs(gitdir).values()}
+    oids = dict.fromkeys(oid.hex() for oid in read_refs(gitdir).values())
     printed = await run_git(
         *("rev-list", "--no-walk=sorted", "--ignore-missing", f"--max-count={MAX_REFS}"),
         *("--no-commit-header", "--format=%T", "--stdin"),
