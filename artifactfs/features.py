@@ -123,6 +123,11 @@ FEATURES: tuple[Feature, ...] = (
         "look-ups and lists of offered objects take no Python: half the time for each",
         needs=("offered-objects", "request-headers", "fast-loop"),
     ),
+    Feature(
+        "listings-ahead",
+        "a program that walks through the tree finds the next directories listed",
+        needs=("extension", "fast-loop"),
+    ),
     Feature("fsmonitor", "git status asks what has changed, and looks at no file", git=(2, 30)),
     Feature("fsmonitor-diff", "git diff asks as well", git=(2, 43), needs=("fsmonitor",)),
     Feature("git-folder", ".git is the gitdir itself, a folder as in a clone"),

@@ -40,7 +40,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("repository", "checkout", "configuration", "objects", "index", "remote"),
     ),
     "hydration": ("errors", "local", "order", "link", "background", "demand", "stats", "hydrator"),
-    "fs": ("kernel", "inodes", "overlay", "gitview", "tree", "native", "content", "mount"),
+    "fs": (
+        *("kernel", "inodes", "overlay", "gitview", "tree", "native", "content", "listing"),
+        "mount",
+    ),
     "daemon": (
         *("control", "host", "repositories", "writes", "switch"),
         *("background", "worker", "supervisor"),

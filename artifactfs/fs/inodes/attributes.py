@@ -92,6 +92,15 @@ class CleanFileAttributes:
         return entry
 
 
+def dots_entry(ino: int) -> pyfuse3.EntryAttributes:
+    """``.`` or ``..`` in a listing. The kernel takes nothing of them but number and type
+    (``fuse_direntplus_link``)."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = ino
+    entry.st_mode = stat.S_IFDIR
+    return entry
+
+
 def negative_entry() -> pyfuse3.EntryAttributes:
     """There is no such name, and the kernel may remember that."""
     entry = pyfuse3.EntryAttributes()

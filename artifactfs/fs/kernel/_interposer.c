@@ -9,9 +9,11 @@
  *   fuse_session_process_buf                          each request, with the kernel's header
  *
  * Some requests are answered here, without Python. One is sent for each directory when the kernel
- * has all of it, and gets nothing. The others are about offered objects (offered.py): look-ups by a
- * program that Python has just answered, of which git sends two for each blob where it writes a
- * tree, and the lists of the 256 folders, which it wants to have before it fetches anything.
+ * has all of it, and gets nothing. Directories that a walk comes to next were listed ahead (ahead.py)
+ * while the program was busy with the one before. The others are about offered objects
+ * (offered.py): look-ups by a program that Python has just answered, of which git sends two for
+ * each blob where it writes a tree, and the lists of the 256 folders, which it wants to have before
+ * it fetches anything.
  *
  * Nothing here links to libfuse. Its functions are taken from the library that pyfuse3 was linked
  * to, which may be another one than the system's (a wheel can bundle its own).
@@ -108,6 +110,18 @@ static struct {
 static struct {
     unsigned long long lookup, readdir;
 } answered; /* here, without Python: how many since `prepare` */
+
+#define LISTINGS 8
+
+/* Whole directories that Python has listed before anybody asked (ahead.py). */
+static struct {
+    struct {
+        uint64_t ino; /* 0: none */
+        char *reply;
+        size_t length;
+    } kept[LISTINGS];
+    int wanted; /* Python goes on when the end of a directory was asked for, to list the next */
+} listings;
 
 #define OID 20
 #define BESIDE (UINT64_C(1) << 31) /* the position of the first of the second table */
@@ -369,13 +383,30 @@ static void list_offered(fuse_req_t req, unsigned char byte, size_t size, uint64
     request.chains = 1;
 }
 
+/* Whether the directory is answered with what is kept of it, which is for one answer. */
+static int list_kept(fuse_req_t req, fuse_ino_t ino, size_t size)
+{
+    for (int at = 0; at < LISTINGS; at++)
+        if (listings.kept[at].ino == ino && listings.kept[at].length <= size) {
+            libfuse.reply_buf(req, listings.kept[at].reply, listings.kept[at].length);
+            listings.kept[at].ino = 0;
+            answered.readdir++;
+            request.chains = 1; /* its end is asked for next */
+            return 1;
+        }
+    return 0;
+}
+
 static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
                            struct fuse_file_info *file)
 {
+    if (offset == 0 && list_kept(req, ino, size))
+        return;
     if (mount.end != 0 && ((uint64_t)offset & mount.end) == mount.end) {
         libfuse.reply_buf(req, NULL, 0);
         answered.readdir++;
-        request.chains = offered.tables[0].buf != NULL; /* then the fast loop is on */
+        /* With offered objects the fast loop is on. */
+        request.chains = offered.tables[0].buf != NULL && !listings.wanted;
         return;
     }
     if (offered.tables[0].buf != NULL && ino >= offered.folders && ino < offered.folders + 256) {
@@ -596,12 +627,20 @@ static void withdraw_offer(void)
     memset(&offered, 0, sizeof(offered));
 }
 
+static void forget_listings(void)
+{
+    for (int at = 0; at < LISTINGS; at++)
+        free(listings.kept[at].reply);
+    memset(&listings, 0, sizeof(listings));
+}
+
 static PyObject *prepare(PyObject *self, PyObject *unused)
 {
     cpu_set_t cpus;
 
     (void)self, (void)unused;
     withdraw_offer();
+    forget_listings();
     memset(&mount, 0, sizeof(mount));
     memset(&request, 0, sizeof(request));
     memset(&answered, 0, sizeof(answered));
@@ -710,6 +749,66 @@ static PyObject *admit(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *keep_listing(PyObject *self, PyObject *args)
+{
+    unsigned long long ino;
+    Py_buffer reply;
+    int at = 0;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "Ky*", &ino, &reply))
+        return NULL;
+    while (at < LISTINGS && listings.kept[at].ino != 0)
+        at++;
+    if (at < LISTINGS && libfuse.reply_buf != NULL) {
+        free(listings.kept[at].reply);
+        listings.kept[at].reply = malloc((size_t)reply.len);
+        if (listings.kept[at].reply != NULL) {
+            memcpy(listings.kept[at].reply, reply.buf, (size_t)reply.len);
+            listings.kept[at].length = (size_t)reply.len;
+            listings.kept[at].ino = ino;
+            PyBuffer_Release(&reply);
+            Py_RETURN_TRUE;
+        }
+    }
+    PyBuffer_Release(&reply);
+    Py_RETURN_FALSE;
+}
+
+static PyObject *want_listings(PyObject *self, PyObject *wanted)
+{
+    (void)self;
+    listings.wanted = PyObject_IsTrue(wanted) > 0;
+    Py_RETURN_NONE;
+}
+
+static PyObject *kept_listings(PyObject *self, PyObject *unused)
+{
+    PyObject *found = PyList_New(0);
+
+    (void)self, (void)unused;
+    for (int at = 0; found != NULL && at < LISTINGS; at++) {
+        PyObject *ino;
+
+        if (listings.kept[at].ino == 0)
+            continue;
+        ino = PyLong_FromUnsignedLongLong(listings.kept[at].ino);
+        if (ino == NULL || PyList_Append(found, ino) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(ino);
+    }
+    return found;
+}
+
+static PyObject *take_listings_back(PyObject *self, PyObject *unused)
+{
+    PyObject *found = kept_listings(self, unused);
+
+    if (found != NULL)
+        forget_listings();
+    return found;
+}
+
 static PyMethodDef functions[] = {
     {"prepare", prepare, METH_NOARGS, NULL},
     {"called", called, METH_NOARGS, NULL},
@@ -722,6 +821,10 @@ static PyMethodDef functions[] = {
     {"offer_objects", offer_objects, METH_VARARGS, NULL},
     {"answered", answered_here, METH_NOARGS, NULL},
     {"admit", admit, METH_VARARGS, NULL},
+    {"keep_listing", keep_listing, METH_VARARGS, NULL},
+    {"want_listings", want_listings, METH_O, NULL},
+    {"kept_listings", kept_listings, METH_NOARGS, NULL},
+    {"take_listings_back", take_listings_back, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -61,3 +61,17 @@ def admit(pid: int, for_s: float, /) -> None:
 
 def answered() -> tuple[int, int]:
     """How many look-ups and listings were answered without Python since `prepare`."""
+
+def keep_listing(ino: int, reply: bytes, /) -> bool:
+    """Answer the first `readdir` of the directory `ino` from its beginning with `reply`, all of
+    its ``fuse_direntplus`` (linux/fuse.h), if that fits. False: eight others are kept."""
+
+def want_listings(wanted: bool, /) -> None:
+    """Whether Python gets its turn after each end of a directory, for `keep_listing`. Not, when
+    listings were taken back."""
+
+def kept_listings() -> list[int]:
+    """The directories that nobody has asked for yet."""
+
+def take_listings_back() -> list[int]:
+    """Keep none any more, and return the directories that nobody has asked for."""

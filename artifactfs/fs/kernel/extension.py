@@ -18,6 +18,8 @@
 - **Look-ups of offered objects** (`offered-lookups`). Before git writes a tree it looks for each
   blob of it, with two requests each. Python decides who sees what (`offered.py`); what it has told
   a program is repeated here for a moment.
+- **Listings ahead** (`listings-ahead`). Directories that a walk comes to next are listed while we
+  wait for it, and the extension answers for them (`fs/listing/ahead.py`).
 - **Set-ID bits**. We take them away (`privileges`), so the kernel asks for nothing before a chown.
 - **Request headers**. pyfuse3 does not say who reads or writes. What the kernel sends does, where
   libfuse reads it into memory and does not splice it into a pipe.
@@ -40,6 +42,7 @@ from typing import Any, Protocol
 
 from artifactfs.errors import InvalidInput
 from artifactfs.features import Features, Version, disabled_features, dotted, version_of
+from artifactfs.fs.kernel.fastloop import Hooks
 
 _NAME = "artifactfs.fs.kernel._interposer"
 _NEW_ABI = (3, 17)
@@ -47,6 +50,8 @@ _NEW_ABI = (3, 17)
 
 END_OF_LISTING = (1 << 32) - 1
 """Bits of the offset from which a directory is read on that are all set behind its last entry."""
+
+_OLDER = "the extension is older: install ArtifactFS once more"
 
 _loaded: Any = None
 _missing = "it was not loaded"
@@ -131,6 +136,15 @@ class Offers(Protocol):
     def admit(self, pid: int, for_s: float, /) -> None: ...
 
 
+class Keeps(Protocol):
+    """Of the extension, for `ListingsAhead`; meanings are in ``_interposer.pyi``."""
+
+    def keep_listing(self, ino: int, reply: bytes, /) -> bool: ...
+    def want_listings(self, wanted: bool, /) -> None: ...
+    def kept_listings(self) -> list[int]: ...
+    def take_listings_back(self) -> list[int]: ...
+
+
 class Session:
     """What one mount has of the extension: make it before ``pyfuse3.init``."""
 
@@ -145,6 +159,9 @@ class Session:
         """Tells the kernel's number of the request, in the same way."""
         self.offers: Offers | None = None
         """Answers look-ups of offered objects."""
+        self.keeps: Keeps | None = None
+        """Answers for directories that were listed ahead."""
+        self.hooks = Hooks()
         self._begun = False
         probe(features, pyfuse3)
         if features.on("extension"):
@@ -171,11 +188,13 @@ class Session:
         if features.on("request-headers"):
             self.caller, self.unique = _loaded.caller, _loaded.unique
         if not hasattr(_loaded, "offer_objects"):
-            features.lacks(
-                "offered-lookups", "the extension is older: install ArtifactFS once more"
-            )
+            features.lacks("offered-lookups", _OLDER)
         if features.on("offered-lookups"):
             self.offers = _loaded
+        if not hasattr(_loaded, "keep_listing"):
+            features.lacks("listings-ahead", _OLDER)
+        if features.on("listings-ahead"):
+            self.keeps = _loaded
 
     def answered(self) -> dict[str, int]:
         """How many requests were answered without Python."""

@@ -18,8 +18,11 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from types import ModuleType
+
+import trio
 
 POLLS = 50
 """Non-blocking polls (0.4 µs each) after a reply before the task goes to sleep."""
@@ -70,19 +73,54 @@ def nothing() -> None:
     pass
 
 
-def install(
-    pyfuse3: ModuleType, fd: int, on_request: Callable[[], None] = nothing, polls: int = POLLS
-) -> bool:
+@dataclass(slots=True)
+class Hooks:
+    """What is done beside answering. None of it waits."""
+
+    on_request: Callable[[], None] = nothing
+    """At each request."""
+    idle: Callable[[], None] = nothing
+    """Once after each reply, where the next request is not there yet."""
+    before_others: Callable[[], None] = nothing
+    """Before any task runs but those that only wait for requests: also before a handler goes on
+    that has waited for something. See the function of that name."""
+    waiting: set[trio.lowlevel.Task] = field(default_factory=set)
+    """The tasks that wait for requests."""
+
+
+class _Turns(trio.abc.Instrument):
+    """Looks at whose turn it is in trio's loop."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task not in self._hooks.waiting:
+            self._hooks.before_others()
+
+
+@contextlib.contextmanager
+def before_others(hooks: Hooks) -> Iterator[None]:
+    """Within the block `hooks.before_others` is called. To be entered in trio's loop."""
+    turns = _Turns(hooks)
+    trio.lowlevel.add_instrument(turns)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(turns)
+
+
+def install(pyfuse3: ModuleType, fd: int, hooks: Hooks | None = None, polls: int = POLLS) -> bool:
     """Make `pyfuse3` poll `fd` first. False where its internals do not fit: then nothing changes.
 
-    `on_request` is called at each request. To be called after ``pyfuse3.init`` and before
-    ``pyfuse3.main``; undo it with `remove`. Without `polls` it only makes sure that there is a
-    request to be read before pyfuse3 reads one, which would block.
+    To be called after ``pyfuse3.init`` and before ``pyfuse3.main``; undo it with `remove`. Without
+    `polls` it only makes sure that there is a request to be read before pyfuse3 reads one, which
+    would block.
     """
     original = getattr(pyfuse3, _WAIT, None)
     if original is None or "_session_loop" not in vars(pyfuse3) or hasattr(original, "replaces"):
         return False
-    wait = _polling(original, fd, on_request, polls)
+    wait = _polling(original, fd, hooks or Hooks(), polls)
     wait.replaces = original  # type: ignore[attr-defined]
     setattr(pyfuse3, _WAIT, wait)
     return True
@@ -96,7 +134,7 @@ def remove(pyfuse3: ModuleType) -> None:
 
 
 def _polling(
-    original: Callable[[], Awaitable[bool]], fd: int, on_request: Callable[[], None], polls: int
+    original: Callable[[], Awaitable[bool]], fd: int, hooks: Hooks, polls: int
 ) -> Callable[[], Awaitable[bool]]:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
@@ -114,16 +152,23 @@ def _polling(
                 if poll(0):
                     in_a_row += 1
                     patience.hit(attempt)
-                    on_request()
+                    hooks.on_request()
                     return True
+                if not attempt:
+                    hooks.idle()
             patience.miss()
-        while True:
-            if not await original():
-                return False
-            in_a_row = 0
-            if poll(0):  # else another task has taken the request meanwhile
-                on_request()
-                return True
+        me = trio.lowlevel.current_task()
+        hooks.waiting.add(me)
+        try:
+            while True:
+                if not await original():
+                    return False
+                in_a_row = 0
+                if poll(0):  # else another task has taken the request meanwhile
+                    hooks.on_request()
+                    return True
+        finally:
+            hooks.waiting.discard(me)
 
     return wait_fuse_readable
 

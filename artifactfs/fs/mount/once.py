@@ -18,6 +18,13 @@ from artifactfs.fs.kernel.handover import RESENT
 from artifactfs.fs.overlay.database import ANSWERING, ANSWERING_BEFORE, Overlay
 from artifactfs.fs.overlay.pending import Edit, delete_meta, put_meta
 
+ONCE = {"mknod", "create", "mkdir", "symlink", "link", "unlink", "rmdir", "rename"}
+ONCE |= {"setxattr", "removexattr"}
+"""Requests that are another thing, or refused, when they are done a second time."""
+
+MAKES = {"mknod": 0, "create": 0, "mkdir": 0, "symlink": 0, "link": 1}
+"""Of those, what is answered with an inode: where its directory and name are in the arguments."""
+
 
 class Once:
     """The requests of one mount that change something."""

@@ -35,6 +35,7 @@ from artifactfs.fs.content.contents import Contents
 from artifactfs.fs.gitview.virtual import GITFILE, VirtualFiles
 from artifactfs.fs.inodes.attributes import (
     CleanFileAttributes,
+    dots_entry,
     entry_attributes,
     negative_entry,
     unreadable_entry,
@@ -50,16 +51,12 @@ from artifactfs.fs.kernel.privileges import (
     mode_that_may_be,
 )
 from artifactfs.fs.kernel.refusal import errno_of
+from artifactfs.fs.listing.ahead import LOOKS, ListingsAhead
+from artifactfs.fs.listing.unfinished import Listing, UnfinishedListings, is_at_end
 from artifactfs.fs.mount.arriving import ArrivingTrees
-from artifactfs.fs.mount.once import Once
-from artifactfs.fs.mount.unfinished import Listing, UnfinishedListings, is_at_end
+from artifactfs.fs.mount.once import MAKES, ONCE, Once
 from artifactfs.fs.overlay.written import Written
-from artifactfs.fs.tree.mutations import (
-    NAME_MAX,
-    RENAME_EXCHANGE,
-    Mutations,
-    check_name,
-)
+from artifactfs.fs.tree.mutations import NAME_MAX, RENAME_EXCHANGE, Mutations, check_name
 from artifactfs.fs.tree.recall import Recall
 from artifactfs.fs.tree.tree import Held, Tree
 from artifactfs.fs.tree.xattrs import Xattrs
@@ -71,15 +68,8 @@ F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 
-_ONCE = {"mknod", "create", "mkdir", "symlink", "link", "unlink", "rmdir", "rename"}
-_ONCE |= {"setxattr", "removexattr"}
-"""Requests that are another thing, or refused, when they are done a second time."""
-
 _FORGOTTEN_TOGETHER = 500
 """Files without a name that are written down as forgotten in one record."""
-
-_MAKES = {"mknod": 0, "create": 0, "mkdir": 0, "symlink": 0, "link": 1}
-"""Of those, what is answered with an inode: where its directory and name are in the arguments."""
 
 _NUMBERS = {"link": (0, 1), "rename": (0, 2), "statfs": (), "release": (), "releasedir": ()}
 """Which arguments of a request are inode numbers; of others the first one is."""
@@ -88,13 +78,15 @@ _NUMBERS = {"link": (0, 1), "rename": (0, 2), "statfs": (), "release": (), "rele
 def _answering(handler: F) -> F:
     """Count the request, and turn every error of `handler` into the errno that the program gets."""
     name = handler.__name__
-    changes = name in _ONCE
+    changes, looks = name in ONCE, name in LOOKS
 
     @functools.wraps(handler)
     async def answer(self: Operations, *args: Any) -> Any:
         self.requests[name] += 1
         self._sequence = request = self._sequence + 1
         self._unanswered[request] = (trio.current_time(), name, args)
+        if self._ahead is not None and not looks:
+            self._ahead.take_back()
         overlay, once, unique = self._written.overlay, self.once, 0
         try:
             if once.on and (changes or once.done):
@@ -186,6 +178,7 @@ class Operations(pyfuse3.Operations):
         self._xattrs = xattrs
         self._index_ready = index_ready
         self._unfinished = UnfinishedListings()
+        self._ahead: ListingsAhead | None = None  # where there is the extension
 
     def oldest(self) -> Unanswered | None:
         """The request that has waited longest for its answer."""
@@ -205,6 +198,9 @@ class Operations(pyfuse3.Operations):
             if self.on_begin is not None:
                 self.on_begin()
             waits = self.recall is not None or self.arriving is not None
+            if self.session.keeps is not None and self.recall is None:
+                parts = (self.session.hooks, self._tree, self._contents, self._unfinished)
+                self._ahead = ListingsAhead(self.session.keeps, *parts)
             if waits and self.session.caller is not None:
                 self._contents.caller = partial(self._caller, self.session.caller)
         self.started.set()
@@ -237,9 +233,9 @@ class Operations(pyfuse3.Operations):
     async def _what_it_would_say(self, name: str, args: tuple[Any, ...]) -> Any:
         if name == "getxattr":  # pyfuse3 asks in a `setxattr`; it passes on that all is well
             raise FUSEError(0)
-        if name not in _MAKES:
+        if name not in MAKES:
             return None
-        at = _MAKES[name]
+        at = MAKES[name]
         assert self.recall is not None
         await self.recall.bring(args[at])
         inode = self._tree.lookup(self._tree.directory(args[at]), args[at + 1])
@@ -316,6 +312,8 @@ class Operations(pyfuse3.Operations):
         return entry
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        if self._ahead is not None:
+            self._ahead.take_back()
         for ino, count in inode_list:
             try:
                 if self._virtual.owns(ino):
@@ -570,18 +568,18 @@ class Operations(pyfuse3.Operations):
             if directory is tree.root:
                 names.insert(0, GITFILE)
             listing = self._unfinished.begin(names, self._contents.sizes_in(directory))
-        for number in range(position, min(2, position + 2)):
-            dots = directory if number == 0 else directory.parent or directory
-            with contextlib.suppress(OSError, ArtifactFSError, MissingObject):
-                self._tree.refresh_attributes(dots)  # else no link count is known: nobody sees it
-            entry, cookie = entry_attributes(dots, self._tree.owner), listing.cookie(number + 1)
-            if not pyfuse3.readdir_reply(token, b"." * (number + 1), entry, cookie):
+        for number in range(position, 2):
+            dots = dots_entry((directory if number == 0 else directory.parent or directory).ino)
+            name, cookie = b"." * (number + 1), listing.cookie(number + 1)
+            if not pyfuse3.readdir_reply(token, name, dots, cookie):
                 self._unfinished.keep(listing)
                 return
-        if self._list(directory, listing, max(position, 2), token):
-            self._unfinished.drop(listing)
-        else:
+        if not self._list(directory, listing, max(position, 2), token):
             self._unfinished.keep(listing)
+            return
+        self._unfinished.drop(listing)
+        if self._ahead is not None:
+            self._ahead.listed(directory)
 
     def _list(
         self, directory: Directory, listing: Listing, start: int, token: ReaddirToken

@@ -157,10 +157,11 @@ class _Mount:
                 pyfuse3.init(self.operations, f"/dev/fd/{fd}", options)
         features = self.kernel.features
         wanted = features.on("fast-loop")
-        on_request = self.wakefulness.note_request if self.keep_awake else fastloop.nothing
+        if self.keep_awake:
+            self.kernel.hooks.on_request = self.wakefulness.note_request
         polls = fastloop.POLLS if wanted else 0
         needed = wanted or self.handover is not None
-        fits = needed and fd is not None and fastloop.install(pyfuse3, fd, on_request, polls)
+        fits = needed and fd is not None and fastloop.install(pyfuse3, fd, self.kernel.hooks, polls)
         if not fits and wanted:
             features.lacks("fast-loop", "pyfuse3 is not the one it was made for")
         if not fits and self.handover is not None:
@@ -185,7 +186,7 @@ class _Mount:
             async with trio.open_nursery() as nursery:
                 if self.keep_awake:
                     nursery.start_soon(self.wakefulness.run)
-                nursery.start_soon(_run_main, nursery.cancel_scope)
+                nursery.start_soon(self._answer, nursery.cancel_scope)
                 await self.started.wait()
                 self.kernel.check()
                 if self.beginning is not None:
@@ -196,6 +197,11 @@ class _Mount:
                 task_status.started()
         finally:
             await self._end()
+
+    async def _answer(self, scope: trio.CancelScope) -> None:
+        with fastloop.before_others(self.kernel.hooks):
+            await pyfuse3.main(min_tasks=1, max_tasks=MAX_TASKS)
+        scope.cancel()
 
     def _go_on(self, beginning: Beginning) -> None:
         """libfuse has answered FUSE_INIT: to the kernel from now on. Raises: Differs."""
@@ -245,11 +251,6 @@ def absolute(path: str | os.PathLike[str]) -> str:
 def stop() -> None:
     """End the `serve` that runs in this process as an unmount would: it returns."""
     pyfuse3.terminate()
-
-
-async def _run_main(scope: trio.CancelScope) -> None:
-    await pyfuse3.main(min_tasks=1, max_tasks=MAX_TASKS)
-    scope.cancel()
 
 
 def _mount(

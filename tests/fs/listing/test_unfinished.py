@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from artifactfs.fs.mount import unfinished
-from artifactfs.fs.mount.unfinished import UnfinishedListings
+from artifactfs.fs.listing import unfinished
+from artifactfs.fs.listing.unfinished import UnfinishedListings
 
 
 def test_of_a_damaged_file_nothing_is_believed(tmp_path: Path) -> None:
