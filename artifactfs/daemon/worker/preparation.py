@@ -81,8 +81,11 @@ class Preparation:
             try:
                 return await self._attempt()
             except Exception as error:
-                self._entrance.refuse()
-                await self._report(innermost(error))
+                if self._asked.is_set():  # during this attempt: another one follows at once
+                    log.info("an attempt failed: %s", innermost(error))
+                else:
+                    self._entrance.refuse()
+                    await self._report(innermost(error))
             with trio.move_on_after(delay):
                 await self._asked.wait()
             delay = min(2 * delay, LONGEST_RETRY_S)
