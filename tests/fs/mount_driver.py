@@ -168,6 +168,11 @@ class Commands:
         """What the kernel has asked for so far, by operation."""
         return dict(self.fs.operations.requests)
 
+    async def do_ahead(self) -> int:
+        """How many directories were listed ahead, and asked for then."""
+        session = self.fs.operations.session
+        return 0 if session is None else session.answered_ahead()
+
     async def do_stats(self) -> dict[str, int]:
         return asdict(self.fs.overlay_stats())
 

@@ -108,7 +108,7 @@ static struct {
 } request; /* that was given to libfuse last; zeros where its header was not in memory */
 
 static struct {
-    unsigned long long lookup, readdir;
+    unsigned long long lookup, readdir, kept;
 } answered; /* here, without Python: how many since `prepare` */
 
 #define LISTINGS 8
@@ -120,7 +120,8 @@ static struct {
         char *reply;
         size_t length;
     } kept[LISTINGS];
-    int wanted; /* Python goes on when the end of a directory was asked for, to list the next */
+    size_t room; /* of the last reply that was to begin a directory */
+    int wanted;  /* Python goes on when the end of a directory was asked for, to list the next */
 } listings;
 
 #define OID 20
@@ -391,6 +392,7 @@ static int list_kept(fuse_req_t req, fuse_ino_t ino, size_t size)
             libfuse.reply_buf(req, listings.kept[at].reply, listings.kept[at].length);
             listings.kept[at].ino = 0;
             answered.readdir++;
+            answered.kept++;
             request.chains = 1; /* its end is asked for next */
             return 1;
         }
@@ -400,12 +402,15 @@ static int list_kept(fuse_req_t req, fuse_ino_t ino, size_t size)
 static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
                            struct fuse_file_info *file)
 {
-    if (offset == 0 && list_kept(req, ino, size))
-        return;
+    if (offset == 0) {
+        listings.room = size;
+        if (list_kept(req, ino, size))
+            return;
+    }
     if (mount.end != 0 && ((uint64_t)offset & mount.end) == mount.end) {
         libfuse.reply_buf(req, NULL, 0);
         answered.readdir++;
-        /* With offered objects the fast loop is on. */
+        /* With offered objects the fast loop is on. Who lists ahead gets his turn. */
         request.chains = offered.tables[0].buf != NULL && !listings.wanted;
         return;
     }
@@ -629,9 +634,12 @@ static void withdraw_offer(void)
 
 static void forget_listings(void)
 {
+    size_t room = listings.room;
+
     for (int at = 0; at < LISTINGS; at++)
         free(listings.kept[at].reply);
     memset(&listings, 0, sizeof(listings));
+    listings.room = room;
 }
 
 static PyObject *prepare(PyObject *self, PyObject *unused)
@@ -662,7 +670,8 @@ ANSWER(called, PyBool_FromLong(mount.session != NULL))
 ANSWER(capable, PyLong_FromUnsignedLong(mount.capable))
 ANSWER(killpriv_told, PyBool_FromLong(mount.killpriv_told))
 ANSWER(caller, PyLong_FromUnsignedLong(request.pid))
-ANSWER(answered_here, Py_BuildValue("KK", answered.lookup, answered.readdir))
+ANSWER(answered_here, Py_BuildValue("KKK", answered.lookup, answered.readdir, answered.kept))
+ANSWER(listing_room, PyLong_FromSize_t(listings.room))
 ANSWER(unique, PyLong_FromUnsignedLongLong(request.unique))
 
 static PyObject *choose(PyObject *self, PyObject *args)
@@ -804,8 +813,7 @@ static PyObject *take_listings_back(PyObject *self, PyObject *unused)
 {
     PyObject *found = kept_listings(self, unused);
 
-    if (found != NULL)
-        forget_listings();
+    forget_listings(); /* even if they cannot be told: none of them is sent any more */
     return found;
 }
 
@@ -823,6 +831,7 @@ static PyMethodDef functions[] = {
     {"admit", admit, METH_VARARGS, NULL},
     {"keep_listing", keep_listing, METH_VARARGS, NULL},
     {"want_listings", want_listings, METH_O, NULL},
+    {"listing_room", listing_room, METH_NOARGS, NULL},
     {"kept_listings", kept_listings, METH_NOARGS, NULL},
     {"take_listings_back", take_listings_back, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

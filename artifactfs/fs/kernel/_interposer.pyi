@@ -59,16 +59,20 @@ def admit(pid: int, for_s: float, /) -> None:
     """Answer the thread `pid`, which waits for an answer now, for so long, or until it executes
     another program."""
 
-def answered() -> tuple[int, int]:
-    """How many look-ups and listings were answered without Python since `prepare`."""
+def answered() -> tuple[int, int, int]:
+    """How many look-ups and listings were answered without Python since `prepare`, and how many of
+    the latter were kept."""
 
 def keep_listing(ino: int, reply: bytes, /) -> bool:
     """Answer the first `readdir` of the directory `ino` from its beginning with `reply`, all of
     its ``fuse_direntplus`` (linux/fuse.h), if that fits. False: eight others are kept."""
 
 def want_listings(wanted: bool, /) -> None:
-    """Whether Python gets its turn after each end of a directory, for `keep_listing`. Not, when
-    listings were taken back."""
+    """Whether Python gets its turn after each end of a directory, for `keep_listing`.
+    `take_listings_back` sets it to False."""
+
+def listing_room() -> int:
+    """The size of the reply that was asked for with the last `readdir` from a beginning, bytes."""
 
 def kept_listings() -> list[int]:
     """The directories that nobody has asked for yet."""

@@ -141,6 +141,7 @@ class Keeps(Protocol):
 
     def keep_listing(self, ino: int, reply: bytes, /) -> bool: ...
     def want_listings(self, wanted: bool, /) -> None: ...
+    def listing_room(self) -> int: ...
     def kept_listings(self) -> list[int]: ...
     def take_listings_back(self) -> list[int]: ...
 
@@ -200,7 +201,11 @@ class Session:
         """How many requests were answered without Python."""
         if not self.features.on("extension") or not hasattr(_loaded, "answered"):
             return {}
-        return dict(zip(("lookup", "readdir"), _loaded.answered(), strict=True))
+        return dict(zip(("lookup", "readdir"), _loaded.answered(), strict=False))
+
+    def answered_ahead(self) -> int:
+        """How many directories were listed ahead and asked for then."""
+        return int(_loaded.answered()[2]) if self.keeps is not None else 0
 
     def check(self) -> None:
         """To be called when FUSE_INIT is answered: what did not come to pass?"""

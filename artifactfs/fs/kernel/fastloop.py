@@ -15,6 +15,7 @@ original function. One idle task is always there to take over when a handler wai
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import time
@@ -23,6 +24,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 import trio
+
+log = logging.getLogger(__name__)
 
 POLLS = 50
 """Non-blocking polls (0.4 µs each) after a reply before the task goes to sleep."""
@@ -80,10 +83,10 @@ class Hooks:
     on_request: Callable[[], None] = nothing
     """At each request."""
     idle: Callable[[], None] = nothing
-    """Once after each reply, where the next request is not there yet."""
+    """Where the next request is not there yet, before it is polled for: once a wait at most."""
     before_others: Callable[[], None] = nothing
     """Before any task runs but those that only wait for requests: also before a handler goes on
-    that has waited for something. See the function of that name."""
+    that has waited for something. Only in `watching_turns`."""
     waiting: set[trio.lowlevel.Task] = field(default_factory=set)
     """The tasks that wait for requests."""
 
@@ -96,11 +99,15 @@ class _Turns(trio.abc.Instrument):
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         if task not in self._hooks.waiting:
-            self._hooks.before_others()
+            try:
+                self._hooks.before_others()
+            except Exception as error:  # trio would not ask again, but go on
+                self._hooks.idle = self._hooks.before_others = nothing
+                log.error("idle time is not used any more", exc_info=error)
 
 
 @contextlib.contextmanager
-def before_others(hooks: Hooks) -> Iterator[None]:
+def watching_turns(hooks: Hooks) -> Iterator[None]:
     """Within the block `hooks.before_others` is called. To be entered in trio's loop."""
     turns = _Turns(hooks)
     trio.lowlevel.add_instrument(turns)

@@ -7,7 +7,9 @@ some 0.1 ms, the program waits 0.02.
 
 What is kept is as the tree is now. Only our event loop changes the tree, so it is taken back before
 any other task runs (`fastloop` says so) and before any request that may change something. The
-kernel's references to what was listed are counted when it is listed, and given back with it.
+kernel's references to what was listed are counted when it is listed, and given back with it. Who
+changes something in each directory, as ``rm -r`` does, makes that vain, and soon nothing is listed
+ahead for him.
 """
 
 from __future__ import annotations
@@ -20,9 +22,8 @@ from artifactfs.fs.content.contents import Contents
 from artifactfs.fs.inodes.attributes import CleanFileAttributes, dots_entry, entry_attributes
 from artifactfs.fs.inodes.inode import Directory
 from artifactfs.fs.inodes.listings import is_directory_entry
-from artifactfs.fs.kernel.extension import Keeps
-from artifactfs.fs.kernel.fastloop import Hooks
-from artifactfs.fs.listing.direntplus import encode
+from artifactfs.fs.kernel.extension import Keeps, Session
+from artifactfs.fs.listing.direntplus import encode, length_of
 from artifactfs.fs.listing.unfinished import UnfinishedListings
 from artifactfs.fs.tree.tree import Tree
 from artifactfs.git.objects.database import MissingObject
@@ -32,11 +33,19 @@ log = logging.getLogger(__name__)
 AHEAD = 4
 """Directories that are kept at a time."""
 MOST_ENTRIES = 100
-"""Of a directory that is listed ahead, which takes 0.5 ms then: a request may come meanwhile."""
+"""Of a directory that is listed ahead. It takes 0.5 ms, in which a request may have to wait."""
+MOST_BESIDE = 1_000
+"""Entries of a directory in which the next one is looked for: 0.05 ms."""
+MOST_VAIN = 64
 
-LOOKS = {"getattr", "getxattr", "listxattr", "lookup", "opendir", "read", "readdir", "readlink"}
+LOOKS = {"getattr", "getxattr", "listxattr", "lookup", "opendir", "readdir", "readlink"}
 LOOKS |= {"releasedir", "statfs"}
-"""Requests that change nothing of which a listing tells. (`open` may truncate.)"""
+"""Requests that change nothing of which a listing tells. (`open` may truncate; `read` may find that
+a size is another one.)"""
+
+
+class _Unknown(Exception):
+    """What comes next cannot be told, or not soon."""
 
 
 class ListingsAhead:
@@ -44,82 +53,110 @@ class ListingsAhead:
 
     def __init__(
         self,
+        session: Session,
         keeps: Keeps,
-        hooks: Hooks,
         tree: Tree,
         contents: Contents,
         unfinished: UnfinishedListings,
     ) -> None:
-        hooks.idle, hooks.before_others = self.idle, self.take_back
+        session.hooks.idle, session.hooks.before_others = self.idle, self.take_back
+        self._features = session.features
         self._keeps = keeps
         self._tree = tree
         self._contents = contents
         self._unfinished = unfinished
         self._held: dict[int, list[int]] = {}
-        """By directory: the entries to which the kernel gets a reference with its listing."""
+        """By directory, in the order of the walk, and until they are asked for: the entries to
+        which the kernel gets a reference with its listing."""
+        self._last: Directory | None = None
+        """What was asked for last, or was listed ahead last."""
         self._walk: Iterator[Directory] | None = None
+        """What comes after it; made when it is needed."""
         self._next: Directory | None = None
-        """What a walk would ask for next."""
-        self._is_walk = False
+        """The first of that, which is not listed yet."""
+        self._expected = 0
+        """The number of the directory that comes next, also when what was kept was taken back."""
+        self._in_order = 0
+        """Directories in a row that were asked for in the order of a walk."""
+        self._needed = 1
+        """So many, before any is listed ahead: more, the more often that was in vain."""
         self._failed = False
 
     def listed(self, directory: Directory) -> None:
-        """A program has asked for `directory`, and got all of it."""
-        if self._tree.is_arriving or self._failed:
+        """A program has asked for `directory`, and got all of it from us."""
+        if self._failed or self._tree.is_arriving:
             return
-        if self._next is not None:
-            self._is_walk = directory is self._next
-        self._walk = _following(self._tree, directory)
-        self._go_on()
-        self._keeps.want_listings(self._is_walk)
+        if self._held:  # what is kept was passed over, or did not fit
+            self.take_back()
+        self._in_order = self._in_order + 1 if directory.ino == self._expected else 0
+        self._last, self._walk, self._next, self._expected = directory, None, None, 0
+        self._keeps.want_listings(True)
 
     def idle(self) -> None:
-        """Nobody asks for anything at the moment: list one directory ahead."""
-        if not self._is_walk or self._next is None:
+        """Nobody asks for anything at the moment: find out what comes next, or list it ahead."""
+        if self._last is None:
             return
         try:
-            self._list_one(self._next)
-        except Exception as error:  # of pyfuse3's loop, which must go on
-            log.error("directories are not listed ahead any more", exc_info=error)
-            self._failed, self._is_walk = True, False
-
-    def _list_one(self, directory: Directory) -> None:
-        kept = self._keeps.kept_listings()
-        if len(kept) >= AHEAD:
-            return
-        self._held = {ino: self._held[ino] for ino in kept}
-        if directory.ino in self._held or self._keep(directory):
-            self._go_on()
-        else:
-            self._is_walk = False  # until the program has come to it
+            self._prepare(self._last)
+        except Exception as error:  # not of pyfuse3's loop, which must go on
+            self._fail(error)
 
     def take_back(self) -> None:
         """Something may change: forget what nobody has asked for."""
-        if self._walk is None:
+        self._last = self._walk = self._next = None
+        if not self._held:
             return
-        self._walk = self._next = None
-        for ino in self._keeps.take_listings_back():
-            self._give_back(self._held[ino])
-        self._held.clear()
+        kept = self._keeps.take_listings_back()
+        if len(kept) == len(self._held):  # all of it was in vain
+            self._needed = min(2 * self._needed, MOST_VAIN)
+            self._in_order = 0
+        held, self._held = self._held, {}
+        for ino in kept:
+            self._give_back(held[ino])
+        if kept:
+            self._expected = next(ino for ino in held if ino in kept)
+
+    def _prepare(self, last: Directory) -> None:
+        if self._walk is None:
+            self._walk = _following(self._tree, last)
+            self._go_on()
+        elif self._next is not None and self._in_order >= self._needed:
+            self._list_one(self._next)
+        else:
+            self._keeps.want_listings(False)
+
+    def _list_one(self, directory: Directory) -> None:
+        kept = self._keeps.kept_listings()
+        if len(kept) < len(self._held):
+            self._held = {ino: held for ino, held in self._held.items() if ino in kept}
+            self._needed = 1
+        if len(kept) >= AHEAD:
+            return
+        if self._keep(directory):
+            self._go_on()
+        else:
+            self._last = None  # until the program has come to it
 
     def _go_on(self) -> None:
         assert self._walk is not None
         try:
             self._next = next(self._walk, None)
-        except (OSError, ArtifactFSError, MissingObject):  # who asks for it is told
+        except (_Unknown, OSError, ArtifactFSError, MissingObject):  # who asks for it is told
             self._next = None
+        self._expected = 0 if self._next is None else self._next.ino
 
     def _keep(self, directory: Directory) -> bool:
         held: list[int] = []
         try:
             reply = self._reply(directory, held)
+            if reply is not None and self._keeps.keep_listing(directory.ino, reply):
+                self._held[directory.ino] = held
+                held = []
         except (OSError, ArtifactFSError, MissingObject):
-            reply = None
-        if reply is not None and self._keeps.keep_listing(directory.ino, reply):
-            self._held[directory.ino] = held
-            return True
-        self._give_back(held)
-        return False
+            pass
+        finally:
+            self._give_back(held)
+        return directory.ino in self._held
 
     def _reply(self, directory: Directory, held: list[int]) -> bytes | None:
         """None where something in it is not as the base tree has it, or it is large. `held` gets
@@ -127,6 +164,8 @@ class ListingsAhead:
         tree = self._tree
         entries = tree.entries(directory)
         if directory.parent is None or tree.names(directory) or len(entries) > MOST_ENTRIES:
+            return None
+        if length_of(entries) > self._keeps.listing_room():
             return None
         listing = self._unfinished.begin(list(entries), self._contents.sizes_in(directory))
         parts = [
@@ -140,9 +179,9 @@ class ListingsAhead:
             if is_directory_entry(entry):
                 inode = tree.lookup(directory, name)
                 assert inode is not None
-                tree.refresh_attributes(inode)
                 inode.nlookup += 1
                 held.append(inode.ino)
+                tree.refresh_attributes(inode)
                 if inode.row is not None:
                     return None
                 parts.append(encode(entry_attributes(inode, tree.owner), name, cookie))
@@ -159,11 +198,19 @@ class ListingsAhead:
         for ino in held:
             self._tree.forget(ino, 1)
 
+    def _fail(self, error: Exception) -> None:
+        self._failed = True
+        self._last = None
+        self._held.clear()  # the kernel does not get those references: they are lost
+        self._keeps.take_listings_back()
+        self._features.lacks("listings-ahead", f"it failed: {error!r}")
+        log.error("directories are not listed ahead any more", exc_info=error)
+
 
 def _following(tree: Tree, directory: Directory) -> Iterator[Directory]:
     """The directories that a walk lists after `directory`: below it, beside it, further up; as far
     as the kernel knows them, as it does after their parent was listed. Valid until something
-    changes. Raises: MissingObject, OSError."""
+    changes. Raises: _Unknown, MissingObject, OSError."""
     yield from _below(tree, directory, b"")
     while directory.parent is not None:
         yield from _below(tree, directory.parent, directory.name)
@@ -172,14 +219,17 @@ def _following(tree: Tree, directory: Directory) -> Iterator[Directory]:
 
 def _below(tree: Tree, directory: Directory, after: bytes) -> Iterator[Directory]:
     """Those in `directory` that come `after` that name, each with what is below it."""
-    entries = tree.entries(directory).values()
-    names = iter([entry.name for entry in entries if is_directory_entry(entry)])
-    if after and after not in names:  # else `names` is behind it now
-        return
+    entries = tree.entries(directory)
+    if len(entries) > MOST_BESIDE or (after and after not in entries):
+        raise _Unknown
+    names = iter(entries)
+    if after:
+        all(name != after for name in names)  # goes on to what is behind it
     for name in names:
-        child = tree.lookup(directory, name)
-        if type(child) is Directory and child.nlookup > 0:
-            yield child
-            yield from _below(tree, child, b"")
-        else:
-            tree.drop_if_unused(child)
+        if not is_directory_entry(entries[name]):
+            continue
+        child = tree.known_directory(directory, name)
+        if child is None:
+            raise _Unknown
+        yield child
+        yield from _below(tree, child, b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import struct
+from collections.abc import Iterable
 
 from pyfuse3 import EntryAttributes
 
@@ -12,6 +13,11 @@ _ENTRY = struct.Struct("=4Q2I6Q10I2Q2I")
 
 _NS = 1_000_000_000
 _U64 = (1 << 64) - 1
+
+
+def length_of(names: Iterable[bytes]) -> int:
+    """Bytes of the entries of these names, with ``.`` and ``..``."""
+    return sum([_ENTRY.size + (len(name) + 7 & ~7) for name in (b".", b"..", *names)])
 
 
 def encode(entry: EntryAttributes, name: bytes, cookie: int) -> bytes:

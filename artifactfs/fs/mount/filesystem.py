@@ -264,6 +264,7 @@ class FileSystem:
         )
         if self.taken_over:
             self.operations.recall = Recall(self.tree, overlay, self._listings)
+            self.features.lacks("listings-ahead", "another process began this mount", expected=True)
             self.tree.taken_over = True
             self.tree.recall_nameless()
         else:

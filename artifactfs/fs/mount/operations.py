@@ -198,9 +198,9 @@ class Operations(pyfuse3.Operations):
             if self.on_begin is not None:
                 self.on_begin()
             waits = self.recall is not None or self.arriving is not None
-            if self.session.keeps is not None and self.recall is None:
-                parts = (self.session.hooks, self._tree, self._contents, self._unfinished)
-                self._ahead = ListingsAhead(self.session.keeps, *parts)
+            if self.session.keeps is not None:
+                parts = (self._tree, self._contents, self._unfinished)
+                self._ahead = ListingsAhead(self.session, self.session.keeps, *parts)
             if waits and self.session.caller is not None:
                 self._contents.caller = partial(self._caller, self.session.caller)
         self.started.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -199,7 +200,9 @@ class _Mount:
             await self._end()
 
     async def _answer(self, scope: trio.CancelScope) -> None:
-        with fastloop.before_others(self.kernel.hooks):
+        with contextlib.ExitStack() as stack:
+            if self.kernel.features.on("listings-ahead"):
+                stack.enter_context(fastloop.watching_turns(self.kernel.hooks))
             await pyfuse3.main(min_tasks=1, max_tasks=MAX_TASKS)
         scope.cancel()
 

@@ -185,6 +185,16 @@ class Tree:
         entry = self._listings.entries(directory.oid).get(name)
         return None if entry is None else self._clean(directory, entry)
 
+    def known_directory(self, directory: Directory, name: bytes) -> Directory | None:
+        """The directory `name` if the kernel refers to it; makes nothing. Raises: OSError."""
+        ino = self.names(directory).get(name)
+        if ino is None:
+            ino = derive_ino(self._ino_secret, directory.ino, name)
+        inode = self._table.get(ino)
+        if type(inode) is not Directory or inode.nlookup <= 0 or inode.parent is not directory:
+            return None
+        return inode
+
     def listing(self, directory: Directory) -> list[bytes]:
         """Names in a stable order. Raises: MissingObject, OSError."""
         names = self.names(directory)
