@@ -73,16 +73,21 @@ class Preparation:
         self._report = report
         self._use = use
         self._asked = trio.Event()
+        self._asking = 0
+        """Requests to try again whose settings are being taken over."""
 
     async def run(self) -> Tip | None:
         """Until an attempt succeeds."""
         delay = FIRST_RETRY_S
+        passed_over = False
         while True:
             try:
                 return await self._attempt()
             except Exception as error:
-                if self._asked.is_set():  # during this attempt: another one follows at once
-                    log.info("an attempt failed: %s", innermost(error))
+                # Who asked during this attempt waits for the next one. But somebody may always ask.
+                passed_over = not passed_over and (self._asked.is_set() or self._asking > 0)
+                if passed_over:
+                    log.warning("an attempt failed: %s", innermost(error))
                 else:
                     self._entrance.refuse()
                     await self._report(innermost(error))
@@ -95,7 +100,11 @@ class Preparation:
 
     async def retry(self, request: Request) -> Message:
         """Try again at once, with the ``settings`` of the request; who comes waits for that."""
-        await self._use(request.args["settings"])
+        self._asking += 1
+        try:
+            await self._use(request.args["settings"])
+        finally:
+            self._asking -= 1
         self._entrance.wait_again()
         self._asked.set()
         return {}

@@ -26,7 +26,7 @@ from artifactfs.fs.kernel.extension import Keeps, Session
 from artifactfs.fs.listing.direntplus import encode, length_of
 from artifactfs.fs.listing.unfinished import UnfinishedListings
 from artifactfs.fs.tree.tree import Tree
-from artifactfs.git.objects.database import MissingObject
+from artifactfs.git.objects.database import MissingObject, Oid
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,11 @@ MOST_ENTRIES = 100
 """Of a directory that is listed ahead. It takes 0.5 ms, in which a request may have to wait."""
 MOST_BESIDE = 1_000
 """Entries of a directory in which the next one is looked for: 0.05 ms."""
+MOST_COUNTED = 16
+"""Directories in it whose own directories are counted for that: each is a tree to be read."""
 MOST_VAIN = 64
+"""Directories that a walk is asked for in its order, at most, before it gets some ahead again."""
+_LARGE_KNOWN = 1_000
 
 LOOKS = {"getattr", "getxattr", "listxattr", "lookup", "opendir", "readdir", "readlink"}
 LOOKS |= {"releasedir", "statfs"}
@@ -80,6 +84,8 @@ class ListingsAhead:
         """Directories in a row that were asked for in the order of a walk."""
         self._needed = 1
         """So many, before any is listed ahead: more, the more often that was in vain."""
+        self._large: set[Oid] = set()
+        """Trees that are not looked through, of which that is known."""
         self._failed = False
 
     def listed(self, directory: Directory) -> None:
@@ -108,8 +114,7 @@ class ListingsAhead:
             return
         kept = self._keeps.take_listings_back()
         if len(kept) == len(self._held):  # all of it was in vain
-            self._needed = min(2 * self._needed, MOST_VAIN)
-            self._in_order = 0
+            self._was_in_vain()
         held, self._held = self._held, {}
         for ino in kept:
             self._give_back(held[ino])
@@ -118,7 +123,9 @@ class ListingsAhead:
 
     def _prepare(self, last: Directory) -> None:
         if self._walk is None:
-            self._walk = _following(self._tree, last)
+            if len(self._large) > _LARGE_KNOWN:
+                self._large.clear()
+            self._walk = _following(self._tree, last, self._large)
             self._go_on()
         elif self._next is not None and self._in_order >= self._needed:
             self._list_one(self._next)
@@ -151,12 +158,20 @@ class ListingsAhead:
             reply = self._reply(directory, held)
             if reply is not None and self._keeps.keep_listing(directory.ino, reply):
                 self._held[directory.ino] = held
-                held = []
-        except (OSError, ArtifactFSError, MissingObject):
-            pass
-        finally:
+                return True
+        except (OSError, ArtifactFSError, MissingObject) as error:  # who asks for it is told
+            log.debug("a directory is not listed ahead: %s", error)
+        except BaseException:
             self._give_back(held)
-        return directory.ino in self._held
+            raise
+        if held:
+            self._was_in_vain()
+        self._give_back(held)
+        return False
+
+    def _was_in_vain(self) -> None:
+        self._needed = min(2 * self._needed, MOST_VAIN)
+        self._in_order = 0
 
     def _reply(self, directory: Directory, held: list[int]) -> bytes | None:
         """None where something in it is not as the base tree has it, or it is large. `held` gets
@@ -174,6 +189,7 @@ class ListingsAhead:
         ]
         attributes = CleanFileAttributes(tree.owner, directory.time_ns)
         is_blob, hold = self._contents.shows_blobs_in(directory), tree.clean_files(directory)
+        counted = 0
         for position, (name, entry) in enumerate(entries.items()):
             cookie = listing.cookie(position + 3)
             if is_directory_entry(entry):
@@ -181,9 +197,10 @@ class ListingsAhead:
                 assert inode is not None
                 inode.nlookup += 1
                 held.append(inode.ino)
-                tree.refresh_attributes(inode)
-                if inode.row is not None:
+                counted += type(inode) is Directory and inode.subdirectories < 0
+                if inode.row is not None or counted > MOST_COUNTED:
                     return None
+                tree.refresh_attributes(inode)
                 parts.append(encode(entry_attributes(inode, tree.owner), name, cookie))
                 continue
             file = hold(name, position) if is_blob is None or is_blob(name) else None
@@ -201,26 +218,33 @@ class ListingsAhead:
     def _fail(self, error: Exception) -> None:
         self._failed = True
         self._last = None
-        self._held.clear()  # the kernel does not get those references: they are lost
-        self._keeps.take_listings_back()
+        held, self._held = self._held, {}
+        for ino in self._keeps.take_listings_back():
+            self._give_back(held[ino])
         self._features.lacks("listings-ahead", f"it failed: {error!r}")
         log.error("directories are not listed ahead any more", exc_info=error)
 
 
-def _following(tree: Tree, directory: Directory) -> Iterator[Directory]:
+def _following(tree: Tree, directory: Directory, large: set[Oid]) -> Iterator[Directory]:
     """The directories that a walk lists after `directory`: below it, beside it, further up; as far
     as the kernel knows them, as it does after their parent was listed. Valid until something
-    changes. Raises: _Unknown, MissingObject, OSError."""
-    yield from _below(tree, directory, b"")
+    changes. `large`: trees that are not looked through, to which it adds what it comes upon.
+    Raises: _Unknown, MissingObject, OSError."""
+    yield from _below(tree, directory, b"", large)
     while directory.parent is not None:
-        yield from _below(tree, directory.parent, directory.name)
+        yield from _below(tree, directory.parent, directory.name, large)
         directory = directory.parent
 
 
-def _below(tree: Tree, directory: Directory, after: bytes) -> Iterator[Directory]:
+def _below(tree: Tree, directory: Directory, after: bytes, large: set[Oid]) -> Iterator[Directory]:
     """Those in `directory` that come `after` that name, each with what is below it."""
+    if directory.oid in large:
+        raise _Unknown
     entries = tree.entries(directory)
-    if len(entries) > MOST_BESIDE or (after and after not in entries):
+    if len(entries) > MOST_BESIDE and directory.oid is not None:
+        large.add(directory.oid)
+        raise _Unknown
+    if after and after not in entries:
         raise _Unknown
     names = iter(entries)
     if after:
@@ -232,4 +256,4 @@ def _below(tree: Tree, directory: Directory, after: bytes) -> Iterator[Directory
         if child is None:
             raise _Unknown
         yield child
-        yield from _below(tree, child, b"")
+        yield from _below(tree, child, b"", large)
