@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.delay_proxy import DelayProxy
 from tests.e2e.odd_repository import OddRepository
 from tests.e2e.processes import IMPATIENCE_S, DaemonProcess, ServedRepository, wait_until
+from tests.fs.mounting import ROOT
 
 
 @pytest.fixture
@@ -211,22 +212,14 @@ def test_who_looks_decides_each_time(
 
 
 LISTS = """
-import ctypes, os
-libc, buffer = ctypes.CDLL(None, use_errno=True), ctypes.create_string_buffer(1000)
+import os
+from tests.getdents import names_in
 objects = os.environ["OBJECTS"]
 for number in range(256):
     folder = f"{number:02x}"
-    fd = os.open(f"{objects}/{folder}", os.O_RDONLY)
-    while (length := libc.getdents64(fd, buffer, len(buffer))) > 0:
-        at = 0
-        while at < length:  # struct linux_dirent64
-            size = int.from_bytes(buffer[at + 16 : at + 18], "little")
-            name = buffer[at + 19 : at + size].split(bytes(1))[0].decode()
-            if name not in (".", ".."):
-                print(folder + name)
-            at += size
-    assert length == 0, os.strerror(ctypes.get_errno())
-    os.close(fd)
+    for name in names_in(f"{objects}/{folder}", 1000):
+        if name not in (".", ".."):
+            print(folder + name)
 """
 
 
@@ -251,7 +244,7 @@ def test_folders_of_many_objects_are_listed(
             ["git", name],
             executable=sys.executable,
             cwd=_scripts(tmp_path, name, LISTS),
-            env={**os.environ, "OBJECTS": objects},
+            env={**os.environ, "OBJECTS": objects, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=120,

@@ -201,7 +201,7 @@ class Session:
         """How many requests were answered without Python."""
         if not self.features.on("extension") or not hasattr(_loaded, "answered"):
             return {}
-        return dict(zip(("lookup", "readdir"), _loaded.answered(), strict=False))
+        return dict(zip(("lookup", "readdir"), _loaded.answered()[:2], strict=True))
 
     def answered_ahead(self) -> int:
         """How many directories were listed ahead and asked for then."""
