@@ -168,15 +168,14 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
     """Every error of the control plane is an envelope; on the web page it is a page."""
 
     def answer(request: Request, problem: Problem) -> Response:
+        request.state.problem = problem
         path = request.url.path
         if path == "/" or path.startswith("/ui/"):
             return page_for(problem)
         return error_answer(problem)
 
     async def on_problem(request: Request, error: Exception) -> Response:
-        problem = cast(Problem, error)
-        request.state.problem = problem
-        return answer(request, problem)
+        return answer(request, cast(Problem, error))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         first = cast(RequestValidationError, error).errors()[0]
@@ -186,17 +185,15 @@ def install_error_handlers(app: FastAPI, page_for: Callable[[Problem], Response]
         if pointer == "/ttl":
             code = Code.INVALID_TTL
         problem = Problem(code, str(first["msg"]), pointer=pointer)
-        request.state.problem = problem
         return answer(request, problem)
 
     async def on_http(request: Request, error: Exception) -> Response:
         in_body = getattr(request.state, "body_problem", None)
         if in_body is not None:
-            return error_answer(in_body)
+            return answer(request, in_body)
         status = cast(StarletteHTTPException, error).status_code
         code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(status, Code.INVALID_INPUT)
         problem = Problem(code, str(cast(StarletteHTTPException, error).detail))
-        request.state.problem = problem
         response = answer(request, problem)
         if status == 405:
             said = (cast(StarletteHTTPException, error).headers or {}).get("Allow", "")

@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from artifactfs.server.events.access_log import AccessLog, RequestRecord
+from artifactfs.server.metadata.records import Repo
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -87,6 +88,8 @@ class Exchange:
         self.started = False
         self.actor: str | None = None
         """Id of the token that the request came with."""
+        self.repo: Repo | None = None
+        """The repository that it may use."""
         self._scope = scope
         self._body_read = False
         self._patience = Patience(receive, idle_s)

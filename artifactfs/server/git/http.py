@@ -27,7 +27,7 @@ from artifactfs.server.git.exchange import (
 )
 from artifactfs.server.git.process import run_bounded
 from artifactfs.server.git.receive_pack import ReceivePack
-from artifactfs.server.git.stream import answer_away, answer_busy, environment_for
+from artifactfs.server.git.stream import environment_for, refuse, refuse_away, refuse_busy
 from artifactfs.server.git.upload_pack import UploadPack
 from artifactfs.server.metadata import tokens
 from artifactfs.server.metadata.clock import now_ms
@@ -107,17 +107,17 @@ class GitHTTP:
                 refused.status, refused.text.encode() + b"\n", headers=refused.headers
             )
         except BadBody as error:
-            await self._answer_unless_started(exchange, error.status, str(error))
+            await refuse(self._context, exchange.repo, exchange, error.status, str(error))
         except OSError as error:
             if exchange.started or not is_scarcity(error):
                 raise
             log.error("no room for git: %s", error.strerror)
-            await answer_busy(exchange)
+            await refuse_busy(self._context, exchange.repo, exchange)
         except DatabaseAway as error:
             if exchange.started:
                 raise
             log.error("%s failed: %s", exchange.record.path, error)
-            await answer_away(exchange)
+            await refuse_away(self._context, exchange.repo, exchange)
         except ClientGone:
             record.status = record.status or 499
             self._context.access_log.write(record)
@@ -126,7 +126,7 @@ class GitHTTP:
         service = _service_of(route, exchange)
         exchange.record.service = service.decode()
         push = service == b"git-receive-pack"
-        repo = await self._authorize(route, exchange, push=push)
+        repo = exchange.repo = await self._authorize(route, exchange, push=push)
         wait = await self._context.git_limiter.take(repo.namespace)
         if wait is not None:
             raise Refused(429, "Too many requests", ((b"retry-after", b"%d" % wait),))
@@ -218,10 +218,6 @@ class GitHTTP:
                 error_message=refused.text,
             )
         )
-
-    async def _answer_unless_started(self, exchange: Exchange, status: int, text: str) -> None:
-        if not exchange.started:
-            await exchange.answer(status, text.encode() + b"\n")
 
 
 def _ready(repo: Repo) -> Repo:

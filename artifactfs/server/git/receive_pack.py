@@ -8,19 +8,18 @@ from collections.abc import AsyncIterator
 from artifactfs.pktline import PktLineError
 from artifactfs.server.cluster.fence import fenced
 from artifactfs.server.cluster.standing import Lost
-from artifactfs.server.connections import cut_connection
 from artifactfs.server.context import Context
-from artifactfs.server.git.exchange import NO_CACHE, ClientGone, Exchange
+from artifactfs.server.git.exchange import NO_CACHE, Exchange
 from artifactfs.server.git.process import git_process
 from artifactfs.server.git.pushes import note_push, remaining_bytes
 from artifactfs.server.git.stream import (
     Stream,
-    answer_away,
-    answer_busy,
     answer_failure,
     environment_for,
     record_event,
     refuse,
+    refuse_away,
+    refuse_busy,
     turn,
 )
 from artifactfs.server.metadata.records import Repo
@@ -57,13 +56,10 @@ class ReceivePack:
                     async with self._context.marks.open(repo.id):
                         await self._run(repo, exchange, protocol, commands, head, body, remaining)
                 except Lost as error:
-                    if exchange.started:
-                        cut_connection()
-                        raise ClientGone from None
                     log.warning("a push to %s was given up: %s", repo.full_name, error)
-                    await answer_away(exchange)
+                    await refuse_away(self._context, repo, exchange)
             else:
-                await answer_busy(exchange)
+                await refuse_busy(self._context, repo, exchange)
 
     async def _run(
         self,
@@ -104,8 +100,7 @@ class ReceivePack:
             ):
                 status = await stream.run(git, head, body)
         if fence.said_no and status is not None and not exchange.started:
-            self._fenced(repo, exchange)
-            await answer_away(exchange)
+            await refuse_away(context, repo, exchange)
             return
         if status is None or (status != 0 and not exchange.started):
             await answer_failure(context, repo, exchange, stream, git.stderr)

@@ -14,8 +14,8 @@ import trio
 from artifactfs.pktline import PktLineError
 from artifactfs.server.connections import client_gone, cut_connection
 from artifactfs.server.context import Context
-from artifactfs.server.events.events import ErrorType, Event
-from artifactfs.server.git.exchange import NO_CACHE, BadBody, ClientGone, Exchange
+from artifactfs.server.events.events import ErrorType, Event, error_type
+from artifactfs.server.git.exchange import NO_CACHE, BadBody, ClientGone, Exchange, Headers
 from artifactfs.server.git.process import GitProcess
 from artifactfs.server.metadata.records import Repo
 from artifactfs.server.storage.gitdir import git_environment
@@ -23,6 +23,7 @@ from artifactfs.server.storage.gitdir import git_environment
 log = logging.getLogger(__name__)
 
 _DRAIN_S = 60.0
+_TRY_AGAIN: Headers = ((b"retry-after", b"5"),)
 _OUR_FAULT = re.compile(
     r"not a git repository|No space left|Input/output error|corrupt|Permission denied|"
     r"Too many open files|Cannot allocate memory|object directory .* does not exist"
@@ -57,18 +58,6 @@ async def turn(context: Context) -> AsyncIterator[bool]:
         yield True
     finally:
         context.git_turns.release()
-
-
-async def answer_busy(exchange: Exchange) -> None:
-    """Nothing was done; the client may try again."""
-    text = b"Too many Git requests at once\n"
-    await exchange.answer(503, text, headers=((b"retry-after", b"5"),))
-
-
-async def answer_away(exchange: Exchange) -> None:
-    """The database cannot be asked; the client may try again."""
-    text = b"The database is away\n"
-    await exchange.answer(503, text, headers=((b"retry-after", b"5"),))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -177,20 +166,41 @@ async def answer_failure(
         await refuse(context, repo, exchange, 400, "git refused the request")
 
 
-async def refuse(context: Context, repo: Repo, exchange: Exchange, status: int, text: str) -> None:
+async def refuse(
+    context: Context,
+    repo: Repo | None,
+    exchange: Exchange,
+    status: int,
+    text: str,
+    *,
+    headers: Headers = (),
+) -> None:
     """Answer with an error and record it; if an answer has begun, cut it off."""
-    record_event(context, repo, exchange, "serverError" if status >= 500 else "clientError", text)
+    record_event(context, repo, exchange, error_type(status), text)
     if not exchange.started:
-        await exchange.answer(status, text.encode() + b"\n")
+        await exchange.answer(status, text.encode() + b"\n", headers=headers)
     else:
         cut_connection()
         context.access_log.write(exchange.record)
 
 
+async def refuse_busy(context: Context, repo: Repo | None, exchange: Exchange) -> None:
+    """Nothing was done; the client may try again."""
+    text = "Too many Git requests at once"
+    await refuse(context, repo, exchange, 503, text, headers=_TRY_AGAIN)
+
+
+async def refuse_away(context: Context, repo: Repo | None, exchange: Exchange) -> None:
+    """The database cannot be asked; the client may try again."""
+    await refuse(context, repo, exchange, 503, "The database is away", headers=_TRY_AGAIN)
+
+
 def record_event(
-    context: Context, repo: Repo, exchange: Exchange, kind: ErrorType, text: str
+    context: Context, repo: Repo | None, exchange: Exchange, kind: ErrorType, text: str
 ) -> None:
-    """Record an error of this request."""
+    """Record an error of this request, if it is known what it is about."""
+    if repo is None:
+        return
     context.events.record(
         Event(
             repo.account_id,

@@ -13,10 +13,10 @@ from artifactfs.server.git.exchange import NO_CACHE, Exchange
 from artifactfs.server.git.process import git_process
 from artifactfs.server.git.stream import (
     Stream,
-    answer_busy,
     answer_failure,
     environment_for,
     refuse,
+    refuse_busy,
     turn,
 )
 from artifactfs.server.metadata.records import Repo
@@ -60,7 +60,7 @@ class UploadPack:
             if mine:
                 await self._run(repo, exchange, protocol, request, head, body, blobs=blobs)
             else:
-                await answer_busy(exchange)
+                await refuse_busy(self._context, repo, exchange)
 
     async def _run(
         self,

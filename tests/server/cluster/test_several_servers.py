@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from tests.e2e.processes import wait_until
+from tests.server.git.test_slow_clients import PUSH, ask, git_head
 from tests.server.postgres import PostgresServer
 from tests.server.running import SERVER, Git, Server, with_token
 
@@ -164,6 +165,12 @@ def taken_over_meanwhile(server: Server, what: str, ask: Callable[[], T]) -> T:
         return asked.result(timeout=90)
 
 
+def errors_of(server: Server, name: str) -> list[str]:
+    """The kinds of errors that were recorded for a repository."""
+    found = "SELECT type FROM events WHERE repository = :name AND kind = 'error'"
+    return [row["type"] for row in rows(server, found, name=name)]
+
+
 def test_git_does_not_move_a_ref_for_a_server_that_lost_its_place(
     two: list[Server], git: Git, work: Path
 ) -> None:
@@ -172,14 +179,33 @@ def test_git_does_not_move_a_ref_for_a_server_that_lost_its_place(
     push = partial(git, "push", "-q", at(one, made), "main", cwd=work, fails=True)
     taken_over_meanwhile(one, "a push that waits", push)
     assert git("ls-remote", at(other, made)) == ""
-    errors = "SELECT type FROM events WHERE repository = 'fenced' AND kind = 'error'"
-    until(lambda: rows(other, errors) == [{"type": "serverError"}], "its event")
+    until(lambda: errors_of(other, "fenced"), "its event")
+    assert errors_of(other, "fenced") == ["serverError"]
     until(
         lambda: one.api("GET", "/healthz/ready").status_code and _ready(one) and _ready(other),
         "both",
     )
     until(lambda: _pushed(git, at(one, made), work), "a push")
     assert "0 problems" in one.command("fsck")
+
+
+def test_a_push_under_way_ends_when_the_server_notices_that_it_lost_its_place(
+    two: list[Server],
+) -> None:
+    one, other = two
+    made = one.create("noticed")
+    with ThreadPoolExecutor(1) as pool:
+        push = pool.submit(
+            ask, one, git_head("noticed", "receive-pack"), made["token"], PUSH + b"0000PACK"
+        )
+        marks = one.data / "open"
+        until(lambda: list(marks.glob(f"*/{made['id']}")), "the beginning of the push")
+        change(other, "DELETE FROM servers")
+        head, _, body = push.result(timeout=90).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: 5" in head.lower()
+    assert body == b"The database is away\n"
+    until(lambda: errors_of(other, "noticed"), "its event")
+    assert errors_of(other, "noticed") == ["serverError"]
 
 
 ASKED: dict[str, tuple[str, str, dict[str, str] | None, dict[str, str]]] = {
@@ -206,7 +232,8 @@ def test_rest_says_that_the_database_is_away_where_git_does_not_move_a_ref(
     said = (answer.status_code, answer.json()["errors"][0]["message"])
     assert said == (503, "The database is away")
     assert answer.headers["retry-after"]
-    assert "a push is not taken" in one.errors()
+    # git's question, or the server itself, whichever came first.
+    assert "another server has taken over" in one.errors()
     assert git("ls-remote", at(other, made)) == before
 
 

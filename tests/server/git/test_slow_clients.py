@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.e2e.processes import wait_until
 from tests.server.git.test_git_faults import memory_mib, pkt, wait_until_no_children
 from tests.server.running import Git, Server, ServerFactory, with_token
 
@@ -64,6 +65,26 @@ def test_a_body_that_never_comes_is_a_408(impatient: Server) -> None:
         (git_head("waits", "receive-pack"), token, PUSH + b"0000PACK"),
     ):
         assert ask(impatient, head, secret, body).startswith(b"HTTP/1.1 408 "), head
+
+
+def test_a_body_that_never_comes_is_recorded(impatient: Server) -> None:
+    token = impatient.create("recorded")["token"]
+    ask(impatient, git_head("recorded", "upload-pack"), token, b"0014com")
+    ask(impatient, git_head("recorded", "receive-pack"), token, PUSH + b"0000PACK")
+    slow = ("recorded", "the request arrives too slowly")
+    wait_until(lambda: len(errors_of(impatient)) > 1, "them")
+    assert errors_of(impatient) == [slow, slow]
+
+
+def errors_of(server: Server) -> list[tuple[str, str]]:
+    """Repository and message of each error that was recorded."""
+    events = "SELECT repository, error_message FROM events WHERE kind = 'error' ORDER BY 1"
+    database = server.installation.open_events()
+    try:
+        rows = database.read(lambda tx: tx.rows(events))
+    finally:
+        database.close()
+    return [(row["repository"], row["error_message"]) for row in rows]
 
 
 def test_a_trickle_is_a_408_as_well(impatient: Server, git: Git, work: Path) -> None:
