@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import trio
 
@@ -21,6 +22,9 @@ _PIPE_SIZE = 512 * 1024
 _ROOM_S = 30.0
 _ROOM_POLL_S = 0.2
 _GRACE_S = 2.0
+
+_waiting = trio.Lock()
+"""Who waits for room for a process."""
 
 
 class GitProcess:
@@ -82,23 +86,36 @@ async def _start(
 ) -> trio.Process:
     """Where descriptors or processes have run out, others end soon: it is tried again for
     `_ROOM_S`. Raises: OSError."""
-    end = trio.current_time() + _ROOM_S
-    while True:
-        try:
-            return await trio.lowlevel.open_process(
-                list(argv),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=dict(environment),
-                cwd=cwd,
-                start_new_session=True,
-                pass_fds=descriptors,
-            )
-        except OSError as error:
-            if not is_scarcity(error) or trio.current_time() > end:
-                raise
-        await trio.sleep(_ROOM_POLL_S)
+    start = partial(
+        trio.lowlevel.open_process,
+        list(argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(environment),
+        cwd=cwd,
+        start_new_session=True,
+        pass_fds=descriptors,
+    )
+    try:
+        return await start()
+    except OSError as error:
+        if not is_scarcity(error):
+            raise
+        scarcity = error
+    with trio.move_on_after(_ROOM_S):
+        # One at a time: an attempt takes up to ten descriptors, so those who try together can keep
+        # each other from what would be enough for one.
+        async with _waiting:
+            while True:
+                try:
+                    return await start()
+                except OSError as error:
+                    if not is_scarcity(error):
+                        raise
+                    scarcity = error
+                await trio.sleep(_ROOM_POLL_S)
+    raise scarcity
 
 
 @asynccontextmanager
