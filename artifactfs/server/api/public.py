@@ -38,7 +38,7 @@ async def _check_ready(context: Context) -> None:
     """Raises: Problem, DatabaseError."""
     if context.draining:
         raise Problem(Code.BUSY, "The server is about to stop", retry_after=1)
-    if not context.standing.ready:
+    if not await context.standing.is_here():
         raise database_away()
     await context.store.row("SELECT 1 AS one")
 

@@ -40,6 +40,7 @@ GRACE_S = 10.0
 _BEAT_S = 1.0
 _ANSWER_S = 5.0
 _AGAIN_S = 1.0
+_SEEN_S = 0.1
 _LOCK_POLL_S = 0.05
 
 T = TypeVar("T")
@@ -71,14 +72,12 @@ class Member:
         self._owner: str | None = None
         self._scopes: set[trio.CancelScope] = set()
         self._locks = LocalLocks()
+        self._looking = trio.Lock()
+        self._seen = -_SEEN_S
 
     @property
     def owner(self) -> str | None:
         return self._owner
-
-    @property
-    def ready(self) -> bool:
-        return self._owner is not None
 
     @contextmanager
     def working(self) -> Iterator[str | None]:
@@ -174,15 +173,24 @@ class Member:
                 if self._session is not None:
                     await self._leave(self._session)
 
+    async def is_here(self) -> bool:
+        """What the last beat saw may be a second old. Anybody may ask, so not each is a query."""
+        async with self._looking:
+            if trio.current_time() > self._seen + _SEEN_S:
+                return await self._still_here()
+        return self._owner is not None
+
     async def _still_here(self) -> bool:
-        owner = self._owner
+        session, owner = self._session, self._owner
+        began = trio.current_time()
         try:
             done = await self._ask("SELECT 1 AS done FROM servers WHERE id = :id", id=owner or "")
         except Lost:
             return False
-        if done is None and self._session is not None:
-            self._lose(self._session, "another server has taken over")
+        if done is None and session is not None:
+            self._lose(session, "another server has taken over")
             return False
+        self._seen = began
         return True
 
     async def _join(self) -> None:

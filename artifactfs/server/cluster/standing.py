@@ -27,9 +27,8 @@ class Standing(Protocol):
     def owner(self) -> str | None:
         """The id that is stored with work of ours. None: we are alone, or lost."""
 
-    @property
-    def ready(self) -> bool:
-        """Whether requests can be served."""
+    async def is_here(self) -> bool:
+        """Whether requests can be served, as of now."""
 
     @property
     def shared(self) -> bool:
@@ -73,11 +72,13 @@ class Alone:
     """The only server of a data folder, which it has locked."""
 
     owner: str | None = None
-    ready = True
     shared = False
 
     def __init__(self) -> None:
         self._locks = LocalLocks()
+
+    async def is_here(self) -> bool:
+        return True
 
     @contextmanager
     def working(self) -> Iterator[str | None]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -369,6 +370,22 @@ def test_postgresql_stops_and_starts(
         assert "refs/heads/main" in git("ls-remote", at(server, made))
         server.create("another")
         assert "2 repositories checked, 0 problems" in server.command("fsck")
+    finally:
+        server.kill()
+
+
+def test_ready_is_only_who_has_its_connection(tmp_path: Path, postgres: PostgresServer) -> None:
+    (server,) = pair(tmp_path, postgres.new_database(), count=1)
+    connections = (
+        "FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    try:
+        for _ in range(3):
+            assert rows(server, f"SELECT pg_terminate_backend(pid) {connections}")
+            time.sleep(0.2)  # longer than what was seen before counts
+            until(lambda: _ready(server), "the server")
+            assert rows(server, f"SELECT pid {connections}")
     finally:
         server.kill()
 
