@@ -237,7 +237,8 @@ def test_what_a_killed_daemon_has_left_is_stopped(outliving: Outliving) -> None:
     worker = outliving.worker()
     outliving.daemon.kill()
     assert "had ended before" in outliving.daemon.run("daemon", "stop").stdout
-    assert has_ended(worker) and not mounted_at(outliving.path)
+    assert not mounted_at(outliving.path)
+    wait_until(partial(has_ended, worker), "its end")
     wait_until(lambda: not outliving.daemon.orphans(), "the keeper's end")
 
 
@@ -561,5 +562,6 @@ def test_says_so_where_it_cannot_be(
     with pytest.raises(OSError):
         os.pread(fd, 10, 0)
     os.close(fd)
-    wait_until(lambda: idle_daemon.status("odd")["state"] == "mounted", "the next worker")
+    wait_until(lambda: idle_daemon.status("odd")["pid"] not in (None, worker), "the next worker")
+    wait_until(lambda: idle_daemon.status("odd")["state"] == "mounted", "the mount")
     assert (mount / "README.md").read_bytes()
