@@ -14,13 +14,15 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -104,11 +106,39 @@ class Forks:
     ) -> ForkedProcess:
         """`environment` is the whole of it. Its standard output is a pipe, unless that is to go
         where its errors go."""
+        return self._start(arguments, environment, stderr, stderr if stdout_too else None)
+
+    def run(
+        self, *arguments: str, environment: Mapping[str, str], timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end, without an input. Raises: subprocess.TimeoutExpired."""
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            process = self._start(arguments, environment, stderr, stdout)
+            process.stdin.close()
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout)
+                raise
+            printed = [_text_of(stream) for stream in (stdout, stderr)]
+        assert process.returncode is not None
+        return subprocess.CompletedProcess(arguments, process.returncode, *printed)
+
+    def _start(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        stderr: IO[Any],
+        stdout_to: IO[Any] | None,
+    ) -> ForkedProcess:
         stdin, to_stdin = os.pipe()
         from_stdout, stdout = os.pipe()
         from_status, status = os.pipe()
-        request = json.dumps({"arguments": arguments, "environment": dict(environment)}).encode()
-        out = stderr.fileno() if stdout_too else stdout
+        request = json.dumps(
+            {"arguments": arguments, "environment": dict(environment), "folder": os.getcwd()}
+        ).encode()
+        out = stdout if stdout_to is None else stdout_to.fileno()
         theirs = [stdin, out, stderr.fileno(), status]
         with self._lock:
             socket.send_fds(self._connection, [request], theirs)
@@ -116,6 +146,22 @@ class Forks:
         for descriptor in (stdin, stdout, status):
             os.close(descriptor)
         return ForkedProcess(pid, to_stdin, from_stdout, from_status)
+
+
+def _text_of(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read().decode()
+
+
+@functools.cache
+def programs() -> Forks:
+    """For ``artifact-fs`` as one who types a command has it: a new interpreter takes 0.3 s."""
+    return Forks("artifactfs.cli.main", *_below("artifactfs.cli"), "artifactfs.daemon.control")
+
+
+def _below(package: str) -> list[str]:
+    paths = importlib.import_module(package).__path__
+    return [found.name for found in pkgutil.walk_packages(paths, f"{package}.")]
 
 
 @functools.cache
@@ -171,6 +217,7 @@ def _run(module: Any, request: dict[str, Any], received: list[int]) -> NoReturn:
         for number, descriptor in enumerate(received[:3]):
             os.dup2(descriptor, number)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
         sys.argv = [module.__name__, *request["arguments"]]

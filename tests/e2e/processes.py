@@ -24,7 +24,7 @@ from artifactfs.daemon.control.client import ControlClient, DaemonNotRunning
 from artifactfs.paths import StateLayout
 from benchmarks.fast_import import quiet_git_environment
 from tests.e2e.mount_table import clear_mounts, descendants, mounts_below, serving_process
-from tests.forking import ForkedProcess, servers
+from tests.forking import ForkedProcess, programs, servers
 from tests.watching import check_trespasses, watch_environment
 
 PROGRAMS = Path(sys.executable).parent
@@ -277,9 +277,12 @@ class DaemonProcess:
             text=True,
             timeout=timeout,
         )
-        if check and done.returncode:
+        return self._checked(done) if check else done
+
+    def _checked(self, done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+        if done.returncode:
             raise AssertionError(
-                f"artifact-fs {' '.join(map(str, arguments))} → {done.returncode}\n"
+                f"{' '.join(map(str, done.args))} → {done.returncode}\n"
                 f"{done.stdout}{done.stderr}\n{self.log_tail()}"
             )
         return done
@@ -309,7 +312,11 @@ class DaemonProcess:
         """Add and mount a repository, without a background sweep unless `options` ask for one."""
         if "--hydrate" not in options:
             options = (*options, "--hydrate", "none")
-        self.run("add-repo", "--name", name, "--remote", remote, *options)
+        words = ["add-repo", "--name", name, "--remote", remote, *options]
+        if self.process is None or "PYTHONPATH" in self.extra_environment:
+            self.run(*words)  # it may become the daemon; or it is another version
+        else:
+            self._checked(programs().run(*words, environment=self.environment, timeout=60))
         return self.mounts / name
 
     def wait_for(self, name: str, state: str, *, timeout: float = 60) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from artifactfs.server.storage.settings import DataLayout
 from tests.forking import ForkedProcess, servers
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
-_CAPTURED: Any = {"capture_output": True, "text": True, "check": False}
 SERVER = [sys.executable, "-m", "artifactfs.server.cli"]
 
 
@@ -85,7 +83,7 @@ class Server:
     def command(self, *arguments: str) -> str:
         """Run an administration command on the data folder; its stdout."""
         words = [*arguments, "--data", str(self.data)]
-        done = subprocess.run([*SERVER, *words], env=self.environment, **_CAPTURED)
+        done = servers().run(*words, environment=self.environment or os.environ)
         assert done.returncode == 0, done.stderr
         return str(done.stdout)
 
