@@ -206,6 +206,9 @@ def push_all(source: Path, url: str) -> None:
     )
 
 
+_SIZES = "blobs of other branches and tags are known"
+
+
 class DaemonProcess:
     """`artifact-fs daemon` with a state root and a mount root of its own.
 
@@ -222,6 +225,8 @@ class DaemonProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.trespasses = self.directory / "trespasses"
         self.extra_environment: dict[str, str] = {}
+        self._logged = 0
+        """Where the log of the repository begins that was added last."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -312,6 +317,7 @@ class DaemonProcess:
         """Add and mount a repository, without a background sweep unless `options` ask for one."""
         if "--hydrate" not in options:
             options = (*options, "--hydrate", "none")
+        self._logged = self.log.stat().st_size
         words = ["add-repo", "--name", name, "--remote", remote, *options]
         if self.process is None or "PYTHONPATH" in self.extra_environment:
             self.run(*words)  # it may become the daemon; or it is another version
@@ -320,9 +326,14 @@ class DaemonProcess:
         return self.mounts / name
 
     def wait_for(self, name: str, state: str, *, timeout: float = 60) -> None:
-        """Wait until the repository has its ``history``, or ``index``, or is ``hydrated``."""
+        """Wait until the repository has its ``history``, or ``index``, or is ``hydrated``, or has
+        the ``sizes`` of what other branches and tags have: then we ask the remote for nothing."""
 
         def reached() -> bool:
+            if state == "sizes":
+                with self.log.open() as log:
+                    log.seek(self._logged)
+                    return any(_SIZES in line and f'"{name}"' in line for line in log)
             found = self.told(name)
             assert not found.get("error"), f"{found['error']}\n{self.log_tail()}"
             if state == "hydrated":

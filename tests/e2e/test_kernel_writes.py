@@ -221,7 +221,10 @@ def test_a_gitfile_stays_where_it_is(
     assert status(mount) == ""
 
 
-def test_names_and_modes_ask_the_remote_for_nothing(kernel: Path, proxy: DelayProxy) -> None:
+def test_names_and_modes_ask_the_remote_for_nothing(
+    kernel: Path, daemon: DaemonProcess, proxy: DelayProxy
+) -> None:
+    daemon.wait_for("odd", "sizes")
     size = (kernel / "LICENSE").stat().st_size
     with proxy.recording() as requests:
         (kernel / "LICENSE").chmod(0o755)

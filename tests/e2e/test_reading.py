@@ -70,6 +70,7 @@ def test_cold_read_is_one_request_and_the_second_none(
 ) -> None:
     daemon.wait_for("odd", "history")
     path = b"src/package3/module33.py"
+    daemon.wait_for("odd", "sizes")
     with proxy.recording() as first:
         content = (mounted / os.fsdecode(path)).read_bytes()
     assert content == odd_repository.files[path]
@@ -84,7 +85,7 @@ def test_cold_read_is_one_request_and_the_second_none(
 def test_grep_over_a_cold_tree_takes_few_requests(
     mounted: Path, proxy: DelayProxy, daemon: DaemonProcess
 ) -> None:
-    daemon.wait_for("odd", "history")
+    daemon.wait_for("odd", "sizes")
     with proxy.recording() as requests:
         found = subprocess.run(
             ["grep", "-rl", "edit", "src"], cwd=mounted, capture_output=True, text=True
@@ -119,7 +120,7 @@ def test_git_status_asks_the_remote_for_nothing(
     daemon: DaemonProcess, proxy: DelayProxy, remote_repo: Callable[..., ServedRepository]
 ) -> None:
     mount = daemon.add_repo("odd", proxy.url(remote_repo().url), "--hydrate", "source")
-    for state in ("history", "index", "hydrated"):
+    for state in ("history", "index", "hydrated", "sizes"):
         daemon.wait_for("odd", state)
     with proxy.recording() as requests:
         assert git(mount, "status", "--porcelain") == ""

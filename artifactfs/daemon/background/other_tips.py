@@ -52,7 +52,7 @@ async def learn_sizes(gitdir: Path, filesystem: FileSystem, hydrator: Hydrator) 
             continue  # another may be nearer
         asked |= blobs
         await hydrator.learn_sizes(sorted(blobs))
-    log.debug("sizes of %d blobs of other branches and tags are known", len(asked))
+    log.info("sizes of %d blobs of other branches and tags are known", len(asked))
 
 
 async def newest_trees(gitdir: Path) -> list[Oid]:
