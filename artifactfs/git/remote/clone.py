@@ -69,6 +69,7 @@ from artifactfs.git.repository.gitdir import (
     write_gitdir,
     write_shallow,
 )
+from artifactfs.git.repository.refs import valid_ref
 from artifactfs.git.repository.refspecs import (
     default_refspec,
     default_remote,
@@ -251,9 +252,11 @@ def with_head(advertised: RefAdvertisement, default: str) -> RefAdvertisement:
 
     HEAD may be detached there: then it is a branch that is at the same commit. Or it leads to no
     branch: then it is the one that HEAD names, or else `default`, there or unborn. Where the server
-    hides the branch, HEAD is to be detached.
+    hides the branch, HEAD is to be detached. Names that are none are passed over.
     """
     head = advertised.refs.get("HEAD")
+    if advertised.head is not None and not valid_ref(advertised.head):
+        advertised = replace(advertised, head=None)
     if advertised.head is not None and advertised.head.startswith("refs/heads/"):
         hidden = head is not None and advertised.head not in advertised.refs
         return replace(advertised, head=None) if hidden else advertised
@@ -262,7 +265,7 @@ def with_head(advertised: RefAdvertisement, default: str) -> RefAdvertisement:
         return replace(advertised, head=usual[0])
     if advertised.head is not None:
         return replace(advertised, head=None)
-    others = [name for name in advertised.refs if name.startswith("refs/heads/")]
+    others = (n for n in advertised.refs if n.startswith("refs/heads/") and valid_ref(n))
     for name in (*usual, *others):
         if advertised.refs.get(name) == head:
             return replace(advertised, head=name)
@@ -282,6 +285,8 @@ def resolve(advertised: RefAdvertisement, ref: str | None) -> Resolved:
             return Resolved(name, NO_COMMIT, NO_COMMIT)
         return Resolved(name, oid, oid)
     for name in (ref, f"refs/heads/{ref}", f"refs/tags/{ref}", f"refs/{ref}"):
+        if name.startswith("refs/heads/") and not valid_ref(name):
+            continue
         if name.startswith("refs/") and (oid := advertised.refs.get(name)) is not None:
             return Resolved(name, oid, advertised.peeled.get(name, oid))
     if _OID.fullmatch(ref):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from artifactfs.errors import CorruptData, StateError
 from artifactfs.git.command import run_git
+from artifactfs.git.repository.refs import valid_ref
 from artifactfs.git.repository.template import SAMPLE, copy_template
 from artifactfs.git.surroundings import OWN_CONFIG_PATH, OWN_FOLDER, SETTINGS_FILE
 from artifactfs.git.wire.credentials import CredentialFile, credential_helper
@@ -61,7 +62,12 @@ class GitdirPlan:
 
 
 def write_gitdir(gitdir: Path, plan: GitdirPlan) -> None:
-    """Make `gitdir`, which must not exist. Nothing is synced: see `sync_gitdir`."""
+    """Make `gitdir`, which must not exist. Nothing is synced: see `sync_gitdir`.
+
+    Raises: CorruptData, where a branch has a name that would lead elsewhere.
+    """
+    if isinstance(plan.head, str) and not valid_ref(plan.head):
+        raise CorruptData(f"no branch can have the name {plan.head!r}")
     given = copy_template(plan.template, gitdir) if plan.template is not None else ""
     for folder in ("objects/pack", "objects/info", "refs/heads", "refs/tags", "info", "hooks"):
         (gitdir / folder).mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from artifactfs.git.repository.commit_graph import write_changed_paths
 from artifactfs.git.repository.gitdir import history_complete
 from artifactfs.git.repository.refs import read_head, read_refs
 from artifactfs.git.wire.credentials import CredentialFile
+from artifactfs.git.wire.protocol import RefAdvertisement
 from tests.git.clones import Clone, make_clone
 from tests.git.http_backend import Backend
 from tests.git.sample_repository import Sample, git
@@ -593,3 +595,53 @@ def test_names_that_a_server_must_not_send_are_left_out(clone: Clone, hosted: Sa
     packed.write_text("\n".join([lines[0], f"{oid} refs/heads/a..b", *lines[1:]]) + "\n")
     clone.run(clone.tip)
     assert all(".." not in name for name in read_refs(clone.gitdir))
+
+
+OUTSIDE = "refs/heads/../../../../outside"
+
+
+@pytest.mark.parametrize(
+    ("named", "names", "ref"),
+    [
+        (True, ["refs/heads/main", OUTSIDE], "refs/heads/main"),
+        (True, [OUTSIDE], None),
+        (False, [OUTSIDE], None),
+    ],
+)
+def test_a_head_that_a_server_must_not_send_is_passed_over(
+    clone: Clone,
+    hosted: Sample,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: bool,
+    names: list[str],
+    ref: str | None,
+) -> None:
+    """It would lead out of the repository, to a file of whoever mounts it."""
+    said_by_an_evil_server(monkeypatch, hosted, OUTSIDE if named else None, names)
+    tip = clone.run(clone.tip)
+    assert not list(tmp_path.rglob("outside"))
+    assert (tip.ref, read_head(clone.gitdir).ref) == (ref, ref)
+
+
+def test_a_branch_that_a_server_must_not_have_is_not_there(
+    clone: Clone, hosted: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said_by_an_evil_server(monkeypatch, hosted, "refs/heads/main", ["refs/heads/main", OUTSIDE])
+    for name in (OUTSIDE, OUTSIDE.removeprefix("refs/heads/")):
+        clone.set(ref=name)
+        with pytest.raises(RemoteNotFound):
+            clone.run(clone.tip)
+    assert not clone.gitdir.exists() and not list(tmp_path.rglob("outside"))
+
+
+def said_by_an_evil_server(
+    monkeypatch: pytest.MonkeyPatch, hosted: Sample, head: str | None, names: list[str]
+) -> None:
+    oid = hosted.oid("main")
+    said = RefAdvertisement(head, {"HEAD": oid, **dict.fromkeys(names, oid)})
+
+    async def ls_refs(_remote: Remote, _prefixes: Sequence[str] = ()) -> RefAdvertisement:
+        return said
+
+    monkeypatch.setattr(Remote, "ls_refs", ls_refs)
