@@ -56,6 +56,7 @@ class Backend:
     accept: set[str] | None = None  # "user:password"; None: everybody
     refuse_with: int = 401
     redirects: dict[str, str] = field(default_factory=dict)  # path prefix → new base
+    redirects_strangers: bool = True  # False: only who has the right credentials
     status: int | None = None  # answer everything with it
     busy: list[int] = field(default_factory=list)  # answer so, once each; 0: hang up
     cut_after: int | None = None  # bytes of a fetch's answer
@@ -113,6 +114,10 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
             )
             if not backend.wants <= {(name.lower(), value) for name, value in self.headers.items()}:
                 return self.plain(403, b"something is missing")
+            if not backend.redirects_strangers and _pair(authorization) not in (
+                backend.accept or ()
+            ):
+                return self.refuse()
             for prefix, base in backend.redirects.items():
                 if self.path.startswith(prefix):
                     return self.plain(302, b"", Location=base + self.path.removeprefix(prefix))
@@ -126,15 +131,17 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
             if backend.status is not None:
                 return self.plain(backend.status, b"no")
             if backend.accept is not None and _pair(authorization) not in backend.accept:
-                return self.plain(
-                    backend.refuse_with, b"denied", **{"WWW-Authenticate": backend.challenge}
-                )
+                return self.refuse()
             if backend.stall is not None and self.command == "POST":
                 backend.stalled.release()
                 backend.stall.wait(30)
             if backend.endless and b"command=fetch" in body:
                 return self.answer_without_end()
             return self.run_backend(body)
+
+        def refuse(self) -> None:
+            challenge = {"WWW-Authenticate": backend.challenge}
+            self.plain(backend.refuse_with, b"denied", **challenge)
 
         def answer_without_end(self) -> None:
             self.send_response(200)

@@ -65,8 +65,9 @@ _SERVICE = "git-upload-pack"
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What the helpers said, at a time, when `rejected` was no good."""
+    """What the helpers said for an origin, at a time, when `rejected` was no good."""
 
+    origin: str
     rejected: Credential | None
     answer: Credential | None
     at: float
@@ -206,19 +207,20 @@ class HttpTransport:
         urgent: bool = False,
     ) -> AsyncIterator[httpx.Response]:
         """A good response, after one retry with other credentials where there are any."""
-        used = self._credential
+        used, place = self._credential, self.url
         line = self._lines.urgent if urgent else self._lines.background
         line.requests += 1
         response: httpx.Response | None = None
         try:
             response = await self._attempt(method, url, headers, body, kind, used, line)
             if response.status_code in (401, 403):
-                fresh = await self._fresh_credential(used, response)
+                fresh = await self._fresh_credential(place, used, response)
                 if fresh is not None:
                     await response.aclose()
                     response = await self._attempt(method, url, headers, body, kind, fresh, line)
                     if response.status_code == 200:
-                        self._credential = fresh
+                        if self.url.origin == place.origin:
+                            self._credential = fresh
                         await self._approve(fresh)
                     elif response.status_code == 401:
                         await reject_credential(fresh, self._gitdir)
@@ -270,11 +272,12 @@ class HttpTransport:
         raise AssertionError("unreachable")
 
     async def _fresh_credential(
-        self, used: Credential | None, refusal: httpx.Response
+        self, place: RemoteURL, used: Credential | None, refusal: httpx.Response
     ) -> Credential | None:
         """Other credentials than `used`; one task asks, the others take its answer.
 
-        Raises: NeedsGit where the server takes none that a header can carry as it is.
+        They are those of `place`, where it was refused: what is asked there may be redirected
+        meanwhile. Raises: NeedsGit where the server takes none that a header can carry as it is.
         """
         challenges = refusal.headers.get_list("www-authenticate")
         if refusal.status_code == 401 and (scheme := _unknown_scheme(challenges)):
@@ -282,25 +285,29 @@ class HttpTransport:
         if self._settings.authorizes:
             return None
         async with self._credential_lock:
-            if self._credential is not None and self._credential != used:
+            if self.url.origin == place.origin and self._credential not in (None, used):
                 return self._credential
-            stored = self._credentials.get(self.url.url) if self._credentials else None
+            stored = self._credentials.get(place.url) if self._credentials else None
             if stored is not None and stored != used:
                 return stored
             asked, now = self._asked, trio.current_time()
-            if asked is None or asked.rejected != used or now - asked.at > _ASK_HELPERS_EVERY_S:
+            if (
+                asked is None
+                or (asked.origin, asked.rejected) != (place.origin, used)
+                or now - asked.at > _ASK_HELPERS_EVERY_S
+            ):
                 gitdir = self._gitdir if stored is None else None
                 if used is not None and refusal.status_code == 401:
                     await reject_credential(used, gitdir)
                 answer = await credential_for(
-                    self.url.url,
+                    place.url,
                     self._credentials,
                     rejected=used,
-                    username=self.url.username,
+                    username=place.username,
                     gitdir=gitdir,
                     challenges=challenges,
                 )
-                asked = self._asked = _Asked(used, answer, now)
+                asked = self._asked = _Asked(place.origin, used, answer, now)
             return asked.answer
 
     async def _approve(self, credential: Credential) -> None:

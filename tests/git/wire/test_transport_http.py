@@ -190,6 +190,30 @@ def test_credentials_do_not_follow_to_another_host(
         assert {request.authorization for request in other.seen} == {None}
 
 
+@pytest.mark.parametrize("expect_refs", [False, True])
+def test_what_a_helper_gave_for_a_host_does_not_follow_to_another(
+    backend: Backend,
+    hosted: Sample,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_refs: bool,
+) -> None:
+    """Nor has the helper to forget it there."""
+    config, log = tmp_path / "gitconfig", tmp_path / "log"
+    script = f"echo $1 >> {log}; sed -n 's/^host=/password=for-/p'; echo username=h"
+    config.write_text(f'[credential]\n\thelper = "!f() {{ {script}; }}; f"\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    with http_backend(hosted.bare.parent) as other:
+        backend.redirects_strangers, backend.redirects = False, {"/": f"{other.url}/"}
+        for each in (backend, other):
+            each.accept = {f"h:for-{each.url.removeprefix('http://')}"}
+        url = f"{backend.url}/sample.git"
+        assert with_remote(url, list_refs, expect_refs=expect_refs)
+        sent = {request.authorization for request in other.seen} - {None}
+        assert sent == {"Basic " + base64.b64encode(next(iter(other.accept)).encode()).decode()}
+    assert "erase" not in log.read_text().split()
+
+
 def test_a_redirect_loop_ends(backend: Backend) -> None:
     backend.redirects["/"] = f"{backend.url}/"
     with pytest.raises(RemoteUnreachable, match="without end"):
