@@ -72,11 +72,8 @@ class Upkeep:
                 await self._due.wait()
                 await trio.sleep(SETTLE_S)
             self._due = trio.Event()
-            try:
-                await self.once()
-                await self._scrub()
-            except (OSError, ArtifactFSError) as error:
-                log.warning("the cache could not be kept in order: %s", error)
+            await self.once()
+            await _each(self._scrub)
             await recount()
 
     async def _guarded_clean(self) -> None:
@@ -87,24 +84,30 @@ class Upkeep:
             log.warning("old temporary files could not be removed: %s", error)
 
     async def once(self) -> None:
-        """Write sizes, publish large blobs, drop damaged packs, merge small ones, keep the limit.
+        """Write sizes, publish large blobs, drop damaged packs, keep the limit, merge small packs.
 
-        Raises: OSError.
+        What cannot be done is logged; the rest is done all the same.
         """
-        try:
-            await self._sizes.flush()
-        except sqlite3.Error as error:  # a full disk, say: all the more reason to go on
-            log.warning("sizes could not be written: %s", error)
+        await _each(self._sizes.flush, self._publish, self._keep_limit, self._merge)
+        self._odb.refresh()
+
+    async def _publish(self) -> None:
         for oid in self._large.unpublished():
             await self._large.publish(oid)
+
+    async def _keep_limit(self) -> None:
         async with self._lock:
             await trio.to_thread.run_sync(self._mend)
-            total, packs = await trio.to_thread.run_sync(self._measure)
-            if packs > MANY_PACKS:
-                await trio.to_thread.run_sync(self._store.consolidate)
+            total, _ = await trio.to_thread.run_sync(self._measure)
             if total > self.cache_limit:
                 await self._evict(int(self.cache_limit * _EVICT_TO))
-        self._odb.refresh()
+
+    async def _merge(self) -> None:
+        """After eviction: for a moment it takes more room."""
+        async with self._lock:
+            _, packs = await trio.to_thread.run_sync(self._measure)
+            if packs > MANY_PACKS:
+                await trio.to_thread.run_sync(self._store.consolidate)
 
     async def _scrub(self) -> None:
         """Compare some of what nobody reads with its checksums. Raises: OSError."""
@@ -161,3 +164,12 @@ class Upkeep:
         if any(path.parent == ours for path in self._odb.drain_corrupt()):
             # An error while reading may be the disk's or ours: only bad checksums cost a pack.
             self._report_dropped(self._store.repair(deep=True))
+
+
+async def _each(*steps: Callable[[], Awaitable[None]]) -> None:
+    """Take each step, whatever becomes of those before: a full disk, a bad sector."""
+    for step in steps:
+        try:
+            await step()
+        except (OSError, ArtifactFSError, sqlite3.Error) as error:
+            log.warning("the cache could not be kept in order: %s", error)

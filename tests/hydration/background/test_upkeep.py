@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import sqlite3
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import trio
 
 from artifactfs.git.pack.store import PackStore
+from artifactfs.hydration.background import upkeep
 from tests.e2e.delay_proxy import DelayProxy
 from tests.git.http_backend import Backend
 from tests.hydration.cold_mount import cold_mount
@@ -67,18 +69,30 @@ def test_the_size_limit_is_kept_and_what_was_evicted_comes_again(
     trio.run(main)
 
 
-def test_the_size_limit_is_kept_where_sizes_cannot_be_written(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+FAULTS = {
+    "sizes": sqlite3.OperationalError("database or disk is full"),
+    "merging": OSError(errno.ENOSPC, "No space left on device"),
+    "a bad sector": OSError(errno.EIO, "Input/output error"),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_the_size_limit_is_kept_where_something_else_cannot_be_done(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     async def main() -> None:
         async with cold_mount(url, tmp_path, cache_limit=1_000) as mount:
             await mount.read(b"data/table.csv")
             await mount.landed()
 
-            def refuse(rows: object) -> None:
-                raise sqlite3.OperationalError("database or disk is full")
+            def refuse(*_: object) -> None:
+                raise FAULTS[what]
 
-            monkeypatch.setattr(mount.hydrator.parts.stores.sizes, "_write", refuse)
+            if what == "sizes":
+                monkeypatch.setattr(mount.hydrator.parts.stores.sizes, "_write", refuse)
+            else:
+                monkeypatch.setattr(upkeep, "MANY_PACKS", -1)
+                monkeypatch.setattr(PackStore, "consolidate", refuse)
             await mount.hydrator.parts.upkeep.once()
             assert PackStore(mount.state.shared_objects).total_bytes() == 0
 
