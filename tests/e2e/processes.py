@@ -317,7 +317,7 @@ class DaemonProcess:
         """Add and mount a repository, without a background sweep unless `options` ask for one."""
         if "--hydrate" not in options:
             options = (*options, "--hydrate", "none")
-        self._logged = self.log.stat().st_size
+        self._logged = self.log.stat().st_size if self.log.exists() else 0
         words = ["add-repo", "--name", name, "--remote", remote, *options]
         if self.process is None or "PYTHONPATH" in self.extra_environment:
             self.run(*words)  # it may become the daemon; or it is another version
