@@ -58,6 +58,7 @@ class EventLog:
         self._metrics = metrics
         self._webhooks = webhooks
         self._pending: list[Event] = []
+        self._flushing = trio.Lock()
         self._measured = -_STORAGE_S
         self._failing = False
 
@@ -88,7 +89,15 @@ class EventLog:
             self.store.close()
 
     async def flush(self) -> None:
-        """Write what is pending; if the disk is full, it stays pending."""
+        """Write what is pending, also what another call has taken up before this one.
+
+        If the disk is full, it stays pending.
+        """
+        async with self._flushing:
+            with trio.CancelScope(shield=True):  # what is taken here is nowhere else
+                await self._write_pending()
+
+    async def _write_pending(self) -> None:
         events, self._pending = self._pending, []
         try:
             stored = await self._stored()
