@@ -79,7 +79,8 @@ def test_a_commit_right_after_a_switch_downloads_nothing(
     daemon.run("remount", "--name", "odd", "--writes", "fuse")  # else git itself switches
     daemon.run("switch", "--name", "odd", "--detach", "v1")
     index = daemon.state / "repos" / "odd" / "git" / "index"
-    switched = max(int(path.lstat().st_mtime) for path in ready.rglob("*"))
+    files = [path for path in ready.rglob("*") if ".git" not in path.relative_to(ready).parts]
+    switched = max(int(path.lstat().st_mtime) for path in files)
     # Before that git reads what changed: it may be as new as the index.
     wait_until(lambda: index.stat().st_mtime >= switched + 1, "an index of the next second")
     first = len(proxy.requests)
@@ -333,6 +334,7 @@ def versions(
     mount = daemon.add_repo("odd", proxy.url(remote_repo(bare).url))
     (mount / ".git" / "HEAD").read_bytes()  # waits for the index
     daemon.wait_for("odd", "history")
+    daemon.wait_for("odd", "sizes")
     return mount
 
 
