@@ -335,6 +335,8 @@ class DaemonProcess:
                     log.seek(self._logged)
                     return any(_SIZES in line and f'"{name}"' in line for line in log)
             found = self.told(name)
+            if found["state"] == "not answering":
+                return False  # for now: it may have much to do
             assert not found.get("error"), f"{found['error']}\n{self.log_tail()}"
             if state == "hydrated":
                 states = [found.get("hydration", {}).get(f"{n}_state") for n in ("sweep", "recent")]

@@ -51,7 +51,7 @@ def test_a_remote_that_is_busy_for_a_moment(
 def test_one_that_stays_busy_is_given_up(daemon: DaemonProcess, backend: Backend) -> None:
     backend.status = 503
     url = f"{backend.url}/odd.git"
-    add = ("add-repo", "--name", "odd", "--remote", url, "--deadline", "2s")
+    add = ("add-repo", "--name", "odd", "--remote", url, "--deadline", "8s")
     failed = daemon.run(*add, check=False)
     assert failed.returncode == 1
     assert "answered 503" in failed.stderr

@@ -97,7 +97,8 @@ def test_sigterm_unmounts_and_leaves_nothing(mounted: Path, daemon: DaemonProces
     worker = daemon.worker(mounted)
     assert daemon.stop() == 0
     assert not mounted_at(mounted)
-    assert not os.path.exists(f"/proc/{worker}") and not os.path.exists(f"/proc/{pid}")
+    assert not os.path.exists(f"/proc/{pid}")
+    wait_until(lambda: not os.path.exists(f"/proc/{worker}"), "the worker's end")
 
 
 def test_registered_without_a_daemon_is_mounted_at_its_start(

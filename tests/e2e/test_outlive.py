@@ -215,7 +215,7 @@ def test_a_daemon_that_is_killed_or_started_anew_is_not_missed(
     check(seen, outliving)
     assert daemon.stop() == 0
     assert not mounted_at(outliving.path)
-    assert not daemon.orphans()
+    wait_until(lambda: not daemon.orphans(), "the fork server's end")
 
 
 def test_a_worker_that_dies_without_a_daemon_is_replaced(outliving: Outliving) -> None:
@@ -263,10 +263,12 @@ def test_a_daemon_that_is_killed_with_what_keeps_the_mount(outliving: Outliving)
     daemon.start()
     found = daemon.status("odd")
     assert found["state"] == "mounted" and found["pid"] != worker and found["error"] is None
-    assert has_ended(worker) and times_mounted(outliving.path) == 1
+    assert times_mounted(outliving.path) == 1
+    wait_until(partial(has_ended, worker), "the end of the one before")
     assert (outliving.path / "new").read_text() == "new"
     assert daemon.stop() == 0
-    assert not mounted_at(outliving.path) and not daemon.orphans()
+    assert not mounted_at(outliving.path)
+    wait_until(lambda: not daemon.orphans(), "the fork server's end")
 
 
 def test_workers_are_kept_also_when_the_fork_server_was_another_one(outliving: Outliving) -> None:

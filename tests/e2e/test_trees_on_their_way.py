@@ -60,7 +60,7 @@ def start(directory: Path, *command: str) -> subprocess.Popen[bytes]:
 
 def wait_for_waiting(daemon: DaemonProcess) -> None:
     """Until a request of the mount has no answer."""
-    wait_until(lambda: daemon.status("early")["kernel"]["oldest"], "a request that waits")
+    wait_until(lambda: daemon.told("early")["kernel"]["oldest"], "a request that waits")
 
 
 def ends(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:

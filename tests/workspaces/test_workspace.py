@@ -108,7 +108,7 @@ def test_a_command_whose_time_is_over(open_workspace: Open, tmp_path: Path) -> N
     with open_workspace() as ws:
         pid_file = tmp_path / "pid"
         hang = f"trap '' TERM; sleep 1000 & echo $! > {pid_file}; echo begun; wait"
-        done = ws.run(hang, timeout_s=1, show=False)
+        done = ws.run(hang, timeout_s=5, show=False)
         assert (done.timed_out, done.exit_code, done.stdout) == (True, 124, "begun\n")
         wait_until(lambda: not Path("/proc", pid_file.read_text().strip()).exists(), "its end")
         began = time.monotonic()

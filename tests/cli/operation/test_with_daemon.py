@@ -303,12 +303,12 @@ def test_names_cannot_act_on_the_terminal(daemon: DaemonProcess, local_remote: A
 
 
 def test_a_daemon_without_mounts_ends(idle_daemon: DaemonProcess, local_remote: Any) -> None:
-    idle_daemon.start("--exit-when-idle", "1.5s")
+    idle_daemon.start("--exit-when-idle", "8s")  # of which it takes some until it is added
     idle_daemon.add_repo("hello", str(local_remote.path))
     wait_until(lambda: idle_daemon.told("hello")["index_primed"], "the index")
     assert idle_daemon.process is not None and idle_daemon.process.poll() is None
     idle_daemon.run("unmount", "--name", "hello")
-    assert idle_daemon.process.wait(20) == 0
+    assert idle_daemon.process.wait(60) == 0
     assert "nothing is mounted any more" in idle_daemon.log_tail()
 
 

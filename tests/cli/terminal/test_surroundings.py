@@ -46,6 +46,8 @@ def test_closed_streams_are_nobodys(idle_daemon: DaemonProcess, local_remote: An
     """Else a file of the overlay could get the number 2, and what is printed would go into it."""
     start(idle_daemon, "exec <&- >&- 2>&-;")
     idle_daemon.add_repo("hello", str(local_remote.path))
+    for state in ("index", "history"):  # then no process of ours comes and goes
+        idle_daemon.wait_for("hello", state)
     processes = [pid for pid in family(idle_daemon) if is_ours(pid)]
     assert len(processes) >= 3
     for pid in processes:

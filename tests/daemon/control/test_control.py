@@ -113,10 +113,10 @@ def test_a_request_that_takes_long_is_kept_alive(
     state: StateLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "KEEPALIVE_S", 0.05)
-    monkeypatch.setattr(client_module, "SILENCE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(client_module, "SILENCE_TIMEOUT_S", 3.0)
 
     async def dawdle(_request: Request) -> str:
-        await trio.sleep(1.2)
+        await trio.sleep(4.0)
         return "done"
 
     with serving(state, {"dawdle": dawdle}), ControlClient(state) as client:
@@ -166,7 +166,7 @@ def test_requests_of_one_connection_run_at_once(state: StateLayout) -> None:
     with serving(state, {"wait": wait}):
         raw = socket.socket(socket.AF_UNIX)
         raw.connect(str(state.control_socket))
-        for number, seconds in ((1, 0.5), (2, 0.0)):
+        for number, seconds in ((1, 5.0), (2, 0.0)):
             message = {"id": number, "command": "wait", "args": {"seconds": seconds}}
             raw.sendall(json.dumps(message).encode() + b"\n")
         first = json.loads(raw.makefile().readline())

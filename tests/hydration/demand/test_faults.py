@@ -418,7 +418,7 @@ def test_a_process_that_was_stopped_goes_on_waiting(
     """As by SIGSTOP, or where a machine sleeps: no deadline passes in the time it did not run."""
 
     async def main() -> None:
-        async with cold_mount(url, tmp_path, deadline_s=1.5) as mount:
+        async with cold_mount(url, tmp_path, deadline_s=6.0) as mount:
             await mount.read(OTHER)
             line.stall()
             got: list[bytes] = []
@@ -430,7 +430,7 @@ def test_a_process_that_was_stopped_goes_on_waiting(
                 nursery.start_soon(read)
                 await trio.sleep(0.3)
                 threading.Thread(target=line.resume).start()
-                time.sleep(4.0)  # noqa: ASYNC251 - this process does not run
+                time.sleep(8.0)  # noqa: ASYNC251 - this process does not run
             assert got == [tree_repository.contents[PATH]]
 
     trio.run(main)
