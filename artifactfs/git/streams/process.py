@@ -47,6 +47,12 @@ _NOT_FOUND = re.compile(
     re.IGNORECASE,
 )
 _FOREIGN = re.compile(r"detected dubious ownership in repository at '(.+)'")
+_OF_SSH_ALONE = re.compile(
+    r"^(warning: |load key |load pubkey |no such identity: |identity file |control ?socket |"
+    r"mux_client|\*\* |debug\d: ).*\n?",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What ssh(1) notes of its own files and goes on; it names files that are not there or denied."""
 _DENIED = re.compile(
     r"permission denied|host key verification failed|access denied|authentication failed|"
     r"too many authentication failures",
@@ -60,22 +66,29 @@ class ProcessConnection:
     def __init__(self, process: PipedProcess, name: str) -> None:
         self._process = process
         self._name = name
+        self._answered = False
 
     async def send_all(self, data: bytes) -> None:
         await self._process.stdin.send_all(data)
 
     async def receive_some(self, limit: int) -> bytes:
-        return bytes(await self._process.stdout.receive_some(limit))
+        chunk = bytes(await self._process.stdout.receive_some(limit))
+        self._answered = self._answered or bool(chunk)
+        return chunk
 
     def failure(self) -> RemoteError:
-        return process_failure(self._name, self._process.stderr_text())
+        stderr = self._process.stderr_text()
+        if self._answered:  # so it is there, and ours to read, whatever stderr says of files
+            return _ended(self._name, stderr)
+        return process_failure(self._name, stderr)
 
     async def close(self, *, gracefully: bool) -> None:
         await self._process.close(grace_s=2.0 if gracefully else 0.0)
 
 
 def process_failure(name: str, stderr: str) -> RemoteError:
-    """The exception for what ssh or upload-pack wrote to stderr before it ended."""
+    """The exception for what ssh or upload-pack wrote to stderr, and answered nothing."""
+    stderr = _OF_SSH_ALONE.sub("", stderr)
     said = last_message(stderr)
     if _DENIED.search(stderr):
         return AuthenticationFailed(
@@ -89,6 +102,11 @@ def process_failure(name: str, stderr: str) -> RemoteError:
             f"{name} belongs to another user, and git does not trust it",
             hint=f"where it lies: git config --global --add safe.directory {foreign[1]}",
         )
+    return _ended(name, stderr)
+
+
+def _ended(name: str, stderr: str) -> RemoteError:
+    said = last_message(stderr)
     kind = RemoteBusy if passes(stderr) else RemoteUnreachable
     return kind(
         f"{name} ended the connection" + (f": {said}" if said else ""), hint=UNREACHABLE_HINT

@@ -157,6 +157,10 @@ def test_a_custom_ssh_of_another_kind_gets_no_options(
         ("ssh: connect to host example.org port 22: Connection refused", RemoteUnreachable),
         ("fatal: '/x' does not appear to be a git repository", RemoteNotFound),
         ("ERROR: Repository not found.", RemoteNotFound),
+        ("no such identity: /k: No such file or directory", RemoteUnreachable),
+        ('Load key "/k": Permission denied\nConnection reset by peer', RemoteUnreachable),
+        ("no such identity: /k: No such file\nERROR: Repository not found.", RemoteNotFound),
+        ('Load key "/k": No such file\nPermission denied (publickey).', AuthenticationFailed),
     ],
 )
 def test_what_ssh_says_is_understood(
@@ -165,6 +169,17 @@ def test_what_ssh_says_is_understood(
     monkeypatch.setenv("GIT_SSH_COMMAND", f"echo {shlex.quote(said)} >&2; exit 255;")
     with pytest.raises(error):
         with_remote("ssh://example.org/x", list_refs)
+
+
+def test_a_line_that_drops_is_no_refusal_whatever_ssh_noted_before(
+    hosted: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repository was there, and asking again may help."""
+    noted = "echo /etc/motd: No such file, or permission denied >&2"
+    serve = f"git upload-pack {shlex.quote(str(hosted.bare))} < /dev/null | head -c 100"
+    monkeypatch.setenv("GIT_SSH_COMMAND", f"{noted}; {serve}; exit 255;")
+    with pytest.raises(RemoteUnreachable, match="ended the connection"):
+        with_remote(f"ssh://example.org{hosted.bare}", list_refs)
 
 
 def test_a_repository_of_another_user_needs_git_s_trust(
