@@ -77,6 +77,10 @@ STAYS_FULL_S = 5.0
 """A disk that was full is tried again after that; until then, readers are served from memory."""
 
 
+class _Abandoned(ArtifactFSError):
+    """We gave it up ourselves."""
+
+
 @dataclass(slots=True)
 class FlightCounters:
     """Since the mount began. `bytes` are those of packs, as they came."""
@@ -207,6 +211,8 @@ class FlightControl:
             epoch = self._health.epoch
             error = await self._attempt(flight, oids)
             flight.error = error
+            if isinstance(error, _Abandoned):
+                continue  # which says nothing of the remote; a reader may have come since
             if error is None:
                 self._health.note_success()
                 self._fail_unsent(flight, oids)
@@ -345,15 +351,15 @@ class FlightControl:
         stall_s: float,
     ) -> AsyncIterator[bytes]:
         """`chunks`, while `scope` is given `stall_s` from each on: from a sign of life without
-        content, too, but not for longer than the repository's deadline. Raises: RemoteUnreachable
-        when nobody has waited for them for a while."""
+        content, too, but not for longer than the repository's deadline. Raises: _Abandoned when
+        nobody has waited for them for a while."""
         last_chunk_at = waited_for = trio.current_time()
         async for chunk in chunks:
             now = trio.current_time()
             if not flight.urgent or any(want.readers for want in flight.wants.values()):
                 waited_for = now
             elif now - waited_for > ABANDONED_S:
-                raise RemoteUnreachable("given up: nobody waits for it any more")
+                raise _Abandoned("given up: nobody waits for it any more")
             if not chunk:
                 scope.deadline = min(now + stall_s, last_chunk_at + self._deadline_s)
                 continue

@@ -18,7 +18,7 @@ from artifactfs.hydration.demand import flight
 from artifactfs.hydration.errors import HydrationError, HydrationFailed
 from tests.e2e.delay_proxy import DelayProxy
 from tests.git.http_backend import Backend, http_backend
-from tests.hydration.cold_mount import cold_mount
+from tests.hydration.cold_mount import ColdMount, cold_mount
 from tests.hydration.tree_repository import TreeRepository, make_tree_repository
 
 PATH = b"data/table.csv"
@@ -390,24 +390,58 @@ def test_an_object_that_is_larger_than_its_size_is_refused(
     trio.run(main)
 
 
-def test_a_download_ends_when_nobody_waits_for_it(
-    url: str, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of an object whose size nobody has told, so that only a bound would end it."""
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody waits for is given up soon; and no bound ends an object before."""
     monkeypatch.setattr(flight, "ABANDONED_S", 0.2)
     monkeypatch.setattr(flight, "MAX_OBJECT", 1 << 50)
     monkeypatch.setattr("artifactfs.git.pack.parser.free_bytes", lambda directory: 1 << 50)
     monkeypatch.setattr(flight.PackLimits, "check", lambda limits, size: None)
 
+
+async def give_up(mount: ColdMount, backend: Backend, path: bytes) -> None:
+    """Read for a second what does not end, and return when the download has been given up."""
+    backend.given_up.clear()
+    backend.endless = True
+    with trio.move_on_after(1.0):
+        await mount.read(path)
+    await trio.to_thread.run_sync(backend.given_up.wait, 60)
+    assert backend.given_up.is_set()
+    backend.endless = False
+    await mount.landed()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_download_ends_when_nobody_waits_for_it(
+    url: str, backend: Backend, tmp_path: Path
+) -> None:
     async def main() -> None:
         async with cold_mount(url, tmp_path, object_info=False) as mount:
-            backend.endless = True
-            with trio.move_on_after(1.0):
-                await mount.read(PATH)
-            await trio.to_thread.run_sync(backend.given_up.wait, 20)
-            assert backend.given_up.is_set()
-            await mount.landed()
+            await give_up(mount, backend, PATH)
             assert not list((tmp_path / "cache" / "objects" / "tmp").iterdir())
+
+    trio.run(main)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_we_give_up_ourselves_is_no_failure_of_the_remote(
+    url: str,
+    backend: Backend,
+    tmp_path: Path,
+    tree_repository: TreeRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else two of them, some time apart, would be an outage, and the next reader would get EIO."""
+    monkeypatch.setattr("artifactfs.hydration.link.health.MAX_GRACE_S", 0.5)
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path, object_info=False) as mount:
+            await give_up(mount, backend, PATH)
+            await give_up(mount, backend, PATH)  # which takes longer than the grace
+            stats = mount.hydrator.stats()
+            assert (stats.remote, stats.failures) == ("up", 0)
+            for path in (b"deep/a/b/c/d/leaf.txt", PATH):
+                assert await mount.read(path) == tree_repository.contents[path]
 
     trio.run(main)
 
