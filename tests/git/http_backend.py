@@ -53,6 +53,7 @@ class Backend:
     root: Path
     version_2: bool = True
     object_info: bool = True  # False hides it
+    refuses_object_info: bool = False  # though it says that it has it
     accept: set[str] | None = None  # "user:password"; None: everybody
     refuse_with: int = 401
     redirects: dict[str, str] = field(default_factory=dict)  # path prefix → new base
@@ -135,6 +136,8 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
             if backend.stall is not None and self.command == "POST":
                 backend.stalled.release()
                 backend.stall.wait(30)
+            if backend.refuses_object_info and b"command=object-info" in body:
+                return self.plain(200, b"0018ERR unknown command\n")
             if backend.endless and b"command=fetch" in body:
                 return self.answer_without_end()
             return self.run_backend(body)

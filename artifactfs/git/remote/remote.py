@@ -6,19 +6,23 @@ Everything here speaks protocol version 2. Servers that do not are mirrored by g
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import trio
 
+from artifactfs.errors import ProtocolError
 from artifactfs.git.wire import protocol
 from artifactfs.git.wire.greeting import PackStream, TipPack, TipWish, ask
 from artifactfs.git.wire.protocol import RefAdvertisement, ServerCapabilities
 from artifactfs.git.wire.transport import PacketReader, RequestCounters, Transport
 from artifactfs.pktline import Packet
+
+log = logging.getLogger(__name__)
 
 Oid = bytes
 
@@ -38,6 +42,12 @@ LIMIT_OBJECT_INFO = (
     "the remote offers no object-info (transfer.advertiseObjectInfo): sizes become known by "
     "downloading a directory's files"
 )
+LIMIT_REFUSED = (
+    "the remote offers object-info and refuses it: sizes become known by downloading a directory's "
+    "files"
+)
+_REFUSALS = 2
+"""In a row: one may be a proxy that had a bad moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,7 @@ class Remote:
         self._deadline_s = deadline_s
         self._expected: tuple[tuple[str, ...], RefAdvertisement] | None = None
         self._expected_tip: TipPack | None = None
+        self._refusals = 0
 
     @property
     def alternate(self) -> Path | None:
@@ -206,7 +217,10 @@ class Remote:
         return protocol.command("fetch", arguments, self._server)
 
     async def object_sizes(self, oids: Collection[Oid], *, urgent: bool = False) -> dict[Oid, int]:
-        """Sizes in bytes by ``object-info``; absent where the remote does not know them."""
+        """Sizes in bytes by ``object-info``; absent where the remote does not know them.
+
+        A remote that refuses it again and again is taken for one that does not offer it.
+        """
         sizes: dict[Oid, int] = {}
         if not self.capabilities.object_info:
             return sizes
@@ -215,9 +229,24 @@ class Remote:
         for start in range(0, len(ordered), SIZES_PER_REQUEST):
             chunk = ordered[start : start + SIZES_PER_REQUEST]
             arguments = protocol.object_info_arguments(chunk)
-            packets = await self._simple("object-info", arguments, urgent=urgent)
-            sizes |= protocol.parse_sizes(packets)
+            try:
+                packets = await self._simple("object-info", arguments, urgent=urgent)
+                sizes |= protocol.parse_sizes(packets)
+            except ProtocolError as error:
+                self._note_refusal(error)
+                break
+            self._refusals = 0
         return sizes
+
+    def _note_refusal(self, error: ProtocolError) -> None:
+        """Raises: `error`, where asking again may help."""
+        self._refusals += 1
+        if self._refusals < _REFUSALS:
+            raise error
+        if self.capabilities.object_info:
+            log.warning("%s: %s (%s)", self.name, LIMIT_REFUSED, error.message)
+            limits = (*self.capabilities.limits, LIMIT_REFUSED)
+            self.capabilities = replace(self.capabilities, object_info=False, limits=limits)
 
     async def aclose(self) -> None:
         """Close every connection."""

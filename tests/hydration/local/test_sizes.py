@@ -13,6 +13,7 @@ import trio
 from artifactfs.hydration.local import sizes
 from artifactfs.hydration.local.sizes import SizeStore
 from tests.e2e.delay_proxy import DelayProxy
+from tests.git.http_backend import Backend
 from tests.hydration.cold_mount import cold_mount
 from tests.hydration.tree_repository import TreeRepository
 
@@ -151,6 +152,27 @@ def test_a_directory_is_asked_for_in_one_request(
             assert [r.command for r in requests if r.method == "POST"] == ["object-info"]
             assert mount.hydrator.known_sizes(oids) == sizes
             assert mount.hydrator.stats().blobs_received == 0
+
+    trio.run(main)
+
+
+def test_where_object_info_is_refused_contents_tell_the_sizes(
+    url: str, backend: Backend, tree_repository: TreeRepository, tmp_path: Path
+) -> None:
+    """A server may advertise it and have it turned off, or a proxy before it may not let it by."""
+    backend.refuses_object_info = True
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path) as mount:
+            for path in (b"data/table.csv", b"deep/a/b/c/d/leaf.txt"):
+                asked = len(backend.seen)
+                tree = mount.context(path).trees[0]
+                with trio.fail_after(15):  # the deadline is 20 s
+                    sizes = await mount.hydrator.sizes(tree, [mount.oid(path)])
+                assert sizes == {mount.oid(path): len(tree_repository.contents[path])}
+            assert "object-info" not in backend.commands()[asked:]
+            stats = mount.hydrator.stats()
+            assert "refuses it" in stats.limits[0] and stats.remote == "up"
 
     trio.run(main)
 
