@@ -71,7 +71,8 @@ class ArrivingHistory:
         self._changed = trio.Event()
         self._waiting = 0
         self._alone_left = MOST_ALONE
-        self._alone = 0
+        self._coming: dict[Oid, trio.Event] = {}
+        """The trees that are being fetched before their turn."""
         self._git_fetched = float("-inf")
         self.done = trio.Event()
         """Is set when all of it is here, and nothing more is done for it."""
@@ -109,7 +110,7 @@ class ArrivingHistory:
 
     @property
     def _git_fetches(self) -> bool:
-        return self._alone > 0 or trio.current_time() < self._git_fetched + OF_GIT_S
+        return bool(self._coming) or trio.current_time() < self._git_fetched + OF_GIT_S
 
     def note_packs(self) -> None:
         """Packs with some of it are in the gitdir."""
@@ -178,14 +179,18 @@ class ArrivingHistory:
             return
         if self._odb.contains(oid):
             return
+        if (coming := self._coming.get(oid)) is not None:
+            await coming.wait()
+            return
         self._alone_left -= 1
-        self._alone += 1
+        coming = self._coming[oid] = trio.Event()
         try:
             await fetch(oid)
         except ArtifactFSError:
             pass  # git will fetch it, or say what is wrong
         finally:
-            self._alone -= 1
+            del self._coming[oid]
+            coming.set()
 
     async def until_complete(self) -> None:
         """Wait until all of it is here, or its fetch has failed."""

@@ -8,7 +8,6 @@ taken for a pack.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -22,14 +21,10 @@ from artifactfs.git.command import GitFailed, GitSink, feed_git, run_git
 from artifactfs.git.configuration.checking import fsck_arguments
 from artifactfs.git.objects.database import ObjectDatabase, Oid
 from artifactfs.git.remote.remote import Remote
-from artifactfs.git.repository.gitdir import (
-    adopt_packs,
-    own_folder,
-    read_shallow,
-    write_shallow,
-)
+from artifactfs.git.repository.gitdir import adopt_packs, read_shallow, write_shallow
 from artifactfs.git.repository.refs import read_head, read_refs, valid_ref
 from artifactfs.git.repository.refspecs import TrackedRemote, tracked_remote
+from artifactfs.git.repository.staging import remove_staging, staging_folder
 from artifactfs.git.wire.greeting import PackStream, TipPack
 from artifactfs.git.wire.protocol import RefAdvertisement
 from artifactfs.paths import RepoLayout
@@ -141,12 +136,12 @@ async def _store(
     background: bool = False,
     copied: bool = False,
 ) -> PackStream | TipPack:
-    """Index what `fetching` receives in ``artifactfs/FOLDER``, and move it when it is whole.
+    """Index what `fetching` receives in a staging folder, and move it when it is whole.
     `most` as `feed_pack` has it; `copied` as `is_copied` has it.
 
     Raises: RemoteError, CorruptData.
     """
-    staging = await trio.to_thread.run_sync(own_folder, gitdir, folder)
+    staging = await trio.to_thread.run_sync(staging_folder, gitdir, folder)
     environment = {"GIT_OBJECT_DIRECTORY": str(staging)}
     try:
         (staging / "pack").mkdir()
@@ -162,7 +157,7 @@ async def _store(
         raise CorruptData(f"a fetched pack is not usable: {why_unusable(error)}") from error
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(lambda: shutil.rmtree(staging, ignore_errors=True))
+            await trio.to_thread.run_sync(remove_staging, staging)
 
 
 def index_pack(

@@ -11,7 +11,6 @@ Each pack of trees holds whole trees: where a root tree is here, so is everythin
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +31,6 @@ from artifactfs.git.repository.gitdir import (
     mark_history_complete,
 )
 from artifactfs.git.repository.refs import read_head, read_refs
-from artifactfs.git.surroundings import OWN_FOLDER
 from artifactfs.paths import RepoLayout
 
 MAX_DEPTH_AT_ONCE = 100
@@ -49,7 +47,6 @@ LARGEST_PART = 64_000
 """Root trees in a request: the first is small, so that recent ones are soon here, each following
 one twice as large. A request of 64,000 has 3 MB."""
 
-_ALONE = "tree-"
 _LIST_DEADLINE_S = 300.0
 
 
@@ -105,7 +102,6 @@ class _Fetch:
         capabilities = self._remote.capabilities
         wants = await trio.to_thread.run_sync(self._tips)
         if self._depth is None and capabilities.filter and capabilities.any_oid:
-            await trio.to_thread.run_sync(self._clean_up)
             if not commits_complete(self._gitdir):
                 await self._receive(wants, TREELESS)
                 mark_commits_complete(self._gitdir)
@@ -119,10 +115,6 @@ class _Fetch:
         if (head := read_head(self._gitdir).commit) is not None:
             tips.add(head)
         return tips
-
-    def _clean_up(self) -> None:
-        for left_by_a_crash in (self._gitdir / OWN_FOLDER).glob(f"{_ALONE}*"):
-            shutil.rmtree(left_by_a_crash, ignore_errors=True)
 
     async def _receive(self, wants: set[Oid], filter: str, *, background: bool = False) -> None:
         """Fetch `wants` without haves; what the remote lost since is left out."""
@@ -186,7 +178,7 @@ class _Fetch:
 
     async def _fetch_alone(self, root: Oid) -> None:
         """Fetch a tree, which somebody waits for, before its turn."""
-        folder = f"{_ALONE}{root.hex()}"
+        folder = f"tree-{root.hex()}"
         copied = is_copied(self._remote)
         await receive_pack(
             self._remote, self._gitdir, [root], folder=folder, urgent=True, copied=copied

@@ -10,8 +10,6 @@ reason to fail.
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,8 +17,7 @@ import trio
 
 from artifactfs.git.apart import environment_apart, quoted
 from artifactfs.git.command import GitFailed, run_git
-from artifactfs.git.repository.gitdir import own_folder
-from artifactfs.git.surroundings import OWN_FOLDER
+from artifactfs.git.repository.staging import remove_staging, staging_folder
 
 _FOLDER = "commit-graph"
 """The object directory that it is written into."""
@@ -61,11 +58,11 @@ def _has_changed_paths(gitdir: Path) -> bool:
 
 
 async def _write(gitdir: Path, *options: str, deadline_s: float, background: bool = False) -> None:
-    folder = gitdir / OWN_FOLDER / f"{_FOLDER}.{secrets.token_hex(4)}"
     with suppress(GitFailed, OSError):
         before = _version(_graph_in(gitdir / "objects"))
-        environment = await trio.to_thread.run_sync(_environment, gitdir, folder)
+        folder = await trio.to_thread.run_sync(staging_folder, gitdir, _FOLDER)
         try:
+            environment = await trio.to_thread.run_sync(_environment, gitdir, folder)
             await run_git(
                 *("commit-graph", "write", "--reachable", *options),
                 gitdir=gitdir,
@@ -76,14 +73,12 @@ async def _write(gitdir: Path, *options: str, deadline_s: float, background: boo
             await trio.to_thread.run_sync(_put_in_place, gitdir, folder, before)
         finally:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(_remove, folder)
+                await trio.to_thread.run_sync(remove_staging, folder)
 
 
 def _environment(gitdir: Path, folder: Path) -> dict[str, str]:
-    """Makes `folder`: git writes there, and reads what it reads otherwise."""
-    for old in folder.parent.glob(f"{_FOLDER}.*"):  # of a worker that was killed
-        _remove(old)
-    (own_folder(gitdir, folder.name) / "info").mkdir()
+    """Git writes into `folder`, and reads what it reads otherwise."""
+    (folder / "info").mkdir()
     seen = environment_apart(gitdir)
     objects = seen.get("GIT_OBJECT_DIRECTORY") or str(gitdir.resolve() / "objects")
     more = seen.get("GIT_ALTERNATE_OBJECT_DIRECTORIES")
@@ -115,7 +110,3 @@ def _version(file: Path) -> _Version | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_ctime_ns
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ the main one includes, markers, and packs that are still arriving.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -298,14 +297,6 @@ def mark_commits_complete(gitdir: Path) -> None:
 
 def mark_history_complete(gitdir: Path) -> None:
     _replace(gitdir / OWN_FOLDER / _HISTORY_COMPLETE, "")
-
-
-def own_folder(gitdir: Path, name: str) -> Path:
-    """An empty folder ``artifactfs/NAME``, made anew: what an interrupted run left is removed."""
-    folder = gitdir / OWN_FOLDER / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def adopt_packs(source: Path, objects: Path) -> None:

@@ -88,6 +88,26 @@ def test_only_expected_trees_are_waited_for_and_some_are_fetched_alone(gitdir: P
     run(body, gitdir)
 
 
+def test_two_who_need_one_tree_fetch_it_once(gitdir: Path) -> None:
+    fetched: list[Oid] = []
+
+    async def fetch(tree: Oid) -> None:
+        fetched.append(tree)
+        await trio.sleep(1.0)
+
+    async def body(gitdir: Path) -> None:
+        history = arriving_at(gitdir)
+        history.roots_are_known(RootTrees(oid(1) + oid(2)), fetch)
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for tree in (oid(1), oid(1), oid(2)):
+                nursery.start_soon(history.until_here, tree)
+        assert trio.current_time() - started >= 1.0
+        assert sorted(fetched) == [oid(1), oid(2)]
+
+    run(body, gitdir)
+
+
 def test_who_needs_one_tree_waits_for_no_pack(gitdir: Path) -> None:
     fetched: list[Oid] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -453,6 +454,26 @@ def test_a_pack_without_end_is_given_up(
         assert set(clone.gitdir.glob("objects/pack/*")) == packs
         assert leftovers(clone) == []
         assert what == "tip" or sorted(os.listdir(clone.gitdir / "artifactfs")) == ours
+
+    clone.run(body)
+
+
+def test_one_commit_may_be_fetched_twice_at_once(
+    clone: Clone, backend: Backend, hosted: Sample
+) -> None:
+    async def body(remote: Remote) -> None:
+        await clone.tip(remote)
+        git("commit", "--allow-empty", "-qm", "new", cwd=hosted.work)
+        git("push", "-q", "origin", "HEAD:main", cwd=hosted.work)
+        backend.stall = threading.Event()
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(fetch_commit, clone.gitdir, remote, hosted.oid("main"))
+            for _ in range(2):
+                await trio.to_thread.run_sync(backend.stalled.acquire)
+            backend.stall.set()
+        assert ObjectDatabase(clone.gitdir).contains(hosted.oid("main"))
+        assert leftovers(clone) == []
 
     clone.run(body)
 
