@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,13 +33,38 @@ START_DEADLINE = 90.0
 STOP_DEADLINE = 60.0
 IMPATIENCE_S = 4
 """Deadline of reads where the remote is made to fail, in seconds."""
+IN_USE = "Address already in use"
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback that nobody uses."""
+    """Return a TCP port of the loopback that nobody uses: for now, see `on_free_port`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def on_free_port(start: Callable[[int], object]) -> int:
+    """Call `start` with a port, for what cannot say which one it has got; return the port.
+
+    Another one is tried where somebody else was faster: `start` raises RuntimeError then.
+    """
+    while True:
+        port = free_port()
+        try:
+            start(port)
+        except RuntimeError as error:
+            if IN_USE not in str(error):
+                raise
+        else:
+            return port
+
+
+@contextlib.contextmanager
+def refusing_port() -> Iterator[int]:
+    """A TCP port of the loopback that is taken, so that nobody else gets it, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, deadline: float = START_DEADLINE) -> Any:
@@ -89,7 +115,8 @@ class ArtifactsProcess:
         self.directory = directory
         self.data = directory / "data"
         self.log = directory / "server.log"
-        self.port = free_port()
+        self.port = 0
+        """From the first start on; the same for all others."""
         self.namespace = "tests"
         self._process: ForkedProcess | None = None
         self.api_token = ""
@@ -107,23 +134,41 @@ class ArtifactsProcess:
     def start(self) -> None:
         """Start serving; returns when requests are answered."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        while not self._started():
+            time.sleep(0.1)  # somebody has the port for the moment
+        if not self.api_token:
+            self._make_api_token()
+
+    def _started(self) -> bool:
         with self.log.open("ab") as log:
+            begun = log.tell()
             self._process = servers().start(
                 *("serve", "--data", str(self.data), "--listen", f"127.0.0.1:{self.port}"),
                 environment=os.environ,
                 stderr=log,
                 stdout_too=True,
             )
-        wait_until(self._answers, f"artifacts-server (see {self.log})")
-        if not self.api_token:
-            self._make_api_token()
+        try:
+            wait_until(partial(self._answers, begun), f"artifacts-server (see {self.log})")
+        except RuntimeError as error:
+            if self.port and IN_USE in str(error):
+                return False
+            raise
+        return True
 
-    def _answers(self) -> bool:
+    def _answers(self, begun: int) -> bool:
+        """Raises: RuntimeError where it has ended, with what it has said since `begun`."""
         assert self._process is not None
-        if self._process.poll() is not None:
-            raise RuntimeError(f"artifacts-server ended: {self.log.read_text()[-2000:]}")
+        has_ended = self._process.poll() is not None
+        said = self.log.read_bytes()[begun:].decode(errors="replace")
+        if has_ended:
+            raise RuntimeError(f"artifacts-server ended: {said[-2000:]}")
+        found = re.search(r"^listening on \S+:(\d+)$", said, re.MULTILINE)
+        if found is None:
+            return False
+        self.port = int(found[1])
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.origin}/healthz").status_code < 500
+            return httpx.get(f"{self.origin}/healthz", timeout=60).status_code < 500
         return False
 
     def _make_api_token(self) -> None:

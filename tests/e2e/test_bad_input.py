@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import DaemonProcess, ServedRepository, free_port
+from tests.e2e.processes import DaemonProcess, ServedRepository, refusing_port
 
 
 def assert_refused(daemon: DaemonProcess, *arguments: str | Path) -> str:
@@ -43,16 +43,18 @@ def test_remote_that_cannot_be_cloned(
     if running:
         idle_daemon.start()
     served = remote_repo()
-    remote = {
-        "host": "http://no-such-host.invalid/git/x/y.git",
-        "port": f"http://127.0.0.1:{free_port()}/git/x/y.git",
-        "path": "/no/such/path.git",
-        "branch": served.url,
-        "token": served.remote.replace("://", "://x:art_v1_" + "0" * 40 + "@"),
-        "no repository": served.url.replace(served.name, "nothing-here"),
-    }[kind]
-    options = ("--branch", "no-such-branch") if kind == "branch" else ()
-    message = assert_refused(idle_daemon, "add-repo", "--name", "bad", "--remote", remote, *options)
+    with refusing_port() as port:
+        remote = {
+            "host": "http://no-such-host.invalid/git/x/y.git",
+            "port": f"http://127.0.0.1:{port}/git/x/y.git",
+            "path": "/no/such/path.git",
+            "branch": served.url,
+            "token": served.remote.replace("://", "://x:art_v1_" + "0" * 40 + "@"),
+            "no repository": served.url.replace(served.name, "nothing-here"),
+        }[kind]
+        add = ["add-repo", "--name", "bad", "--remote", remote]
+        add += ["--branch", "no-such-branch"] if kind == "branch" else []
+        message = assert_refused(idle_daemon, *add)
     assert "\nhint: " in message
     assert served.token.partition("?")[0] not in message
     assert_nothing_left(idle_daemon, "bad")

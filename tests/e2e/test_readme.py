@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fast_import import FILE, FastImport, quiet_git_environment
-from tests.e2e.processes import PROGRAMS, DaemonProcess, ServedRepository, free_port
+from tests.e2e.processes import (
+    IN_USE,
+    PROGRAMS,
+    DaemonProcess,
+    ServedRepository,
+    on_free_port,
+)
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
@@ -84,7 +90,7 @@ def test_mounting(
         stdout=subprocess.PIPE,
         stderr=(idle_daemon.directory / "errors").open("w"),
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 0, (idle_daemon.directory / "errors").read_text()
     where = home / "mnt" / "tools" if "daemon" in line else home / "hello"
@@ -107,7 +113,7 @@ def test_sessions_in_a_mount(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}"
         if command.startswith(EXACT):
@@ -120,24 +126,38 @@ def test_sessions_in_a_mount(
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_server_section(tmp_path: Path) -> None:
-    port = str(free_port())
-    block = shell_block("namespaces/team").replace("8080", port)
-    block = block.replace("curl -s", "curl -s --retry 30 --retry-connrefused --retry-delay 1")
+    printed = b""
+
+    def run(port: int) -> None:
+        nonlocal printed
+        printed = run_server_section(tmp_path, port)
+
+    on_free_port(run)
+    answer = json.loads(printed[printed.index(b"{") :])
+    assert answer["success"]
+    assert answer["result"]["remote"].endswith("/git/team/hello.git")
+    assert answer["result"]["token"]
+
+
+def run_server_section(tmp_path: Path, port: int) -> bytes:
+    """What its commands print. Raises: RuntimeError with the errors where the port is taken."""
+    block = shell_block("namespaces/team").replace("8080", str(port))
+    block = block.replace("curl -s", "curl -s --retry 60 --retry-connrefused --retry-delay 1")
+    errors = tmp_path / "errors"
     process = subprocess.Popen(
         ["bash", "-c", f"{block}\nkill %1"],
         cwd=tmp_path,
         env=quiet_git_environment() | {"PATH": f"{PROGRAMS}:{os.environ['PATH']}"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=errors.open("w"),
         start_new_session=True,
     )
     try:
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=180)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    answer = json.loads(printed[printed.index(b"{") :])
-    assert answer["success"]
-    assert answer["result"]["remote"].endswith("/git/team/hello.git")
-    assert answer["result"]["token"]
+    if IN_USE in (said := errors.read_text()):
+        raise RuntimeError(said)
+    return printed

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.odd_repository import OddRepository
-from tests.e2e.processes import DaemonProcess, free_port, wait_until
+from tests.e2e.processes import DaemonProcess, on_free_port, wait_until
 
 
 @pytest.fixture
@@ -43,8 +43,7 @@ def noticed(daemon: DaemonProcess) -> bool:
 
 
 def test_commands_on_a_full_disk(small: DaemonProcess, odd_repository: OddRepository) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    small.start("--metrics", address)
+    port = on_free_port(lambda port: small.start("--metrics", f"127.0.0.1:{port}"))
     remote = str(odd_repository.path)
     mount = small.add_repo("one", remote, "--refresh", "never")
     small.add_repo("two", remote, "--refresh", "never")
@@ -56,7 +55,7 @@ def test_commands_on_a_full_disk(small: DaemonProcess, odd_repository: OddReposi
 
     names = [repo["name"] for repo in small.json("list-repos")]
     assert names == ["one", "two"]
-    assert httpx.get(f"http://{address}/metrics").status_code == 200
+    assert httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).status_code == 200
     small.run("evict-cache", "--max-bytes", "0")
     fill(small.state)
     report = json.loads(small.run("doctor", "--offline", "--json", check=False).stdout)

@@ -19,7 +19,7 @@ from artifactfs.daemon.supervisor.metrics import (
     serve_metrics,
 )
 from artifactfs.errors import InvalidInput, StateError
-from tests.e2e.processes import DaemonProcess, ServedRepository, free_port, wait_until
+from tests.e2e.processes import DaemonProcess, ServedRepository, on_free_port, wait_until
 
 SAMPLE = re.compile(r'(artifactfs_[a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)')
 
@@ -45,13 +45,13 @@ def figures(text: str) -> dict[tuple[str, str], float]:
 def test_metrics_over_tcp(
     idle_daemon: DaemonProcess, remote_repo: Callable[..., ServedRepository]
 ) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    idle_daemon.start("--metrics", address)
+    port = on_free_port(lambda port: idle_daemon.start("--metrics", f"127.0.0.1:{port}"))
+    address = f"127.0.0.1:{port}"
     mount = idle_daemon.add_repo("odd", remote_repo().url)
     idle_daemon.wait_for("odd", "index")
     (mount / "README.md").read_bytes()
     (mount / "local").write_bytes(b"x" * 1000)
-    answer = httpx.get(f"http://{address}/metrics")
+    answer = httpx.get(f"http://{address}/metrics", timeout=60)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     found = figures(answer.text)
@@ -63,15 +63,15 @@ def test_metrics_over_tcp(
     assert found["artifactfs_requests_total", odd] >= 1
     assert found["artifactfs_worker_resident_bytes", odd] > 1 << 20
     assert found["artifactfs_remote_up", odd] == 1
-    assert httpx.get(f"http://{address}/").status_code == 404
-    assert httpx.post(f"http://{address}/metrics").status_code == 405
-    assert httpx.head(f"http://{address}/metrics").text == ""
+    assert httpx.get(f"http://{address}/", timeout=60).status_code == 404
+    assert httpx.post(f"http://{address}/metrics", timeout=60).status_code == 405
+    assert httpx.head(f"http://{address}/metrics", timeout=60).text == ""
 
 
 def test_metrics_on_a_unix_socket(idle_daemon: DaemonProcess) -> None:
     path = idle_daemon.directory / "metrics.sock"
     idle_daemon.start("--metrics", str(path))
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=60) as client:
         found = figures(client.get("http://daemon/metrics").text)
     assert found["artifactfs_uptime_seconds", ""] > 0
     assert path.stat().st_mode & 0o007 == 0
@@ -80,12 +80,11 @@ def test_metrics_on_a_unix_socket(idle_daemon: DaemonProcess) -> None:
 
 
 def test_garbage_does_not_hurt(idle_daemon: DaemonProcess) -> None:
-    port = free_port()
-    idle_daemon.start("--metrics", f":{port}")
+    port = on_free_port(lambda port: idle_daemon.start("--metrics", f":{port}"))
     for garbage in (b"\x16\x03\x01\x00", b"GET\r\n\r\n", b""):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(garbage)
-    assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
+    assert httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("mistake", [StateError("the registry cannot be read"), KeyError("state")])

@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from artifactfs.server.storage.installation import Installation
 from artifactfs.server.storage.settings import DataLayout
+from tests.e2e.processes import IN_USE
 from tests.forking import ForkedProcess, servers
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
@@ -60,6 +61,20 @@ class Server:
 
     def start(self) -> Server:
         listen = urlsplit(self.url).netloc or "127.0.0.1:0"
+        said = len(self.errors())
+        while not (line := self._listens_on(listen)):
+            assert IN_USE in self.errors()[said:], self.errors()
+            said = len(self.errors())
+            time.sleep(0.1)  # somebody has the port of before for the moment
+        assert line.startswith("listening on "), (line, self.errors())
+        self.url = line.split()[-1]
+        self.banner.append(line)
+        if not self.api_token:
+            self.api_token = self.make_token()
+        return self
+
+    def _listens_on(self, listen: str) -> str:
+        """Start it; the first line of what it prints, empty where it has ended."""
         with (self.root / "server.err").open("a") as errors:
             self.process = servers().start(
                 *["serve", "--data", str(self.data), "--listen", listen],
@@ -67,13 +82,7 @@ class Server:
                 environment=self.environment or os.environ,
                 stderr=errors,
             )
-        line = self.process.stdout.readline().decode()
-        assert line.startswith("listening on "), (line, self.errors())
-        self.url = line.split()[-1]
-        self.banner.append(line)
-        if not self.api_token:
-            self.api_token = self.make_token()
-        return self
+        return self.process.stdout.readline().decode()
 
     def make_token(self, permission: str = "edit", account: str = ACCOUNT) -> str:
         return self.command(
@@ -104,7 +113,8 @@ class Server:
         return status
 
     def errors(self) -> str:
-        return (self.root / "server.err").read_text()
+        path = self.root / "server.err"
+        return path.read_text() if path.exists() else ""
 
     def requests(self) -> list[dict[str, Any]]:
         """The access log."""

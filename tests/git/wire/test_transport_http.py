@@ -28,7 +28,8 @@ from artifactfs.errors import (
 from artifactfs.git.remote.opening import open_remote
 from artifactfs.git.remote.remote import Remote
 from artifactfs.git.wire.credentials import CredentialFile
-from tests.git.http_backend import Backend, free_port, http_backend
+from tests.e2e.processes import refusing_port
+from tests.git.http_backend import Backend, http_backend
 from tests.git.sample_repository import Sample
 from tests.git.static_server import static_server
 
@@ -221,8 +222,8 @@ def test_a_redirect_loop_ends(backend: Backend) -> None:
 
 
 def test_nobody_listens() -> None:
-    with pytest.raises(RemoteUnreachable, match="no connection"):
-        with_remote(f"http://127.0.0.1:{free_port()}/r.git", list_refs, expect_refs=True)
+    with refusing_port() as port, pytest.raises(RemoteUnreachable, match="no connection"):
+        with_remote(f"http://127.0.0.1:{port}/r.git", list_refs, expect_refs=True)
 
 
 def test_no_such_host() -> None:
@@ -259,7 +260,7 @@ def test_a_stalled_server_meets_the_deadline(backend: Backend) -> None:
         backend.stall = None
         assert await list_refs(remote)
 
-    with_remote(f"{backend.url}/sample.git", body, deadline_s=0.7)
+    with_remote(f"{backend.url}/sample.git", body, deadline_s=6.0)
 
 
 @pytest.mark.parametrize("after", [0, 3, 40, 2000])
