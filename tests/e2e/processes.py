@@ -251,6 +251,10 @@ def push_all(source: Path, url: str) -> None:
     )
 
 
+def _answer(found: dict[str, Any]) -> dict[str, Any] | None:
+    return None if found["state"] == "not answering" else found
+
+
 _SIZES = "blobs of other branches and tags are known"
 
 
@@ -342,7 +346,10 @@ class DaemonProcess:
         return json.loads(self.run(*arguments, "--json", timeout=timeout).stdout)
 
     def status(self, name: str) -> dict[str, Any]:
-        """Return the status of one repository."""
+        """Return the status of one repository, once its worker has had the time to answer."""
+        return dict(wait_until(lambda: _answer(self._status(name)), f"{name} answers"))
+
+    def _status(self, name: str) -> dict[str, Any]:
         found = self.json("status", "--name", name)
         if isinstance(found, list):
             found = found[0]
@@ -352,11 +359,15 @@ class DaemonProcess:
 
     def told(self, name: str) -> dict[str, Any]:
         """The same from the daemon itself, without a process: for whoever asks again and again."""
+        return dict(wait_until(lambda: _answer(self.told_now(name)), f"{name} answers"))
+
+    def told_now(self, name: str) -> dict[str, Any]:
+        """The same, be it that its worker is "not answering": it may have much to do."""
         try:
             with ControlClient(StateLayout(self.state)) as client:
                 return dict(client.request("status", name=name)[0])
         except DaemonNotRunning:
-            return self.status(name)
+            return self._status(name)
 
     def add_repo(self, name: str, remote: str, *options: str) -> Path:
         """Add and mount a repository, without a background sweep unless `options` ask for one."""
@@ -379,9 +390,9 @@ class DaemonProcess:
                 with self.log.open() as log:
                     log.seek(self._logged)
                     return any(_SIZES in line and f'"{name}"' in line for line in log)
-            found = self.told(name)
+            found = self.told_now(name)
             if found["state"] == "not answering":
-                return False  # for now: it may have much to do
+                return False  # for now
             assert not found.get("error"), f"{found['error']}\n{self.log_tail()}"
             if state == "hydrated":
                 states = [found.get("hydration", {}).get(f"{n}_state") for n in ("sweep", "recent")]

@@ -539,7 +539,7 @@ def test_a_look_up_that_is_never_answered_is_named_with_what_mends_it(
     fault.touch()
     with subprocess.Popen(["stat", top / ".artifact-fs/nothing"], stderr=subprocess.PIPE) as stat:
         try:
-            wait_until(lambda: daemon.status("hello")["state"] == "not answering", "it is noticed")
+            wait_until(lambda: daemon.told_now("hello")["state"] == "not answering", "it is noticed")
             mend = "artifact-fs remount --name hello --restart --force"
             shown = daemon.run("status", "--no-porcelain").stdout
             assert f"a lookup of the process {stat.pid} has no answer for " in shown
