@@ -50,7 +50,7 @@ class Sick:
     mount_point: Path
     upstream: Path
 
-    def examine(self, *, remotes: bool = False, deadline_s: float = 2.0) -> Report:
+    def examine(self, *, remotes: bool = False, deadline_s: float = 20.0) -> Report:
         async def run() -> Report:
             return await examine(self.state, remotes=remotes, deadline_s=deadline_s)
 

@@ -148,13 +148,13 @@ class DelayProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._ready.wait(10):
+        if not self._ready.wait(60):
             raise RuntimeError("the proxy did not start")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._call(self._stop)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def url(self, url: str) -> str:
         """Return `url`, which leads to the target, as one that leads through the proxy."""

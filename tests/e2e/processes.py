@@ -31,7 +31,7 @@ from tests.watching import check_trespasses, watch_environment
 PROGRAMS = Path(sys.executable).parent
 START_DEADLINE = 90.0
 STOP_DEADLINE = 60.0
-IMPATIENCE_S = 4
+IMPATIENCE_S = 9
 """Deadline of reads where the remote is made to fail, in seconds."""
 IN_USE = "Address already in use"
 
@@ -320,7 +320,7 @@ class DaemonProcess:
         raise TimeoutError(f"the daemon is not ready: {self.log.read_text()[-3000:]}")
 
     def run(
-        self, *arguments: str | Path, check: bool = True, timeout: float = 60
+        self, *arguments: str | Path, check: bool = True, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run `artifact-fs …` as a user of this state root."""
         done = subprocess.run(
@@ -341,7 +341,7 @@ class DaemonProcess:
             )
         return done
 
-    def json(self, *arguments: str | Path, timeout: float = 60) -> Any:
+    def json(self, *arguments: str | Path, timeout: float = 120) -> Any:
         """Run `artifact-fs … --json` and return what it printed."""
         return json.loads(self.run(*arguments, "--json", timeout=timeout).stdout)
 
@@ -378,10 +378,10 @@ class DaemonProcess:
         if self.process is None or "PYTHONPATH" in self.extra_environment:
             self.run(*words)  # it may become the daemon; or it is another version
         else:
-            self._checked(programs().run(*words, environment=self.environment, timeout=60))
+            self._checked(programs().run(*words, environment=self.environment, timeout=120))
         return self.mounts / name
 
-    def wait_for(self, name: str, state: str, *, timeout: float = 60) -> None:
+    def wait_for(self, name: str, state: str, *, timeout: float = 120) -> None:
         """Wait until the repository has its ``history``, or ``index``, or is ``hydrated``, or has
         the ``sizes`` of what other branches and tags have: then we ask the remote for nothing."""
 

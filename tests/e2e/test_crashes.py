@@ -74,7 +74,7 @@ def test_daemon_killed_and_started_again(
     daemon.kill()
     assert not has_ended(worker) and readable(mounted)
     daemon.start()
-    assert has_ended(worker) and readable(mounted)
+    wait_until(lambda: has_ended(worker) and readable(mounted), "another worker")
     assert times_mounted(mounted) == 1
     assert (mounted / "LICENSE").read_bytes() == odd_repository.files[b"LICENSE"]
     after = {path.name: path.lstat() for path in mounted.iterdir()}

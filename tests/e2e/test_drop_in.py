@@ -132,7 +132,7 @@ def test_who_waits_can_be_interrupted(
     waiting = reader(idle_daemon.mounts / "later")
     assert still_waits(waiting)
     waiting.kill()
-    waiting.wait(20)
+    waiting.wait(60)
     idle_daemon.run("remove-repo", "--name", "later", "--force")
     assert not (idle_daemon.mounts / "later").exists()
 

@@ -95,8 +95,8 @@ def test_moving_is_cut(changed: tuple[Path, str, str], daemon: DaemonProcess) ->
         for _ in range(3):
             pid = wait_until(lambda: daemon.status("odd")["pid"], "a worker")
             signal_after(pid, 0.05 + 0.1 * number)
-        moving.wait(60)
-        wait_until(lambda: daemon.status("odd")["state"] == "mounted", "the mount", deadline=60)
+        moving.wait(180)
+        wait_until(lambda: daemon.status("odd")["state"] == "mounted", "the mount")
         assert daemon.status("odd")["writes"]["kind"] == kind
         assert snapshot(mount) == before
         assert status(mount) == said

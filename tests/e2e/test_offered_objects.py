@@ -376,11 +376,12 @@ def test_what_is_written_while_the_remote_is_away(
     two_releases: Path, proxy: DelayProxy, monkeypatch: pytest.MonkeyPatch, outage: str
 ) -> None:
     """Nobody waits for ever, git says what is wrong, and does it when the remote is back."""
-    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_LIMIT", "1")  # else git itself waits for ever
-    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_TIME", "1")
     assert Traced(two_releases, "checkout", "-q", "v1").status == 0
     getattr(proxy, outage)()
-    done = Traced(two_releases, "checkout", "-q", "main")
+    with monkeypatch.context() as patch:
+        patch.setenv("GIT_HTTP_LOW_SPEED_LIMIT", "1")  # else git itself waits for ever
+        patch.setenv("GIT_HTTP_LOW_SPEED_TIME", "1")
+        done = Traced(two_releases, "checkout", "-q", "main")
     assert done.status != 0
     assert "could not fetch" in done.errors or "unable to read" in done.errors, done.errors
     proxy.resume() if outage == "stall" else proxy.accept()

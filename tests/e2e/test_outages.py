@@ -89,7 +89,7 @@ def test_blocked_reader_dies_on_sigint(impatient: Path, proxy: DelayProxy) -> No
             time.sleep(0.02)
             assert reader.poll() is None
         reader.terminate()
-        assert reader.wait(30)
+        assert reader.wait(60)
     finally:
         reader.kill()
         reader.wait()

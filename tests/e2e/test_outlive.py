@@ -107,7 +107,7 @@ def under_load(mount: Outliving, stop: Path) -> Iterator[list[dict[str, object]]
     finally:
         stop.touch()
         for kind, program in programs.items():
-            said, _ = program.communicate(timeout=120)
+            said, _ = program.communicate(timeout=200)
             seen.append({"kind": kind, **json.loads(said or '{"errors": ["it has ended"]}')})
 
 
@@ -139,14 +139,15 @@ def test_a_read_that_waits_goes_on_waiting(
     """Its content is on its way when the worker dies: the next one brings it."""
     path, read = outliving.path / "assets/logo.png", list[bytes]()
     assert outliving.proxy is not None
-    outliving.proxy.hold(lambda request: bool(request.wants))
+    proxy, first = outliving.proxy, len(outliving.proxy.requests)
+    proxy.hold(lambda request: bool(request.wants))
     waits = threading.Thread(target=lambda: read.append(path.read_bytes()))
     waits.start()
-    time.sleep(0.3)
+    wait_until(lambda: any(request.wants for request in proxy.requests[first:]), "a request")
     worker = outliving.kill_worker()
     wait_until(lambda: outliving.worker() not in (0, worker), "the next")
-    outliving.proxy.release()
-    waits.join(60)
+    proxy.release()
+    waits.join(120)
     assert read == [odd_repository.files[b"assets/logo.png"]]
 
 

@@ -148,7 +148,13 @@ def sides(
     run_git("clone", "-q", url, tmp_path / "plain")
     ours = daemon.add_repo("work", url, "--writes", "fuse")
     daemon.wait_for("work", "index")
+    wait_until(lambda: is_idle(daemon), "what is fetched unasked at first")
     return Sides(daemon, ours, tmp_path / "plain")
+
+
+def is_idle(daemon: DaemonProcess) -> bool:
+    hydration = daemon.told("work")["hydration"]
+    return not hydration["in_flight"] and not any(hydration["queue"].values())
 
 
 def test_there_and_back_without_any_content(sides: Sides) -> None:
@@ -180,6 +186,7 @@ def test_a_switch_to_a_branch_that_was_there_asks_the_remote_for_nothing(sides: 
 
     sides.daemon.wait_for("work", "hydrated")
     wait_until(known, "the sizes of all tips")
+    sides.daemon.wait_for("work", "sizes")
     before = sides.daemon.status("work")["hydration"]["requests"]
     sides.switch("t2")
     assert sides.daemon.status("work")["hydration"]["requests"] == before
@@ -329,7 +336,7 @@ def test_a_merge_that_is_not_finished_refuses(sides: Sides) -> None:
     assert "cannot switch branch while merging" in done.stderr
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(480)
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_in_the_middle(sides: Sides, seed: int) -> None:
     rng = random.Random(seed)

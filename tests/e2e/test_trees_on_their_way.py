@@ -9,6 +9,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def is_root_alone(request: Request) -> bool:
     return b"filter tree:1" in request.text
 
 
+@contextmanager
+def held_back(daemon: DaemonProcess, proxy: DelayProxy, url: str, *options: str) -> Iterator[Path]:
+    proxy.hold(is_whole_tip)
+    try:
+        yield daemon.add_repo("early", proxy.url(url), *options)
+    finally:
+        proxy.release()
+
+
 @pytest.fixture(params=KINDS)
 def early(
     request: pytest.FixtureRequest,
@@ -39,13 +49,21 @@ def early(
     remote_repo: Callable[..., ServedRepository],
 ) -> Iterator[Path]:
     """A mount of the odd repository, of which only the root tree comes until `proxy.release`."""
-    proxy.hold(is_whole_tip)
-    url = proxy.url(remote_repo().url)
+    with held_back(daemon, proxy, remote_repo().url, "--writes", request.param) as mount:
+        yield mount
+
+
+@pytest.fixture(params=KINDS)
+def early_and_impatient(
+    request: pytest.FixtureRequest,
+    daemon: DaemonProcess,
+    proxy: DelayProxy,
+    remote_repo: Callable[..., ServedRepository],
+) -> Iterator[Path]:
+    """The same, whose requests give up after `IMPATIENCE_S`."""
     options = ("--writes", request.param, "--deadline", str(IMPATIENCE_S))
-    try:
-        yield daemon.add_repo("early", url, *options)
-    finally:
-        proxy.release()
+    with held_back(daemon, proxy, remote_repo().url, *options) as mount:
+        yield mount
 
 
 def start(directory: Path, *command: str) -> subprocess.Popen[bytes]:
@@ -144,8 +162,9 @@ def test_commands_about_the_tree_wait_for_it(
 
 
 def test_it_fails_where_the_remote_goes_away_and_comes_when_it_is_back(
-    early: Path, daemon: DaemonProcess, proxy: DelayProxy
+    early_and_impatient: Path, daemon: DaemonProcess, proxy: DelayProxy
 ) -> None:
+    early = early_and_impatient
     proxy.refuse()
     with pytest.raises(OSError) as raised:
         os.listdir(early / "src")

@@ -121,7 +121,7 @@ class Mount:
             subprocess.run(["umount", self.path], check=True)
         self.process.stdin.close()
         try:
-            self.process.wait(20)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.kill()
             raise

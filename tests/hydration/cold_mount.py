@@ -88,7 +88,7 @@ async def cold_mount(
     **changes: Any,
 ) -> AsyncIterator[ColdMount]:
     """Clone `url` into the state root `root` and run a hydrator until the block ends."""
-    values: dict[str, Any] = {"hydrate": "none", "deadline_s": 20.0} | changes
+    values: dict[str, Any] = {"hydrate": "none", "deadline_s": 60.0} | changes
     settings = RepoSettings(name=name, remote=url, mount_point=str(root / "mnt" / name), **values)
     Path(settings.mount_point).mkdir(parents=True)  # noqa: ASYNC240
     state = StateLayout(root)
@@ -110,7 +110,7 @@ async def cold_mount(
         layout.directory.mkdir(parents=True, exist_ok=True)
         credentials = CredentialFile(layout.credentials)
         mirror = layout.directory / "mirror"
-        remote = await open_remote(clone_url or url, credentials, deadline_s=20, mirror=mirror)
+        remote = await open_remote(clone_url or url, credentials, deadline_s=60, mirror=mirror)
         tip = await clone_tip(layout, settings, remote, shared_objects=state.shared_objects)
         await remote.aclose()
     else:

@@ -203,7 +203,7 @@ def test_a_sidecar_mounts_for_a_container_without_rights(
     finally:
         worker.kill()
         sidecar.terminate()
-        sidecar.wait(30)
+        sidecar.wait(60)
     assert not mounted_at(tree)
 
 

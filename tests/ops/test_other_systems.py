@@ -113,7 +113,7 @@ def test_no_process_and_no_mount_outlives_it(
         inside = wait_until(lambda: namespace_members(running.pid, at_least=3), "it naps")
     finally:
         running.send_signal(number)
-        running.wait(30)
+        running.wait(60)
     assert running.returncode != 0
     wait_until(lambda: not [p for p in inside if Path("/proc", str(p)).exists()], "all have ended")
     assert not (mounted / "inside").exists()

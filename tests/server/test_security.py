@@ -19,7 +19,9 @@ def refs(
     remote: str, authorization: str | None, service: str = "git-upload-pack"
 ) -> httpx.Response:
     headers = {} if authorization is None else {"Authorization": authorization}
-    return httpx.get(f"{remote}/info/refs", params={"service": service}, headers=headers)
+    return httpx.get(
+        f"{remote}/info/refs", params={"service": service}, headers=headers, timeout=60
+    )
 
 
 def basic(user: str, password: str) -> str:
@@ -75,6 +77,7 @@ def test_read_tokens_cannot_push(server: Server, git: Git, work: Path, name: str
             "Authorization": header,
             "Content-Type": "application/x-git-receive-pack-request",
         },
+        timeout=60,
     )
     assert direct.status_code == 403
 
@@ -128,7 +131,7 @@ def test_anonymous_read_lets_git_fetch_and_nothing_else(
     assert refs(made["remote"], None, "git-receive-pack").status_code == 401
     assert refs(made["remote"], "Bearer art_v1_" + "f" * 40).status_code == 403
     path = f"/v1/api/namespaces/team/repos/{name}"
-    assert httpx.get(server.url + path).status_code == 403
+    assert httpx.get(server.url + path, timeout=60).status_code == 403
     closed = server.result("PATCH", f"/namespaces/team/repos/{name}", {"anonymous_read": False})
     assert closed["anonymous_read"] is False
     assert refs(made["remote"], None).status_code == 401
@@ -187,7 +190,7 @@ def test_no_secret_on_disk_or_in_logs(
 )
 def test_paths_lead_nowhere(server: Server, path: str) -> None:
     """Sent as it is: clients would tidy it up."""
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         request = client.build_request("GET", "/", params={"service": "git-upload-pack"})
         request.url = request.url.copy_with(raw_path=path.encode() + b"?service=git-upload-pack")
         request.headers["Authorization"] = f"Bearer {server.api_token}"

@@ -65,7 +65,7 @@ def test_cancelling_a_command_ends_it(
 
     async def main() -> None:
         async with open_workspace() as ws:
-            with anyio.move_on_after(30) as scope:
+            with anyio.move_on_after(120) as scope:
                 async with anyio.create_task_group() as group:
                     group.start_soon(cancel_when(pid_file.exists, group.cancel_scope.cancel))
                     await ws.run(

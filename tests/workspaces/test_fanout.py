@@ -39,12 +39,15 @@ def test_each_task_has_a_fork(
     """One fails, one hits an error, the others are merged; and never more at once than allowed."""
     artifacts_server.create("fan-baseline", remote)
     at_once, most, lock = 0, 0, threading.Lock()
+    two = threading.Barrier(2)
 
     def task(ws: Workspace, number: int) -> str:
         nonlocal at_once, most
         with lock:
             at_once, most = at_once + 1, max(most, at_once + 1)
         try:
+            if number < 2:
+                two.wait(200)
             ws.write(f"notes/{number}", f"{number}\n")
             ws.run(f"test {number} != 2", show=False)
             ws.commit(f"Task {number}")

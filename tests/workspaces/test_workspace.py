@@ -218,7 +218,7 @@ with artifactfs.workspace({str(remote)!r}) as ws:
             env=idle_daemon.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("# Hello")

@@ -23,7 +23,7 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         [PROGRAMS / "artifact-fs", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         env={**os.environ, **environment},
     )
 
@@ -257,7 +257,12 @@ def test_the_documented_guide_as_a_whole(
     }
     script = 'exec 2>"$SAID"\n' + GUIDE
     done = subprocess.run(
-        ["bash", "-s"], input=script, env=environment, stdout=subprocess.PIPE, text=True, timeout=90
+        ["bash", "-s"],
+        input=script,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=180,
     )
     said = (tmp_path / "said").read_text()
     assert "README.md" in done.stdout.splitlines(), said

@@ -77,7 +77,7 @@ def test_mount_while_a_daemon_is_being_started(
     wait_until(lambda: mounting.poll() is not None or not descendants(mounting.pid), "its end")
     assert mounting.poll() is None
     hidden.rename(listening)
-    assert mounting.wait(20) == 0
+    assert mounting.wait(60) == 0
     assert (where / "README.md").exists()
 
 

@@ -83,7 +83,7 @@ def test_the_terminal_is_closed(idle_daemon: DaemonProcess, local_remote: Any) -
     start(idle_daemon)
     idle_daemon.add_repo("hello", str(local_remote.path))
     idle_daemon.process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
-    assert idle_daemon.process.wait(20) == 0  # type: ignore[union-attr]
+    assert idle_daemon.process.wait(60) == 0  # type: ignore[union-attr]
     assert not mounts_below(idle_daemon.mounts)
     assert not (idle_daemon.state / "control.sock").exists()
 

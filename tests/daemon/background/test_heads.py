@@ -65,7 +65,7 @@ def test_the_status_does_not_wait_for_a_slow_count(
                     head, distance = await ours.head()
                     assert (head.branch, distance) == ("main", None)
                 go_on.set()
-                monkeypatch.setattr(jobs, "COUNT_WAIT_S", 15)
+                monkeypatch.setattr(jobs, "COUNT_WAIT_S", 50)
                 assert (await ours.head())[1] == (1, 0)
                 nursery.cancel_scope.cancel()
 

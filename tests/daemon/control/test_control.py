@@ -70,12 +70,12 @@ def serving(
 
     thread = threading.Thread(target=trio.run, args=(run,))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield
     finally:
         stop()
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.fixture
@@ -137,9 +137,9 @@ def test_a_client_that_goes_away_cancels_its_request(state: StateLayout) -> None
         raw = socket.socket(socket.AF_UNIX)
         raw.connect(str(state.control_socket))
         raw.sendall(b'{"id":1,"command":"wait","args":{}}\n')
-        assert begun.wait(10)
+        assert begun.wait(60)
         raw.close()
-        assert cancelled.wait(10)
+        assert cancelled.wait(60)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_unmount_refuses_while_in_use(tmp_path: Path) -> None:
             user.kill()
             user.wait()
         mounts.unmount(str(mount_point))
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert mounts.probe(str(mount_point)) is MountState.NONE
 
 

@@ -147,7 +147,7 @@ def test_a_blocked_reader_dies_of_sigkill(mount: Mount) -> None:
     reader = subprocess.Popen(["cat", mount.path / "README"], stdout=subprocess.PIPE)
     _wait_for(lambda: bool(mount.log()))
     reader.kill()
-    assert reader.wait(10) == -signal.SIGKILL
+    assert reader.wait(60) == -signal.SIGKILL
     mount.open_gate()
     assert (mount.path / "README").read_text() == "hello\n"
 
@@ -159,7 +159,7 @@ def test_a_blocked_stat_can_be_ended(new_mount: Callable[..., Mount], ending: in
     waiting = subprocess.Popen(["stat", mount.path / "README"], stdout=subprocess.DEVNULL)
     _wait_for(lambda: bool(mount.log()))
     waiting.send_signal(ending)
-    assert waiting.wait(10) == -ending
+    assert waiting.wait(60) == -ending
     mount.open_gate()
     assert (mount.path / "README").stat().st_size == 6
 
@@ -175,7 +175,7 @@ def test_other_requests_go_on_while_readers_wait(mount: Mount) -> None:
     finally:
         mount.open_gate()
         for reader in readers:
-            assert reader.wait(20) == 0
+            assert reader.wait(60) == 0
 
 
 def test_a_failed_download_is_an_error_and_not_an_empty_file(mount: Mount) -> None:

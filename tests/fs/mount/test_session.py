@@ -40,13 +40,13 @@ def test_it_ends_even_if_it_is_in_use(mount: Mount) -> None:
 def test_an_unmount_from_outside_ends_it(mount: Mount) -> None:
     subprocess.run(["umount", mount.path], check=True)
     assert mount.process is not None
-    assert mount.process.wait(10) == 0
+    assert mount.process.wait(60) == 0
 
 
 def test_it_can_be_told_to_stop(mount: Mount) -> None:
     mount.ask("stop")
     assert mount.process is not None
-    assert mount.process.wait(10) == 0
+    assert mount.process.wait(60) == 0
     assert not is_mounted(mount.path)
 
 

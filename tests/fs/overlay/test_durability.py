@@ -144,7 +144,7 @@ def test_a_kill_during_a_copy_up_changes_nothing(new_mount: Callable[..., Mount]
     while not mount.log():
         pass
     mount.kill()
-    assert writer.wait(10) != 0
+    assert writer.wait(60) != 0
     mount.open_gate()
     mount.start()
     assert target.read_bytes() == bytes(range(256)) * 4096
@@ -203,14 +203,14 @@ def test_no_sync_returns_before_it_is_true(
     def slow(fd: int) -> None:
         if threading.current_thread() is first:
             begun.set()
-            go_on.wait(30)
+            go_on.wait(60)
         synced.append(os.readlink(f"/proc/self/fd/{fd}"))
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", slow)
     first = threading.Thread(target=sync)
     first.start()
-    assert begun.wait(30)
+    assert begun.wait(60)
     sync()
     folders = {str(tmp_path / "upper/00"), str(tmp_path / "upper")}
     if what == "segments":

@@ -286,7 +286,7 @@ def test_a_proxy_for_https(hosted: Sample, certificate: Path, git: Git) -> None:
 @pytest.mark.parametrize("scheme", ["socks4", "socks5", "socks5h", "https"])
 def test_proxies_of_other_kinds_are_asked(backend: Backend, git: Git, scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
+        listener.settimeout(60)
         port = listener.getsockname()[1]
         git.config(f"[http]\n\tproxy = {scheme}://user:secret@127.0.0.1:{port}\n")
         heard: list[bytes] = []

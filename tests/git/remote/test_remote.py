@@ -344,7 +344,7 @@ def test_an_old_server_that_stalls_meets_the_deadline(backend: Backend, tmp_path
             await open_remote(url_of(backend), None, deadline_s=1, mirror=mirror)
         backend.stall = None
         gate.set()
-        remote = await open_remote(url_of(backend), None, deadline_s=20, mirror=mirror)
+        remote = await open_remote(url_of(backend), None, deadline_s=60, mirror=mirror)
         assert (await remote.ls_refs()).head == "refs/heads/main"
         await remote.aclose()
 

@@ -102,7 +102,7 @@ def test_recent_history_that_failed_is_asked_for_again(
     url = f"http://127.0.0.1:{history_line.port}/history.git"
 
     async def main() -> None:
-        async with cold_mount(url, tmp_path / "state", hydrate="source", deadline_s=2) as mount:
+        async with cold_mount(url, tmp_path / "state", hydrate="source", deadline_s=20) as mount:
             await bring_history(mount, url)
             mount.hydrator.start_sweep(mount.tip.tree)
             await mount.until(lambda stats: stats.sweep_state == "done")

@@ -204,7 +204,7 @@ def test_a_reader_overtakes_the_sweep_on_a_slow_line(
 
     async def main() -> None:
         async with cold_mount(url, tmp_path, hydrate="all") as mount:
-            line.bandwidth = 400_000
+            line.bandwidth = 40_000
             mount.hydrator.start_sweep(mount.tip.tree)
             await mount.until(lambda stats: stats.blobs_here >= 4 and stats.in_flight > 0)
             content = await mount.read(b"data/small.png")
@@ -244,7 +244,7 @@ def test_a_reader_does_not_wait_for_the_batch_that_its_file_is_in(
             source.remove(tree_repository.oids[path])
             wanted = [*source[:499], tree_repository.oids[path]]
             await hydrator.sizes(mount.tip.tree, wanted[:1])  # the connection is there
-            line.bandwidth = 200_000
+            line.bandwidth = 40_000
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(hydrator.prefetch, wanted)
                 await mount.until(lambda stats: stats.requests_by_reason.get("prefetch", 0) > 0)

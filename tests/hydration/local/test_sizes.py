@@ -98,7 +98,7 @@ def test_several_processes_write_at_once(
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(30)
+        writer.join(60)
     assert [writer.exitcode for writer in writers] == [0] * 4
     with sqlite3.connect(path) as database:
         assert database.execute("SELECT count(*) FROM sizes").fetchone() == (6_500,)

@@ -93,7 +93,7 @@ def test_head_wherever_get_is(server: Server, files: str) -> None:
         part = client.head(f"/repos/{files}/raw/main/large.bin", headers={"Range": "bytes=0-9"})
         assert (part.status_code, part.headers["Content-Length"]) == (206, "10")
     git_url = f"{server.url}/git/demo/{files}.git/info/refs?service=git-upload-pack"
-    assert httpx.head(git_url).status_code == 401
+    assert httpx.head(git_url, timeout=60).status_code == 401
 
 
 def test_a_method_that_is_not_allowed_names_those_that_are(server: Server, files: str) -> None:
@@ -107,8 +107,8 @@ def test_a_method_that_is_not_allowed_names_those_that_are(server: Server, files
             answer = client.request(method, path)
             assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
     git_url = f"{server.url}/git/demo/{files}.git"
-    assert httpx.post(f"{git_url}/info/refs").headers["Allow"] == "GET, HEAD"
-    assert httpx.get(f"{git_url}/git-upload-pack").headers["Allow"] == "POST"
+    assert httpx.post(f"{git_url}/info/refs", timeout=60).headers["Allow"] == "GET, HEAD"
+    assert httpx.get(f"{git_url}/git-upload-pack", timeout=60).headers["Allow"] == "POST"
 
 
 @pytest.mark.parametrize("value", ["yes", 1, "true", None])
@@ -171,12 +171,14 @@ def test_too_many_requests_are_in_the_analytics(start_server: ServerFactory) -> 
     server = start_server("--max-requests", "5")
     with api(server) as client:
         client.post("/repos", json={"name": "one"})
-        statuses = [client.get("/repos/one").status_code for _ in range(8)]
-        statuses += [client.get("/repos").status_code]
-        account = httpx.get(
-            f"{server.url}/v1/api/namespaces", headers=dict(client.headers)
-        ).status_code
-    assert statuses.count(429) >= 4 and account == 429
+        namespaces = f"{server.url}/v1/api/namespaces"
+        statuses: list[int] = []
+        for url in ["/repos/one"] * 3 + ["/repos", namespaces]:
+            refused = False
+            while not refused:  # soon, unless the machine takes seconds for each
+                statuses.append(client.get(url).status_code)
+                refused = statuses[-1] == 429
+                assert refused or statuses[-1] == 200
     server.stop()
     server.options = []
     server.start()
@@ -187,9 +189,10 @@ def test_too_many_requests_are_in_the_analytics(start_server: ServerFactory) -> 
         f"{server.url}/client/v4/graphql",
         headers={"Authorization": f"Bearer {server.api_token}"},
         json={"query": query % ACCOUNT},
+        timeout=60,
     ).json()
     groups = answer["data"]["viewer"]["accounts"][0]["artifactsEventsAdaptiveGroups"]
-    assert sum(group["count"] for group in groups) == statuses.count(429) + 1, answer
+    assert sum(group["count"] for group in groups) == statuses.count(429), answer
 
 
 ORIGIN = "https://app.example.org"
@@ -203,20 +206,20 @@ def test_other_origins_are_let_in_by_a_setting(start_server: ServerFactory, serv
         "Access-Control-Request-Headers": "authorization,git-protocol,content-type",
     }
     for path in ("/v1/api/namespaces/demo/repos", "/git/demo/x.git/git-upload-pack"):
-        answer = httpx.options(f"{allowed.url}{path}", headers=asked)
+        answer = httpx.options(f"{allowed.url}{path}", headers=asked, timeout=60)
         assert answer.status_code == 204
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
         assert "Git-Protocol" in answer.headers["Access-Control-Allow-Headers"]
         assert "POST" in answer.headers["Access-Control-Allow-Methods"]
         for url, origin in ((allowed.url, "https://evil.example"), (server.url, ORIGIN)):
-            refused = httpx.options(f"{url}{path}", headers={**asked, "Origin": origin})
+            refused = httpx.options(f"{url}{path}", headers={**asked, "Origin": origin}, timeout=60)
             assert "Access-Control-Allow-Origin" not in refused.headers
-    answer = httpx.get(f"{allowed.url}/healthz", headers={"Origin": ORIGIN})
+    answer = httpx.get(f"{allowed.url}/healthz", headers={"Origin": ORIGIN}, timeout=60)
     assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert answer.headers["Vary"] == "Origin"
     git = httpx.get(
-        f"{allowed.url}/git/demo/x.git/info/refs?service=git-upload-pack", headers=asked
+        f"{allowed.url}/git/demo/x.git/info/refs?service=git-upload-pack", headers=asked, timeout=60
     )
     assert git.status_code == 401 and git.headers["Access-Control-Allow-Origin"] == ORIGIN
-    page = httpx.get(f"{allowed.url}/", headers={"Origin": ORIGIN})
+    page = httpx.get(f"{allowed.url}/", headers={"Origin": ORIGIN}, timeout=60)
     assert "Access-Control-Allow-Origin" not in page.headers

@@ -86,7 +86,7 @@ def test_the_page_of_a_limited_token(server: Server, spaces: tuple[str, str]) ->
         server.create("task", namespace=space)
     words = ["token", "create", "-q", "--account", ACCOUNT, "--namespace", spaces[0]]
     token = server.command(*words).strip()
-    with httpx.Client(base_url=server.url, follow_redirects=True) as visitor:
+    with httpx.Client(base_url=server.url, follow_redirects=True, timeout=60) as visitor:
         page = visitor.post("/ui/login", data={"token": token}).text
         assert spaces[0] in page and spaces[1] not in page
         assert visitor.get(f"/ui/ns/{spaces[0]}/task").status_code == 200

@@ -101,7 +101,7 @@ def test_a_ref_can_be_wanted_by_its_name_though_that_is_not_advertised(
     headers = {"Git-Protocol": "version=2", "Content-Type": "application/x-git-upload-pack-request"}
     lines = (b"deepen 1\n", b"filter blob:none\n", b"want-ref HEAD\n", b"done\n")
     body = encode([b"command=fetch\n", DELIM, *lines, FLUSH])
-    with httpx.Client(headers=headers) as client:
+    with httpx.Client(headers=headers, timeout=60) as client:
         offered = client.get(f"{remote}/info/refs?service=git-upload-pack").content
         answer = client.post(f"{remote}/git-upload-pack", content=body).content
     assert b"ref-in-want" not in offered

@@ -64,6 +64,7 @@ class Endpoint:
         self.remote = made["remote"]
         self.url = with_token(made["remote"], made["token"])
         self.token = made["token"]
+        (self.gitdir,) = server.data.glob(f"repos/*/{made['id']}.git")
         git("push", "-q", self.url, "main", cwd=work)
         self.head = git("rev-parse", "main", cwd=work).strip()
 
@@ -186,7 +187,7 @@ def test_cut_and_damaged_packs_leave_nothing(endpoint: Endpoint, git: Git, work:
     start = pkt(command) + b"0000"
     damaged = bytearray(pack)
     damaged[len(pack) // 2] ^= 0xFF
-    stored = endpoint.server.data / "repos"
+    stored = endpoint.gitdir
     before = sorted(stored.rglob("*.pack"))
     for body in (pack[:-1_000], pack[:100], b"", bytes(damaged), b"PACK" + b"\xff" * 50):
         answer = endpoint.post("receive-pack", start + body, 0)
@@ -197,6 +198,7 @@ def test_cut_and_damaged_packs_leave_nothing(endpoint: Endpoint, git: Git, work:
             in httpx.get(
                 f"{endpoint.remote}/info/refs?service=git-receive-pack",
                 headers=endpoint.headers("receive-pack", 0),
+                timeout=60,
             ).content
         )
     assert sorted(stored.rglob("*.pack")) == before
@@ -271,7 +273,7 @@ def test_a_client_that_goes_away_ends_the_git_process(endpoint: Endpoint) -> Non
         wait_for_child(endpoint.server, "receive-pack")
         sock.close()
         wait_until_no_children(endpoint.server)
-    assert not list((endpoint.server.data / "repos").rglob("tmp_objdir-*"))
+    assert not list(endpoint.gitdir.rglob("tmp_objdir-*"))
 
 
 def test_a_client_that_leaves_a_fetch_ends_it(endpoint: Endpoint, git: Git, work: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from artifactfs.git.pack.format import encode_entry
 from tests.e2e.processes import wait_until
 from tests.server.git.test_git_faults import memory_mib, pkt, wait_until_no_children
 from tests.server.running import Git, Server, ServerFactory, with_token
@@ -24,7 +26,7 @@ PUSH = pkt(f"{'0' * 40} {'1' * 40} refs/heads/x\0report-status")
 
 @pytest.fixture
 def impatient(start_server: ServerFactory) -> Iterator[Server]:
-    server = start_server("--client-timeout", "1", "--max-git-processes", "1")
+    server = start_server("--client-timeout", "5", "--max-git-processes", "1")
     yield server
     wait_until_no_children(server)
 
@@ -32,7 +34,7 @@ def impatient(start_server: ServerFactory) -> Iterator[Server]:
 def ask(server: Server, head: str, token: str, body: bytes = b"", length: int = 1_000) -> bytes:
     """Send a request that announces more than it brings; all that comes until the end."""
     parts = urlsplit(server.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+    with socket.create_connection((parts.hostname, parts.port), timeout=120) as sock:
         lines = [head, f"Host: {parts.netloc}", f"Content-Length: {length}"]
         sock.sendall(
             "\r\n".join([*lines, f"Authorization: Bearer {token}", "", ""]).encode() + body
@@ -90,10 +92,13 @@ def errors_of(server: Server) -> list[tuple[str, str]]:
 def test_a_trickle_is_a_408_as_well(impatient: Server, git: Git, work: Path) -> None:
     made = impatient.create("trickles")
     parts = urlsplit(impatient.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+    with socket.create_connection((parts.hostname, parts.port), timeout=120) as sock:
         lines = [git_head("trickles", "receive-pack"), f"Host: {parts.netloc}"]
         lines += ["Content-Length: 1000000", f"Authorization: Bearer {made['token']}", "", ""]
-        sock.sendall("\r\n".join(lines).encode() + PUSH + b"0000PACK")
+        # The beginning of a file of 60,000 bytes that are not compressed.
+        file = encode_entry(3, 60_000) + b"\x78\x01\x01" + struct.pack("<HH", 60_000, 5_535)
+        pack = struct.pack(">4sLL", b"PACK", 2, 1) + file
+        sock.sendall("\r\n".join(lines).encode() + PUSH + b"0000" + pack)
         while not (seen := git_requests(impatient)):
             with contextlib.suppress(ConnectionError):
                 sock.sendall(b"\0")
@@ -112,7 +117,7 @@ def test_a_client_that_reads_nothing_is_left(impatient: Server, git: Git, work: 
     head = git("rev-parse", "main", cwd=work).strip()
     body = pkt(f"want {head} ofs-delta\n") + b"0000" + pkt("done\n")
     parts = urlsplit(impatient.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+    with socket.create_connection((parts.hostname, parts.port), timeout=120) as sock:
         lines = [git_head("unread", "upload-pack"), f"Host: {parts.netloc}"]
         lines += [f"Content-Length: {len(body)}", f"Authorization: Bearer {made['token']}", "", ""]
         sock.sendall("\r\n".join(lines).encode() + body)
@@ -134,7 +139,7 @@ def test_a_client_that_reads_nothing_is_left(impatient: Server, git: Git, work: 
 )
 def test_a_connection_without_a_request_ends(impatient: Server, beginning: bytes) -> None:
     parts = urlsplit(impatient.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+    with socket.create_connection((parts.hostname, parts.port), timeout=120) as sock:
         sock.sendall(beginning)
         while sock.recv(65_536):
             pass
@@ -159,7 +164,7 @@ def test_connections_given_up_halfway_end_nothing_else(
         service = ("receive-pack", "upload-pack")[number % 2]
         lines = [git_head(name, service), f"Host: {parts.netloc}", "Content-Length: 5000"]
         lines += [f"Authorization: Bearer {made['token']}", "", ""]
-        with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+        with socket.create_connection((parts.hostname, parts.port), timeout=120) as sock:
             sock.sendall("\r\n".join(lines).encode() + b"0003" + b"x" * 1_000)
             sock.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ConnectionError):
@@ -198,11 +203,11 @@ def test_a_transfer_ends_after_sigterm(
         with pytest.raises(httpx.ConnectError):
             for _ in range(200):
                 with contextlib.suppress(httpx.ReadError, httpx.RemoteProtocolError):
-                    httpx.get(f"{server.url}/healthz", timeout=30)  # one may be in the backlog
+                    httpx.get(f"{server.url}/healthz", timeout=60)  # one may be in the backlog
                 time.sleep(0.05)
         size += sum(len(piece) for piece in pieces)
     assert size == 24 << 20
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0
     assert (server.data / "clean").exists()
 
 
@@ -217,6 +222,6 @@ def test_a_transfer_that_takes_too_long_is_ended_after_sigterm(
         pieces = answer.iter_raw(1 << 20)
         next(pieces)
         server.process.terminate()
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0
         with pytest.raises(httpx.HTTPError):
             list(pieces)

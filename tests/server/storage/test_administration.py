@@ -284,7 +284,7 @@ def test_tls(start_server: ServerFactory, git: Git, work: Path, tmp_path: Path) 
     assert server.url.startswith("https://")
     context = ssl.create_default_context(cafile=str(certificate))
     headers = {"Authorization": f"Bearer {server.api_token}"}
-    with httpx.Client(verify=context, http2=True, headers=headers) as client:
+    with httpx.Client(verify=context, http2=True, headers=headers, timeout=60) as client:
         url = f"{server.url}{server.base}/namespaces/team/repos"
         answer = client.post(url, json={"name": "secure"})
         assert answer.status_code == 201 and answer.http_version == "HTTP/2"

@@ -44,7 +44,7 @@ def packs_in(objects: Path) -> set[str]:
 
 
 def wait_for_few(objects: Path) -> int:
-    wait_until(lambda: len(packs_in(objects)) < 10, "few packs", deadline=60)
+    wait_until(lambda: len(packs_in(objects)) < 10, "few packs")
     return len(packs_in(objects))
 
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_left_as_it_is(
     for number in range(8):
         git("push", "-q", remote, f"HEAD:refs/heads/side{number}", cwd=work)
         git("commit", "-q", "--allow-empty", "-m", f"Side {number}", cwd=work)
-    wait_until(lambda: "are not put together" in server.errors(), "the log", deadline=60)
+    wait_until(lambda: "are not put together" in server.errors(), "the log")
     assert f"packs of {objects.parent.stem} are not put together for an hour" in server.errors()
     assert path.stat().st_size == 40 and broken in packs_in(objects)
     server.result("DELETE", f"/namespaces/team/repos/{name}")

@@ -17,7 +17,7 @@ from tests.server.running import Git, Server, with_token
 @pytest.fixture
 def visitor(server: Server) -> Iterator[httpx.Client]:
     """Somebody who is logged in with an edit token."""
-    with httpx.Client(base_url=server.url, follow_redirects=True) as client:
+    with httpx.Client(base_url=server.url, follow_redirects=True, timeout=60) as client:
         answer = client.post("/ui/login", data={"token": server.api_token})
         assert answer.status_code == 200 and "Namespaces" in answer.text
         yield client
@@ -31,7 +31,7 @@ def form_key(page: str) -> str:
 
 def test_nothing_is_shown_without_login(server: Server, name: str) -> None:
     server.create(name)
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         for path in ("/", f"/ui/ns/team/{name}", "/ui/activity", f"/ui/ns/team/{name}/tokens"):
             answer = client.get(path)
             assert answer.status_code == 401 and "Log in" in answer.text
@@ -42,7 +42,7 @@ def test_nothing_is_shown_without_login(server: Server, name: str) -> None:
 
 
 def test_the_cookie_and_the_headers(server: Server) -> None:
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         answer = client.post("/ui/login", data={"token": server.api_token})
         assert answer.status_code == 303
         cookie = answer.headers["set-cookie"]
@@ -110,7 +110,7 @@ def test_tokens_are_made_and_revoked(
 
 def test_a_read_token_may_only_look(server: Server, name: str) -> None:
     server.create(name)
-    with httpx.Client(base_url=server.url, follow_redirects=True) as client:
+    with httpx.Client(base_url=server.url, follow_redirects=True, timeout=60) as client:
         client.post("/ui/login", data={"token": server.make_token("read")})
         page = client.get(f"/ui/ns/team/{name}/tokens")
         assert page.status_code == 200 and "form_key" not in page.text
