@@ -124,19 +124,19 @@ class MirrorTransport(StreamTransport):
             await self._update(_UPDATE_S)
 
     async def prepare_objects(self, wants: frozenset[Oid]) -> None:
-        """Fetch what a partial mirror lacks, in one batch. Raises: RemoteError."""
+        """Fetch what a partial mirror lacks, in one batch. It moves no ref, so that a reader's
+        need not wait for one of the background. Raises: RemoteError."""
         if not self._partial:
             return
-        async with self._updating:
-            missing = await trio.to_thread.run_sync(_missing, self._mirror, wants)
-            if missing:
-                await self._git(
-                    *("-c", "fetch.negotiationAlgorithm=noop"),
-                    *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--stdin"),
-                    *("--filter=blob:none", "origin"),
-                    stdin="".join(f"{oid.hex()}\n" for oid in missing).encode(),
-                    seconds=_UPDATE_S,
-                )
+        missing = await trio.to_thread.run_sync(_missing, self._mirror, wants)
+        if missing:
+            await self._git(
+                *("-c", "fetch.negotiationAlgorithm=noop"),
+                *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--stdin"),
+                *("--filter=blob:none", "origin"),
+                stdin="".join(f"{oid.hex()}\n" for oid in missing).encode(),
+                seconds=_UPDATE_S,
+            )
 
     async def aclose(self) -> None:
         await super().aclose()

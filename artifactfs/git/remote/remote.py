@@ -166,6 +166,11 @@ class Remote:
             return None
         return pack
 
+    async def prepare(self, wants: Iterable[Oid]) -> None:
+        """Return when a request for `wants` can be answered at once. `fetch_pack` does the same,
+        but where git fetches into a mirror first, no byte says for how long."""
+        await self._transport.prepare_objects(frozenset(wants))
+
     @asynccontextmanager
     async def fetch_pack(
         self,

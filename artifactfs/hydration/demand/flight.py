@@ -315,10 +315,13 @@ class FlightControl:
         reason = flight.reason.value
         self.counters.by_reason[reason] = self.counters.by_reason.get(reason, 0) + 1
         whole: PackSummary | None = None
-        with trio.CancelScope(deadline=trio.current_time() + stall_s) as scope:
-            try:
-                remote = await self._link.get()
-                filter_spec = flight.filter if remote.capabilities.filter else None
+        scope = trio.CancelScope()
+        try:
+            remote = await self._link.get()  # which has deadlines of its own, as what follows
+            await remote.prepare(oids)
+            filter_spec = flight.filter if remote.capabilities.filter else None
+            scope.deadline = trio.current_time() + stall_s
+            with scope:
                 async with remote.fetch_pack(
                     oids, filter=filter_spec, urgent=flight.urgent
                 ) as chunks:
@@ -333,10 +336,10 @@ class FlightControl:
                     else:
                         limits = _limits(flight, sizes, len(oids))
                         await self._store.ingest(metered, on_object=receive, limits=limits)
-            except ArtifactFSError as error:
-                return error
-            except OSError as error:
-                return disk_failure(error)
+        except ArtifactFSError as error:
+            return error
+        except OSError as error:
+            return disk_failure(error)
         if whole is not None:  # however long git took to index it
             await self._receive_whole(flight, whole)
         elif scope.cancelled_caught:

@@ -382,6 +382,34 @@ def test_a_large_file_may_take_longer_than_the_deadline(
     trio.run(main)
 
 
+def test_a_file_that_git_fetches_for_us_may_take_longer_than_a_stall(
+    url: str,
+    backend: Backend,
+    line: DelayProxy,
+    tmp_path: Path,
+    tree_repository: TreeRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a server of protocol 0 git fetches it into a mirror, and no byte of that reaches us. Given
+    up and begun anew, it would come several times, and be a failure of the remote each time."""
+    monkeypatch.setattr(flight, "MAX_STALL_S", 1.0)
+    backend.version_2 = False
+    path = b"data/large.bin"
+    content = tree_repository.contents[path]
+
+    async def main() -> None:
+        async with cold_mount(url, tmp_path) as mount:
+            await mount.read(OTHER)
+            assert mount.hydrator.stats().limits[0].startswith("the remote speaks Git protocol 0")
+            line.bandwidth = len(content) // 4
+            with line.recording() as requests:
+                assert await mount.read(path) == content
+            assert len([each for each in requests if mount.oid(path).hex() in each.wants]) == 1
+            assert mount.hydrator.stats().failures == 0
+
+    trio.run(main)
+
+
 def test_bytes_are_progress_also_of_a_packet_that_is_not_complete(
     url: str, line: DelayProxy, tmp_path: Path, tree_repository: TreeRepository
 ) -> None:
@@ -464,7 +492,7 @@ def test_what_we_give_up_ourselves_is_no_failure_of_the_remote(
     async def main() -> None:
         async with cold_mount(url, tmp_path, object_info=False) as mount:
             await give_up(mount, backend, PATH)
-            await give_up(mount, backend, PATH)  # which takes longer than the grace
+            await give_up(mount, backend, PATH)  # later than the grace
             stats = mount.hydrator.stats()
             assert (stats.remote, stats.failures) == ("up", 0)
             for path in (b"deep/a/b/c/d/leaf.txt", PATH):
