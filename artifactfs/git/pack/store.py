@@ -11,6 +11,7 @@ How recently a pack was used is the mtime of its ``.pack`` file.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -39,6 +40,8 @@ from artifactfs.git.pack.parser import (
 )
 from artifactfs.git.pack.reader import write_bytes
 from artifactfs.system.locks import locked, locked_at_once, try_lock
+
+log = logging.getLogger(__name__)
 
 FEED_BYTES = 1 << 15
 """Packs are parsed this many bytes at a time, with a checkpoint after each (1 to 2 ms)."""
@@ -308,28 +311,35 @@ class PackStore:
         return deleted
 
     def consolidate(
-        self, *, everything: bool = False, max_bytes: int = CONSOLIDATED_BYTES
+        self,
+        *,
+        everything: bool = False,
+        max_bytes: int = CONSOLIDATED_BYTES,
+        damaged: Callable[[str], None] | None = None,
     ) -> list[str]:
         """Put small packs together, so that look-ups stay fast; returns the new packs' names.
 
         Does something only where `FAN_IN` packs of about one size have come together, so that
         each byte is copied a few times in its life; `everything` takes all small packs. No new
         pack is larger than `max_bytes`, so that eviction stays fine-grained. Old packs go after
-        the new one is in place. At once empty where another process is at it. Call it in a
+        the new one is in place. `damaged` is told the name of each that was dropped because of
+        its content (None: the log is). At once empty where another process is at it. Call it in a
         thread: it copies at some 200 MB a second. Raises: OSError (no space).
         """
         with locked_at_once(self.objects_dir / "consolidate.lock") as alone:
             if not alone:
                 return []
-            names = [self._merge(group) for group in _groups(self.packs(), everything, max_bytes)]
+            groups = _groups(self.packs(), everything, max_bytes)
+            names = [self._merge(group, damaged or _log_damaged) for group in groups]
         return [name for name in names if name]
 
-    def _merge(self, group: list[PackFile]) -> str:
+    def _merge(self, group: list[PackFile], damaged: Callable[[str], None]) -> str:
         """Replace the packs of `group` by one; "" where it is not worth it any more."""
         with _incoming(self._tmp) as (directory, fd):
             merged = merge_packs([pack.path for pack in group], fd)
             for path in merged.corrupt:
                 self.drop(path.stem)
+                damaged(path.stem)
             if not merged.entries:
                 return ""
             index = encode_index(merged.entries, merged.checksum)
@@ -415,6 +425,10 @@ class PackStore:
     def _removing(self) -> AbstractContextManager[None]:
         """Hold this to remove packs."""
         return locked(self.objects_dir / "store.lock")
+
+
+def _log_damaged(name: str) -> None:
+    log.warning("%s was damaged and is removed: what was in it is fetched again", name)
 
 
 def _groups(packs: list[PackFile], everything: bool, max_bytes: int) -> list[list[PackFile]]:

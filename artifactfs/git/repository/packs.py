@@ -6,9 +6,13 @@ user made (commits not pushed yet) must never be taken for something the remote 
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from pathlib import Path
 
 from artifactfs.git.pack.store import PackFile, PackStore
+
+log = logging.getLogger(__name__)
 
 
 class _PromisorPacks(PackStore):
@@ -34,8 +38,12 @@ def consolidate_gitdir(gitdir: Path) -> tuple[int, int]:
         return len(packs), len(packs)
     store = _PromisorPacks(gitdir / "objects")
     store.clean_temporary()
-    store.consolidate(everything=True)
+    store.consolidate(everything=True, damaged=partial(_log_damaged, gitdir))
     return len(packs), len(store.packs())
+
+
+def _log_damaged(gitdir: Path, name: str) -> None:
+    log.warning("%s of %s is damaged: `git fsck` says what it lacks", name, gitdir)
 
 
 def _is_plain_promisor(pack: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 import trio
 
@@ -107,7 +108,10 @@ class Upkeep:
         async with self._lock:
             _, packs = await trio.to_thread.run_sync(self._measure)
             if packs > MANY_PACKS:
-                await trio.to_thread.run_sync(self._store.consolidate)
+                damaged: list[str] = []
+                merge = partial(self._store.consolidate, damaged=damaged.append)
+                await trio.to_thread.run_sync(merge)
+                self._report_dropped(damaged)
 
     async def _scrub(self) -> None:
         """Compare some of what nobody reads with its checksums. Raises: OSError."""

@@ -372,7 +372,9 @@ def test_a_damaged_pack_is_left_out_and_dropped(store: PackStore, gitdir: Path) 
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[:100] + b"!!" + content[102:])
-    store.consolidate(everything=True)
+    told: list[str] = []
+    store.consolidate(everything=True, damaged=told.append)
+    assert told == [path.stem]
     odb = ObjectDatabase(gitdir)
     assert odb.blob(blob_id(good)) == good and odb.blob(blob_id(bad)) is None
     assert len(store.packs()) == 1

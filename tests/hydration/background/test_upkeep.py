@@ -85,7 +85,7 @@ def test_the_size_limit_is_kept_where_something_else_cannot_be_done(
             await mount.read(b"data/table.csv")
             await mount.landed()
 
-            def refuse(*_: object) -> None:
+            def refuse(*_: object, **_options: object) -> None:
                 raise FAULTS[what]
 
             if what == "sizes":
@@ -124,6 +124,29 @@ def test_a_damaged_pack_is_never_shown_and_dropped(
             assert pack.name not in [left.name for left in store.packs()]
 
     trio.run(main)
+
+
+def test_a_pack_found_damaged_while_packs_are_merged_is_named(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with cold_mount(url, tmp_path) as mount:
+            monkeypatch.setattr(upkeep, "MANY_PACKS", -1)
+            monkeypatch.setattr("artifactfs.git.pack.store.FAN_IN", 2)
+            store = PackStore(mount.state.shared_objects)
+            for path in (b"data/table.csv", b"src/p0/m0/f00.py", b"deep/a/b/c/d/leaf.txt"):
+                await mount.read(path)
+                await mount.landed()
+            pack = store.packs()[0]
+            content = pack.path.read_bytes()
+            pack.path.unlink()
+            pack.path.write_bytes(content[:-30] + b"!!" + content[-28:])
+            await mount.hydrator.parts.upkeep.once()
+            assert pack.name not in [left.name for left in store.packs()]
+            assert any(pack.name in record.getMessage() for record in caplog.records)
+
+    with caplog.at_level("WARNING"):
+        trio.run(main)
 
 
 def test_a_server_without_protocol_2_works_too(
