@@ -30,13 +30,13 @@ from artifactfs.git.apart import git_environment, gitdir_environment
 from artifactfs.git.identity import Identity, other_user_of
 from artifactfs.git.surroundings import Setting
 from artifactfs.redact import foreign_text
+from artifactfs.system.running import KILL_AFTER_S, run_group
 
 _STDERR_LIMIT = 4096
 _LISTED = re.compile(r"error: [0-9a-f]{40}")
 """A line of a list of commits, below the one that says what is the matter with them."""
 _NOWHERE = "/"
 """Where git runs. Our own directory may be in a mount, of ours or of a daemon that has died."""
-_KILL_AFTER_S = 2.0
 
 
 class GitFailed(ArtifactFSError):
@@ -86,7 +86,7 @@ async def run_git(
 
     `may_fetch`: with a `gitdir`, it may use the network. `env` and `more` (settings, which may be
     secrets) are for this process alone. It runs as the user of the gitdir (`identity`), unless
-    `as_daemon`. `background`: see `git_command`. Cancelling kills the process.
+    `as_daemon`. `background`: see `git_command`. Cancelling ends the process and its children.
     Raises: GitFailed.
     """
     command = git_command(*arguments, gitdir=gitdir, background=background)
@@ -94,7 +94,7 @@ async def run_git(
     with trio.move_on_after(deadline_s):
         environment = await _environment(gitdir, env, may_fetch=may_fetch, more=more, user=user)
         try:
-            done = await trio.run_process(
+            done = await run_group(
                 command,
                 stdin=stdin,
                 capture_stdout=True,
@@ -102,7 +102,6 @@ async def run_git(
                 check=False,
                 cwd=_NOWHERE,
                 env=environment,
-                start_new_session=background,
                 **_as_user(user),
             )
         except OSError as error:
@@ -186,7 +185,7 @@ class PipedProcess:
     async def wait(self) -> int:
         return await self._process.wait()
 
-    async def close(self, *, grace_s: float = _KILL_AFTER_S) -> int:
+    async def close(self, *, grace_s: float = KILL_AFTER_S) -> int:
         """Close its stdin, wait `grace_s`, then kill it and its children. Never cancelled."""
         with trio.CancelScope(shield=True):
             await self.stdin.aclose()

@@ -15,6 +15,7 @@ import trio
 
 from artifactfs.errors import ArtifactFSError, DaemonError
 from artifactfs.git.identity import other_user_of
+from artifactfs.system.running import run_group
 
 log = logging.getLogger(__name__)
 
@@ -119,12 +120,12 @@ class Refresh:
 
 
 async def run_quietly(command: list[str], *, deadline_s: float, stdin: bytes = b"") -> bytes:
-    """Run a program of ours; returns what it printed. Cancelling kills it.
+    """Run a program of ours; returns what it printed. Cancelling ends it.
 
     Raises: ArtifactFSError with its last words.
     """
     with trio.move_on_after(deadline_s) as scope:
-        done = await trio.run_process(
+        done = await run_group(
             command,
             stdin=stdin,
             capture_stdout=True,
