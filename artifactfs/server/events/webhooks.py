@@ -175,18 +175,30 @@ class Webhooks:
         return await self._store.write(delete) > 0
 
     async def run(self) -> None:
-        """Store and deliver until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._deliver_due)
-            while True:
-                await self._wake.wait()
-                self._wake = trio.Event()
-                try:
-                    await self._queue()
-                except DatabaseError as error:
-                    log.error("webhook deliveries cannot be stored: %s", error)
-                    await trio.sleep(_POLL_S)
-                    self._wake.set()
+        """Store and deliver until cancelled; what came until then is stored, for the next start."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._deliver_due)
+                while True:
+                    await self._wake.wait()
+                    self._wake = trio.Event()
+                    if not await self._stored():
+                        await trio.sleep(_POLL_S)
+                        self._wake.set()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._stored()
+
+    async def _stored(self) -> bool:
+        """Store what is pending; False, with a line in the log, where that cannot be done."""
+        if not self._pending:
+            return True
+        try:
+            await self._queue()
+        except DatabaseError as error:
+            log.error("webhook deliveries cannot be stored: %s", error)
+            return False
+        return True
 
     async def _queue(self) -> None:
         notices = list(self._pending)

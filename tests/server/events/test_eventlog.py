@@ -1,4 +1,4 @@
-"""Events on their way to disk: a write that is under way, and one whose caller is cancelled."""
+"""Events on their way to disk: a write under way, a caller who is cancelled, a server that ends."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ import trio.testing
 
 from artifactfs.server.cluster.standing import Alone
 from artifactfs.server.events.eventlog import EventLog
-from artifactfs.server.events.events import Event
+from artifactfs.server.events.events import Event, Notice
 from artifactfs.server.events.metrics import Metrics
 from artifactfs.server.events.webhooks import Webhooks
-from artifactfs.server.metadata.database import Database, Engines, Store, Transaction
+from artifactfs.server.metadata.database import (
+    Database,
+    Engines,
+    Store,
+    Transaction,
+    insertion,
+)
 
 T = TypeVar("T")
 
@@ -96,3 +102,24 @@ def test_a_flush_whose_caller_is_cancelled_loses_nothing(database: Database) -> 
 
     trio.run(main)
     assert written(database) == ["one", "two"]
+
+
+def test_what_is_to_be_told_when_the_server_ends_is_told_after_its_next_start(
+    database: Database,
+) -> None:
+    hook = {"id": "h", "account_id": "acc", "namespace": None, "url": "http://127.0.0.1:9/"}
+    hook |= {"secret": "whsec_x", "events": "pushed", "created_at": 1}
+    database.write(lambda tx: tx.run(insertion("webhooks", hook), hook))
+
+    async def main() -> None:
+        store = Store(database, database)
+        webhooks = Webhooks(store, Metrics(), Alone(), allow_private=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(webhooks.run)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            webhooks.notify(Notice("acc", "ns", "repo", "pushed", {"ref": "refs/heads/main"}))
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    rows = database.read(lambda tx: tx.rows("SELECT webhook_id, body FROM deliveries"))
+    assert [row["webhook_id"] for row in rows] == ["h"] and "refs/heads/main" in rows[0]["body"]
