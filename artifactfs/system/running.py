@@ -37,7 +37,7 @@ async def run_group(command: Sequence[str], **options: Any) -> subprocess.Comple
 
 
 async def _signal_until_gone(group: int) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):  # what is left runs as somebody else
         os.killpg(group, signal.SIGTERM)
         with trio.move_on_after(KILL_AFTER_S):
             while True:
