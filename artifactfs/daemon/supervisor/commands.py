@@ -322,13 +322,15 @@ class Commands:
         """
         name, force = request.text("name"), bool(request.args.get("force"))
         known = await self._repositories.registration(name, whole=False)
-        supervision = self._repositories.mounts.get(name)
-        if not force:
-            await self._check_nothing_is_lost(known, supervision, request.args.get("changes"))
-        if request.args.get("dry_run"):
-            return {"name": name, "removed": False, "would_remove": True}
-        self._removing.add(name)
+        if name in self._removing:
+            raise DaemonError(f"{name} is being removed")
+        self._removing.add(name)  # from here on nobody mounts it again
         try:
+            supervision = self._repositories.mounts.get(name)
+            if not force:
+                await self._check_nothing_is_lost(known, supervision, request.args.get("changes"))
+            if request.args.get("dry_run"):
+                return {"name": name, "removed": False, "would_remove": True}
             if supervision is not None:
                 await supervision.unmount(force=force)
                 self._repositories.mounts.pop(name, None)
