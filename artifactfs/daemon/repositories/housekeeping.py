@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from artifactfs.daemon.host import overlayfs
-from artifactfs.daemon.repositories.registration import MARKER, is_being_added, resolve_mount_point
+from artifactfs.daemon.repositories.registration import (
+    MARKER,
+    forget_adding,
+    is_being_added,
+    resolve_mount_point,
+)
 from artifactfs.daemon.repositories.registry import Registration, Registry
 from artifactfs.errors import StateError
 from artifactfs.git.pack.store import ABANDONED_S, PackStore
@@ -103,6 +108,7 @@ def _remove_leftovers(state: StateLayout, adding: Collection[str]) -> list[str]:
     removed: list[str] = []
     for directory in sorted(state.repos.iterdir()):
         if directory.name in known:
+            forget_adding(directory)
             removed += _remove_temporary(state, directory)
             continue
         unfinished = (directory / MARKER).exists() and not is_being_added(directory)

@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -38,6 +39,7 @@ from artifactfs.git.wire.credentials import CredentialFile
 from artifactfs.git.wire.url import parse_remote
 from artifactfs.paths import RepoLayout, StateLayout, check_repo_name, real_path
 from artifactfs.redact import redact
+from artifactfs.system.files import sync_path
 from artifactfs.system.fuse_device import FUSE_DEVICE, let_in
 from artifactfs.system.processes import start_time_of
 
@@ -272,7 +274,11 @@ class Reservation:
         try:
             directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if (directory / MARKER).exists() and not is_being_added(directory):
-                shutil.rmtree(directory)  # left by a crash in the middle of adding
+                known = {registration.name for registration in registry.all()}
+                if self._settings.name in known:  # its row is damaged, its data is not
+                    forget_adding(directory)
+                if (directory / MARKER).exists():
+                    shutil.rmtree(directory)  # left by a crash in the middle of adding or removing
             directory.mkdir(mode=0o700)
             (directory / MARKER).write_text(f"{os.getpid()} {start_time_of(os.getpid())}\n")
         except FileExistsError as error:
@@ -303,6 +309,7 @@ class Reservation:
             registry.add(self._settings, mounted=mounted)
         self._registered = True
         (self.layout.directory / MARKER).unlink(missing_ok=True)
+        sync_path(self.layout.directory)
 
     def roll_back(self) -> None:
         """Take everything away again; the mount must be gone."""
@@ -334,6 +341,16 @@ def is_being_added(directory: Path) -> bool:
         return start == start_time_of(int(pid))
     except (OSError, ValueError):
         return False
+
+
+def forget_adding(directory: Path) -> None:
+    """Of a repository that is registered: a crash came after that, before the marker was removed.
+    An empty one stays: see `delete`. Raises: OSError."""
+    marker = directory / MARKER
+    with suppress(FileNotFoundError):
+        if marker.stat().st_size > 0 and not is_being_added(directory):
+            marker.unlink()
+            sync_path(directory)
 
 
 def delete(state: StateLayout, name: str, mount_point: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ import trio
 from artifactfs.daemon.control.server import ControlServer
 from artifactfs.daemon.host import sdnotify
 from artifactfs.daemon.host.privacy import keep_private
-from artifactfs.daemon.repositories.registration import check_fuse, make_mount_point
+from artifactfs.daemon.repositories.registration import check_fuse, forget_adding, make_mount_point
 from artifactfs.daemon.repositories.registry import Registration
 from artifactfs.daemon.supervisor.commands import Commands
 from artifactfs.daemon.supervisor.keeper import KeptMount, inherit
@@ -155,6 +155,9 @@ class Supervisor:
         server = ControlServer(self._repositories.state.control_socket, commands.table())
         kept = await self._inherit()
         for registration in await self._repositories.registrations():
+            directory = self._repositories.state.repo(registration.name).directory
+            with suppress(OSError):  # then at the next start, or by `gc`
+                await trio.to_thread.run_sync(forget_adding, directory)
             if registration.damaged is not None:
                 fields = {"repo": registration.name, "hint": registration.damaged.hint}
                 log.error("%s", registration.damaged.message, extra=fields)

@@ -247,7 +247,7 @@ class Switching:
         try:
             with trio.move_on_after(SIZES_WAIT_S), suppress(ArtifactFSError):
                 remote = await self._commits.remotes.shared()
-                if remote.capabilities.object_info:
+                if remote.capabilities.object_info and self._hydrator.sizes_are_told:
                     sizes.known = await self._hydrator.sizes(tree, oids)
                     return
             sizes.known = self._hydrator.known_sizes(oids)
