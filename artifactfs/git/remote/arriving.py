@@ -8,6 +8,8 @@ after `LONGEST_S`. After a failure nothing waits until the next try has received
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +59,14 @@ class RootTrees:
         return False
 
 
+@dataclass(slots=True, eq=False)
+class _Alone:
+    """The fetch of one tree before its turn; it is `cut` where its reader goes away meanwhile."""
+
+    over: trio.Event = field(default_factory=trio.Event)
+    cut: bool = True
+
+
 class ArrivingHistory:
     """The history of one gitdir. Every method is called from the event loop."""
 
@@ -71,7 +81,7 @@ class ArrivingHistory:
         self._changed = trio.Event()
         self._waiting = 0
         self._alone_left = MOST_ALONE
-        self._coming: dict[Oid, trio.Event] = {}
+        self._coming: dict[Oid, _Alone] = {}
         """The trees that are being fetched before their turn."""
         self._git_fetched = float("-inf")
         self.done = trio.Event()
@@ -174,23 +184,24 @@ class ArrivingHistory:
         need_not_wait = partial(self._need_not_wait, oid, alone=alone)
         if not need_not_wait():
             await self._until(need_not_wait)
+        while (coming := self._coming.get(oid)) is not None:
+            await coming.over.wait()
+            if not coming.cut:
+                return
         fetch = self._fetch_tree
         if fetch is None or self._roots is None or oid not in self._roots:
             return
         if self._odb.contains(oid):
             return
-        if (coming := self._coming.get(oid)) is not None:
-            await coming.wait()
-            return
         self._alone_left -= 1
-        coming = self._coming[oid] = trio.Event()
+        coming = self._coming[oid] = _Alone()
         try:
-            await fetch(oid)
-        except ArtifactFSError:
-            pass  # git will fetch it, or say what is wrong
+            with suppress(ArtifactFSError):  # git will fetch it, or say what is wrong
+                await fetch(oid)
+            coming.cut = False
         finally:
             del self._coming[oid]
-            coming.set()
+            coming.over.set()
 
     async def until_complete(self) -> None:
         """Wait until all of it is here, or its fetch has failed."""

@@ -104,6 +104,14 @@ def test_two_who_need_one_tree_fetch_it_once(gitdir: Path) -> None:
                 nursery.start_soon(history.until_here, tree)
         assert trio.current_time() - started >= 1.0
         assert sorted(fetched) == [oid(1), oid(2)]
+        fetched.clear()
+        async with trio.open_nursery() as nursery, trio.open_nursery() as first:
+            first.start_soon(history.until_here, oid(1))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(history.until_here, oid(1))
+            await trio.testing.wait_all_tasks_blocked()
+            first.cancel_scope.cancel()
+        assert fetched == [oid(1), oid(1)]  # the second does not lose it with the first
 
     run(body, gitdir)
 
