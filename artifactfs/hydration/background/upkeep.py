@@ -110,8 +110,10 @@ class Upkeep:
             if packs > MANY_PACKS:
                 damaged: list[str] = []
                 merge = partial(self._store.consolidate, damaged=damaged.append)
-                await trio.to_thread.run_sync(merge)
-                self._report_dropped(damaged)
+                try:
+                    await trio.to_thread.run_sync(merge)
+                finally:
+                    self._report_dropped(damaged)
 
     async def _scrub(self) -> None:
         """Compare some of what nobody reads with its checksums. Raises: OSError."""
