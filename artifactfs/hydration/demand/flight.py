@@ -315,10 +315,14 @@ class FlightControl:
         reason = flight.reason.value
         self.counters.by_reason[reason] = self.counters.by_reason.get(reason, 0) + 1
         whole: PackSummary | None = None
+        silent = RemoteUnreachable(f"the remote sent nothing for {round(stall_s, 1):g} s")
         scope = trio.CancelScope()
         try:
-            remote = await self._link.get()  # which has deadlines of its own, as what follows
-            await remote.prepare(oids)
+            with trio.CancelScope(deadline=trio.current_time() + stall_s) as opening:
+                remote = await self._link.get()
+            if opening.cancelled_caught:
+                return silent
+            await remote.prepare(oids)  # which has deadlines of its own
             filter_spec = flight.filter if remote.capabilities.filter else None
             scope.deadline = trio.current_time() + stall_s
             with scope:
@@ -343,7 +347,7 @@ class FlightControl:
         if whole is not None:  # however long git took to index it
             await self._receive_whole(flight, whole)
         elif scope.cancelled_caught:
-            return RemoteUnreachable(f"the remote sent nothing for {round(stall_s, 1):g} s")
+            return silent
         return None
 
     async def _metered(
