@@ -234,10 +234,13 @@ class Remote:
         for start in range(0, len(ordered), SIZES_PER_REQUEST):
             chunk = ordered[start : start + SIZES_PER_REQUEST]
             arguments = protocol.object_info_arguments(chunk)
+            refusals = self._refusals
             try:
                 packets = await self._simple("object-info", arguments, urgent=urgent)
                 sizes |= protocol.parse_sizes(packets)
             except ProtocolError as error:
+                if refusals < self._refusals < _REFUSALS:
+                    raise  # another one at the same time was refused: this is no second time
                 self._note_refusal(error)
                 break
             self._refusals = 0
