@@ -234,21 +234,20 @@ class Remote:
         for start in range(0, len(ordered), SIZES_PER_REQUEST):
             chunk = ordered[start : start + SIZES_PER_REQUEST]
             arguments = protocol.object_info_arguments(chunk)
-            refusals = self._refusals
+            refused_before = self._refusals
             try:
                 packets = await self._simple("object-info", arguments, urgent=urgent)
                 sizes |= protocol.parse_sizes(packets)
             except ProtocolError as error:
-                if refusals < self._refusals < _REFUSALS:
-                    raise  # another one at the same time was refused: this is no second time
-                self._note_refusal(error)
+                self._note_refusal(error, refused_before)
                 break
             self._refusals = 0
         return sizes
 
-    def _note_refusal(self, error: ProtocolError) -> None:
-        """Raises: `error`, where asking again may help."""
-        self._refusals += 1
+    def _note_refusal(self, error: ProtocolError, before: int) -> None:
+        """`before`: how many there were when it was asked, so that those that come at the same time
+        are one. Raises: `error`, where asking again may help."""
+        self._refusals = max(self._refusals, before + 1)
         if self._refusals < _REFUSALS:
             raise error
         if self.capabilities.object_info:
