@@ -154,10 +154,9 @@ class Supervisor:
         )
         server = ControlServer(self._repositories.state.control_socket, commands.table())
         kept = await self._inherit()
-        for registration in await self._repositories.registrations():
-            directory = self._repositories.state.repo(registration.name).directory
-            with suppress(OSError):  # then at the next start, or by `gc`
-                await trio.to_thread.run_sync(forget_adding, directory)
+        registrations = await self._repositories.registrations()
+        await trio.to_thread.run_sync(self._forget_adding, registrations)
+        for registration in registrations:
             if registration.damaged is not None:
                 fields = {"repo": registration.name, "hint": registration.damaged.hint}
                 log.error("%s", registration.damaged.message, extra=fields)
@@ -179,6 +178,11 @@ class Supervisor:
             await self._stopping.wait()
             sdnotify.notify(STOPPING=1, STATUS="unmounting")
             nursery.cancel_scope.cancel()
+
+    def _forget_adding(self, registrations: list[Registration]) -> None:
+        for registration in registrations:
+            with suppress(OSError):  # then at the next start, or by `gc`
+                forget_adding(self._repositories.state.repo(registration.name).directory)
 
     async def _inherit(self) -> dict[str, KeptMount]:
         """The mounts that a daemon before us has left, by repository. Ours from now on."""
